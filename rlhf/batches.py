@@ -1,0 +1,153 @@
+"""What flows between the stages. Shapes are written here, once.
+
+B responses (or prompts), P prompt tokens (left-padded), T response tokens (right-padded), d hidden size.
+Masks are by position: padding is where the mask is False, whatever token id stands there.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Self
+
+import torch
+from torch import Tensor
+
+
+class _RowBatch:
+    """Dataclass of tensors and lists whose first dimension is the row."""
+
+    def rows(self, index: Tensor) -> Self:
+        """The rows that `index` (an int64 vector) names, in its order."""
+        picked = {}
+        for field in fields(self):  # type: ignore[arg-type]
+            value = getattr(self, field.name)
+            picked[field.name] = value[index] if isinstance(value, Tensor) else [value[i] for i in index.tolist()]
+        return type(self)(**picked)
+
+
+@dataclass(frozen=True)
+class PromptBatch(_RowBatch):
+    input_ids: Tensor
+    """(B, P) int64; pad id on the left."""
+    mask: Tensor
+    """(B, P) bool; False on padding."""
+    texts: list[str]
+    """B prompts as text, after the cut to max_prompt_tokens."""
+    references: list[str]
+    """B reference answers; "" where there is none."""
+
+    def __post_init__(self) -> None:
+        assert self.input_ids.shape == self.mask.shape == (len(self.texts), self.input_ids.shape[1])
+        assert len(self.references) == len(self.texts)
+
+
+@dataclass(frozen=True)
+class Rollouts(_RowBatch):
+    """Prompts with the responses that the policy sampled for them."""
+
+    prompt_ids: Tensor
+    """(B, P) int64; pad id on the left."""
+    prompt_mask: Tensor
+    """(B, P) bool."""
+    response_ids: Tensor
+    """(B, T) int64; pad id after the end."""
+    mask: Tensor
+    """(B, T) bool; True up to and including the EOS or the token that completes a stop string."""
+    ended: Tensor
+    """(B,) bool; False where the response was cut at max_new_tokens."""
+    prompts: list[str]
+    references: list[str]
+    responses: list[str]
+    """B texts to be scored: without EOS and without the stop string."""
+    sampler_logprobs: Tensor
+    """(B, T) float32; the sampler's own, for diagnosis alone; 0 on padding."""
+
+    def __post_init__(self) -> None:
+        rows, width = self.response_ids.shape
+        assert self.mask.shape == self.sampler_logprobs.shape == (rows, width)
+        assert self.prompt_ids.shape == self.prompt_mask.shape and len(self.prompt_ids) == rows
+        assert len(self.prompts) == len(self.responses) == len(self.references) == rows == len(self.ended)
+
+    @property
+    def lengths(self) -> Tensor:
+        """(B,) int64: tokens of each response."""
+        return self.mask.sum(1)
+
+
+@dataclass(frozen=True)
+class TrainingBatch(_RowBatch):
+    """What a loss sees beside the fresh logprobs and values. Every (B, T) tensor is 0 on padding."""
+
+    rows_in_rollout: Tensor
+    """(B,) int64: which response of the iteration this row is (finds its cached features)."""
+    mask: Tensor
+    """(B, T) bool."""
+    old_logprobs: Tensor
+    """(B, T) float32: log pi_old of the sampled tokens."""
+    reference_logprobs: Tensor
+    """(B, T) float32: log pi_init of the same tokens."""
+    old_values: Tensor
+    """(B, T) float32: V of the state before each token, at rollout time."""
+    advantages: Tensor
+    """(B, T) float32, whitened as advantages.whiten says."""
+    returns: Tensor
+    """(B, T) float32: unwhitened advantage + old value."""
+
+    def __post_init__(self) -> None:
+        shape = self.mask.shape
+        for field in fields(self)[2:]:
+            assert getattr(self, field.name).shape == shape, field.name
+
+
+@dataclass(frozen=True)
+class LossOutput:
+    loss: Tensor
+    """() float32, with gradient."""
+    metrics: dict[str, Tensor]
+    """Sums over this micro-batch's tokens divided by the minibatch's token count: they add up over micro-batches."""
+
+
+@dataclass(frozen=True)
+class PreferenceBatch(_RowBatch):
+    """Whole texts prompt + answer + EOS, right-padded, L tokens."""
+
+    chosen_ids: Tensor
+    """(B, L) int64."""
+    chosen_mask: Tensor
+    """(B, L) bool."""
+    rejected_ids: Tensor
+    """(B, L) int64."""
+    rejected_mask: Tensor
+    """(B, L) bool."""
+
+    def __post_init__(self) -> None:
+        assert self.chosen_ids.shape == self.chosen_mask.shape
+        assert self.rejected_ids.shape == self.rejected_mask.shape
+
+
+@dataclass(frozen=True)
+class DemonstrationBatch(_RowBatch):
+    """Whole texts prompt + response + EOS, right-padded, L tokens."""
+
+    input_ids: Tensor
+    """(B, L) int64."""
+    mask: Tensor
+    """(B, L) bool; False on padding."""
+    loss_mask: Tensor
+    """(B, L) bool; True on the tokens whose cross entropy is the loss."""
+
+    def __post_init__(self) -> None:
+        assert self.input_ids.shape == self.mask.shape == self.loss_mask.shape
+        assert not bool((self.loss_mask & ~self.mask).any()), "loss on padding"
+
+
+def pad(rows: list[list[int]], value: int, *, left: bool, width: int | None = None) -> tuple[Tensor, Tensor]:
+    """Token lists -> (B, W) ids and mask, W the longest or `width`; padding on the left or the right."""
+    size = max(map(len, rows)) if width is None else width
+    ids = torch.full((len(rows), size), value, dtype=torch.int64)
+    mask = torch.zeros((len(rows), size), dtype=torch.bool)
+    for i, row in enumerate(rows):
+        where = slice(size - len(row), size) if left else slice(0, len(row))
+        ids[i, where] = torch.tensor(row, dtype=torch.int64)
+        mask[i, where] = True
+    return ids, mask

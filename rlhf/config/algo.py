@@ -1,0 +1,55 @@
+"""Settings of the algorithms: one dataclass each; `ALGO_CONFIGS` is the table by `algo.name`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from rlhf.config.setting import setting
+
+
+@dataclass(kw_only=True)
+class AlgoConfig:
+    name: str = setting("the algorithm")
+    value_clip: float | None = setting(
+        "largest move of a value from its rollout value inside the value loss (PPO2); null: no clipping", above=0
+    )
+
+
+@dataclass(kw_only=True)
+class APAConfig(AlgoConfig):
+    lam: float = setting(
+        "lambda of eq. 9: standard deviations of the advantage (advantages.whiten=full) per nat; larger stays closer "
+        "to the initial policy",
+        above=0,
+    )
+    anchor: str = setting(
+        "the policy that the target multiplies: the initial one (the paper) or the one that sampled (off by default)",
+        choices=("initial", "old"),
+    )
+
+
+@dataclass(kw_only=True)
+class AWRConfig(AlgoConfig):
+    lam: float = setting("lambda of eq. 6: the weight of a token is exp(A / lam)", above=0)
+    weight_clip: float | None = setting("largest weight exp(A / lam); null: no clip, as in the paper", above=0)
+
+
+@dataclass(kw_only=True)
+class KLControlConfig:
+    controller: str = setting(
+        "how the coefficient beta of the KL penalty in the reward moves: not at all, by Ziegler et al. 2019, or no "
+        "penalty",
+        choices=("fixed", "adaptive", "none"),
+    )
+    init_coef: float = setting("beta at the start, scaled reward per nat", low=0)
+    target: float = setting("KL(pi || pi_init) of a response that the adaptive controller aims at, nats", above=0)
+    horizon: float = setting("responses over which the adaptive controller acts", above=0)
+
+
+@dataclass(kw_only=True)
+class PPOConfig(AlgoConfig):
+    ratio_clip: float = setting("epsilon of the clipped probability ratio", above=0, high=1)
+    kl: KLControlConfig = setting("the KL penalty in the reward, which PPO alone has")
+
+
+ALGO_CONFIGS: dict[str, type[AlgoConfig]] = {"apa": APAConfig, "ppo": PPOConfig, "awr": AWRConfig}

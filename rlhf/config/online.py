@@ -1,0 +1,58 @@
+"""Settings of the online loop: rollouts, advantages, updates, evaluations, checkpoints."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from rlhf.config.setting import setting
+
+
+@dataclass(kw_only=True)
+class RolloutConfig:
+    iterations: int = setting("rollout-and-update rounds", low=1)
+    num_responses: int = setting("responses per iteration", low=1)
+    batch_size: int = setting("responses sampled at once", low=1)
+    temperature: float = setting("sampling temperature; logprobs are taken at it too", above=0)
+
+
+@dataclass(kw_only=True)
+class AdvantagesConfig:
+    gamma: float = setting("discount per token", above=0, high=1)
+    gae_lambda: float = setting("lambda of generalised advantage estimation; not algo.lam", low=0, high=1)
+    whiten: str = setting(
+        "zero mean and unit standard deviation over valid tokens, unit standard deviation alone, or raw",
+        choices=("full", "scale", "none"),
+    )
+    whiten_over: str = setting(
+        "the tokens that whitening pools: the whole rollout batch, or each minibatch (the released code)",
+        choices=("rollout", "minibatch"),
+    )
+
+
+@dataclass(kw_only=True)
+class OptimizationConfig:
+    learning_rate: float = setting("learning rate of the policy (AdamW)", above=0)
+    betas: list[float] = setting("AdamW's decay rates of the two moments", low=0, high=1)
+    eps: float = setting("AdamW's epsilon", above=0)
+    weight_decay: float = setting("AdamW's decoupled weight decay", low=0)
+    schedule: str = setting("learning rate over the run", choices=("constant", "linear", "cosine"))
+    epochs: int = setting("passes over each rollout batch, freshly shuffled", low=1)
+    minibatch_size: int = setting("responses per optimizer step; divides rollout.num_responses", low=1)
+    micro_batch_size: int = setting("responses per forward pass; divides minibatch_size", low=1)
+    max_grad_norm: float = setting("gradients of each network are scaled down to this norm", above=0)
+
+
+@dataclass(kw_only=True)
+class EvaluationConfig:
+    eval_every: int = setting("iterations between evaluations; the first is at step 0", low=1)
+    seed: int = setting("seed of the evaluation's draws, the same at every evaluation and in every run", low=0)
+    samples: int = setting("responses kept in samples.jsonl at each evaluation", low=0, identity=False)
+    released_k3: bool = setting("also log train/kl_released_k3, the released code's estimator, which is not the KL")
+
+
+@dataclass(kw_only=True)
+class CheckpointConfig:
+    checkpoint_every: int = setting("iterations (optimizer steps in sft and reward_model) between checkpoints", low=1)
+    save_final: str = setting(
+        "what final/ holds: the whole policy, its trained tensors, or nothing", choices=("full", "trained", "none")
+    )

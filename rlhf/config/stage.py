@@ -1,0 +1,45 @@
+"""Settings of the stages: which one to run, and how supervised fine-tuning and the reward model are trained."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from rlhf.config.model import TrainableConfig
+from rlhf.config.setting import setting
+
+
+@dataclass(kw_only=True)
+class StageConfig:
+    name: str = setting("the stage to run", choices=("online", "sft", "reward_model"))
+
+
+@dataclass(kw_only=True)
+class SupervisedConfig:
+    """What SFT and reward-model training share: plain minibatch training on a fixed data set."""
+
+    seed: int = setting("seed of data order and random heads; shared by all RL runs, unlike `seed`", low=0)
+    train: TrainableConfig = setting("which parameters are trained")
+    learning_rate: float = setting("peak learning rate of AdamW", above=0)
+    weight_decay: float = setting("AdamW's decoupled weight decay", low=0)
+    warmup_steps: int = setting("optimizer steps of linear warm-up", low=0)
+    schedule: str = setting("after the warm-up", choices=("constant", "linear", "cosine"))
+    batch_size: int = setting("examples per optimizer step", low=1)
+    micro_batch_size: int = setting("examples per forward pass; divides batch_size", low=1)
+    steps: int = setting("optimizer steps", low=1)
+    max_grad_norm: float = setting("gradients are scaled down to this norm", above=0)
+    eval_every: int = setting("optimizer steps between evaluations on held-out data", low=1)
+
+
+@dataclass(kw_only=True)
+class SFTConfig(SupervisedConfig):
+    loss_on_prompt: bool = setting("train on the prompt's tokens too (the released code), not on the response alone")
+
+
+@dataclass(kw_only=True)
+class RewardModelConfig(SupervisedConfig):
+    center_coef: float = setting("weight of the squared sum of a pair's scores (keeps scores near 0); 0: off", low=0)
+    normalize: str = setting(
+        "what the scores are shifted and scaled by after training: the mean and standard deviation over reference "
+        "answers, their mean alone, or nothing",
+        choices=("mean_std", "mean", "none"),
+    )

@@ -1,0 +1,45 @@
+"""What a data set is, as text. Imports no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Demonstration:
+    """A prompt and an answer worth imitating; both as the model sees them, blanks included."""
+
+    prompt: str
+    response: str
+
+
+@dataclass(frozen=True)
+class Preference:
+    """Two answers to one prompt, of which `chosen` was preferred."""
+
+    prompt: str
+    chosen: str
+    rejected: str
+
+
+GoldScorer = Callable[[Sequence[str], Sequence[str]], list[float]]
+"""(prompts, responses) -> a score per response; what made-up labels follow. Evaluation alone may call it."""
+
+
+@dataclass(frozen=True)
+class TextData:
+    """A data set. The three held-out parts share no prompt with what is trained on."""
+
+    sft: Sequence[Demonstration]
+    test_sft: Sequence[Demonstration]
+    pairs: Sequence[Preference]
+    test_pairs: Sequence[Preference]
+    prompts: Sequence[Demonstration]
+    """RL prompts; `response` is the reference answer, "" where the data has none."""
+    eval_prompts: Sequence[Demonstration]
+    gold: GoldScorer | None = None
+    best_gold: float | None = None
+    """The best mean gold reward that any policy can reach on `eval_prompts`."""
+    words: Sequence[str] = ()
+    """Every word of a made-up language, for the tokenizer of `model.source=random`; () for natural text."""
