@@ -24,6 +24,11 @@ class _RowBatch:
             picked[field.name] = value[index] if isinstance(value, Tensor) else [value[i] for i in index.tolist()]
         return type(self)(**picked)
 
+    def to(self, device: torch.device) -> Self:
+        """The same rows with every tensor on `device`."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}  # type: ignore[arg-type]
+        return type(self)(**{k: v.to(device) if isinstance(v, Tensor) else v for k, v in values.items()})
+
 
 @dataclass(frozen=True)
 class PromptBatch(_RowBatch):
@@ -39,6 +44,11 @@ class PromptBatch(_RowBatch):
     def __post_init__(self) -> None:
         assert self.input_ids.shape == self.mask.shape == (len(self.texts), self.input_ids.shape[1])
         assert len(self.references) == len(self.texts)
+
+    def trimmed(self) -> PromptBatch:
+        """Without the leading columns in which every row is padding."""
+        start = self.input_ids.shape[1] - int(self.mask.sum(1).max())
+        return PromptBatch(self.input_ids[:, start:], self.mask[:, start:], self.texts, self.references)
 
 
 @dataclass(frozen=True)
@@ -124,6 +134,16 @@ class PreferenceBatch(_RowBatch):
         assert self.chosen_ids.shape == self.chosen_mask.shape
         assert self.rejected_ids.shape == self.rejected_mask.shape
 
+    def trimmed(self) -> PreferenceBatch:
+        """Without the trailing columns in which every row is padding."""
+        chosen, rejected = int(self.chosen_mask.sum(1).max()), int(self.rejected_mask.sum(1).max())
+        return PreferenceBatch(
+            self.chosen_ids[:, :chosen],
+            self.chosen_mask[:, :chosen],
+            self.rejected_ids[:, :rejected],
+            self.rejected_mask[:, :rejected],
+        )
+
 
 @dataclass(frozen=True)
 class DemonstrationBatch(_RowBatch):
@@ -139,6 +159,11 @@ class DemonstrationBatch(_RowBatch):
     def __post_init__(self) -> None:
         assert self.input_ids.shape == self.mask.shape == self.loss_mask.shape
         assert not bool((self.loss_mask & ~self.mask).any()), "loss on padding"
+
+    def trimmed(self) -> DemonstrationBatch:
+        """Without the trailing columns in which every row is padding."""
+        width = int(self.mask.sum(1).max())
+        return DemonstrationBatch(self.input_ids[:, :width], self.mask[:, :width], self.loss_mask[:, :width])
 
 
 def pad(rows: list[list[int]], value: int, *, left: bool, width: int | None = None) -> tuple[Tensor, Tensor]:

@@ -4,6 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
+
+
+class DataError(ValueError):
+    """The user's mistake about data, in one line that names the option or the file and what to do."""
 
 
 @dataclass(frozen=True)
@@ -43,3 +48,15 @@ class TextData:
     """The best mean gold reward that any policy can reach on `eval_prompts`."""
     words: Sequence[str] = ()
     """Every word of a made-up language, for the tokenizer of `model.source=random`; () for natural text."""
+
+
+Example = TypeVar("Example", Demonstration, Preference)
+
+
+def take(examples: Sequence[Example], asked: int | None, option: str) -> Sequence[Example]:
+    """The first `asked` examples (null: all); fewer than that is an error that names `dataset.<option>`."""
+    if asked is not None and asked > len(examples):
+        raise DataError(f"dataset.{option}={asked}: the data has {len(examples)} of them; ask for no more than that")
+    if not examples:
+        raise DataError(f"dataset.{option}: the data has none; give it more data")
+    return examples[:asked]

@@ -1,0 +1,1 @@
+"""What the runs showed: run folders in; tables, figures and a report out. Never imports rlhf, torch or hydra."""

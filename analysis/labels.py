@@ -1,0 +1,66 @@
+"""What differs between the configs of one algorithm's runs, in as few words as stay unambiguous."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Hashable
+from typing import Any
+
+# Settings that cannot change what a run measures (`identity=False` in the config dataclasses, which this package may
+# not import), and the seed, over which results are averaged.
+_NOT_COMPARED = ("seed", "sweep_name", "output_dir", "cache_dir", "overwrite", "hardware.parallel_runs")
+_NOT_COMPARED += ("evaluation.samples",)
+_GROUPS_NOT_COMPARED = ("tracking.", "hydra.", "launcher.")
+
+
+def label_configs(configs: list[dict[str, Any]]) -> list[str]:
+    """One label per config, such as `lam=0.1, sft.seed=3`; all "" where nothing but the seed differs."""
+    flats = [_flatten(config) for config in configs]
+    differing = _differing_keys(flats)
+    leaf_counts = Counter(key.rsplit(".", 1)[-1] for key in set().union(*flats)) if flats else Counter()
+
+    def shown(key: str) -> str:
+        group, _, leaf = key.rpartition(".")
+        if leaf == "name" and group:
+            return group  # `dataset=hh`, as it is typed on the command line
+        return leaf if leaf_counts[leaf] == 1 else key
+
+    return [", ".join(f"{shown(key)}={_text(flat[key])}" for key in differing if key in flat) for flat in flats]
+
+
+def _differing_keys(flats: list[dict[str, Hashable]]) -> list[str]:
+    """Keys with more than one value, in order; a group's other keys only where they differ under one `name` too.
+
+    (Another data set brings its own path, lengths and budgets: its name says it all.)
+    """
+    keys = sorted(set().union(*flats)) if flats else []
+    differing = [key for key in keys if len({flat.get(key) for flat in flats}) > 1]
+    kept = []
+    for key in differing:
+        name_key = key.split(".")[0] + ".name"
+        values_by_name: dict[Hashable, set[Hashable]] = {}
+        for flat in flats:
+            values_by_name.setdefault(flat.get(name_key), set()).add(flat.get(key))
+        if key == name_key or any(len(values) > 1 for values in values_by_name.values()):
+            kept.append(key)
+    return kept
+
+
+def _flatten(config: dict[str, Any], prefix: str = "") -> dict[str, Hashable]:
+    """Nested config -> {dotted key: value}; lists become tuples, so that values can be compared and hashed."""
+    flat: dict[str, Hashable] = {}
+    for name, value in config.items():
+        key = f"{prefix}{name}"
+        if key in _NOT_COMPARED or f"{key}.".startswith(_GROUPS_NOT_COMPARED):
+            continue
+        if isinstance(value, dict):
+            flat |= _flatten(value, f"{key}.")
+        else:
+            flat[key] = tuple(map(str, value)) if isinstance(value, list) else value
+    return flat
+
+
+def _text(value: Hashable) -> str:
+    if isinstance(value, tuple):
+        return "[" + ",".join(map(str, value)) + "]"
+    return "null" if value is None else f"{value:g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,215 @@
+"""Run folders -> `RunRecord`s, one per run.
+
+Nothing is dropped silently: a run that cannot be compared keeps its place in the list with `reason` saying why, and
+what was tolerated in a run that can is said in its `notes`. No matplotlib, no scipy: this module is quick to import.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from analysis.labels import label_configs
+
+# libyaml's loader reads the same language ten times faster; PyYAML is sometimes built without it.
+_YAML_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+# A folder with any of these is a run's; others in a sweep folder (logs, caches) are not looked at.
+_RUN_FILES = ("config.yaml", "metrics.jsonl", "summary.json", "lock.json")
+
+_MISSING = object()
+
+
+class SweepFolderError(ValueError):
+    """The folder given is not one that holds runs; the message is one line that says what to do."""
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """One run as its folder tells it.
+
+    `status` is that of summary.json, `unfinished` where there is none and `corrupt` where it cannot be read. `label`
+    names the settings in which this run differs from others of its algorithm in the same sweep ("" where it does not).
+    `reason` is None for a run that can be compared.
+    """
+
+    id: str
+    folder: Path
+    algo: str  # algo.name; "" for stages without one
+    stage: str
+    seed: int | None
+    sweep: str
+    status: str
+    label: str
+    config: dict[str, Any]
+    rows: list[dict[str, Any]]  # metrics.jsonl, one dict per logged step, in order
+    summary: dict[str, Any]
+    reason: str | None
+    notes: tuple[str, ...]
+
+    def column(self, name: str) -> np.ndarray:
+        """(rows,) float64: metric `name` of each row, NaN where the row lacks it or holds no number."""
+        return np.array([_number(row.get(name)) for row in self.rows], dtype=np.float64)
+
+    def setting(self, path: str, default: Any = None) -> Any:
+        """The value at a dotted path of the config, such as `dataset.kl_budgets`."""
+        return _look_up(self.config, path, default)
+
+
+def load_sweep(sweep_folder: Path) -> list[RunRecord]:
+    """Every run of a sweep folder, by id, labelled.
+
+    Raises:
+        SweepFolderError: there is no such folder, or it holds no runs.
+    """
+    sweep_folder = Path(sweep_folder)
+    if not sweep_folder.is_dir():
+        raise SweepFolderError(f"{sweep_folder}: no such folder; give a sweep's folder, such as runs/default")
+    folders = [folder for folder in sorted(sweep_folder.iterdir()) if folder.is_dir() and _is_run(folder)]
+    if not folders and _is_run(sweep_folder):
+        raise SweepFolderError(f"{sweep_folder}: this is a single run; give the sweep's folder, {sweep_folder.parent}")
+    if not folders:
+        raise SweepFolderError(f"{sweep_folder}: holds no run folders; give a sweep's folder, such as runs/default")
+    return label_runs([load_run(folder) for folder in folders])
+
+
+def load_run(folder: Path) -> RunRecord:
+    """One run folder, unlabelled. Damage becomes `reason`; no exception leaves this function for a bad file."""
+    problems: list[str] = []
+    notes: list[str] = []
+    config = _read_config(folder / "config.yaml", problems)
+    summary = _read_summary(folder / "summary.json", problems)
+    rows = _read_metrics(folder / "metrics.jsonl", problems, notes)
+    status = str(summary.get("status", "unfinished"))
+    stage = str(_look_up(config, "stage.name", "online"))
+    algo = str(_look_up(config, "algo.name", "")) if stage == "online" else ""
+    seed = _look_up(config, "seed", None)
+    if config and stage == "online" and (not algo or not isinstance(seed, int)):
+        problems.append("config.yaml lacks algo.name or seed")
+    if status not in ("finished", "corrupt"):
+        problems.insert(0, _why_not_finished(status, summary))  # explains the rest, such as a missing file
+    return RunRecord(
+        id=folder.name,
+        folder=folder,
+        algo=algo,
+        stage=stage,
+        seed=seed if isinstance(seed, int) else None,
+        sweep=str(_look_up(config, "sweep_name", folder.parent.name)),
+        status=status,
+        label="",
+        config=config,
+        rows=rows,
+        summary=summary,
+        reason=problems[0] if problems else None,
+        notes=tuple(notes),
+    )
+
+
+def label_runs(runs: list[RunRecord]) -> list[RunRecord]:
+    """The same runs with `label` naming what differs between those of one algorithm."""
+    labels: dict[str, str] = {}
+    for algo in {run.algo for run in runs if run.stage == "online"}:
+        members = [run for run in runs if run.stage == "online" and run.algo == algo and run.config]
+        labels |= {run.id: text for run, text in zip(members, label_configs([r.config for r in members]), strict=True)}
+    return [dataclasses.replace(run, label=labels.get(run.id, "")) for run in runs]
+
+
+def read_samples(run: RunRecord) -> list[dict[str, Any]]:
+    """The lines of samples.jsonl in order; what cannot be read is left out, since samples only illustrate."""
+    path = run.folder / "samples.jsonl"
+    if not path.is_file():
+        return []
+    rows, _ = _json_lines(path)
+    return rows
+
+
+def _is_run(folder: Path) -> bool:
+    return any((folder / name).is_file() for name in _RUN_FILES)
+
+
+def _number(value: Any) -> float:
+    """JSON's null, text or a missing key is NaN; so is the token NaN that Python writes."""
+    return float(value) if isinstance(value, int | float) else float("nan")
+
+
+def _look_up(config: dict[str, Any], path: str, default: Any) -> Any:
+    value: Any = config
+    for key in path.split("."):
+        value = value.get(key, _MISSING) if isinstance(value, dict) else _MISSING
+    return default if value is _MISSING or value is None else value
+
+
+def _why_not_finished(status: str, summary: dict[str, Any]) -> str:
+    if status == "unfinished":
+        return "no summary.json: still running, or killed; type the run's command again to resume it"
+    error = str(summary.get("error") or "").strip()
+    last_line = error.splitlines()[-1] if error else ""  # of a traceback, the line that says what happened
+    return f"{status}: {last_line}" if last_line else status
+
+
+def _read_config(path: Path, problems: list[str]) -> dict[str, Any]:
+    try:
+        config = yaml.load(path.read_bytes(), Loader=_YAML_LOADER)
+    except FileNotFoundError:
+        problems.append("config.yaml is missing")
+        return {}
+    except (yaml.YAMLError, UnicodeDecodeError):
+        problems.append("config.yaml is not readable YAML")
+        return {}
+    if not isinstance(config, dict):
+        problems.append("config.yaml is empty")
+        return {}
+    return config
+
+
+def _read_summary(path: Path, problems: list[str]) -> dict[str, Any]:
+    """{} where there is none: the run counts as unfinished."""
+    if not path.is_file():
+        return {}
+    try:
+        summary = json.loads(path.read_bytes())
+    except ValueError:
+        summary = None
+    if not isinstance(summary, dict):
+        problems.append("summary.json is not readable JSON")
+        return {"status": "corrupt"}
+    return summary
+
+
+def _read_metrics(path: Path, problems: list[str], notes: list[str]) -> list[dict[str, Any]]:
+    if not path.is_file():
+        problems.append("metrics.jsonl is missing")
+        return []
+    rows, bad_lines = _json_lines(path)
+    if not rows:
+        problems.append("metrics.jsonl is empty")
+    if bad_lines and bad_lines[-1] == len(rows) + len(bad_lines):
+        # A process killed while it wrote leaves half a line at the end; the rows before it are whole.
+        notes.append("the last line of metrics.jsonl is cut off and was left out")
+        bad_lines.pop()
+    if bad_lines:
+        problems.append(f"line {bad_lines[0]} of metrics.jsonl is not a JSON object")
+    return rows
+
+
+def _json_lines(path: Path) -> tuple[list[dict[str, Any]], list[int]]:
+    """The objects of a JSON-lines file, and the numbers (from 1, blank lines not counted) of lines that are none."""
+    rows: list[dict[str, Any]] = []
+    bad_lines: list[int] = []
+    # Split bytes, not text: a cut inside a character must spoil its own line only.
+    for number, line in enumerate((line for line in path.read_bytes().split(b"\n") if line.strip()), start=1):
+        try:
+            row = json.loads(line)
+        except ValueError:
+            row = None
+        if isinstance(row, dict):
+            rows.append(row)
+        else:
+            bad_lines.append(number)
+    return rows, bad_lines

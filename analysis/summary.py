@@ -1,0 +1,164 @@
+"""Runs -> one row per algorithm and setting, with intervals over seeds, and all that has to be said beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from analysis.evaluations import Evaluations, UnusableRunError, evaluations
+from analysis.kl_efficiency import GainCurve, gain_curve
+from analysis.load import RunRecord
+from analysis.statistics import Interval, interval
+
+
+@dataclass(frozen=True)
+class ComparedRun:
+    """A run that enters the comparison."""
+
+    record: RunRecord
+    evaluations: Evaluations
+    curve: GainCurve
+    kl_budgets: tuple[float, ...]  # dataset.kl_budgets, nats; the first is the headline
+
+
+@dataclass(frozen=True)
+class ExcludedRun:
+    """A run of the online stage that does not, and why."""
+
+    record: RunRecord
+    reason: str
+
+
+@dataclass(frozen=True)
+class BudgetResult:
+    """What one setting reached at one KL budget."""
+
+    kl_budget: float  # nats
+    kl_efficiency: Interval  # units of reward
+    gain: Interval  # reward gain at KL <= budget
+    short_runs: int  # runs that never spent the budget: their gain is continued as a constant
+
+
+@dataclass(frozen=True)
+class SettingSummary:
+    """One algorithm under one setting, over its seeds. Before is the initial policy, after the last evaluation."""
+
+    algo: str
+    label: str
+    runs: tuple[ComparedRun, ...]
+    reward_before: Interval
+    reward_after: Interval
+    gold_before: Interval | None
+    gold_after: Interval | None
+    kl: Interval  # at the last evaluation, nats
+    budgets: tuple[BudgetResult, ...]  # in the order of dataset.kl_budgets: the headline first
+
+    @property
+    def name(self) -> str:
+        return f"{self.algo} ({self.label})" if self.label else self.algo
+
+    @property
+    def seeds(self) -> list[int]:
+        return [run.record.seed for run in self.runs if run.record.seed is not None]
+
+    @property
+    def headline(self) -> BudgetResult:
+        return self.budgets[0]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A sweep's result. `records` holds every run folder, whatever its stage and status."""
+
+    records: list[RunRecord]
+    settings: list[SettingSummary]
+    excluded: list[ExcludedRun]
+    notes: list[str]
+
+
+def compare(records: Sequence[RunRecord]) -> Comparison:
+    """Sort the runs of the online stage into compared and excluded ones, and summarise the former."""
+    compared: list[ComparedRun] = []
+    excluded: list[ExcludedRun] = []
+    for record in records:
+        if record.stage != "online":
+            continue
+        try:
+            compared.append(_compared(record))
+        except UnusableRunError as error:
+            excluded.append(ExcludedRun(record, str(error)))
+    groups: dict[tuple[str, str], list[ComparedRun]] = {}
+    for run in compared:
+        groups.setdefault((run.record.algo, run.record.label), []).append(run)
+    settings = [_summarize(algo, label, runs) for (algo, label), runs in sorted(groups.items())]
+    notes = _notes(compared, settings, excluded)
+    return Comparison(records=list(records), settings=settings, excluded=excluded, notes=notes)
+
+
+def _compared(record: RunRecord) -> ComparedRun:
+    if record.reason is not None:
+        raise UnusableRunError(record.reason)
+    budgets = tuple(float(budget) for budget in record.setting("dataset.kl_budgets", ()))
+    if not budgets:
+        raise UnusableRunError("config.yaml has no dataset.kl_budgets")
+    points = evaluations(record)
+    return ComparedRun(record, points, gain_curve(points.kl, points.reward_even, points.reward_odd), budgets)
+
+
+def _summarize(algo: str, label: str, runs: list[ComparedRun]) -> SettingSummary:
+    runs = sorted(runs, key=lambda run: (run.record.seed or 0, run.record.id))
+
+    def over_seeds(value: Callable[[ComparedRun], float]) -> Interval:
+        return interval([value(run) for run in runs])
+
+    def gold(index: int) -> Interval | None:
+        values = [run.evaluations.gold_reward[index] for run in runs if run.evaluations.gold_reward is not None]
+        return interval(values) if len(values) == len(runs) and np.isfinite(values).all() else None
+
+    return SettingSummary(
+        algo=algo,
+        label=label,
+        runs=tuple(runs),
+        reward_before=over_seeds(lambda run: run.evaluations.reward[0]),
+        reward_after=over_seeds(lambda run: run.evaluations.reward[-1]),
+        gold_before=gold(0),
+        gold_after=gold(-1),
+        kl=over_seeds(lambda run: run.evaluations.kl[-1]),
+        budgets=tuple(_at_budget(budget, runs) for budget in runs[0].kl_budgets),
+    )
+
+
+def _at_budget(budget: float, runs: list[ComparedRun]) -> BudgetResult:
+    return BudgetResult(
+        kl_budget=budget,
+        kl_efficiency=interval([run.curve.efficiency(budget) for run in runs]),
+        gain=interval([float(run.curve.gain(budget)) for run in runs]),
+        short_runs=sum(not run.curve.reaches(budget) for run in runs),
+    )
+
+
+def _notes(compared: list[ComparedRun], settings: list[SettingSummary], excluded: list[ExcludedRun]) -> list[str]:
+    """What a reader of the table must know, one sentence each."""
+    notes = []
+    seeds = {run.record.seed for run in compared} | {run.record.seed for run in excluded}
+    for setting in settings:
+        missing = sorted(seed for seed in seeds - set(setting.seeds) if seed is not None)
+        if missing:
+            listed = ", ".join(map(str, missing))
+            notes.append(f"{setting.name} has no usable run of seed {listed}; its row rests on the others.")
+        for budget in setting.budgets:
+            if budget.short_runs:
+                notes.append(
+                    f"{setting.name}: {budget.short_runs} of {len(setting.runs)} runs never spent "
+                    f"{budget.kl_budget:g} nats; beyond a run's largest KL its gain is taken as constant."
+                )
+    for run in compared:
+        if run.evaluations.skipped:
+            notes.append(f"{run.record.id}: {run.evaluations.skipped} evaluations without a finite KL and reward.")
+        notes.extend(f"{run.record.id}: {note}." for note in run.record.notes)
+    commits = {commit for run in compared if (commit := run.record.summary.get("git_commit"))}
+    if len(commits) > 1:
+        notes.append(f"The runs come from {len(commits)} different commits.")
+    return notes

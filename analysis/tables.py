@@ -1,0 +1,194 @@
+"""The comparison as rows: for the terminal, for CSV files and for the page."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from analysis.statistics import Interval
+from analysis.summary import Comparison, SettingSummary
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+# Dagger beside a KL efficiency that rests partly on the constant continuation.
+SHORT_MARK = "\N{DAGGER}"
+
+KL_EFFICIENCY_COLUMNS = (
+    "algo",
+    "label",
+    "seeds",
+    "kl_budget",
+    "kl_efficiency",
+    "ci_low",
+    "ci_high",
+    "ci_method",
+    "kl_efficiency_min",
+    "kl_efficiency_max",
+    "reward_gain_at_budget",
+    "reward_gain_min",
+    "reward_gain_max",
+    "runs_below_budget",
+    "reward_before",
+    "reward_after",
+    "gold_before",
+    "gold_after",
+    "kl_after",
+)
+
+
+def number(value: float | None, digits: int = 3) -> str:
+    """A fixed number of decimals, fewer for large values; a dash for none."""
+    if value is None:
+        return "\N{EN DASH}"
+    return f"{value:.{digits if abs(value) < 100 else 1}f}".replace("-", "\N{MINUS SIGN}")
+
+
+def interval_text(value: Interval, digits: int = 3) -> str:
+    """`0.51 [0.40, 0.62]` from 3 seeds on, `0.51 (0.48 to 0.55)` with min and max for 2, the value alone for 1."""
+    mean = number(value.mean, digits)
+    if value.low is not None and value.high is not None:
+        return f"{mean} [{number(value.low, digits)}, {number(value.high, digits)}]"
+    if value.seeds == 1:
+        return mean
+    return f"{mean} ({number(value.minimum, digits)} to {number(value.maximum, digits)})"
+
+
+def change_text(before: Interval | None, after: Interval | None, digits: int = 2) -> str:
+    if before is None or after is None:
+        return number(None)
+    return f"{number(before.mean, digits)} \N{RIGHTWARDS ARROW} {number(after.mean, digits)}"
+
+
+def efficiency_header(settings: Sequence[SettingSummary]) -> str:
+    """Names the headline budget where all rows share it; `efficiency_text` does otherwise."""
+    budgets = {setting.headline.kl_budget for setting in settings}
+    return f"KL efficiency at {budgets.pop():g} nats" if len(budgets) == 1 else "KL efficiency"
+
+
+def efficiency_text(setting: SettingSummary, settings: Sequence[SettingSummary]) -> str:
+    headline = setting.headline
+    text = interval_text(headline.kl_efficiency) + (SHORT_MARK if headline.short_runs else "")
+    shared = len({other.headline.kl_budget for other in settings}) == 1
+    return text if shared else f"{text} at {headline.kl_budget:g} nats"
+
+
+def explanation(settings: Sequence[SettingSummary]) -> str:
+    """What the brackets and marks of the headline column mean, for the rows at hand."""
+    methods = {setting.headline.kl_efficiency.method for setting in settings}
+    parts = []
+    if "student_t" in methods or "bca" in methods:
+        names = [name for key, name in (("student_t", "Student t"), ("bca", "BCa bootstrap")) if key in methods]
+        parts.append(f"[ ]: 95 % interval over seeds ({', '.join(names)}).")
+    if any(setting.headline.kl_efficiency.seeds == 2 for setting in settings):
+        parts.append("( ): min to max over seeds; fewer than 3 carry no interval.")
+    if any(setting.headline.short_runs for setting in settings):
+        parts.append(f"{SHORT_MARK}: some runs never spent the budget.")
+    return " ".join(parts)
+
+
+def summary_table(comparison: Comparison) -> Table:
+    """The table that ends a sweep in the terminal; it fits 80 columns."""
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    settings = comparison.settings
+    # Long labels need the room; the page shows both.
+    with_gold = any(setting.gold_after for setting in settings) and not any(setting.label for setting in settings)
+    lines = [explanation(settings)] if settings else ["No finished run to compare."]
+    if comparison.excluded:
+        lines.append(f"Left out: {len(comparison.excluded)} runs; the report says why.")
+    caption = Text("\n".join(line for line in lines if line), justify="left")  # Text: brackets are not markup here
+    table = Table(box=box.SIMPLE_HEAD, caption=caption, caption_justify="left", collapse_padding=True)
+    table.add_column("algorithm", overflow="fold")
+    table.add_column("seeds", justify="right")
+    table.add_column("reward", justify="right", no_wrap=True)
+    if with_gold:
+        table.add_column("gold reward", justify="right", no_wrap=True)
+    table.add_column("KL", justify="right", no_wrap=True)
+    table.add_column(efficiency_header(settings).replace(" at ", "\nat "), no_wrap=True)
+    for setting in settings:
+        gold = [change_text(setting.gold_before, setting.gold_after)] if with_gold else []
+        cells = [
+            setting.name,
+            str(len(setting.runs)),
+            change_text(setting.reward_before, setting.reward_after),
+            *gold,
+            number(setting.kl.mean, 2),
+            efficiency_text(setting, settings),
+        ]
+        table.add_row(*(Text(cell) for cell in cells))
+    return table
+
+
+def kl_efficiency_rows(settings: Sequence[SettingSummary]) -> list[dict[str, Any]]:
+    """One row per setting and budget, with the columns above; None where there is nothing to say."""
+    rows = []
+    for setting in settings:
+        for budget in setting.budgets:
+            efficiency, gain = budget.kl_efficiency, budget.gain
+            values = (
+                setting.algo,
+                setting.label,
+                len(setting.runs),
+                budget.kl_budget,
+                efficiency.mean,
+                efficiency.low,
+                efficiency.high,
+                efficiency.method,
+                efficiency.minimum,
+                efficiency.maximum,
+                gain.mean,
+                gain.minimum,
+                gain.maximum,
+                budget.short_runs,
+                setting.reward_before.mean,
+                setting.reward_after.mean,
+                setting.gold_before and setting.gold_before.mean,
+                setting.gold_after and setting.gold_after.mean,
+                setting.kl.mean,
+            )
+            rows.append(dict(zip(KL_EFFICIENCY_COLUMNS, values, strict=True)))
+    return rows
+
+
+def run_rows(comparison: Comparison) -> list[dict[str, Any]]:
+    """One row per run folder: what it is, why it was left out if it was, and its final numbers."""
+    compared = {run.record.id: run for setting in comparison.settings for run in setting.runs}
+    reasons = {item.record.id: item.reason for item in comparison.excluded}
+    finals = sorted({key for record in comparison.records for key in record.summary if key.startswith("eval/")})
+    rows = []
+    for record in comparison.records:
+        run = compared.get(record.id)
+        rows.append(
+            {
+                "run": record.id,
+                "algo": record.algo,
+                "label": record.label,
+                "seed": record.seed,
+                "stage": record.stage,
+                "sweep": record.sweep,
+                "status": record.status,
+                "compared": run is not None,
+                "reason": reasons.get(record.id) or record.reason or "",
+                "kl_budget": run and run.kl_budgets[0],
+                "kl_efficiency": run and run.curve.efficiency(run.kl_budgets[0]),
+                "largest_kl": run and run.curve.largest_kl,
+                "wall_seconds": record.summary.get("wall_seconds"),
+                "peak_memory_mb": record.summary.get("peak_memory_mb"),
+                "git_commit": record.summary.get("git_commit"),
+                **{key: record.summary.get(key) for key in finals},
+            }
+        )
+    return rows
+
+
+def write_csv(path: Path, rows: list[dict[str, Any]], columns: Sequence[str]) -> None:
+    """Numbers in full precision; None is an empty cell."""
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, fieldnames=list(columns))
+        writer.writeheader()
+        writer.writerows(rows)

@@ -1,0 +1,95 @@
+"""The command line: `python main.py algo=ppo seed=3`, or `-m algo=apa,ppo,awr seed=0,100` for many runs.
+
+Nothing heavy is imported here: --help answers at once, and each child process of a sweep imports this file again.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+CONF = Path(__file__).resolve().parent / "conf"
+
+
+def run(config: DictConfig) -> float | None:
+    """One run in this process; what a sweeper that looks for good settings is told of it."""
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.types import RunMode
+
+    from rlhf.config.check import checked_config
+    from sweeps.experiment import TUNED_METRIC, run_mapping, run_single
+
+    try:
+        return run_single(checked_config(run_mapping(config))).get(TUNED_METRIC)
+    except Exception as error:
+        if HydraConfig.get().mode == RunMode.MULTIRUN:
+            raise  # a foreign launcher books it as a failed job; leaving the process would end its sweep
+        _leave(error)  # from here, or Hydra would add lines of its own
+
+
+def main() -> None:
+    """Compose, check and run; the user's mistakes end in one line each and exit code 2, a failed run in 1."""
+    try:
+        _hydra(sys.argv[1:])
+    except KeyboardInterrupt:  # the second Ctrl-C; the first asks the run to checkpoint
+        sys.exit(130)
+    except Exception as error:
+        _leave(error)
+
+
+def _hydra(arguments: list[str]) -> None:
+    import hydra
+    from hydra._internal.utils import get_args_parser
+
+    import sweeps
+    from sweeps.overrides import refuse_unknown
+
+    # Hydra's own reports have tracebacks; errors come to main() instead.
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    sweeps.register()
+    refuse_unknown(get_args_parser().parse_args(arguments).overrides, CONF)
+    old = tuple(int(part) for part in hydra.__version__.split(".")[:2]) < (1, 4)
+    version: dict[str, Any] = {"version_base": "1.3"} if old else {}  # 1.3 warns without it, 1.4 with it
+    hydra.main(config_path=str(CONF), config_name="config", **version)(run)()
+
+
+def _leave(error: Exception) -> NoReturn:
+    code = _exit_code(error)
+    if os.environ.get("RLHF_TRACEBACK") == "1":
+        traceback.print_exception(error)
+    sys.exit(code)
+
+
+def _exit_code(error: Exception) -> int:
+    """Say what is wrong; 2 for what the user can mend by typing something else, 1 for what went wrong in a run."""
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+
+    from rlhf.config.build import ConfigError
+    from sweeps.child import one_line
+    from sweeps.experiment import Stopped
+
+    if isinstance(error, Stopped):
+        return error.exit_code
+    if isinstance(error, ConfigError):
+        for problem in error.problems:
+            print(f"config error: {problem}", file=sys.stderr)
+        return 2
+    if isinstance(error, HydraException | OmegaConfBaseException):
+        print(f"config error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    if type(error).__name__ == "DataError":  # rlhf.data imports torch, which this process may not have needed yet
+        print(f"data error: {error}", file=sys.stderr)
+        return 2
+    print(f"failed: {one_line(error)} (RLHF_TRACEBACK=1 shows where)", file=sys.stderr)
+    return 1
+
+
+if __name__ == "__main__":
+    main()

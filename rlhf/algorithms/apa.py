@@ -1,0 +1,55 @@
+"""Advantage-Induced Policy Alignment (Zhu et al. 2023).
+
+What the paper does, and the released code does not: the squared loss runs at all (the code stops at an undefined
+name). There is no importance ratio, no clip and no KL term in the reward: the anchor log pi_init holds the policy.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from rlhf.batches import LossOutput, TrainingBatch
+from rlhf.config import APAConfig
+from rlhf.masked import masked_mean
+
+
+def apa_loss(
+    logprobs: Tensor,
+    anchor_logprobs: Tensor,
+    advantages: Tensor,
+    mask: Tensor,
+    *,
+    lam: float,
+    num_tokens: Tensor | float | None = None,
+) -> Tensor:
+    """Squared distance to the advantage-induced target policy, in log-probabilities (eq. 9).
+
+    L = mean_m (log pi_theta(a_t|s_t) - A_t / lambda - log pi_init(a_t|s_t))^2
+
+    Args:
+        logprobs, anchor_logprobs, advantages: (B, T); nats, nats, the unit that whitening leaves.
+        mask: (B, T) bool.
+        lam: lambda, on the advantage's side: larger stays closer to pi_init.
+        num_tokens: valid tokens of the whole minibatch when these rows are a part of it.
+    """
+    error = logprobs - advantages / lam - anchor_logprobs
+    return masked_mean(error.square(), mask, num_tokens)
+
+
+def infeasible_target_fraction(
+    anchor_logprobs: Tensor, advantages: Tensor, mask: Tensor, *, lam: float, num_tokens: Tensor | float | None = None
+) -> Tensor:
+    """Share of tokens whose target log pi_init + A / lambda lies above 0, where no probability can be."""
+    return masked_mean((anchor_logprobs + advantages / lam > 0).float(), mask, num_tokens)
+
+
+def apa(batch: TrainingBatch, logprobs: Tensor, config: APAConfig, num_tokens: Tensor) -> LossOutput:
+    """APA's loss on a micro-batch; see `apa_loss`."""
+    anchor = batch.reference_logprobs if config.anchor == "initial" else batch.old_logprobs
+    loss = apa_loss(logprobs, anchor, batch.advantages, batch.mask, lam=config.lam, num_tokens=num_tokens)
+    with torch.no_grad():
+        infeasible = infeasible_target_fraction(
+            anchor, batch.advantages, batch.mask, lam=config.lam, num_tokens=num_tokens
+        )
+    return LossOutput(loss, {"infeasible_target_fraction": infeasible})

@@ -1,0 +1,164 @@
+"""A composed mapping -> typed `RunConfig`, with every problem told at once; and back, for freezing."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import functools
+import math
+import types
+import typing
+from collections.abc import Iterable
+from typing import Any
+
+from rlhf.config import ALGO_CONFIGS, AlgoConfig, RunConfig
+
+
+class ConfigError(ValueError):
+    """What the user asked for cannot be; `problems` has one line for each reason."""
+
+    def __init__(self, problems: list[str]) -> None:
+        super().__init__("\n".join(problems))
+        self.problems = problems
+
+    def __reduce__(self) -> tuple[type[ConfigError], tuple[list[str]]]:
+        return type(self), (self.problems,)  # pickling would otherwise hand the joined text to __init__
+
+
+def build_config(mapping: dict[str, Any]) -> RunConfig:
+    """The typed config of a composed mapping (`OmegaConf.to_container(config, resolve=True)`).
+
+    Raises:
+        ConfigError: unknown keys, missing values, wrong types, values out of range; all of them at once.
+    """
+    problems: list[str] = []
+    config = _build(RunConfig, mapping, "", problems)
+    if problems:
+        raise ConfigError(problems)
+    assert isinstance(config, RunConfig)
+    return config
+
+
+def config_to_mapping(config: RunConfig) -> dict[str, Any]:
+    """Plain dicts, lists, strings and numbers; `build_config` makes the same config of it again."""
+    return dataclasses.asdict(config)
+
+
+def option_paths(algos: Iterable[str] = ALGO_CONFIGS) -> set[str]:
+    """Dotted paths of all options and groups of options, `algo.*` being those that one of `algos` has."""
+    paths = {path for path in _paths(RunConfig) if not path.startswith("algo.")}
+    return paths.union(*(_paths(ALGO_CONFIGS[algo], "algo.") for algo in algos))
+
+
+def no_such_option(path: str, known: Iterable[str]) -> str:
+    """The line that refuses `path`, with the nearest of the `known` paths."""
+    parent, _, name = path.rpartition(".")
+    siblings = {p.rpartition(".")[2]: p for p in sorted(known) if p.rpartition(".")[0] == parent}
+    elsewhere = [p for p in sorted(known) if p.rpartition(".")[2] == name]
+    near = [siblings[match] for match in difflib.get_close_matches(name, siblings, n=1)]
+    initials = [p for sibling, p in siblings.items() if name == "".join(word[0] for word in sibling.split("_"))]
+    misspelt_parent = [] if parent in known else difflib.get_close_matches(path, sorted(known), n=1)
+    found = initials or near or elsewhere or misspelt_parent
+    return f"{path}: no such option" + (f"; did you mean {found[0]}?" if found else "")
+
+
+@functools.cache
+def _types(kind: type) -> dict[str, Any]:
+    return typing.get_type_hints(kind)
+
+
+def _paths(kind: type, prefix: str = "") -> set[str]:
+    paths = set()
+    for name, inner in _types(kind).items():
+        paths.add(prefix + name)
+        if isinstance(inner, type) and dataclasses.is_dataclass(inner):
+            paths |= _paths(inner, f"{prefix}{name}.")
+    return paths
+
+
+def _build(kind: type, mapping: Any, prefix: str, problems: list[str]) -> Any:
+    """An object of the dataclass `kind`, or None once there is a problem."""
+    if not isinstance(mapping, dict):
+        problems.append(f"{prefix.rstrip('.')}: {mapping!r} is not a group of options")
+        return None
+    if kind is AlgoConfig:
+        kind = ALGO_CONFIGS.get(mapping.get("name", ""), kind)
+        if kind is AlgoConfig:
+            problems.append(f"algo.name: {mapping.get('name')!r} is not one of {', '.join(sorted(ALGO_CONFIGS))}")
+            return None
+    known = _types(kind)
+    if unknown := [f"{prefix}{key}" for key in mapping if key not in known]:
+        paths = {prefix + name for name in known} | option_paths(())
+        problems += [no_such_option(path, paths) for path in unknown]
+    before = len(problems)
+    values = {}
+    for field in dataclasses.fields(kind):
+        value = mapping.get(field.name, "???")
+        if value == "???":  # OmegaConf's mark of a value that must be given
+            problems.append(f"{prefix}{field.name}: missing")
+        elif dataclasses.is_dataclass(known[field.name]):
+            values[field.name] = _build(known[field.name], value, f"{prefix}{field.name}.", problems)
+        else:
+            values[field.name] = _checked(value, known[field.name], prefix, field, problems)
+    return kind(**values) if len(problems) == before else None
+
+
+def _checked(value: Any, kind: Any, prefix: str, field: dataclasses.Field[Any], problems: list[str]) -> Any:
+    """`value` as the field's type and within its range."""
+    try:
+        converted = _convert(value, kind)
+        for item in converted if isinstance(converted, list) else [converted]:
+            _check_range(item, field.metadata)
+        return converted
+    except ValueError as error:
+        problems.append(f"{prefix}{field.name}: {error}")
+        return None
+
+
+def _convert(value: Any, kind: Any) -> Any:
+    """`value` as `kind`, where that loses nothing; the error says what it is not."""
+    if isinstance(kind, types.UnionType):  # X | None is the only union in the dataclasses
+        return None if value is None else _convert(value, typing.get_args(kind)[0])
+    if typing.get_origin(kind) is list:
+        if not isinstance(value, list):
+            raise ValueError(f"{value!r} is not a list")
+        return [_convert(item, typing.get_args(kind)[0]) for item in value]
+    if kind is bool:
+        if isinstance(value, bool):
+            return value
+        raise ValueError(f"{value!r} is not true or false")
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if kind is int:
+        if number and isinstance(value, int):
+            return value
+        raise ValueError(f"{value!r} is not an integer")
+    if kind is float:
+        return _number(value, number)
+    assert kind is str, kind
+    if isinstance(value, str) or (number and isinstance(value, int)):
+        return str(value)  # sweep_name=2026 comes as an integer
+    raise ValueError(f"{value!r} is not a text; put it into quotes if it is meant as one")
+
+
+def _number(value: Any, number: bool) -> float:
+    """YAML 1.1 reads 1e-4 as a text, so that a text which spells a number counts as one."""
+    try:
+        result = float(value) if number or isinstance(value, str) else math.nan
+    except (ValueError, OverflowError):
+        result = math.nan
+    if not math.isfinite(result):
+        raise ValueError(f"{value!r} is not a number")
+    return result
+
+
+def _check_range(value: Any, bounds: typing.Mapping[str, Any]) -> None:
+    if value is None or not bounds:
+        return
+    if bounds["choices"] is not None and value not in bounds["choices"]:
+        raise ValueError(f"{value!r} is not one of {', '.join(bounds['choices'])}")
+    if bounds["low"] is not None and value < bounds["low"]:
+        raise ValueError(f"{value!r} is below {bounds['low']}")
+    if bounds["above"] is not None and value <= bounds["above"]:
+        raise ValueError(f"{value!r} is not above {bounds['above']}")
+    if bounds["high"] is not None and value > bounds["high"]:
+        raise ValueError(f"{value!r} is above {bounds['high']}")

@@ -1,0 +1,136 @@
+"""Settings that are each fine and cannot be together, refused before anything is launched."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+from rlhf.config import PPOConfig, RunConfig, SupervisedConfig, TrainableConfig
+from rlhf.config.build import ConfigError, build_config
+
+# What can stand in a folder's name and in a W&B id.
+SWEEP_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.\-]*")
+
+# The data sets with a made-up language, whose words are the tokenizer's of source=random.
+MADE_UP_LANGUAGES = ("letters",)
+
+LOCAL_SUFFIXES = (".jsonl", ".json", ".gz", ".gguf", ".safetensors", ".parquet", ".csv", ".txt", ".bin", ".pt")
+
+
+def checked_config(mapping: dict[str, Any]) -> RunConfig:
+    """`build_config` and `check` in one.
+
+    Raises:
+        ConfigError: with all problems, one a line.
+    """
+    config = build_config(mapping)
+    if problems := check(config):
+        raise ConfigError(problems)
+    return config
+
+
+def check(config: RunConfig) -> list[str]:
+    """Impossible combinations, one line each; empty where the run can start."""
+    problems = []
+    if not SWEEP_NAME.fullmatch(config.sweep_name):
+        problems.append(
+            f"sweep_name: {config.sweep_name!r} is no folder name of letters, digits and . _ - that starts with a "
+            "letter or digit"
+        )
+    return problems + _batches(config) + _model(config) + _dataset(config) + _algorithm(config) + _paths(config)
+
+
+def _divides(inner: int, inner_path: str, outer: int, outer_path: str) -> list[str]:
+    return [f"{inner_path}: {inner} does not divide {outer_path} = {outer}"] if outer % inner else []
+
+
+def _batches(config: RunConfig) -> list[str]:
+    minibatch = config.optimization.minibatch_size
+    problems = _divides(
+        minibatch, "optimization.minibatch_size", config.rollout.num_responses, "rollout.num_responses"
+    ) + _divides(
+        config.optimization.micro_batch_size, "optimization.micro_batch_size", minibatch, "optimization.minibatch_size"
+    )
+    return problems + _supervised(config.sft, "sft") + _supervised(config.reward_model, "reward_model")
+
+
+def _supervised(stage: SupervisedConfig, name: str) -> list[str]:
+    problems = _divides(stage.micro_batch_size, f"{name}.micro_batch_size", stage.batch_size, f"{name}.batch_size")
+    if stage.warmup_steps >= stage.steps:
+        problems.append(f"{name}.warmup_steps: {stage.warmup_steps} is not below {name}.steps = {stage.steps}")
+    return problems
+
+
+def _model(config: RunConfig) -> list[str]:
+    model = config.model
+    problems = []
+    if model.source == "random":
+        if model.width % model.num_heads:
+            problems += _divides(model.num_heads, "model.num_heads", model.width, "model.width")
+        elif model.width // model.num_heads % 2:
+            problems.append(
+                f"model.num_heads: width / num_heads = {model.width // model.num_heads} is odd, and rotary positions "
+                "need pairs"
+            )
+        problems += _last_k(config)
+        if config.dataset.name not in MADE_UP_LANGUAGES:
+            problems.append(
+                f"model.source: random needs a data set that brings its own words ({', '.join(MADE_UP_LANGUAGES)}), "
+                f"not {config.dataset.name}"
+            )
+    if model.source == "pretrained" and model.path is None:
+        problems.append("model.path: missing; model.source=pretrained needs a folder or hub name")
+    if config.value.network == "head" and config.value.train == "all":
+        problems.append("value.train: all is a choice of value.network=separate; a head trains what the policy trains")
+    return problems
+
+
+def _last_k(config: RunConfig) -> list[str]:
+    trained: dict[str, TrainableConfig] = {
+        "model.train": config.model.train,
+        "sft.train": config.sft.train,
+        "reward_model.train": config.reward_model.train,
+    }
+    layers = config.model.num_layers
+    return [
+        f"{path}.last_k: {train.last_k} is more than model.num_layers = {layers}"
+        for path, train in trained.items()
+        if train.mode == "last_k" and train.last_k > layers
+    ]
+
+
+def _dataset(config: RunConfig) -> list[str]:
+    dataset = config.dataset
+    problems = []
+    if dataset.num_eval_prompts % 2:
+        problems.append(f"dataset.num_eval_prompts: {dataset.num_eval_prompts} is odd, and evaluations need two halves")
+    if not dataset.kl_budgets:
+        problems.append("dataset.kl_budgets: empty; the first is the headline budget")
+    if "" in dataset.stop_strings:
+        problems.append("dataset.stop_strings: an empty text would end every response before its first token")
+    return problems
+
+
+def _algorithm(config: RunConfig) -> list[str]:
+    problems = []
+    betas = config.optimization.betas
+    if len(betas) != 2:
+        problems.append(f"optimization.betas: {len(betas)} numbers; AdamW has two")
+    if any(beta == 1 for beta in betas):
+        problems.append("optimization.betas: 1 never forgets and cannot be corrected for its start; below 1 it must be")
+    if isinstance(config.algo, PPOConfig) and config.algo.kl.controller == "adaptive" and config.algo.kl.init_coef == 0:
+        problems.append("algo.kl.init_coef: the adaptive controller multiplies, so that 0 stays 0; use controller=none")
+    return problems
+
+
+def _paths(config: RunConfig) -> list[str]:
+    problems = []
+    for path, value in {"dataset.path": config.dataset.path, "reward.path": config.reward.path}.items():
+        if value is not None and not Path(value).expanduser().exists():
+            problems.append(f"{path}: {value} does not exist")
+    name = config.model.path
+    looks_local = name is not None and (name.startswith(("/", ".", "~")) or name.endswith(LOCAL_SUFFIXES))
+    if name is not None and looks_local and not Path(name).expanduser().exists():
+        problems.append(f"model.path: {name} does not exist")
+    return problems

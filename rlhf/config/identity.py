@@ -1,0 +1,129 @@
+"""Which run a config is: its id, its folder and the runs whose weights it starts from."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from rlhf.config import CheckpointConfig, RunConfig, StageConfig
+from rlhf.config.build import build_config, config_to_mapping
+
+# Files beyond this size enter a fingerprint by their two ends and their size.
+WHOLE_FILE_BYTES = 64 * 2**20
+END_BYTES = 2**20
+
+# The sections of a RunConfig that can change what a stage before RL makes.
+_INPUT_SECTIONS = ("stage", "dataset", "model", "hardware")
+
+
+def run_id(config: RunConfig) -> str:
+    """`<algo>-s<seed>-<8 hex>`; a stage before RL puts its own name and seed in front."""
+    names = {
+        "online": (config.algo.name, config.seed),
+        "sft": ("sft", config.sft.seed),
+        "reward_model": ("reward_model", config.reward_model.seed),
+    }
+    name, seed = names[config.stage.name]
+    text = json.dumps(_identity(config), sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return f"{name}-s{seed}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+
+
+def run_folder(config: RunConfig) -> Path:
+    """Where the run writes: output_dir/sweep_name/run id."""
+    return sweep_folder(config) / run_id(config)
+
+
+def sweep_folder(config: RunConfig) -> Path:
+    return Path(config.output_dir).expanduser() / config.sweep_name
+
+
+def input_runs(config: RunConfig) -> list[RunConfig]:
+    """The runs that must be finished before this one, in order; other RL seeds and algorithms give the same ones."""
+    stages = []
+    if config.stage.name != "sft" and config.model.sft:
+        stages.append("sft")
+    if config.stage.name == "online" and config.reward.path is None:
+        stages.append("reward_model")
+    return [
+        dataclasses.replace(
+            config,
+            stage=StageConfig(name=stage),
+            output_dir=config.cache_dir,
+            sweep_name="inputs",
+            overwrite=False,
+            # Whatever the run itself keeps, it starts from its inputs' weights.
+            checkpoint=CheckpointConfig(
+                checkpoint_every=config.checkpoint.checkpoint_every,
+                save_final="full",
+            ),
+            tracking=dataclasses.replace(config.tracking, wandb="off"),
+        )
+        for stage in stages
+    ]
+
+
+def _identity(config: RunConfig) -> dict[str, Any]:
+    """What the hash covers: every field that can change the results of this config's stage."""
+    # By way of build_config, so that a float field holds a float (1 and 1.0 are one run) however it was made.
+    identity = _identifying(build_config(config_to_mapping(config)))
+    stage = config.stage.name
+    if stage == "online":
+        unused = ([] if config.model.sft else ["sft"]) + ([] if config.reward.path is None else ["reward_model"])
+        return {name: value for name, value in identity.items() if name not in unused}
+    sections = [*_INPUT_SECTIONS]
+    if stage == "sft" or config.model.sft:
+        sections.append("sft")
+    if stage == "reward_model":
+        sections.append("reward_model")
+    kept = {name: identity[name] for name in sections}
+    kept["model"] = {name: value for name, value in kept["model"].items() if name != "train"}
+    kept["dataset"] = {name: value for name, value in kept["dataset"].items() if name != "kl_budgets"}
+    return kept
+
+
+def _identifying(config: Any) -> dict[str, Any]:
+    result = {}
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if not field.metadata["identity"]:
+            continue
+        if dataclasses.is_dataclass(value):
+            result[field.name] = _identifying(value)
+        elif field.metadata["content"] and value is not None:
+            result[field.name] = fingerprint(value)
+        else:
+            result[field.name] = value
+    return result
+
+
+def fingerprint(name: str) -> str:
+    """Of what a file or folder holds, wherever it lies; a hub name stands for itself."""
+    path = Path(name).expanduser()
+    if path.is_dir():
+        files = sorted(file for file in path.rglob("*") if file.is_file())
+        content = [(file.relative_to(path).as_posix(), file.stat().st_size, _file_hash(file)) for file in files]
+        return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+    return _file_hash(path) if path.is_file() else name
+
+
+def _file_hash(path: Path) -> str:
+    state = path.stat()
+    return _hash_once(path.resolve(), state.st_size, state.st_mtime_ns)
+
+
+@functools.cache
+def _hash_once(path: Path, size: int, _modified: int) -> str:
+    """Read once per state of the file: a sweep asks for the ids of its runs again and again."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        if size <= WHOLE_FILE_BYTES:
+            digest.update(file.read())
+        else:
+            digest.update(f"{size} bytes".encode() + file.read(END_BYTES))
+            file.seek(size - END_BYTES)
+            digest.update(file.read())
+    return digest.hexdigest()

@@ -1,0 +1,297 @@
+"""dataset=letters: a hotel answers its guests' letters. Made by code, so that it needs no download.
+
+A letter complains about two of eight topics; a good answer is sorry for both, puts both right and ends by inviting the
+guest again:
+
+    guest : the room was cold and the breakfast was late . hotel :
+    sorry for the cold room . we have repaired the heating . sorry for the late breakfast . we have hired a cook .
+    please come again .
+
+SFT texts are of mixed quality: each wanted sentence is there about every second time, and some answers blame the guest,
+answer a complaint that nobody made or repeat themselves. Preferences between two such answers follow the hidden `gold`
+score through a Bradley-Terry choice, so they are noisy.
+
+Every text is lower-case words between single blanks, full stops and colons being words too. The blank between a
+prompt and its response belongs to the response (" sorry for ..."), as in dataset=hh; `gold` does not need it, since a
+word-level tokenizer decodes a response without it.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+import re
+from collections.abc import Iterator, Sequence
+from itertools import permutations, product
+from typing import NamedTuple
+
+from rlhf.config.dataset import DatasetConfig
+from rlhf.data.examples import DataError, Demonstration, Preference, TextData
+
+
+class Topic(NamedTuple):
+    problems: tuple[str, ...]
+    """What can be wrong with it; no problem belongs to two topics."""
+    repair: str
+    """What puts each of its problems right."""
+
+
+TOPICS = {
+    "room": Topic(("cold", "hot", "damp", "stuffy"), "repaired the heating"),
+    "shower": Topic(("weak", "rusty", "blocked", "leaky"), "replaced the pipes"),
+    "bed": Topic(("hard", "lumpy", "narrow", "creaky"), "ordered a mattress"),
+    "breakfast": Topic(("late", "stale", "burnt", "salty"), "hired a cook"),
+    "porter": Topic(("rude", "slow", "careless", "lazy"), "trained the staff"),
+    "bill": Topic(("wrong", "high", "unclear", "unfair"), "refunded the money"),
+    "pool": Topic(("dirty", "green", "smelly", "murky"), "changed the water"),
+    "music": Topic(("loud", "sad", "shrill", "endless"), "moved the band"),
+}
+
+
+class Complaint(NamedTuple):
+    topic: str
+    problem: str
+
+
+Letter = tuple[Complaint, Complaint]
+
+# Every form of a family has the same number of words, so that the best answer is as long for each letter.
+APOLOGIES = ("sorry for the {problem} {topic} .", "we regret the {problem} {topic} .")
+REMEDIES = ("we have {repair} .", "we already {repair} .")
+THANKS = ("thanks for writing .", "thank you kindly .")
+CLOSINGS = ("please come again .", "see you soon .")
+OFFERS = ("drinks are free .", "parking is free .")
+FILLERS = ("it rained today .", "the sun shines .", "we love autumn .")
+BLAMES = ("nobody else complained .", "you are fussy .", "guests always exaggerate .")
+
+
+class Meaning(NamedTuple):
+    """What a well-formed sentence says: two forms that say the same are equal."""
+
+    family: str
+    about: Complaint | str
+
+
+def _well_formed() -> Iterator[tuple[str, Meaning]]:
+    for topic, (problems, repair) in TOPICS.items():
+        for form in REMEDIES:
+            yield form.format(repair=repair), Meaning("remedy", topic)
+        for problem, form in product(problems, APOLOGIES):
+            yield form.format(problem=problem, topic=topic), Meaning("apology", Complaint(topic, problem))
+    yield from ((form, Meaning("thanks", "")) for form in THANKS)
+    yield from ((form, Meaning("closing", "")) for form in CLOSINGS)
+    for family, forms in (("offer", OFFERS), ("filler", FILLERS), ("blame", BLAMES)):
+        yield from ((form, Meaning(family, form)) for form in forms)
+
+
+SENTENCES = dict(_well_formed())
+"""Every well-formed sentence of an answer. Whatever else stands between two full stops is garbage."""
+
+ALL_COMPLAINTS = [Complaint(topic, problem) for topic in TOPICS for problem in TOPICS[topic].problems]
+
+# The hidden score.
+APOLOGY_VALUE = 0.75  # for each complaint of the letter, once
+REMEDY_VALUE = 1.0  # for each complaint of the letter, once
+CLOSING_VALUE = 0.5  # for an invitation as the last sentence
+BLAME_COST = 1.0  # for each blaming sentence
+BESIDE_COST = 0.75  # for each apology or remedy that answers no complaint of the letter
+REPEAT_COST = 0.75  # for each sentence whose meaning has been said before
+GARBAGE_COST = 0.25  # for each word that is not part of a well-formed sentence
+LENGTH_COST = 0.1  # for each word beyond IDEAL_WORDS
+
+IDEAL_WORDS = 28
+"""Words of the best answer: two apologies and two remedies of six words, a closing of four."""
+BEST_GOLD = 2 * APOLOGY_VALUE + 2 * REMEDY_VALUE + CLOSING_VALUE
+"""All values and no cost. `ideal_reply` reaches it for every letter. Silence and blameless chat score 0."""
+
+
+def gold(prompts: Sequence[str], responses: Sequence[str]) -> list[float]:
+    """The hidden score of each response: 4 at best, 0 for nothing said, no lower bound but by length."""
+    return [_score(read_letter(prompt), response.split()) for prompt, response in zip(prompts, responses, strict=True)]
+
+
+def read_letter(prompt: str) -> tuple[Complaint, ...]:
+    """The complaints that a prompt states; what is no complaint is passed over."""
+    found = (Complaint(topic, problem) for topic, problem in re.findall(r"\bthe (\w+) was (\w+)", prompt))
+    return tuple(complaint for complaint in found if complaint in ALL_COMPLAINTS)
+
+
+def _score(complaints: Sequence[Complaint], words: list[str]) -> float:
+    wanted = {Meaning("apology", complaint): APOLOGY_VALUE for complaint in complaints}
+    wanted |= {Meaning("remedy", complaint.topic): REMEDY_VALUE for complaint in complaints}
+    score = -LENGTH_COST * max(0, len(words) - IDEAL_WORDS)
+    said: set[Meaning] = set()
+    meaning = None
+    for sentence in _sentences(words):
+        meaning = SENTENCES.get(" ".join(sentence))
+        if meaning is None:
+            score -= GARBAGE_COST * len(sentence)
+            continue
+        if meaning in said:
+            score -= REPEAT_COST
+        else:
+            score += wanted.get(meaning, 0.0)
+        if meaning.family == "blame":
+            score -= BLAME_COST
+        elif meaning.family in ("apology", "remedy") and meaning not in wanted:
+            score -= BESIDE_COST
+        said.add(meaning)
+    if meaning is not None and meaning.family == "closing":
+        score += CLOSING_VALUE
+    return score
+
+
+def _sentences(words: list[str]) -> Iterator[list[str]]:
+    """The words cut after each full stop; what follows the last one is a sentence too."""
+    start = 0
+    for end in [i + 1 for i, word in enumerate(words) if word == "."] + [len(words)]:
+        if end > start:
+            yield words[start:end]
+        start = end
+
+
+def ideal_reply(prompt: str) -> str:
+    """A response to `prompt` that scores BEST_GOLD, for a prompt with two complaints."""
+    sentences = []
+    for topic, problem in read_letter(prompt):
+        sentences.append(APOLOGIES[0].format(problem=problem, topic=topic))
+        sentences.append(REMEDIES[0].format(repair=TOPICS[topic].repair))
+    return _response([*sentences, CLOSINGS[0]])
+
+
+# The hotel's clerk, whose answers are the SFT texts: how often each kind of sentence is there.
+APOLOGY_PROBABILITY = 0.52  # for each complaint
+REMEDY_PROBABILITY = 0.5  # for each complaint
+CLOSING_PROBABILITY = 0.48
+THANKS_PROBABILITY = 0.5
+EXTRAS = ((OFFERS, 0.3), (FILLERS, 0.35), (BLAMES, 0.12))
+BESIDE_PROBABILITY = 0.14  # an apology or a remedy for a topic that the letter does not name
+REPEAT_PROBABILITY = 0.06
+MAX_WORDS = 30
+"""Longest answer of the clerk; with EOS it fits in 32 tokens. Longer ones, and empty ones, are drawn anew."""
+
+
+def draw_reply(random_: random.Random, letter: Letter) -> str:
+    """An answer of the clerk: every sentence is there or not by its own coin."""
+    while True:
+        sentences = _draw_sentences(random_, letter)
+        if 0 < sum(len(sentence.split()) for sentence in sentences) <= MAX_WORDS:
+            return _response(sentences)
+
+
+def _draw_sentences(random_: random.Random, letter: Letter) -> list[str]:
+    body = []
+    for complaint in letter if random_.random() < 0.5 else letter[::-1]:
+        if random_.random() < APOLOGY_PROBABILITY:
+            body.append(_apology(random_, complaint))
+        if random_.random() < REMEDY_PROBABILITY:
+            body.append(_remedy(random_, complaint.topic))
+    for forms, probability in EXTRAS:
+        if random_.random() < probability:
+            _insert(random_, body, random_.choice(forms))
+    if random_.random() < BESIDE_PROBABILITY:
+        _insert(random_, body, _beside_the_point(random_, letter))
+    if body and random_.random() < REPEAT_PROBABILITY:
+        _insert(random_, body, random_.choice(body))
+    opening = [random_.choice(THANKS)] if random_.random() < THANKS_PROBABILITY else []
+    closing = [random_.choice(CLOSINGS)] if random_.random() < CLOSING_PROBABILITY else []
+    return opening + body + closing
+
+
+def _apology(random_: random.Random, complaint: Complaint) -> str:
+    return random_.choice(APOLOGIES).format(problem=complaint.problem, topic=complaint.topic)
+
+
+def _remedy(random_: random.Random, topic: str) -> str:
+    return random_.choice(REMEDIES).format(repair=TOPICS[topic].repair)
+
+
+def _beside_the_point(random_: random.Random, letter: Letter) -> str:
+    topics = [complaint.topic for complaint in letter]
+    other = random_.choice([complaint for complaint in ALL_COMPLAINTS if complaint.topic not in topics])
+    return _apology(random_, other) if random_.random() < 0.5 else _remedy(random_, other.topic)
+
+
+def _insert(random_: random.Random, body: list[str], sentence: str) -> None:
+    body.insert(random_.randint(0, len(body)), sentence)
+
+
+def _response(sentences: list[str]) -> str:
+    return " " + " ".join(sentences)
+
+
+def prompt_of(letter: Letter) -> str:
+    first, second = (f"the {complaint.topic} was {complaint.problem}" for complaint in letter)
+    return f"guest : {first} and {second} . hotel :"
+
+
+HELD_OUT_SHARE = 0.25
+
+
+def split_letters(seed: int) -> tuple[list[Letter], list[Letter]]:
+    """All 896 letters as (trained on, held out). A letter and the one with its complaints swapped stay together."""
+    pairs = [(a, b) for a, b in permutations(ALL_COMPLAINTS, 2) if a.topic < b.topic]
+    random.Random(f"{seed} split").shuffle(pairs)
+    held_out = round(HELD_OUT_SHARE * len(pairs))
+
+    def both_orders(some: list[Letter]) -> list[Letter]:
+        return [letter for a, b in some for letter in ((a, b), (b, a))]
+
+    return both_orders(pairs[held_out:]), both_orders(pairs[:held_out])
+
+
+def load_letters(config: DatasetConfig) -> TextData:
+    """The data set of `config.seed`. SFT texts and pairs are drawn as many as asked for, null: one for each letter.
+
+    Each part has random numbers of its own, so that the size of one does not change another.
+    """
+    train, held_out = split_letters(config.seed)
+    for option, letters in (("num_prompts", train), ("num_eval_prompts", held_out)):
+        asked = getattr(config, option)
+        if asked is not None and asked > len(letters):
+            raise DataError(f"dataset.{option}={asked}: dataset=letters has {len(letters)} of them; ask for fewer")
+    reaches_best = config.max_new_tokens > IDEAL_WORDS  # a token for each word and EOS
+    return TextData(
+        sft=_demonstrations(config, "sft", train, config.num_sft),
+        test_sft=_demonstrations(config, "test_sft", held_out, None),
+        pairs=_preferences(config, "pairs", train, config.num_pairs),
+        test_pairs=_preferences(config, "test_pairs", held_out, config.num_test_pairs),
+        prompts=_demonstrations(config, "prompts", train, config.num_prompts),
+        eval_prompts=_demonstrations(config, "eval_prompts", held_out, config.num_eval_prompts),
+        gold=gold,
+        best_gold=BEST_GOLD if reaches_best else None,
+        words=_words(),
+    )
+
+
+def _draw_letters(random_: random.Random, letters: list[Letter], count: int | None) -> Iterator[Letter]:
+    """`count` letters (null: each once), each as often as the others give or take one, in random order."""
+    left = len(letters) if count is None else count
+    while left > 0:
+        some = random_.sample(letters, min(left, len(letters)))
+        yield from some
+        left -= len(some)
+
+
+def _demonstrations(config: DatasetConfig, part: str, letters: list[Letter], count: int | None) -> list[Demonstration]:
+    random_ = random.Random(f"{config.seed} {part}")
+    chosen = _draw_letters(random_, letters, count)
+    return [Demonstration(prompt_of(letter), draw_reply(random_, letter)) for letter in chosen]
+
+
+def _preferences(config: DatasetConfig, part: str, letters: list[Letter], count: int | None) -> list[Preference]:
+    random_ = random.Random(f"{config.seed} {part}")
+    pairs = []
+    for letter in _draw_letters(random_, letters, count):
+        prompt, a, b = prompt_of(letter), draw_reply(random_, letter), draw_reply(random_, letter)
+        while b == a:  # two equal answers carry no preference
+            b = draw_reply(random_, letter)
+        score_a, score_b = gold([prompt, prompt], [a, b])
+        a_wins = random_.random() < 1 / (1 + math.exp(config.label_noise_scale * (score_b - score_a)))
+        pairs.append(Preference(prompt, chosen=a, rejected=b) if a_wins else Preference(prompt, chosen=b, rejected=a))
+    return pairs
+
+
+def _words() -> list[str]:
+    texts = [prompt_of((a, b)) for a, b in zip(ALL_COMPLAINTS, reversed(ALL_COMPLAINTS), strict=True)]
+    return sorted({word for text in [*texts, *SENTENCES] for word in text.split()})

@@ -1,0 +1,99 @@
+"""Text -> tensors. Prompt and answer are tokenised apart: a response starts at the same token in every stage."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from rlhf.batches import DemonstrationBatch, PreferenceBatch, PromptBatch, pad
+from rlhf.data.examples import Demonstration, Preference
+
+
+def encode_prompts(
+    tokenizer: PreTrainedTokenizerBase, examples: Sequence[Demonstration], max_prompt_tokens: int
+) -> PromptBatch:
+    """Left-padded prompts, cut on the left to `max_prompt_tokens`, to one width for the whole set."""
+    rows = [prompt_tokens(tokenizer, example.prompt, max_prompt_tokens) for example in examples]
+    ids, mask = pad(rows, pad_id(tokenizer), left=True)
+    texts = [
+        example.prompt if len(row) < max_prompt_tokens else decode(tokenizer, row)
+        for example, row in zip(examples, rows, strict=True)
+    ]
+    return PromptBatch(ids, mask, texts, [example.response for example in examples])
+
+
+def prompt_tokens(tokenizer: PreTrainedTokenizerBase, prompt: str, max_prompt_tokens: int) -> list[int]:
+    """A prompt's last tokens; at least one, since a policy must start from something."""
+    tokens = tokenizer(prompt, add_special_tokens=False)["input_ids"][-max_prompt_tokens:]
+    return tokens or [eos_id(tokenizer)]
+
+
+def answer_tokens(tokenizer: PreTrainedTokenizerBase, text: str, max_new_tokens: int) -> list[int]:
+    """An answer and its EOS; an answer that is cut at `max_new_tokens` has none, as a cut rollout has none."""
+    tokens = [*tokenizer(text, add_special_tokens=False)["input_ids"], eos_id(tokenizer)]
+    return tokens[:max_new_tokens]
+
+
+def encode_demonstrations(
+    tokenizer: PreTrainedTokenizerBase,
+    examples: Sequence[Demonstration],
+    max_prompt_tokens: int,
+    max_new_tokens: int,
+    *,
+    loss_on_prompt: bool,
+) -> DemonstrationBatch:
+    """prompt + response + EOS, right-padded; the loss is on response and EOS, or on all tokens but the first."""
+    prompts = [prompt_tokens(tokenizer, e.prompt, max_prompt_tokens) for e in examples]
+    answers = [answer_tokens(tokenizer, e.response, max_new_tokens) for e in examples]
+    ids, mask = pad([p + a for p, a in zip(prompts, answers, strict=True)], pad_id(tokenizer), left=False)
+    lengths = torch.tensor([1 if loss_on_prompt else len(p) for p in prompts])
+    loss_mask = mask & (torch.arange(ids.shape[1]) >= lengths[:, None])
+    return DemonstrationBatch(ids, mask, loss_mask)
+
+
+def encode_preferences(
+    tokenizer: PreTrainedTokenizerBase, examples: Sequence[Preference], max_prompt_tokens: int, max_new_tokens: int
+) -> PreferenceBatch:
+    """Both whole texts of each pair, ending with EOS."""
+    prompts = [e.prompt for e in examples]
+    chosen = encode_answered(tokenizer, prompts, [e.chosen for e in examples], max_prompt_tokens, max_new_tokens)
+    rejected = encode_answered(tokenizer, prompts, [e.rejected for e in examples], max_prompt_tokens, max_new_tokens)
+    return PreferenceBatch(*chosen, *rejected)
+
+
+def encode_answered(
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[str],
+    answers: Sequence[str],
+    max_prompt_tokens: int,
+    max_new_tokens: int,
+) -> tuple[Tensor, Tensor]:
+    """prompt + answer + EOS as a reward model reads them, right-padded: (B, L) ids and mask.
+
+    The EOS stays when an answer is cut to `max_new_tokens`: the score is read there.
+    """
+    rows = []
+    for prompt, answer in zip(prompts, answers, strict=True):
+        tokens = tokenizer(answer, add_special_tokens=False)["input_ids"][: max_new_tokens - 1]
+        rows.append([*prompt_tokens(tokenizer, prompt, max_prompt_tokens), *tokens, eos_id(tokenizer)])
+    return pad(rows, pad_id(tokenizer), left=False)
+
+
+def decode(tokenizer: PreTrainedTokenizerBase, tokens: list[int]) -> str:
+    """The text of some tokens, special ones left out."""
+    text = tokenizer.decode(tokens, skip_special_tokens=True)
+    assert isinstance(text, str)
+    return text
+
+
+def pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
+    assert isinstance(tokenizer.pad_token_id, int), "load_tokenizer gives every tokenizer a pad token"
+    return tokenizer.pad_token_id
+
+
+def eos_id(tokenizer: PreTrainedTokenizerBase) -> int:
+    assert isinstance(tokenizer.eos_token_id, int), "load_tokenizer refuses a tokenizer without EOS"
+    return tokenizer.eos_token_id

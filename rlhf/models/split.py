@@ -1,0 +1,91 @@
+"""Cutting a decoder in two: a frozen trunk whose hidden states are computed once, and the last k blocks.
+
+Both halves are the architecture's own base model with fewer blocks, so any decoder that takes `inputs_embeds` works.
+"""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+BLOCKS = ("layers", "h")
+"""Attribute of the list of blocks: GPT-NeoX, Llama, Qwen; GPT-J, GPT-Neo."""
+FINAL_NORM = ("final_layer_norm", "norm", "ln_f")
+"""Attribute of the norm after the last block: GPT-NeoX; Llama, Qwen; GPT-J, GPT-Neo."""
+LEARNED_POSITIONS = "wpe"
+"""Attribute of learned position embeddings (GPT-Neo), which the trunk has added already."""
+
+
+class _NoPositions(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.width = width
+
+    def forward(self, positions: Tensor) -> Tensor:
+        return torch.zeros(*positions.shape, self.width, device=positions.device)
+
+
+def attribute(base: nn.Module, names: tuple[str, ...]) -> str:
+    """The one of `names` that this architecture uses.
+
+    Raises:
+        NotImplementedError: none of them; the architecture is not known here.
+    """
+    for name in names:
+        if hasattr(base, name):
+            return name
+    raise NotImplementedError(
+        f"model.train.mode=last_k: {type(base).__name__} has none of {names}; use mode all or lora"
+    )
+
+
+def with_modules(module: nn.Module, **replaced: nn.Module) -> nn.Module:
+    """A module that shares everything with `module` but the named children."""
+    twin = copy.copy(module)
+    twin._modules = dict(module._modules)  # copy.copy shares this dict
+    for name, child in replaced.items():
+        twin._modules[name] = child
+    return twin
+
+
+def split(base: nn.Module, last_k: int) -> tuple[nn.Module, nn.Module]:
+    """The base model (no language head) as (trunk, top): top(inputs_embeds=trunk(ids)) equals base(ids) to the bit.
+
+    Args:
+        last_k: blocks in the top. The top holds the final norm, the trunk the embeddings; no tensor is copied.
+    """
+    blocks_name, norm_name = attribute(base, BLOCKS), attribute(base, FINAL_NORM)
+    blocks = list(getattr(base, blocks_name))
+    if not 0 < last_k <= len(blocks):
+        raise ValueError(f"model.train.last_k: {last_k}, but the model has {len(blocks)} blocks")
+    cut = len(blocks) - last_k
+    trunk = with_modules(base, **{blocks_name: nn.ModuleList(blocks[:cut]), norm_name: nn.Identity()})
+    top = with_modules(base, **{blocks_name: nn.ModuleList(blocks[cut:])})
+    if hasattr(base, LEARNED_POSITIONS):
+        top._modules[LEARNED_POSITIONS] = _NoPositions(getattr(base, LEARNED_POSITIONS).embedding_dim)
+    return trunk, top
+
+
+def top_parameters(top: nn.Module) -> list[nn.Parameter]:
+    """What mode last_k trains: the top's blocks and the final norm; not the embeddings, which it shares."""
+    modules = (getattr(top, attribute(top, BLOCKS)), getattr(top, attribute(top, FINAL_NORM)))
+    return [parameter for module in modules for parameter in module.parameters()]
+
+
+def copy_top(top: nn.Module) -> nn.Module:
+    """A top with blocks and norm of its own; embeddings, unused here, stay shared."""
+    names = attribute(top, BLOCKS), attribute(top, FINAL_NORM)
+    return with_modules(top, **{name: copy.deepcopy(getattr(top, name)) for name in names})
+
+
+def joined(model: PreTrainedModel, trunk: nn.Module, top: nn.Module) -> PreTrainedModel:
+    """The whole causal model with `top` in place of its last blocks and norm, for sampling and saving."""
+    blocks_name, norm_name = attribute(trunk, BLOCKS), attribute(trunk, FINAL_NORM)
+    blocks = nn.ModuleList([*getattr(trunk, blocks_name), *getattr(top, blocks_name)])
+    base = with_modules(model.base_model, **{blocks_name: blocks, norm_name: getattr(top, norm_name)})
+    whole = with_modules(model, **{model.base_model_prefix: base})
+    assert isinstance(whole, PreTrainedModel)
+    return whole

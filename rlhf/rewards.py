@@ -1,0 +1,80 @@
+"""Score of a whole response, then a reward per token."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from rlhf.batches import Rollouts
+from rlhf.config import RewardConfig
+from rlhf.models.reward_model import RewardModel
+
+
+def score_responses(model: RewardModel, rollouts: Rollouts, missing_eos_score: float | None) -> Tensor:
+    """(B,) float32 on the CPU: the reward model's score, or `missing_eos_score` where a response never ended."""
+    scores = model.score(rollouts.prompts, rollouts.responses)
+    if missing_eos_score is None:
+        return scores
+    return torch.where(rollouts.ended.cpu(), scores, missing_eos_score)
+
+
+class RunningMoments:
+    """Mean and variance of all scores seen, in float64 (Chan et al. 1979)."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.mean = 0.0
+        self.sum_squares = 0.0
+        """Sum of squared distances from the mean."""
+
+    def update(self, scores: Tensor) -> None:
+        values = scores.double()
+        count, mean = len(values), float(values.mean())
+        shift, total = mean - self.mean, self.count + count
+        self.sum_squares += float((values - mean).square().sum()) + shift**2 * self.count * count / total
+        self.mean += shift * count / total
+        self.count = total
+
+    @property
+    def std(self) -> float:
+        """Unbiased; 1 until two different scores were seen, so that nothing is divided by 0."""
+        if self.count < 2 or self.sum_squares == 0.0:
+            return 1.0
+        return math.sqrt(self.sum_squares / (self.count - 1))
+
+    def state_dict(self) -> dict[str, float]:
+        return {"count": self.count, "mean": self.mean, "sum_squares": self.sum_squares}
+
+    def load_state_dict(self, state: dict[str, float]) -> None:
+        self.count, self.mean, self.sum_squares = int(state["count"]), state["mean"], state["sum_squares"]
+
+
+def scale_scores(scores: Tensor, moments: RunningMoments, config: RewardConfig) -> Tensor:
+    """Scores divided by their running standard deviation, this batch counted, then clipped. (B,) -> (B,).
+
+    The mean is not subtracted: it would change what an answer is worth as training goes on.
+    """
+    if config.scale == "running":
+        moments.update(scores)
+        scores = scores / moments.std
+    return scores if config.clip is None else scores.clamp(-config.clip, config.clip)
+
+
+def token_rewards(scores: Tensor, token_kl: Tensor, mask: Tensor, kl_coef: float) -> Tensor:
+    """r_t = -kl_coef * (log pi_old - log pi_init)_t, plus the score on the last valid token.
+
+    Args:
+        scores: (B,), scaled.
+        token_kl: (B, T) nats, k1.
+        mask: (B, T) bool; every row has at least one valid token.
+        kl_coef: beta; 0 for every algorithm but PPO.
+
+    Returns:
+        (B, T), 0 on padding.
+    """
+    rewards = torch.where(mask, -kl_coef * token_kl, 0.0)
+    last = mask.sum(1) - 1
+    rewards[torch.arange(len(rewards), device=rewards.device), last] += scores.to(rewards)
+    return rewards

@@ -1,0 +1,222 @@
+"""One run in this process: its inputs, its folder, its stage, its summary."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import platform
+import resource
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+import yaml
+from filelock import FileLock
+
+from rlhf.checkpoint import load_checkpoint
+from rlhf.config import RunConfig
+from rlhf.config.build import config_to_mapping
+from rlhf.config.identity import input_runs, run_folder, run_id
+from rlhf.lock import RunLock
+from rlhf.stages import STAGES
+from rlhf.stages.context import Interrupted, RunContext, StopFlag
+from rlhf.tracking import METRICS, SAMPLES, Tracker
+
+OVER = ("finished", "pruned")
+"""States after which a run is skipped."""
+REPORTED_PACKAGES = ("torch", "transformers", "peft", "hydra-core", "wandb", "optuna", "numpy")
+
+
+class RunError(RuntimeError):
+    """A run that cannot go on; the message is one line that says what to do."""
+
+
+def execute(config: RunConfig) -> dict[str, Any]:
+    """Do the run, after the runs it starts from; skip what is finished, go on where a checkpoint is.
+
+    SIGINT, SIGTERM and SIGUSR2 let the iteration at work end, checkpoint and return status "interrupted".
+
+    Returns:
+        The run's summary: `status`, the last eval/*, seconds, memory, versions.
+
+    Raises:
+        Exception: whatever stopped the stage, after it was written to summary.json with status "failed".
+    """
+    stop = StopFlag()
+    with _signals_into(stop):
+        return _execute(config, stop)
+
+
+def _execute(config: RunConfig, stop: StopFlag) -> dict[str, Any]:
+    folder = run_folder(config)
+    over = read_summary(folder)
+    if over is not None and over["status"] in OVER and not config.overwrite:
+        return over
+    inputs = {}
+    for needed in input_runs(config):
+        summary = _run_once(needed, stop)
+        if summary["status"] != "finished":
+            return summary
+        inputs[needed.stage.name] = run_folder(needed) / "final"
+    if config.reward.path is not None:
+        inputs["reward_model"] = Path(config.reward.path)
+    folder.mkdir(parents=True, exist_ok=True)
+    with RunLock(folder) as lock:
+        return _in_folder(config, folder, inputs, lock, stop)
+
+
+def _run_once(config: RunConfig, stop: StopFlag) -> dict[str, Any]:
+    """An input run, by whichever process comes first; the others wait and take its result."""
+    folder = run_folder(config)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder.with_suffix(".lock")):
+        return _execute(config, stop)
+
+
+def _in_folder(
+    config: RunConfig, folder: Path, inputs: dict[str, Path], lock: RunLock, stop: StopFlag
+) -> dict[str, Any]:
+    overwrites = _start_afresh(folder) if config.overwrite else _overwrites(folder)
+    (folder / "summary.json").unlink(missing_ok=True)
+    mapping = config_to_mapping(config)
+    _write_whole(folder / "config.yaml", yaml.safe_dump(mapping, sort_keys=False))
+    _set_up_torch(config)
+    mirror = None
+    try:
+        if config.tracking.wandb != "off":
+            from rlhf.wandb_mirror import WandbMirror
+
+            mirror = WandbMirror(config, mapping, run_id(config), folder, overwrites)
+        tracker = Tracker(folder, lock, mirror)
+        checkpoint = load_checkpoint(folder)
+        tracker.cut_back({METRICS: 0, SAMPLES: 0} if checkpoint is None else checkpoint.state["log_lengths"])
+        context = RunContext(config, folder, inputs, lock, tracker, stop, checkpoint)
+        metrics = STAGES[config.stage.name](context)
+        summary = _summary(config, "finished", context.seconds()) | metrics
+    except Interrupted as interruption:
+        summary = _summary(config, "interrupted", context.seconds()) | {"error": str(interruption)}
+    except BaseException as error:
+        summary = _summary(config, "failed", 0.0) | {"error": f"{type(error).__name__}: {error}"}
+        with contextlib.suppress(OSError):  # a full disk must not hide the error itself
+            _write_summary(folder, summary, lock)
+        if isinstance(error, OSError):
+            raise RunError(f"{folder}: {error.strerror or error} ({error.filename}); type the command again") from error
+        raise
+    tracker.finish(summary)
+    _write_summary(folder, summary, lock)
+    return summary
+
+
+def read_summary(folder: Path) -> dict[str, Any] | None:
+    """A run folder's summary.json; None where the run has not ended."""
+    try:
+        return json.loads((folder / "summary.json").read_text())
+    except (FileNotFoundError, ValueError):
+        return None
+
+
+def _start_afresh(folder: Path) -> int:
+    """Empty the folder but for its lock; how often that has been done tells W&B runs apart."""
+    count = _overwrites(folder) + ((folder / "config.yaml").exists())
+    for path in folder.iterdir():
+        if path.name not in ("lock.json", ".lock.guard"):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    _write_whole(folder / "overwrites.json", json.dumps({"count": count}))
+    return count
+
+
+def _overwrites(folder: Path) -> int:
+    try:
+        return int(json.loads((folder / "overwrites.json").read_text())["count"])
+    except FileNotFoundError:
+        return 0
+
+
+def _set_up_torch(config: RunConfig) -> None:
+    if config.hardware.device == "cuda" and not torch.cuda.is_available():
+        raise RunError("hardware.device: cuda, but torch finds no CUDA device here; use hardware=cpu")
+    torch.set_num_threads(config.hardware.threads)
+    torch.use_deterministic_algorithms(config.hardware.device == "cpu")
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+
+@contextlib.contextmanager
+def _signals_into(stop: StopFlag) -> Iterator[None]:
+    """Turn signals into a request to stop; a second SIGINT stops at once. Only the main thread may do this."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def handle(number: int, _: object) -> None:
+        if stop.requested and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        stop.requested = signal.Signals(number).name
+
+    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _summary(config: RunConfig, status: str, seconds: float) -> dict[str, Any]:
+    return {
+        "status": status,
+        "run_id": run_id(config),
+        "wall_seconds": seconds,
+        "peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        / (2**20 if sys.platform == "darwin" else 2**10),
+        "finished_at": time.time(),
+        "hostname": socket.gethostname(),
+        "cpu": _cpu_name(),
+        "versions": {"python": platform.python_version(), **{name: version(name) for name in REPORTED_PACKAGES}},
+        "git_commit": _git_commit(),
+    }
+
+
+def _write_summary(folder: Path, summary: dict[str, Any], lock: RunLock) -> None:
+    lock.check()
+    _write_whole(folder / "summary.json", json.dumps(summary, indent=1))
+
+
+def _write_whole(path: Path, text: str) -> None:
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(text)
+    temporary.replace(path)
+
+
+def _peak_memory_mb() -> float:
+    bytes_per_unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * bytes_per_unit / 2**20
+
+
+def _cpu_name() -> str:
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def _git_commit() -> str | None:
+    """The commit of this source tree, with + where files differ from it; None outside a git checkout."""
+    here = Path(__file__).resolve().parent
+    try:
+        command = ["git", "-C", str(here), "describe", "--always", "--abbrev=12", "--dirty=+", "--exclude=*"]
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None

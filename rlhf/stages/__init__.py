@@ -1,0 +1,23 @@
+"""The stages, in the order in which a policy goes through them, and this table.
+
+| name | in | out |
+| --- | --- | --- |
+| sft | demonstrations | the initial policy |
+| reward_model | preference pairs, the initial policy | a score |
+| online | prompts, the initial policy, the score | the trained policy |
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from rlhf.stages.context import RunContext
+from rlhf.stages.online import run_online
+from rlhf.stages.reward_model import run_reward_model
+from rlhf.stages.sft import run_sft
+
+STAGES: dict[str, Callable[[RunContext], dict[str, float]]] = {
+    "sft": run_sft,
+    "reward_model": run_reward_model,
+    "online": run_online,
+}

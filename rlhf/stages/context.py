@@ -1,0 +1,78 @@
+"""What a stage is given to work with: the config, its run folder, and the means to log, checkpoint and stop."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rlhf.checkpoint import Checkpoint, save_checkpoint
+from rlhf.config import RunConfig
+from rlhf.lock import RunLock
+from rlhf.tracking import Tracker
+
+
+class Interrupted(Exception):
+    """The run was asked to stop and has checkpointed; typing the command again goes on."""
+
+
+@dataclass
+class StopFlag:
+    """Set by a signal handler, read where a stage can stop."""
+
+    requested: str | None = None
+    """Name of the signal."""
+
+
+@dataclass
+class RunContext:
+    config: RunConfig
+    folder: Path
+    inputs: Mapping[str, Path]
+    """Folder of final weights by stage: "sft", "reward_model", where that stage ran before."""
+    lock: RunLock
+    tracker: Tracker
+    stop: StopFlag
+    checkpoint: Checkpoint | None
+    """Where to go on from; None at the beginning."""
+    _started: float = field(default_factory=time.monotonic)
+
+    @property
+    def device(self) -> torch.device:
+        return torch.device(self.config.hardware.device)
+
+    @property
+    def cache_dir(self) -> Path:
+        return Path(self.config.cache_dir)
+
+    def autocast(self) -> torch.autocast:
+        """bfloat16 forward passes where hardware.precision asks for them."""
+        enabled = self.config.hardware.precision == "bf16"
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=enabled)
+
+    def seconds(self) -> float:
+        """Seconds that this run has worked, interruptions left out."""
+        before = 0.0 if self.checkpoint is None else float(self.checkpoint.state["seconds"])
+        return before + time.monotonic() - self._started
+
+    def save(self, step: int, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
+        """Checkpoint after everything up to `step` was logged, then let the mirror have those rows."""
+        self.lock.check()
+        common = {"seconds": self.seconds(), "log_lengths": self.tracker.lengths()}
+        random_state = {"torch_random_state": torch.get_rng_state()}
+        save_checkpoint(self.folder, step, {**tensors, **random_state}, {**state, **common})
+        self.tracker.covered()
+
+    def stop_if_asked(self) -> None:
+        """Call right after `save`.
+
+        Raises:
+            Interrupted: a signal came in.
+        """
+        if self.stop.requested:
+            raise Interrupted(f"stopped by {self.stop.requested}, checkpointed; type the command again to go on")

@@ -1,0 +1,123 @@
+"""The loop that SFT and reward-model training share: shuffled minibatches of a fixed data set, resumable."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from rlhf.checkpoint import (
+    load_optimizer_tensors,
+    load_parameter_tensors,
+    optimizer_tensors,
+    parameter_tensors,
+)
+from rlhf.config import SupervisedConfig, TrainableConfig
+from rlhf.models.modes import lora_config
+from rlhf.models.split import split, top_parameters
+from rlhf.optimization import NotFinite, adamw, clip_and_step, schedule_factor, set_learning_rate
+from rlhf.random import endless_order
+from rlhf.stages.context import RunContext
+
+BETAS, EPS = (0.9, 0.95), 1e-8
+"""AdamW as in the released SFT and reward-model scripts."""
+
+
+@dataclass(frozen=True)
+class SupervisedTask:
+    """What differs between SFT and the reward model."""
+
+    settings: SupervisedConfig
+    parameters: dict[str, nn.Parameter]
+    size: int
+    """Training examples."""
+    weight: Callable[[Tensor], float]
+    """Rows -> what the summed loss of an optimizer step is divided by (tokens, pairs)."""
+    loss: Callable[[Tensor], Tensor]
+    """Rows -> summed loss, with gradient."""
+    evaluate: Callable[[], dict[str, float]]
+    """-> eval/* on held-out data."""
+
+
+def select_parameters(model: PreTrainedModel, train: TrainableConfig) -> dict[str, nn.Parameter]:
+    """Freeze all but what `train` names, a head called `score` apart, which always trains."""
+    if train.mode != "all":
+        model.requires_grad_(False)
+    if train.mode == "last_k":
+        for parameter in top_parameters(split(model.base_model, train.last_k)[1]):
+            parameter.requires_grad_(True)
+    if train.mode == "lora":
+        from peft import inject_adapter_in_model
+
+        inject_adapter_in_model(lora_config(train), model)
+    for name, parameter in model.named_parameters():
+        if name.startswith("score."):
+            parameter.requires_grad_(True)
+    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+def merge_adapters(model: PreTrainedModel) -> PreTrainedModel:
+    """Fold LoRA adapters into the weights they adapt; nothing to do in the other modes."""
+    from peft.tuners.lora import LoraLayer
+
+    for name, module in list(model.named_modules()):
+        if isinstance(module, LoraLayer):
+            module.merge()
+            parent = model.get_submodule(name.rpartition(".")[0])
+            setattr(parent, name.rpartition(".")[2], module.get_base_layer())
+    return model
+
+
+def train(context: RunContext, task: SupervisedTask) -> dict[str, float]:
+    """Run `task` to its last step; returns the last evaluation."""
+    settings = task.settings
+    optimizer = adamw(
+        [(task.parameters.values(), settings.learning_rate)],
+        betas=list(BETAS),
+        eps=EPS,
+        weight_decay=settings.weight_decay,
+    )
+    done = 0
+    if context.checkpoint is not None:
+        load_parameter_tensors(task.parameters, context.checkpoint.tensors)
+        load_optimizer_tensors(optimizer, context.checkpoint.tensors)
+        done = int(context.checkpoint.state["step"])
+    else:
+        context.tracker.log(_row(context, 0, settings, task.evaluate()))
+    metrics: dict[str, float] = {}
+    for step in range(done + 1, settings.steps + 1):
+        metrics = _optimizer_step(task, optimizer, step)
+        last = step == settings.steps
+        if last or step % settings.eval_every == 0:
+            metrics |= task.evaluate()
+        context.tracker.log(_row(context, step, settings, metrics))
+        if last or context.stop.requested or step % context.config.checkpoint.checkpoint_every == 0:
+            tensors = {**parameter_tensors(task.parameters), **optimizer_tensors(optimizer)}
+            context.save(step, tensors, {"step": step})
+            context.stop_if_asked()
+    return metrics
+
+
+def _optimizer_step(task: SupervisedTask, optimizer: torch.optim.Optimizer, step: int) -> dict[str, float]:
+    settings = task.settings
+    rows = endless_order(settings.seed, "examples", (step - 1) * settings.batch_size, settings.batch_size, task.size)
+    weight = task.weight(rows)
+    total = 0.0
+    for part in rows.split(settings.micro_batch_size):
+        loss = task.loss(part) / weight
+        loss.backward()
+        total += float(loss.detach())
+    if not total < float("inf"):
+        raise NotFinite(f"the loss is {total} at step {step}; try a smaller learning_rate of this stage")
+    factor = schedule_factor(step - 1, settings.steps, settings.warmup_steps, settings.schedule)
+    set_learning_rate(optimizer, factor)
+    norms = clip_and_step(optimizer, {"network": list(task.parameters.values())}, settings.max_grad_norm, step)
+    return {"train/loss": total, "train/grad_norm": norms["network"]}
+
+
+def _row(context: RunContext, step: int, settings: SupervisedConfig, metrics: dict[str, float]) -> dict[str, float]:
+    counters = {"step": step, "iteration": step, "samples": step * settings.batch_size}
+    return {**counters, "seconds": context.seconds(), **metrics}

@@ -1,0 +1,80 @@
+"""What a run writes beside its weights: metrics.jsonl and samples.jsonl always, W&B as a mirror of the former."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+from rlhf.lock import RunLock
+
+METRICS, SAMPLES = "metrics.jsonl", "samples.jsonl"
+
+
+class Mirror(Protocol):
+    """Where rows go once a checkpoint covers them. `log` gets all rows so far and passes on those it has not sent."""
+
+    def log(self, rows: list[dict[str, Any]]) -> None: ...
+
+    def finish(self, summary: Mapping[str, Any]) -> None: ...
+
+
+class Tracker:
+    """Appends rows, each flushed at once; on resume the files are cut back to what the checkpoint covers."""
+
+    def __init__(self, folder: Path, lock: RunLock, mirror: Mirror | None) -> None:
+        self.folder = folder
+        self.lock = lock
+        self.mirror = mirror
+
+    def log(self, row: Mapping[str, Any]) -> None:
+        """Append one row to metrics.jsonl; NaN and infinities become null, which JSON can hold."""
+        self._append(METRICS, [{key: _json_number(value) for key, value in row.items()}])
+
+    def log_samples(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        self._append(SAMPLES, rows)
+
+    def covered(self) -> None:
+        """A checkpoint now holds everything logged so far: pass it on to the mirror."""
+        if self.mirror is not None:
+            self.mirror.log(read_rows(self.folder))
+
+    def finish(self, summary: Mapping[str, Any]) -> None:
+        self.covered()
+        if self.mirror is not None:
+            self.mirror.finish(summary)
+
+    def lengths(self) -> dict[str, int]:
+        """Bytes of each file, for the checkpoint."""
+        paths = {name: self.folder / name for name in (METRICS, SAMPLES)}
+        return {name: path.stat().st_size if path.exists() else 0 for name, path in paths.items()}
+
+    def cut_back(self, lengths: Mapping[str, int]) -> None:
+        """Drop what was written after the checkpoint (or all of it: length 0)."""
+        self.lock.check()
+        for name, length in lengths.items():
+            path = self.folder / name
+            if path.exists():
+                with path.open("r+b") as file:
+                    file.truncate(length)
+
+    def _append(self, name: str, rows: Iterable[Mapping[str, Any]]) -> None:
+        self.lock.check()
+        with (self.folder / name).open("a", encoding="utf-8") as file:
+            for row in rows:
+                file.write(json.dumps(row, ensure_ascii=False) + "\n")
+            file.flush()
+
+
+def read_rows(folder: Path) -> list[dict[str, Any]]:
+    """All rows of a run's metrics.jsonl."""
+    path = folder / METRICS
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
+
+
+def _json_number(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value

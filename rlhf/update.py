@@ -1,0 +1,122 @@
+"""Epochs of shuffled minibatches over one rollout batch: losses, backward, one optimizer step a minibatch."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import defaultdict
+
+import torch
+from torch import Tensor
+
+from rlhf.algorithms import ALGORITHMS
+from rlhf.algorithms.value import value_loss
+from rlhf.batches import TrainingBatch
+from rlhf.config import RunConfig
+from rlhf.masked import token_logprobs, whiten
+from rlhf.models import Features, PolicyModels
+from rlhf.optimization import NotFinite, clip_and_step, minibatches, schedule_factor, set_learning_rate
+from rlhf.random import permutation
+
+
+def update(
+    config: RunConfig,
+    models: PolicyModels,
+    optimizer: torch.optim.Optimizer,
+    batch: TrainingBatch,
+    features: Features,
+    *,
+    iteration: int,
+    step: int,
+) -> tuple[dict[str, float], int]:
+    """All epochs over `batch`.
+
+    Args:
+        features: of the whole rollout batch, as `measure` cached them.
+        step: optimizer steps done before.
+
+    Returns:
+        Metrics (without the prefix train/), averaged over the minibatches, and the optimizer steps done after.
+    """
+    settings, sums = config.optimization, defaultdict[str, float](float)
+    total_steps = num_optimizer_steps(config)
+    networks = {"policy": list(models.policy_parameters.values()), "value": list(models.value_parameters.values())}
+    networks = {name: parameters for name, parameters in networks.items() if parameters}
+    done = 0
+    for epoch in range(settings.epochs):
+        order = permutation(config.seed, f"minibatches of epoch {epoch}", iteration, len(batch.mask))
+        for rows in minibatches(order, settings.minibatch_size):
+            minibatch = batch.rows(rows)
+            if config.advantages.whiten_over == "minibatch":
+                whitened = whiten(minibatch.advantages, minibatch.mask, config.advantages.whiten)
+                minibatch = dataclasses.replace(minibatch, advantages=whitened)
+            metrics = accumulate_gradients(config, models, minibatch, features)
+            if not all(abs(value) < float("inf") for value in metrics.values()):
+                raise NotFinite(_not_finite(metrics, step + done, config))
+            set_learning_rate(optimizer, schedule_factor(step + done, total_steps, 0, settings.schedule))
+            norms = clip_and_step(optimizer, networks, settings.max_grad_norm, step + done)
+            metrics |= {"grad_norm": norms["policy"], "value_grad_norm": norms.get("value", norms["policy"])}
+            for name, value in metrics.items():
+                sums[name] += value
+            done += 1
+    return {name: value / done for name, value in sums.items()}, step + done
+
+
+def num_optimizer_steps(config: RunConfig) -> int:
+    """Optimizer steps of the whole run."""
+    per_epoch = config.rollout.num_responses // config.optimization.minibatch_size
+    return config.rollout.iterations * config.optimization.epochs * per_epoch
+
+
+def accumulate_gradients(
+    config: RunConfig, models: PolicyModels, minibatch: TrainingBatch, features: Features
+) -> dict[str, float]:
+    """Gradients of one minibatch, in micro-batches; the mean is over the whole minibatch's tokens however it is cut."""
+    num_tokens = minibatch.mask.sum()
+    sums = defaultdict[str, float](float)
+    for rows in torch.arange(len(minibatch.mask)).split(config.optimization.micro_batch_size):
+        part = minibatch.rows(rows)
+        for name, value in _backward(config, models, part, features.rows(part.rows_in_rollout), num_tokens).items():
+            sums[name] += float(value)
+    return dict(sums)
+
+
+def _backward(
+    config: RunConfig, models: PolicyModels, batch: TrainingBatch, features: Features, num_tokens: Tensor
+) -> dict[str, Tensor]:
+    """Backward through policy and value loss of one micro-batch.
+
+    Separate networks go one after the other, which halves the memory of their graphs; a value head on the policy
+    needs both losses on one graph.
+    """
+    tokens = features.input_ids[:, features.prompt_width :]
+    loss_of = ALGORITHMS[config.algo.name]
+    if models.value_on_policy:
+        logits, values = models.policy_logits_and_values(features)
+        output = loss_of(batch, token_logprobs(logits, tokens), config.algo, num_tokens)
+        critic = _value_loss(config, batch, values, num_tokens)
+        (output.loss + config.value.coef * critic).backward()
+    else:
+        output = loss_of(batch, token_logprobs(models.policy_logits(features), tokens), config.algo, num_tokens)
+        output.loss.backward()
+        critic = _value_loss(config, batch, models.values(features), num_tokens)
+        (config.value.coef * critic).backward()
+    return {"policy_loss": output.loss.detach(), "value_loss": critic.detach(), **output.metrics}
+
+
+def _value_loss(config: RunConfig, batch: TrainingBatch, values: Tensor, num_tokens: Tensor) -> Tensor:
+    return value_loss(
+        values,
+        batch.old_values,
+        batch.returns,
+        batch.mask,
+        value_clip=config.algo.value_clip,
+        num_tokens=num_tokens,
+    )
+
+
+def _not_finite(metrics: dict[str, float], step: int, config: RunConfig) -> str:
+    bad = next(name for name, value in metrics.items() if not abs(value) < float("inf"))
+    remedy = "a smaller optimization.learning_rate"
+    if config.algo.name in ("apa", "awr"):
+        remedy += " or a larger algo.lam"
+    return f"{bad} is {metrics[bad]} at optimizer step {step}; try {remedy}"

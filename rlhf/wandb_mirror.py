@@ -1,0 +1,92 @@
+"""Rows of metrics.jsonl on W&B: online where one is logged in, offline otherwise, never a question asked."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rlhf.config import RunConfig
+
+SENT = "wandb/sent.json"
+"""How many rows W&B has, so that a resumed run neither repeats nor leaves out any."""
+
+log = logging.getLogger(__name__)
+
+
+class WandbMirror:
+    """One W&B run per run folder; a resumed run goes on under the same id."""
+
+    def __init__(
+        self, config: RunConfig, mapping: Mapping[str, Any], run_id: str, folder: Path, overwrites: int
+    ) -> None:
+        import wandb
+
+        self.folder = folder
+        self._rows_sent = _read_sent(folder)
+        suffix = f"-g{overwrites}" if overwrites else ""
+        (folder / "wandb").mkdir(parents=True, exist_ok=True)
+        common = {
+            "project": config.tracking.project,
+            "entity": config.tracking.entity,
+            "id": f"{config.sweep_name}-{run_id}{suffix}",
+            "name": run_id,
+            "group": config.sweep_name,
+            "job_type": config.stage.name,
+            "tags": [config.algo.name, config.dataset.name, config.model.name, *config.tracking.tags],
+            "config": dict(mapping),
+            "dir": str(folder),
+            "resume": "allow",
+        }
+        mode = "offline" if config.tracking.wandb == "offline" or not _logged_in() else "online"
+        settings = wandb.Settings(
+            init_timeout=config.tracking.init_timeout, silent=True, console="off", disable_git=True, disable_code=True
+        )
+        try:
+            self._run = wandb.init(**common, mode=mode, settings=settings)
+        except (wandb.Error, OSError, TimeoutError) as error:
+            log.warning("W&B cannot be reached (%s); this run goes on offline", str(error).splitlines()[0])
+            wandb.teardown()  # else the half-open run still owns the id
+            self._run = wandb.init(**common, mode="offline", settings=settings)
+        self._define_axes()
+
+    def _define_axes(self) -> None:
+        """Training over responses generated, evaluation over KL: reward over KL is a panel of its own."""
+        self._run.define_metric("samples", hidden=True)
+        self._run.define_metric("train/*", step_metric="samples")
+        self._run.define_metric("perf/*", step_metric="samples")
+        self._run.define_metric("eval/kl", step_metric="samples")
+        self._run.define_metric("eval/*", step_metric="samples")
+        self._run.define_metric("eval/reward", step_metric="eval/kl")
+
+    def log(self, rows: list[dict[str, Any]]) -> None:
+        """Send the rows that W&B has not got, with their explicit step.
+
+        The count goes to disk first, so that no step is ever sent twice, whenever the process is killed.
+        """
+        unsent = rows[self._rows_sent :]
+        if not unsent:
+            return
+        self._rows_sent = len(rows)
+        (self.folder / SENT).write_text(json.dumps({"rows": self._rows_sent}))
+        for row in unsent:
+            self._run.log({key: value for key, value in row.items() if value is not None}, step=row["step"])
+
+    def finish(self, summary: Mapping[str, Any]) -> None:
+        self._run.summary.update({key: value for key, value in summary.items() if isinstance(value, int | float | str)})
+        self._run.finish()
+
+
+def _read_sent(folder: Path) -> int:
+    try:
+        return int(json.loads((folder / SENT).read_text())["rows"])
+    except (OSError, ValueError, KeyError):
+        return 0
+
+
+def _logged_in() -> bool:
+    import wandb
+
+    return bool(wandb.api.api_key)

@@ -1,0 +1,63 @@
+"""What runs inside a child process: one run, its output in a log file, its result sent to the driver."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import signal
+import sys
+import threading
+import traceback
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import parent_process
+from pathlib import Path
+from typing import Any
+
+from rlhf.config import RunConfig
+
+
+def run_in_child(target: str, run: RunConfig, log: Path, result: Connection) -> None:
+    """Call `target` ("module:function") with `run`; send ("returned", summary) or ("raised", one line)."""
+    # A process group of its own: Ctrl-C in the terminal reaches the driver alone, which tells its children once.
+    os.setpgid(0, 0)
+    _write_output_to(log)
+    _stop_without_driver()
+    try:
+        module, _, function = target.partition(":")
+        summary: dict[str, Any] = getattr(importlib.import_module(module), function)(run)
+        result.send(("returned", summary))
+    except Exception as error:
+        traceback.print_exc()
+        result.send(("raised", one_line(error)))
+    sys.stdout.flush()
+    sys.stderr.flush()
+
+
+def one_line(error: BaseException) -> str:
+    """The error without a traceback; the type's name where the message alone would say little."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    text = "; ".join(lines) if isinstance(error, ValueError) else " ".join(lines[:1])
+    plain = type(error).__name__ in ("ConfigError", "DataError", "RunError")  # their messages say all
+    return text if plain else f"{type(error).__name__}: {text}"
+
+
+def _write_output_to(log: Path) -> None:
+    """Prints, warnings and what libraries write past Python; the terminal belongs to the display."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    for stream in (1, 2):
+        os.dup2(file, stream)
+    os.close(file)
+
+
+def _stop_without_driver() -> None:
+    """A run whose driver was killed checkpoints and stops instead of going on unseen."""
+    driver = parent_process()
+    if driver is None:
+        return
+
+    def watch() -> None:
+        wait([driver.sentinel])
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=watch, daemon=True, name="driver-watch").start()

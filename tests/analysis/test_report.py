@@ -1,0 +1,219 @@
+"""From made-up run folders with a known frontier to the tables, figures and page."""
+
+from __future__ import annotations
+
+import csv
+import re
+import xml.etree.ElementTree as ElementTree
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from analysis.__main__ import main
+from analysis.load import load_sweep
+from analysis.report import ReportFiles, write_report
+from analysis.summary import compare
+from analysis.tables import kl_efficiency_rows, summary_table
+from tests.analysis.made_up import config, rows, write_run
+
+
+def fill(sweep: Path) -> None:
+    """APA on seeds 0, 1, 2 and PPO on 0, 1, whose third run failed; one run unfinished, one of another stage.
+
+    With u = sqrt(KL), APA's gain is slope * u on [0, 2] with slopes 1, 2, 3; so E(K) = slope * sqrt(K) / 2, the gain at
+    K is slope * sqrt(K). PPO is flat from u = 1 on, and its longest KL is 1: at K = 4, E = (0.5 + 1) / 2 * gain.
+    """
+    samples = [
+        {"step": step, "iteration": step, "prompt": prompt, "response": text, "reward": reward, "ended": ended}
+        for step, prompt, text, reward, ended in (
+            (0, "Say <hello>", "no & never", -0.5, True),
+            (0, "Count", "one two", 0.25, False),
+            (4, "Say <hello>", "hello\nthere", 1.75, True),
+            (4, "Count", "one two three", 0.5, True),
+        )
+    ]
+    for seed, slope in enumerate((1.0, 2.0, 3.0)):
+        apa = rows([0, 1, 4], [0.5, 0.5 + slope, 0.5 + 2 * slope], gold=[0.1, 0.2, 0.3 * slope])
+        write_run(sweep, f"apa-s{seed}-00000000", config("apa", seed), apa, samples=samples)
+    for seed, gain in enumerate((1.0, 3.0)):
+        ppo = rows([0, 1], [0.5, 0.5 + gain], gold=[0.1, 0.2])
+        write_run(sweep, f"ppo-s{seed}-00000000", config("ppo", seed), ppo)
+    broken = rows([0, 1], [0.5, 1.5])
+    write_run(sweep, "ppo-s2-00000000", config("ppo", 2), broken, status="failed", error="ValueError: <loss> is NaN")
+    write_run(sweep, "awr-s0-00000000", config("awr", 0), broken, status=None)
+    write_run(sweep, "sft-s0-00000000", config("apa", 0, stage__name="sft"), [{"step": 1, "train/loss": 2.0}])
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory: pytest.TempPathFactory) -> ReportFiles:
+    sweep = tmp_path_factory.mktemp("runs") / "made_up"
+    fill(sweep)
+    return write_report(sweep)
+
+
+def read_csv(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def test_kl_efficiency_csv(report: ReportFiles) -> None:
+    found = {(row["algo"], float(row["kl_budget"])): row for row in read_csv(report.kl_efficiency_csv)}
+    assert list(found) == [("apa", 4.0), ("apa", 1.0), ("ppo", 4.0), ("ppo", 1.0)]
+    # APA at K = 4: 1, 2, 3, whose Student t interval is 2 -+ 2.484138; at K = 1 half of each.
+    apa = found["apa", 4.0]
+    numbers = [float(apa[key]) for key in ("kl_efficiency", "ci_low", "ci_high", "reward_gain_at_budget")]
+    assert numbers == pytest.approx([2.0, -0.484138, 4.484138, 4.0], abs=1e-6)
+    assert (apa["label"], apa["seeds"], apa["ci_method"], apa["runs_below_budget"]) == ("", "3", "student_t", "0")
+    apa = found["apa", 1.0]
+    numbers = [float(apa[key]) for key in ("kl_efficiency", "ci_low", "ci_high", "reward_gain_at_budget")]
+    assert numbers == pytest.approx([1.0, -0.242069, 2.242069, 2.0], abs=1e-6)
+    # PPO at K = 4: gains 1 and 3, E = 0.75 * gain; two seeds have no interval, and both runs stopped short.
+    ppo = found["ppo", 4.0]
+    assert float(ppo["kl_efficiency"]) == pytest.approx(1.5)
+    assert (ppo["ci_low"], ppo["ci_high"], ppo["ci_method"], ppo["runs_below_budget"]) == ("", "", "none", "2")
+    assert [float(ppo["kl_efficiency_min"]), float(ppo["kl_efficiency_max"])] == pytest.approx([0.75, 2.25])
+    assert [float(ppo["reward_before"]), float(ppo["reward_after"])] == pytest.approx([0.5, 2.5])
+    assert found["ppo", 1.0]["runs_below_budget"] == "0"
+
+
+def test_runs_csv_lists_every_folder(report: ReportFiles) -> None:
+    found = {row["run"]: row for row in read_csv(report.runs_csv)}
+    assert len(found) == 8
+    assert found["ppo-s2-00000000"]["reason"] == "failed: ValueError: <loss> is NaN"
+    assert found["awr-s0-00000000"]["status"] == "unfinished"
+    assert (found["sft-s0-00000000"]["stage"], found["sft-s0-00000000"]["compared"]) == ("sft", "False")
+    apa = found["apa-s2-00000000"]
+    assert (apa["seed"], apa["compared"], apa["reason"], apa["wall_seconds"]) == ("2", "True", "", "12.5")
+    assert [float(apa[key]) for key in ("kl_efficiency", "largest_kl", "eval/reward")] == pytest.approx([3, 4, 6.5])
+
+
+def test_notes_say_what_a_reader_must_know(report: ReportFiles) -> None:
+    assert report.comparison.notes == [
+        "ppo has no usable run of seed 2; its row rests on the others.",
+        "ppo: 2 of 2 runs never spent 4 nats; beyond a run's largest KL its gain is taken as constant.",
+    ]
+    assert [item.record.id for item in report.comparison.excluded] == ["awr-s0-00000000", "ppo-s2-00000000"]
+
+
+def test_figures_are_images(report: ReportFiles) -> None:
+    assert [path.name for path in report.figures] == ["frontier.png", "frontier.svg", "reward_kl.png", "reward_kl.svg"]
+    for path in report.figures:
+        if path.suffix == ".png":
+            assert path.read_bytes().startswith(b"\x89PNG")
+        else:
+            ElementTree.parse(path)
+
+
+class Text(HTMLParser):
+    """The words of a page, its tags and its ids."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.words: list[str] = []
+        self.tags: list[str] = []
+        self.ids: list[str] = []
+        self.feed(html)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.ids += [value for name, value in attrs if name == "id" and value]
+
+    def handle_data(self, data: str) -> None:
+        self.words.append(data)
+
+
+def test_page(report: ReportFiles) -> None:
+    html = report.html.read_text(encoding="utf-8")
+    page = Text(html)
+    text = re.sub(r"\s+", " ", " ".join(page.words))
+    assert "2.000 [\N{MINUS SIGN}0.484, 4.484]" in text and "1.500 (0.750 to 2.250)\N{DAGGER}" in text
+    assert "0.500 \N{RIGHTWARDS ARROW} 4.500" in text  # APA's reward, before 0.5, after 2.5, 4.5 and 6.5
+    assert "0.100 \N{RIGHTWARDS ARROW} 0.600" in text  # its gold reward, after 0.3, 0.6, 0.9
+    assert "failed: ValueError: <loss> is NaN" in text  # escaped in the source, whole on the page
+    assert "Say <hello>" in text and "no & never" in text and "hello there" in text
+    assert "reward \N{MINUS SIGN}0.500" in text and "cut off at the longest length" in text
+    for fact in ("0cde85c", "bench", "Some CPU", "torch 2.13.0", "62 in all", "321 MB", "cpu, fp32, 1"):
+        assert fact in text
+    assert page.tags.count("svg") == 2 and "script" not in page.tags
+    # Nothing from elsewhere: the only addresses are the names of SVG's own namespaces.
+    assert set(re.findall(r"https?://[^\"'<>\s)]+", html)) <= {
+        "http://www.w3.org/2000/svg",
+        "http://www.w3.org/1999/xlink",
+    }
+    assert len(page.ids) == len(set(page.ids))
+    assert set(re.findall(r'(?:url\(#|xlink:href="#)([^)"]+)', html)) <= set(page.ids)
+    assert "prefers-color-scheme: dark" in html
+
+
+def test_a_report_can_be_remade(report: ReportFiles) -> None:
+    paths = [report.runs_csv, report.kl_efficiency_csv, report.html, *report.figures]
+    before = [path.read_bytes() for path in paths]
+    write_report(report.html.parent)
+    assert [path.read_bytes() for path in paths] == before
+
+
+def printed(table: object, width: int = 80) -> str:
+    console = Console(width=width)
+    with console.capture() as capture:
+        console.print(table)
+    return capture.get()
+
+
+def test_summary_table_fits_the_terminal(report: ReportFiles) -> None:
+    lines = printed(summary_table(report.comparison)).splitlines()
+    apa = next(line for line in lines if line.split()[:1] == ["apa"])
+    assert re.split(r"\s{2,}", apa.strip()) == [
+        "apa",
+        "3",
+        "0.50 \N{RIGHTWARDS ARROW} 4.50",
+        "0.10 \N{RIGHTWARDS ARROW} 0.60",
+        "4.00",
+        "2.000 [\N{MINUS SIGN}0.484, 4.484]",
+    ]
+    ppo = next(line for line in lines if line.split()[:1] == ["ppo"])
+    assert ppo.rstrip().endswith("1.00  1.500 (0.750 to 2.250)\N{DAGGER}")
+    assert "Left out: 2 runs; the report says why." in "\n".join(lines)
+
+
+def test_settings_of_one_algorithm_are_rows_of_their_own(tmp_path: Path) -> None:
+    for lam, gain in ((0.1, 1.0), (10.0, 2.0)):
+        for seed in (0, 1):
+            made = rows([0, 1], [0, gain])
+            write_run(tmp_path, f"apa-{lam}-{seed}", config("apa", seed, algo__lam=lam), made)
+    comparison = compare(load_sweep(tmp_path))
+    table = {setting.name: setting.budgets[1].kl_efficiency.mean for setting in comparison.settings}
+    assert table == pytest.approx({"apa (lam=0.1)": 0.5, "apa (lam=10)": 1.0})
+    assert "apa (lam=10)" in printed(summary_table(comparison))
+    labels = [row["label"] for row in kl_efficiency_rows(comparison.settings)]
+    assert labels == ["lam=0.1", "lam=0.1", "lam=10", "lam=10"]
+
+
+def test_runs_of_different_length(tmp_path: Path) -> None:
+    # Seed 0 stops at u = 1 with gain 1 (constant after), seed 1 goes on to gain 2 at u = 2. At K = 4: 0.75 and 1.
+    write_run(tmp_path, "apa-s0", config("apa", 0), rows([0, 1], [0, 1]))
+    write_run(tmp_path, "apa-s1", config("apa", 1), rows([0, 1, 4], [0, 1, 2]))
+    headline = compare(load_sweep(tmp_path)).settings[0].headline
+    assert (headline.kl_efficiency.minimum, headline.kl_efficiency.maximum) == pytest.approx((0.75, 1.0))
+    assert (headline.gain.mean, headline.short_runs) == (1.5, 1)
+
+
+def test_no_run_to_compare_still_gives_a_report(tmp_path: Path) -> None:
+    write_run(tmp_path, "apa-s0", config("apa", 0), [], status="interrupted")
+    files = write_report(tmp_path)
+    assert read_csv(files.kl_efficiency_csv) == []
+    assert "interrupted" in files.html.read_text(encoding="utf-8")
+    assert "No finished run to compare." in printed(summary_table(files.comparison))
+
+
+def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    sweep = tmp_path / "made_up"
+    fill(sweep)
+    assert main(["report", str(sweep)]) == 0
+    printed_lines = capsys.readouterr().out
+    assert str(sweep / "report.html") in printed_lines and "KL efficiency" in printed_lines
+    assert main(["report", str(tmp_path / "nonesuch")]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == "" and captured.err.count("\n") == 1
+    assert captured.err.startswith(f"analysis: {tmp_path / 'nonesuch'}: no such folder; give a sweep's folder")

@@ -1,0 +1,43 @@
+"""The default config and variants of it, composed as main.py composes them."""
+
+from __future__ import annotations
+
+import copy
+import functools
+from pathlib import Path
+from typing import Any
+
+import hydra
+from omegaconf import OmegaConf
+
+import sweeps
+from rlhf.config import RunConfig
+from rlhf.config.check import checked_config
+from sweeps.experiment import run_mapping
+
+CONF = Path(__file__).resolve().parents[2] / "conf"
+
+
+@functools.cache
+def _register() -> None:
+    sweeps.register()
+
+
+@functools.cache
+def _compose(overrides: tuple[str, ...]) -> dict[str, Any]:
+    _register()
+    old = hydra.__version__.startswith("1.3")
+    with hydra.initialize_config_dir(str(CONF), **({"version_base": "1.3"} if old else {})):
+        return run_mapping(hydra.compose("config", overrides=list(overrides)))
+
+
+def composed(*overrides: str) -> dict[str, Any]:
+    """The plain mapping of `python main.py <overrides>`."""
+    return copy.deepcopy(_compose(overrides))
+
+
+def config(*overrides: str) -> RunConfig:
+    """Checked; Hydra composes the groups alone, once each, since it takes its time, and the values are put on top."""
+    groups = tuple(text for text in overrides if (CONF / text.partition("=")[0]).is_dir())
+    values = OmegaConf.from_dotlist([text for text in overrides if text not in groups])
+    return checked_config(run_mapping(OmegaConf.merge(OmegaConf.create(_compose(groups)), values)))

@@ -1,0 +1,49 @@
+"""Every YAML of conf/ composes into a config that passes the checks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from rlhf.config import ALGO_CONFIGS
+from tests.config.composed import CONF, composed, config
+
+FOLDERS = [folder for folder in CONF.iterdir() if folder.is_dir()]
+GROUPS = {folder.name: sorted(file.stem for file in folder.glob("*.yaml")) for folder in FOLDERS}
+
+# source=random brings a tokenizer for made-up languages alone.
+REAL_MODEL = {"dataset": ["model=smollm2_135m"]}
+
+
+@pytest.mark.parametrize(
+    "choice", [f"{group}={name}" for group in sorted(GROUPS) if group != "tuned" for name in GROUPS[group]]
+)
+def test_every_file_composes(choice):
+    group, _, name = choice.partition("=")
+    real = REAL_MODEL.get(group, []) if name != "letters" else []
+    run = config(choice, *real)
+    named = {"algo": run.algo.name, "stage": run.stage.name, "model": run.model.name, "dataset": run.dataset.name}
+    assert named.get(group, name) == name
+
+
+def test_every_algorithm_has_a_file():
+    assert set(GROUPS["algo"]) == set(ALGO_CONFIGS)
+
+
+@pytest.mark.parametrize("file", sorted((CONF / "tuned").glob("*.yaml")), ids=lambda file: file.stem)
+def test_every_tuned_file_is_reached(file: Path):
+    model, dataset, algo = file.stem.split("-")
+    assert model in GROUPS["model"] and dataset in GROUPS["dataset"] and algo in GROUPS["algo"]
+
+
+def test_tuned_settings_lie_between_groups_and_command_line():
+    generic = config("model=smollm2_135m").algo
+    tuned = config().algo
+    assert (generic.lam, tuned.lam) == (0.1, 0.5)  # type: ignore[attr-defined]
+    assert composed("algo.lam=3")["algo"]["lam"] == 3
+    assert composed("algo=ppo", "model=tiny")["algo"]["name"] == "ppo"
+
+
+def test_debug_wins_over_the_groups():
+    assert config("debug=one_step", "model=smollm2_135m").sft.steps == 2

@@ -1,0 +1,78 @@
+"""Overrides read before Hydra composes, and the grid they span."""
+
+from __future__ import annotations
+
+import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
+
+from rlhf.config.build import ConfigError
+from sweeps.grid_sweeper import grid
+from sweeps.overrides import refuse_unknown
+from tests.config.composed import CONF
+
+
+@pytest.mark.parametrize(
+    ("overrides", "problem"),
+    [
+        ("algo.lamda=1", "algo.lamda: no such option; did you mean algo.lam?"),
+        ("++algo.lamda=1", "algo.lamda: no such option; did you mean algo.lam?"),
+        ("algo=ppo algo.lam=1", "algo.lam: no such option of algo=ppo"),
+        ("algo=apa,ppo algo.lam=1,2", "algo.lam: no such option of algo=ppo"),
+        ("alg=ppo", "alg: no such option; did you mean algo?"),
+        ("model=tiny,smol", "model=smol: no such option; there are"),
+        ("+sweep=nothing", "sweep=nothing: no such option; there are"),
+        ("seed", "seed: not of the form key=value"),
+        ("optimization.lr=1", "optimization.lr: no such option; did you mean optimization.learning_rate?"),
+    ],
+)
+def test_refuses(overrides, problem):
+    with pytest.raises(ConfigError) as error:
+        refuse_unknown(overrides.split(), CONF)
+    assert len(error.value.problems) == 1 and error.value.problems[0].startswith(problem)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        "algo=apa,awr algo.lam=0.1,1",
+        "algo=glob(*) seed=range(3)",
+        "algo.kl.target=3 algo=ppo",
+        "experiment=null debug=one_step",
+        "debug=[one_step,overfit]",
+        "hydra.sweeper.params.x=1 hydra/launcher=basic +hydra.job.env_set.A=b",
+        "~debug optimization.betas.0=0.8",
+        "algo.kl={target:3} algo=ppo",
+    ],
+)
+def test_lets_pass(overrides):
+    refuse_unknown(overrides.split(), CONF)
+
+
+def cells(*overrides: str) -> list[tuple[str, list[str]]]:
+    return [(cell.name, cell.overrides) for cell in grid(OverridesParser.create().parse_overrides(list(overrides)))]
+
+
+def test_the_grid_is_the_product_of_all_lists():
+    assert cells("algo=apa,ppo", "seed=range(2)", "rollout.iterations=3") == [
+        ("algo=apa seed=0", ["algo=apa", "seed=0", "rollout.iterations=3"]),
+        ("algo=apa seed=1", ["algo=apa", "seed=1", "rollout.iterations=3"]),
+        ("algo=ppo seed=0", ["algo=ppo", "seed=0", "rollout.iterations=3"]),
+        ("algo=ppo seed=1", ["algo=ppo", "seed=1", "rollout.iterations=3"]),
+    ]
+
+
+def test_the_last_of_two_wins():
+    assert cells("seed=0,1", "seed=5") == [("", ["seed=5"])]
+
+
+@pytest.mark.parametrize(
+    ("override", "problem"),
+    [
+        ("hardware.threads=1,2", "hardware.threads: no sweep axis"),
+        ("algo.lam=interval(0,1)", "algo.lam=interval(0,1): a grid takes lists"),
+    ],
+)
+def test_what_is_no_axis(override, problem):
+    with pytest.raises(ConfigError) as error:
+        cells(override)
+    assert error.value.problems[0].startswith(problem)

@@ -1,0 +1,130 @@
+"""The command line, as a subprocess: mistakes are one line and exit code 2, help is quick, a sweep ends in a table."""
+
+from __future__ import annotations
+
+import json
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+STAND_IN = "hydra.launcher.target=tests.sweeps.stand_in:execute"
+HEAVY = ("torch", "transformers", "optuna", "wandb", "matplotlib", "peft", "submitit")
+
+
+def command(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    words = [sys.executable, str(ROOT / "main.py"), *arguments]
+    return subprocess.run(words, cwd=cwd, capture_output=True, text=True, timeout=60)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "lines"),
+    [
+        (["+algo.lamda=1"], ["config error: algo.lamda: no such option; did you mean algo.lam?"]),
+        (["-m", "algo=apo,ppo"], ["config error: algo=apo: no such option; there are apa, awr, ppo"]),
+        (["dataset.path=/nonexistent"], ["config error: dataset.path: /nonexistent does not exist"]),
+        (
+            ["-m", "seed=0,abc", "algo=apa,ppo", "optimization.betas=[0.9]"],
+            [
+                "config error: seed=0 algo=apa (and 1 more): optimization.betas: 1 numbers; AdamW has two",
+                "config error: seed=abc algo=apa (and 1 more): seed: 'abc' is not an integer",
+            ],
+        ),
+        (
+            ["-m", "hardware=cpu,gpu"],
+            ["config error: hardware: no sweep axis, since other hardware gives other bits; choose one"],
+        ),
+    ],
+)
+def test_a_mistake_is_one_line_and_nothing_is_launched(tmp_path, arguments, lines):
+    done = command(*arguments, STAND_IN, cwd=tmp_path)
+    assert done.returncode == 2
+    assert sorted(done.stderr.splitlines()) == sorted(lines)
+    assert done.stdout == ""
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_hydras_own_mistakes_have_no_traceback(tmp_path):
+    done = command("seed=0,1", cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr.startswith("config error: Ambiguous value for argument 'seed=0,1'")
+    assert len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["--cfg", "job", "algo=ppo"]])
+def test_help_and_cfg_import_nothing_heavy(tmp_path, arguments):
+    program = f"""
+import runpy, sys
+sys.path.insert(0, {str(ROOT)!r})
+sys.argv = ["main.py", *{arguments!r}]
+try:
+    runpy.run_path({str(ROOT / "main.py")!r}, run_name="__main__")
+finally:
+    print("heavy:", [name for name in {HEAVY!r} if name in sys.modules])
+"""
+    done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert done.stdout.splitlines()[-1] == "heavy: []", done.stderr
+    assert "ratio_clip: 0.2" in done.stdout or "--cfg" not in arguments
+
+
+def test_help_is_cheaper_than_torch(tmp_path):
+    pytest.importorskip("torch")
+
+    def cpu_seconds(*words: str) -> float:
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        subprocess.run([sys.executable, *words], cwd=tmp_path, stdout=subprocess.DEVNULL, check=True, timeout=60)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+    assert min(cpu_seconds(str(ROOT / "main.py"), "--help") for _ in range(2)) < 0.6 * cpu_seconds("-c", "import torch")
+
+
+def test_hydras_keys_pass(tmp_path):
+    done = command("--cfg", "job", "-p", "algo", "hydra.job.name=x", "~tracking.tags", "++algo.lam=0.25", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "lam: 0.25" in done.stdout
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_sweep_from_any_folder_goes_on_when_typed_again_and_ends_in_a_table(tmp_path):
+    arguments = ["-m", "algo=apa,awr", "seed=range(2)", "sweep_name=first", STAND_IN]
+    (tmp_path / "fates.json").write_text(json.dumps({"awr-s1": "raise"}))
+    done = command(*arguments, cwd=tmp_path)
+    assert done.returncode == 1
+    assert "3 of 4 runs finished" in done.stdout
+    assert done.stdout.splitlines()[-1].startswith("rerun just these: python ")
+
+    (tmp_path / "fates.json").write_text("{}")
+    done = command(*arguments, cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, ""), done.stdout + done.stderr
+    assert "4 runs, 3 finished earlier" in done.stdout and "4 of 4 runs finished" in done.stdout
+    assert "report: runs/first/report.html" in done.stdout
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["cache", "fates.json", "runs", "started.txt"]
+    ids = sorted(folder.name[:6] for folder in (tmp_path / "runs/first").iterdir() if folder.name[:3] in ("apa", "awr"))
+    assert ids == ["apa-s0", "apa-s1", "awr-s0", "awr-s1"]
+
+    again = command(*arguments, cwd=tmp_path)
+    assert "all 4 runs finished" in again.stdout and "report: runs/first/report.html" in again.stdout
+    assert len((tmp_path / "started.txt").read_text().splitlines()) == 7
+
+
+def test_a_foreign_sweeper_is_told_the_tuned_metric(tmp_path):
+    program = f"""
+import sys
+sys.path.insert(0, {str(ROOT)!r})
+import main
+from sweeps.local_launcher import LocalLauncher
+launch = LocalLauncher.launch
+def told(self, job_overrides, initial_job_idx):
+    jobs = launch(self, job_overrides, initial_job_idx)
+    print("told:", [job.return_value for job in jobs])
+    return jobs
+LocalLauncher.launch = told
+sys.argv = ["main.py", "-m", "hydra/sweeper=basic", "hydra.sweep.dir=.", {STAND_IN!r}, "algo=apa,awr"]
+main.main()
+"""
+    done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert "told: [1.0, 1.0]" in done.stdout, done.stdout + done.stderr
