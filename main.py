@@ -61,7 +61,7 @@ def _hydra(arguments: list[str]) -> None:
 
 def _leave(error: Exception) -> NoReturn:
     code = _exit_code(error)
-    if os.environ.get("RLHF_TRACEBACK") == "1":
+    if os.environ.get("RLHF_TRACEBACK") == "1" and code != 130:
         traceback.print_exception(error)
     sys.exit(code)
 

@@ -120,6 +120,7 @@ class Display:
     def __enter__(self) -> Display:
         if self._live is not None:
             self._live.start()
+            self._live.update(self._table(), refresh=True)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -202,7 +203,9 @@ def watching(runs: Sequence[RunConfig], console: Console) -> Iterator[None]:
 
     def look() -> None:
         with display:
-            while not stop.wait(LOOK_EVERY):
+            stopping = False
+            while not stopping:
+                stopping = stop.wait(LOOK_EVERY)
                 finished = [o for o in whole if _has_finished(o.folder, started if o.run.overwrite else 0.0)]
                 display.update([o.folder for o in whole if o not in finished][:1], finished)
 

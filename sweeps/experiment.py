@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from hydra.core.utils import JobReturn, JobStatus
 from rich.console import Console
@@ -30,6 +30,9 @@ if TYPE_CHECKING:
 # What a sweeper that looks for good settings is told of a run.
 TUNED_METRIC = "eval/reward"
 
+# What the last line of a single run tells.
+RESULTS = {"reward": "eval/reward", "gold reward": "eval/gold_reward", "KL": "eval/kl"}
+
 
 class Stopped(Exception):
     """The command ends here with this exit code; all there is to say has been printed."""
@@ -39,7 +42,8 @@ class Stopped(Exception):
         self.exit_code = exit_code
 
 
-class Launcher(Protocol):
+@runtime_checkable
+class RunLauncher(Protocol):
     """What an experiment asks of a launcher; `sweeps.local_launcher` has the first."""
 
     slots: int
@@ -53,7 +57,7 @@ class Launcher(Protocol):
     def cancel(self, *, kill: bool = False) -> None: ...
 
 
-def run_experiment(runs: Sequence[RunConfig], launcher: Launcher) -> list[Outcome]:
+def run_experiment(runs: Sequence[RunConfig], launcher: RunLauncher) -> list[Outcome]:
     """All runs to their end, whatever happens to one of them; those finished earlier are not started again.
 
     Raises:
@@ -109,12 +113,13 @@ def run_single(run: RunConfig) -> dict[str, Any]:
     if summary.get("status") == "interrupted":
         console.print(f"{run_id(run)} interrupted; the same command goes on where it stopped")
         raise Stopped(130)
-    console.print(f"{run_id(run)} {summary.get('status', 'finished')}: {run_folder(run)}")
+    scores = [f"{name} {summary[key]:.3f}" for name, key in RESULTS.items() if key in summary]
+    console.print(f"{', '.join([f'{run_id(run)} finished', *scores])}: {run_folder(run)}")
     return summary
 
 
 def hydra_returns(
-    launcher: Launcher, context: HydraContext, config: DictConfig, job_overrides: Sequence[Sequence[str]]
+    launcher: RunLauncher, context: HydraContext, config: DictConfig, job_overrides: Sequence[Sequence[str]]
 ) -> list[JobReturn]:
     """`run_experiment` in the form that sweepers other than ours expect of a launcher."""
     composed = [context.config_loader.load_sweep_config(config, list(overrides)) for overrides in job_overrides]
@@ -153,7 +158,7 @@ def _over(run: RunConfig) -> dict[str, Any] | None:
     return summary if summary.get("status") in ("finished", "pruned") else None
 
 
-def _drive(todo: Sequence[RunConfig], launcher: Launcher, console: Console) -> dict[Path, Outcome]:
+def _drive(todo: Sequence[RunConfig], launcher: RunLauncher, console: Console) -> dict[Path, Outcome]:
     """Start each run when its inputs are finished, until none is left or the user stops it."""
     plan, needs = _plan(todo)
     waiting = dict(plan)

@@ -49,15 +49,14 @@ class GridSweeper(Sweeper):
         """
         from hydra.core.override_parser.overrides_parser import OverridesParser
 
-        from sweeps.experiment import run_experiment
-        from sweeps.local_launcher import LocalLauncher
+        from sweeps.experiment import RunLauncher, run_experiment
 
         parser = OverridesParser.create(config_loader=self.context.config_loader)
         params = [f"{key}={value}" for key, value in self.params.items()]
         cells = grid(parser.parse_overrides([*params, *arguments]))
         runs = self._checked(cells)
         assert self.launcher is not None
-        if isinstance(self.launcher, LocalLauncher):
+        if isinstance(self.launcher, RunLauncher):
             return run_experiment(runs, self.launcher)
         return self.launcher.launch([cell.overrides for cell in cells], initial_job_idx=0)
 

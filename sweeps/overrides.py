@@ -33,7 +33,7 @@ def refuse_unknown(overrides: list[str], conf: Path) -> None:
             parsed.append(parser.parse_override(text))
         except HydraException:
             problems.append(f"{text}: not of the form key=value")
-    algos = _chosen_algos(parsed)
+    algos = _chosen_algos(parsed) or [_default_algo(conf)]
     for override in parsed:
         key = override.key_or_group
         if key in groups:
@@ -53,12 +53,18 @@ def _is_hydras(key: str) -> bool:
 
 
 def _chosen_algos(overrides: list[Override]) -> list[str]:
-    """The algorithms that the runs can have: those typed, else the default or what an experiment or sweep chooses."""
+    """The algorithms typed, or all where an experiment or sweep may choose; none: the default stays."""
     typed = [override for override in overrides if override.key_or_group == "algo" and not override.is_delete()]
     if typed:
         return [name for name in _choices(typed[-1]) if name in ALGO_CONFIGS] or list(ALGO_CONFIGS)
     chosen_elsewhere = any(override.key_or_group in ("experiment", "sweep") for override in overrides)
-    return list(ALGO_CONFIGS) if chosen_elsewhere else ["apa"]
+    return list(ALGO_CONFIGS) if chosen_elsewhere else []
+
+
+def _default_algo(conf: Path) -> str:
+    from omegaconf import OmegaConf
+
+    return next(entry["algo"] for entry in OmegaConf.load(conf / "config.yaml").defaults if "algo" in entry)
 
 
 def _choices(override: Override) -> list[str]:

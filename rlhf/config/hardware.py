@@ -14,6 +14,9 @@ class HardwareConfig:
     threads: int = setting(
         "torch threads of one run; part of its identity, since another number gives other bits", low=1
     )
+    input_threads: int = setting(
+        "torch threads of SFT and reward-model runs that come before RL and have the machine to themselves", low=1
+    )
     parallel_runs: int | None = setting(
         "runs at a time in a sweep; null: as many as the cores and memory carry", low=1, identity=False
     )

@@ -60,6 +60,7 @@ def input_runs(config: RunConfig) -> list[RunConfig]:
                 checkpoint_every=config.checkpoint.checkpoint_every,
                 save_final="full",
             ),
+            hardware=dataclasses.replace(config.hardware, threads=config.hardware.input_threads),
             tracking=dataclasses.replace(config.tracking, wandb="off"),
         )
         for stage in stages

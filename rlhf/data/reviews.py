@@ -13,7 +13,7 @@ Preference pairs say that a positive text is better than a negative one. Two rev
 pair on one prompt has to be found: it is two passages, one of a positive and one of a negative review, that begin
 with the same three words ("The acting is ..."). Those are the prompt, what follows in each review are the two answers,
 and both are real text as it was written, so that nothing but what they say tells them apart. Passages begin at any
-sentence of a review, since only 740 pairs of whole reviews begin alike. A passage inherits the label of its review,
+sentence of a review: fewer than 740 pairs of whole reviews begin alike. A passage inherits the label of its review,
 which makes the labels noisy. Held-out texts are those whose first three words fall on that side by a seeded coin, so
 held-out prompts, of three words or of eight, begin like none that is trained on.
 """
@@ -39,7 +39,7 @@ PROMPT_WORDS = 8
 SHARED_WORDS = 3
 MIN_RESPONSE_WORDS = 4
 WORDS_PER_TOKEN = 0.6
-"""A response of max_new_tokens * 0.6 words fits: SmolLM2 takes 1.3 tokens for a word of these reviews, and an EOS."""
+"""max_new_tokens * 0.6 words and an EOS fit in 98 of 100 responses: SmolLM2 takes 1.3 tokens for a word."""
 
 _ABBREVIATIONS = {"Mr.", "Mrs.", "Ms.", "Dr.", "St.", "vs."}
 
@@ -94,7 +94,7 @@ class SentimentGold:
         passages, labels = [], []
         for review in self._reviews:
             words = review.text.split()[:120]
-            # Pieces as short as a response: accuracy on such ones is .684, trained on whole reviews .673.
+            # Pieces as short as a response: accuracy on such ones is .685, trained on whole reviews .673.
             for start in range(0, len(words), 40):
                 passages.append(" ".join(words[start : start + 40]))
                 labels.append(review.positive)

@@ -71,6 +71,5 @@ def test_the_real_conversion_changes_no_logit(tmp_path: Path):
     with torch.no_grad():
         logits, expected = model(**batch).logits, original(**batch).logits
         assert torch.equal(logits, expected)
-        english = tokenizer("The cat sat on the mat and looked out of the window.", return_tensors="pt").input_ids
-        loss = model(english, labels=english).loss
-    assert 1.5 < float(loss) < 3.5  # English, not noise, which would cost log(49152) = 10.8 nats a token
+        france = tokenizer("The capital of France is", return_tensors="pt")
+        assert tokenizer.decode(model(**france).logits[0, -1].argmax()) == " Paris"

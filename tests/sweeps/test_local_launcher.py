@@ -46,7 +46,7 @@ def status(run: RunConfig) -> dict:
     return json.loads((run_folder(run) / "summary.json").read_text())
 
 
-def test_inputs_first_and_once_then_all_runs_and_a_report(tmp_path, capsys):
+def test_inputs_first_and_once_then_all_runs_and_a_report(monkeypatch, tmp_path, capsys):
     grid = runs(tmp_path, "apa", "ppo", "awr")
     outcomes = run_experiment(grid, LocalLauncher(TARGET))
     assert [outcome.status for outcome in outcomes] == ["finished"] * 3
@@ -58,6 +58,7 @@ def test_inputs_first_and_once_then_all_runs_and_a_report(tmp_path, capsys):
     assert "3 runs; at most 2 at a time (hardware.parallel_runs)" in printed
     assert "3 of 3 runs finished" in printed and f"report: {tmp_path}/runs/default/report.html" in printed
 
+    monkeypatch.setattr("sweeps.experiment._report", lambda folder, console: None)
     run_experiment(grid, LocalLauncher(TARGET))
     assert len(started(tmp_path)) == 5
     assert "all 3 runs finished" in capsys.readouterr().out

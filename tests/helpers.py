@@ -1,0 +1,135 @@
+"""Tiny random models of five architectures, rollouts of unequal lengths, and config values, for the tests beside this.
+
+Weights are drawn much wider than a real initialisation, so that logprobs differ from token to token and from the
+uniform, and a mask or position that is off by one shows at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from transformers import (
+    AutoModelForCausalLM,
+    GPTJConfig,
+    GPTNeoConfig,
+    GPTNeoXConfig,
+    LlamaConfig,
+    PreTrainedModel,
+    PretrainedConfig,
+    Qwen2Config,
+)
+
+from rlhf.batches import Rollouts, pad
+from rlhf.config import TrainableConfig, ValueConfig
+from rlhf.models import PolicyModels, build_models
+from rlhf.random import generator
+
+VOCAB, WIDTH, LAYERS, PAD, EOS = 23, 16, 3, 0, 1
+_SHARED = {"vocab_size": VOCAB, "pad_token_id": PAD, "eos_token_id": EOS, "bos_token_id": None}
+_LLAMA = {
+    "hidden_size": WIDTH,
+    "num_hidden_layers": LAYERS,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "intermediate_size": 2 * WIDTH,
+    "max_position_embeddings": 64,
+}
+ARCHITECTURES: dict[str, Callable[[], PretrainedConfig]] = {
+    "gpt_neox": lambda: GPTNeoXConfig(
+        hidden_size=WIDTH,
+        num_hidden_layers=LAYERS,
+        num_attention_heads=2,
+        intermediate_size=2 * WIDTH,
+        max_position_embeddings=64,
+        hidden_dropout=0.0,
+        attention_dropout=0.0,
+        **_SHARED,
+    ),
+    "llama": lambda: LlamaConfig(**_LLAMA, **_SHARED),
+    "qwen2": lambda: Qwen2Config(tie_word_embeddings=True, **_LLAMA, **_SHARED),
+    "gptj": lambda: GPTJConfig(n_embd=WIDTH, n_layer=LAYERS, n_head=2, n_positions=64, rotary_dim=4, **_SHARED),
+    "gpt_neo": lambda: GPTNeoConfig(  # learned positions; a local block between two global ones
+        hidden_size=WIDTH,
+        num_layers=LAYERS,
+        num_heads=2,
+        intermediate_size=2 * WIDTH,
+        max_position_embeddings=64,
+        attention_types=[[["global", "local"], 1], [["global"], 1]],
+        window_size=4,
+        **_SHARED,
+    ),
+}
+MODES = ("all", "last_k", "lora")
+
+
+def tiny_model(architecture: str = "gpt_neox", seed: int = 0, scale: float = 0.25) -> PreTrainedModel:
+    """Three blocks, width 16; every matrix and bias drawn at standard deviation `scale`."""
+    model = AutoModelForCausalLM.from_config(ARCHITECTURES[architecture](), dtype=torch.float32)
+    draws = generator(seed, "tiny model")
+    with torch.no_grad():
+        for parameter in model.parameters():
+            noise = torch.randn(parameter.shape, generator=draws) * scale
+            parameter.copy_(noise if parameter.dim() > 1 else parameter + noise)  # norms stay around 1
+    return model.eval()
+
+
+def trainable(mode: str, last_k: int = 2) -> TrainableConfig:
+    return TrainableConfig(mode=mode, last_k=last_k, lora_rank=2, lora_alpha=4.0, lora_targets=None)
+
+
+def value_settings(network: str = "separate", train: str = "as_policy", head_init_std: float = 0.3) -> ValueConfig:
+    """A head that is not 0, so that values differ from state to state."""
+    return ValueConfig(network=network, train=train, coef=1.0, learning_rate=1e-2, head_init_std=head_init_std)
+
+
+def policy_models(
+    model: PreTrainedModel, mode: str, value: ValueConfig | None = None, temperature: float = 1.0, last_k: int = 2
+) -> PolicyModels:
+    torch.manual_seed(0)
+    settings = value_settings() if value is None else value
+    return build_models(model, trainable(mode, last_k), settings, temperature=temperature, precision="fp32")
+
+
+def nudge(parameters: dict[str, torch.nn.Parameter], size: float = 0.3, seed: int = 1) -> None:
+    """As if training had moved them: LoRA's second matrix starts at 0, where half of its gradients vanish."""
+    draws = generator(seed, "nudge")
+    with torch.no_grad():
+        for parameter in parameters.values():
+            parameter += size * torch.randn(parameter.shape, generator=draws)
+
+
+def random_rollouts(prompt_lengths: list[int], response_lengths: list[int], seed: int = 0) -> Rollouts:
+    """Prompts and responses of random tokens, neither pad nor EOS, the responses padded to the longest."""
+    draws = generator(seed, "rollouts")
+
+    def rows(lengths: list[int]) -> list[list[int]]:
+        return [torch.randint(2, VOCAB, (length,), generator=draws).tolist() for length in lengths]
+
+    prompt_ids, prompt_mask = pad(rows(prompt_lengths), PAD, left=True)
+    response_ids, mask = pad(rows(response_lengths), PAD, left=False)
+    names = [str(i) for i in range(len(prompt_lengths))]
+    return Rollouts(
+        prompt_ids=prompt_ids,
+        prompt_mask=prompt_mask,
+        response_ids=response_ids,
+        mask=mask,
+        ended=torch.ones(len(names), dtype=torch.bool),
+        prompts=names,
+        references=names,
+        responses=names,
+        sampler_logprobs=torch.zeros(mask.shape),
+    )
+
+
+@torch.no_grad()
+def plain_logprobs(model: PreTrainedModel, prompt: list[int], response: list[int], temperature: float = 1.0) -> Tensor:
+    """log pi of each response token by one plain forward of one unpadded text, in float64 after the logits."""
+    logits = model(torch.tensor([prompt + response])).logits[0].double() / temperature
+    logprobs = logits.log_softmax(-1)
+    return torch.stack([logprobs[len(prompt) + t - 1, token] for t, token in enumerate(response)])
+
+
+def unpadded(ids: Tensor, mask: Tensor) -> list[list[int]]:
+    return [row[valid].tolist() for row, valid in zip(ids, mask, strict=True)]

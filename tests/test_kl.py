@@ -1,0 +1,126 @@
+"""KL estimators against exact sums over a small vocabulary, and the controller by hand."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from rlhf.config import KLControlConfig
+from rlhf.kl import CONTROLLERS, AdaptiveKLController, KLController, exact_kl, k1, k3, released_k3, sequence_kl
+from rlhf.random import generator
+
+POLICY = torch.tensor([0.5, 0.25, 0.125, 0.125], dtype=torch.float64)
+INITIAL = torch.tensor([0.25, 0.25, 0.25, 0.25], dtype=torch.float64)
+# KL = 0.5 ln 2 + 0 + 2 * 0.125 ln 0.5 = 0.25 ln 2; chi2 = sum p^2 / q - 1 = 4 (0.25 + 0.0625 + 2 * 0.015625) - 1 = 0.375
+KL, CHI2 = 0.25 * math.log(2), 0.375
+
+
+def mean_under_policy(estimator):
+    """An estimator's mean over tokens of the policy, exactly."""
+    return float((POLICY * estimator(POLICY.log(), INITIAL.log())).sum())
+
+
+def test_k1_and_k3_average_to_the_kl():
+    assert mean_under_policy(k1) == pytest.approx(KL, abs=1e-14)
+    assert mean_under_policy(k3) == pytest.approx(KL, abs=1e-14)
+
+
+def test_the_released_k3_averages_to_chi2_minus_kl():
+    assert mean_under_policy(released_k3) == pytest.approx(CHI2 - KL, abs=1e-14)
+    assert mean_under_policy(released_k3) != pytest.approx(KL, abs=1e-2)
+
+
+def test_k1_may_be_negative_and_k3_never_is():
+    difference = torch.linspace(-3, 3, 101, dtype=torch.float64)
+    zero = torch.zeros_like(difference)
+    assert bool((k1(difference, zero) == difference).all())
+    slow = torch.tensor([math.exp(-d) - 1 + d for d in difference.tolist()], dtype=torch.float64)
+    torch.testing.assert_close(k3(difference, zero), slow)
+    assert bool((k3(difference, zero) >= 0).all())
+
+
+def test_k3_keeps_its_digits_near_zero():
+    # exp(-d) - 1 + d = d^2 / 2 to leading order: 5e-9 at d = 1e-4, where a float32 exp(-d) - 1 has lost everything.
+    assert k3(torch.tensor(1e-4), torch.tensor(0.0)).item() == pytest.approx(5e-9, rel=0.01)
+
+
+def test_exact_kl_by_hand_and_by_a_plain_loop():
+    assert exact_kl(POLICY.log()[None, None], INITIAL.log()[None, None]).item() == pytest.approx(KL, abs=1e-7)
+    logits, reference = torch.randn(2, 2, 3, 9, generator=generator(0, "logits")).double()
+    p, q = logits.softmax(-1), reference.softmax(-1)
+    for b in range(2):
+        for t in range(3):
+            slow = sum(p[b, t, v] * (p[b, t, v] / q[b, t, v]).log() for v in range(9))
+            assert exact_kl(logits, reference)[b, t].item() == pytest.approx(float(slow), rel=1e-5)
+
+
+def test_exact_kl_is_zero_to_the_bit_for_the_same_logits():
+    logits = torch.randn(2, 3, 50, generator=generator(1, "logits"))
+    assert bool((exact_kl(logits, logits.clone()) == 0).all())
+
+
+def test_exact_kl_agrees_with_monte_carlo():
+    logits, reference = torch.randn(2, 1, 1, 30, generator=generator(2, "logits"))
+    exact = exact_kl(logits, reference).item()
+    probabilities = logits[0, 0].double().softmax(-1)
+    tokens = probabilities.multinomial(200_000, replacement=True, generator=generator(2, "tokens"))
+    differences = (logits.double().log_softmax(-1) - reference.double().log_softmax(-1))[0, 0, tokens]
+    standard_error = float(differences.std()) / math.sqrt(len(tokens))
+    assert abs(float(differences.mean()) - exact) < 4 * standard_error
+    assert standard_error < 0.01 * exact  # sharp enough to tell the two directions of the KL apart
+    assert abs(exact_kl(reference, logits).item() - exact) > 10 * standard_error
+
+
+def test_sequence_kl_sums_over_tokens_and_averages_over_responses():
+    mask = torch.tensor([[True, True], [True, False]])
+    # (1 + 2) and 5; the mean over two responses is 4, the mean over three tokens would be 8/3.
+    assert sequence_kl(torch.tensor([[1.0, 2.0], [5.0, float("nan")]]), mask).item() == 4.0
+
+
+@pytest.mark.parametrize(
+    ("kl", "factor"),
+    [
+        (6.0, 1.0),  # at the target nothing moves
+        (6.6, 1.0 + 0.1 * 64 / 1000),  # 10% above: e = 0.1
+        (5.7, 1.0 - 0.05 * 64 / 1000),
+        (100.0, 1.0 + 0.2 * 64 / 1000),  # clipped at +0.2
+        (-3.0, 1.0 - 0.2 * 64 / 1000),  # k1 can be negative; clipped at -0.2
+    ],
+)
+def test_one_step_of_the_adaptive_controller(kl, factor):
+    controller = AdaptiveKLController(0.05, target=6.0, horizon=1000.0)
+    controller.update(kl, 64)
+    assert controller.coef == pytest.approx(0.05 * factor, rel=1e-12)
+
+
+@pytest.mark.parametrize(("kl", "sign"), [(1e9, 1), (0.0, -1)])
+def test_a_horizon_of_10000_moves_beta_by_5_percent_at_most_in_40_iterations_of_64(kl, sign):
+    controller = AdaptiveKLController(0.05, target=6.0, horizon=10_000.0)
+    for _ in range(40):
+        controller.update(kl, 64)
+    # (1 +- 0.2 * 64 / 10000)^40 = 1 +- 0.00128)^40 = 1.0525 and 0.9501
+    assert controller.coef / 0.05 == pytest.approx((1 + sign * 0.00128) ** 40, rel=1e-12)
+    assert abs(controller.coef / 0.05 - 1) < 0.053
+
+
+def test_the_table_of_controllers_and_their_state():
+    config = KLControlConfig(controller="adaptive", init_coef=0.1, target=2.0, horizon=100.0)
+    made = {name: make(config) for name, make in CONTROLLERS.items()}
+    for controller in made.values():
+        controller.update(4.0, 50)
+    assert made["none"].coef == 0.0
+    assert made["fixed"].coef == 0.1
+    assert made["adaptive"].coef == pytest.approx(0.1 * (1 + 0.2 * 50 / 100))
+    fresh = CONTROLLERS["adaptive"](config)
+    fresh.load_state_dict(made["adaptive"].state_dict())
+    assert fresh.coef == made["adaptive"].coef
+    assert type(made["fixed"]) is KLController
+
+
+def test_beta_stays_positive_however_short_the_horizon():
+    # 1 - 0.2 * 64 / 10 is negative: a reward for KL instead of a penalty.
+    controller = AdaptiveKLController(0.05, target=6.0, horizon=10.0)
+    controller.update(0.0, 64)
+    assert controller.coef > 0
