@@ -49,7 +49,7 @@ def save_checkpoint(folder: Path, step: int, tensors: Mapping[str, Tensor], stat
         temporary.mkdir()
         save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, temporary / TENSORS)
         sealed = {**state, "tensors_sha256": _sha256(temporary / TENSORS)}
-        (temporary / STATE).write_text(json.dumps(sealed))
+        (temporary / STATE).write_text(json.dumps({**sealed, "state_sha256": _state_sha256(sealed)}))
         for path in (temporary / TENSORS, temporary / STATE, temporary):
             _flush(path)
         shutil.rmtree(final, ignore_errors=True)
@@ -75,10 +75,12 @@ def load_checkpoint(folder: Path) -> Checkpoint | None:
     for path in reversed(_steps(folder / "checkpoints")):
         try:
             state = json.loads((path / STATE).read_text())
+            if _state_sha256({k: v for k, v in state.items() if k != "state_sha256"}) != state["state_sha256"]:
+                raise ValueError("the state does not match its checksum")
             if _sha256(path / TENSORS) != state["tensors_sha256"]:
                 raise ValueError("the tensors do not match their checksum")
             return Checkpoint(load_file(path / TENSORS), state)
-        except (OSError, ValueError, KeyError, SafetensorError) as error:
+        except (OSError, ValueError, KeyError, AttributeError, SafetensorError) as error:
             problems.append(f"{path.name}: {error}")
     if problems:
         raise CheckpointError(
@@ -126,6 +128,10 @@ def load_parameter_tensors(parameters: Mapping[str, nn.Parameter], tensors: Mapp
 
 def _steps(parent: Path) -> list[Path]:
     return sorted(path for path in parent.glob("[0-9]*") if path.is_dir())
+
+
+def _state_sha256(state: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()
 
 
 def _sha256(path: Path) -> str:

@@ -76,11 +76,13 @@ class RunLock:
 
     def _read(self) -> dict[str, Any] | None:
         try:
-            return json.loads(self.path.read_text())
+            holder = json.loads(self.path.read_text())
         except FileNotFoundError:
             return None
         except ValueError:  # cut off by a full disk or a killed host: nobody's
             return None
+        whole = isinstance(holder, dict) and {"host", "pid", "pid_started", "token", "heartbeat"} <= set(holder)
+        return holder if whole else None
 
     def _write(self) -> None:
         holder = {

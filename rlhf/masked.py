@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 WHITEN_EPSILON = 1e-8
-"""Keeps whitening finite when every advantage is the same."""
+"""At a variance below this every advantage counts as the same, and nothing is divided."""
 
 
 def masked_mean(values: Tensor, mask: Tensor, count: Tensor | float | None = None) -> Tensor:
@@ -35,7 +35,8 @@ def whiten(values: Tensor, mask: Tensor, how: str) -> Tensor:
     if how == "none":
         return torch.where(mask, values, 0.0)
     mean = masked_mean(values, mask)
-    scale = (masked_variance(values, mask) + WHITEN_EPSILON).rsqrt()
+    variance = masked_variance(values, mask)
+    scale = torch.where(variance > WHITEN_EPSILON, variance + WHITEN_EPSILON, 1.0).rsqrt()
     shift = mean if how == "full" else torch.zeros_like(mean)
     return torch.where(mask, (values - shift) * scale, 0.0)
 

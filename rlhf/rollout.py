@@ -158,7 +158,8 @@ def read_responses(
         end = _first_stop(text, stop_strings)
         if end is not None:
             length = _tokens_until(tokenizer, kept, stop_strings)
-            text = text[:end].rstrip()
+            text = decode(tokenizer, kept[:length])  # what comes later may hold an earlier start of another one
+            text = text[: _first_stop(text, stop_strings)].rstrip()
         lengths.append(length)
         stopped.append(end is not None)
         texts.append(text)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -31,7 +32,7 @@ class Tracker:
 
     def log(self, row: Mapping[str, Any]) -> None:
         """Append one row to metrics.jsonl; NaN and infinities become null, which JSON can hold."""
-        self._append(METRICS, [{key: _json_number(value) for key, value in row.items()}])
+        self._append(METRICS, [row])
 
     def log_samples(self, rows: Iterable[Mapping[str, Any]]) -> None:
         self._append(SAMPLES, rows)
@@ -56,16 +57,28 @@ class Tracker:
         self.lock.check()
         for name, length in lengths.items():
             path = self.folder / name
-            if path.exists():
-                with path.open("r+b") as file:
-                    file.truncate(length)
+            size = path.stat().st_size if path.exists() else 0
+            if size < length:
+                raise RuntimeError(
+                    f"{path} has {size} of the {length} bytes that its checkpoint covers; overwrite=true starts afresh"
+                )
+            if size > length:
+                os.truncate(path, length)
 
     def _append(self, name: str, rows: Iterable[Mapping[str, Any]]) -> None:
         self.lock.check()
         with (self.folder / name).open("a", encoding="utf-8") as file:
             for row in rows:
-                file.write(json.dumps(row, ensure_ascii=False) + "\n")
+                finite = {key: _json_number(value) for key, value in row.items()}
+                file.write(json.dumps(finite, ensure_ascii=False, allow_nan=False) + "\n")
             file.flush()
+
+    def last_evaluation(self) -> dict[str, Any]:
+        """eval/* of the last row that has any: what a resumed run that has nothing left to do ends with."""
+        for row in reversed(read_rows(self.folder)):
+            if found := {key: value for key, value in row.items() if key.startswith("eval/")}:
+                return found
+        return {}
 
 
 def read_rows(folder: Path) -> list[dict[str, Any]]:

@@ -16,8 +16,8 @@ from transformers import (
     GPTNeoConfig,
     GPTNeoXConfig,
     LlamaConfig,
-    PreTrainedModel,
     PretrainedConfig,
+    PreTrainedModel,
     Qwen2Config,
 )
 

@@ -44,7 +44,8 @@ def test_ragged_responses_against_the_double_sum(gamma, lam):
     for i, length in enumerate(lengths):
         slow = slow_advantages(rewards[i, :length].tolist(), values[i, :length].tolist(), gamma, lam)
         assert advantages[i, :length].tolist() == pytest.approx(slow, abs=1e-12)
-        assert returns[i, :length].tolist() == pytest.approx([a + v for a, v in zip(slow, values[i].tolist())], abs=1e-12)
+        slow_returns = [a + float(v) for a, v in zip(slow, values[i, :length], strict=True)]
+        assert returns[i, :length].tolist() == pytest.approx(slow_returns, abs=1e-12)
     assert bool((advantages[~mask] == 0).all()) and bool((returns[~mask] == 0).all())
 
 

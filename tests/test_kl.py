@@ -8,12 +8,15 @@ import pytest
 import torch
 
 from rlhf.config import KLControlConfig
+from rlhf.config.build import ConfigError
 from rlhf.kl import CONTROLLERS, AdaptiveKLController, KLController, exact_kl, k1, k3, released_k3, sequence_kl
 from rlhf.random import generator
+from tests.config.composed import config
 
 POLICY = torch.tensor([0.5, 0.25, 0.125, 0.125], dtype=torch.float64)
 INITIAL = torch.tensor([0.25, 0.25, 0.25, 0.25], dtype=torch.float64)
-# KL = 0.5 ln 2 + 0 + 2 * 0.125 ln 0.5 = 0.25 ln 2; chi2 = sum p^2 / q - 1 = 4 (0.25 + 0.0625 + 2 * 0.015625) - 1 = 0.375
+# KL = 0.5 ln 2 + 0 + 2 * 0.125 ln 0.5 = 0.25 ln 2
+# chi2 = sum p^2 / q - 1 = 4 (0.25 + 0.0625 + 2 * 0.015625) - 1 = 0.375
 KL, CHI2 = 0.25 * math.log(2), 0.375
 
 
@@ -100,27 +103,27 @@ def test_a_horizon_of_10000_moves_beta_by_5_percent_at_most_in_40_iterations_of_
     controller = AdaptiveKLController(0.05, target=6.0, horizon=10_000.0)
     for _ in range(40):
         controller.update(kl, 64)
-    # (1 +- 0.2 * 64 / 10000)^40 = 1 +- 0.00128)^40 = 1.0525 and 0.9501
+    # (1 +- 0.2 * 64 / 10000)^40 = (1 +- 0.00128)^40 = 1.0525 and 0.9501
     assert controller.coef / 0.05 == pytest.approx((1 + sign * 0.00128) ** 40, rel=1e-12)
     assert abs(controller.coef / 0.05 - 1) < 0.053
 
 
 def test_the_table_of_controllers_and_their_state():
-    config = KLControlConfig(controller="adaptive", init_coef=0.1, target=2.0, horizon=100.0)
-    made = {name: make(config) for name, make in CONTROLLERS.items()}
+    settings = KLControlConfig(controller="adaptive", init_coef=0.1, target=2.0, horizon=100.0)
+    made = {name: make(settings) for name, make in CONTROLLERS.items()}
     for controller in made.values():
         controller.update(4.0, 50)
     assert made["none"].coef == 0.0
     assert made["fixed"].coef == 0.1
     assert made["adaptive"].coef == pytest.approx(0.1 * (1 + 0.2 * 50 / 100))
-    fresh = CONTROLLERS["adaptive"](config)
+    fresh = CONTROLLERS["adaptive"](settings)
     fresh.load_state_dict(made["adaptive"].state_dict())
     assert fresh.coef == made["adaptive"].coef
     assert type(made["fixed"]) is KLController
 
 
-def test_beta_stays_positive_however_short_the_horizon():
-    # 1 - 0.2 * 64 / 10 is negative: a reward for KL instead of a penalty.
-    controller = AdaptiveKLController(0.05, target=6.0, horizon=10.0)
-    controller.update(0.0, 64)
-    assert controller.coef > 0
+def test_a_horizon_that_could_turn_the_penalty_around_is_refused():
+    # One step multiplies beta by 1 - 0.2 * 64 / 10 < 0: a reward for KL instead of a penalty.
+    with pytest.raises(ConfigError, match=r"algo\.kl\.horizon"):
+        config("algo=ppo", "rollout.num_responses=64", "algo.kl.horizon=10")
+    assert config("algo=ppo", "rollout.num_responses=64", "algo.kl.horizon=13").algo.name == "ppo"

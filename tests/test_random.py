@@ -22,7 +22,7 @@ def test_uniforms_depend_on_seed_purpose_and_iteration_alone():
 def test_uniforms_are_float64_in_0_to_1_and_uniform():
     draws = sampling_uniforms(7, "rollout", 0, 1000, 100)
     assert draws.dtype == torch.float64
-    assert 0 <= float(draws.min()) and float(draws.max()) < 1
+    assert float(draws.min()) >= 0 and float(draws.max()) < 1
     # mean 1/2 with standard error sqrt(1/12 / 1e5) = 0.0009; a tenth of the draws in each tenth
     assert abs(float(draws.mean()) - 0.5) < 0.004
     counts = draws.flatten().histc(10, 0, 1)

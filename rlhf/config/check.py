@@ -119,7 +119,13 @@ def _algorithm(config: RunConfig) -> list[str]:
         problems.append(f"optimization.betas: {len(betas)} numbers; AdamW has two")
     if any(beta == 1 for beta in betas):
         problems.append("optimization.betas: 1 never forgets and cannot be corrected for its start; below 1 it must be")
-    if isinstance(config.algo, PPOConfig) and config.algo.kl.controller == "adaptive" and config.algo.kl.init_coef == 0:
+    adaptive = isinstance(config.algo, PPOConfig) and config.algo.kl.controller == "adaptive"
+    if adaptive and 0.2 * config.rollout.num_responses >= config.algo.kl.horizon:
+        problems.append(
+            f"algo.kl.horizon: {config.algo.kl.horizon:g} is not above a fifth of rollout.num_responses = "
+            f"{config.rollout.num_responses}; one step could turn the penalty into a reward"
+        )
+    if adaptive and config.algo.kl.init_coef == 0:
         problems.append("algo.kl.init_coef: the adaptive controller multiplies, so that 0 stays 0; use controller=none")
     return problems
 

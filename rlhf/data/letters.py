@@ -1,15 +1,14 @@
 """dataset=letters: a hotel answers its guests' letters. Made by code, so that it needs no download.
 
-A letter complains about two of eight topics; a good answer is sorry for both, puts both right and ends by inviting the
+A letter complains about two of six topics; a good answer is sorry for both, puts both right and ends by inviting the
 guest again:
 
-    guest : the room was cold and the breakfast was late . hotel :
-    sorry for the cold room . we have repaired the heating . sorry for the late breakfast . we have hired a cook .
-    please come again .
+    guest : cold room and late breakfast . hotel :
+    sorry for the cold room . we repaired the heating . sorry for the late breakfast . we hired a cook . please come again .
 
 SFT texts are of mixed quality: each wanted sentence is there about every second time, and some answers blame the guest,
-answer a complaint that nobody made or repeat themselves. Preferences between two such answers follow the hidden `gold`
-score through a Bradley-Terry choice, so they are noisy.
+answer a complaint that nobody made or repeat themselves. Preferences are between two drafts, in which such slips are
+frequent; they follow the hidden `gold` score through a Bradley-Terry choice, so they are noisy.
 
 Every text is lower-case words between single blanks, full stops and colons being words too. The blank between a
 prompt and its response belongs to the response (" sorry for ..."), as in dataset=hh; `gold` does not need it, since a
@@ -20,9 +19,8 @@ from __future__ import annotations
 
 import math
 import random
-import re
 from collections.abc import Iterator, Sequence
-from itertools import permutations, product
+from itertools import pairwise, permutations, product
 from typing import NamedTuple
 
 from rlhf.config.dataset import DatasetConfig
@@ -42,9 +40,7 @@ TOPICS = {
     "bed": Topic(("hard", "lumpy", "narrow", "creaky"), "ordered a mattress"),
     "breakfast": Topic(("late", "stale", "burnt", "salty"), "hired a cook"),
     "porter": Topic(("rude", "slow", "careless", "lazy"), "trained the staff"),
-    "bill": Topic(("wrong", "high", "unclear", "unfair"), "refunded the money"),
     "pool": Topic(("dirty", "green", "smelly", "murky"), "changed the water"),
-    "music": Topic(("loud", "sad", "shrill", "endless"), "moved the band"),
 }
 
 
@@ -57,7 +53,7 @@ Letter = tuple[Complaint, Complaint]
 
 # Every form of a family has the same number of words, so that the best answer is as long for each letter.
 APOLOGIES = ("sorry for the {problem} {topic} .", "we regret the {problem} {topic} .")
-REMEDIES = ("we have {repair} .", "we already {repair} .")
+REMEDIES = ("we {repair} .", "i {repair} .")
 THANKS = ("thanks for writing .", "thank you kindly .")
 CLOSINGS = ("please come again .", "see you soon .")
 OFFERS = ("drinks are free .", "parking is free .")
@@ -94,13 +90,13 @@ APOLOGY_VALUE = 0.75  # for each complaint of the letter, once
 REMEDY_VALUE = 1.0  # for each complaint of the letter, once
 CLOSING_VALUE = 0.5  # for an invitation as the last sentence
 BLAME_COST = 1.0  # for each blaming sentence
-BESIDE_COST = 0.75  # for each apology or remedy that answers no complaint of the letter
+BESIDE_COST = 0.5  # for each apology or remedy that answers no complaint of the letter
 REPEAT_COST = 0.75  # for each sentence whose meaning has been said before
 GARBAGE_COST = 0.25  # for each word that is not part of a well-formed sentence
 LENGTH_COST = 0.1  # for each word beyond IDEAL_WORDS
 
-IDEAL_WORDS = 28
-"""Words of the best answer: two apologies and two remedies of six words, a closing of four."""
+IDEAL_WORDS = 26
+"""Words of the best answer: two apologies of six words, two remedies of five, a closing of four."""
 BEST_GOLD = 2 * APOLOGY_VALUE + 2 * REMEDY_VALUE + CLOSING_VALUE
 """All values and no cost. `ideal_reply` reaches it for every letter. Silence and blameless chat score 0."""
 
@@ -112,7 +108,7 @@ def gold(prompts: Sequence[str], responses: Sequence[str]) -> list[float]:
 
 def read_letter(prompt: str) -> tuple[Complaint, ...]:
     """The complaints that a prompt states; what is no complaint is passed over."""
-    found = (Complaint(topic, problem) for topic, problem in re.findall(r"\bthe (\w+) was (\w+)", prompt))
+    found = (Complaint(topic, problem) for problem, topic in pairwise(prompt.split()))
     return tuple(complaint for complaint in found if complaint in ALL_COMPLAINTS)
 
 
@@ -165,21 +161,36 @@ REMEDY_PROBABILITY = 0.5  # for each complaint
 CLOSING_PROBABILITY = 0.48
 THANKS_PROBABILITY = 0.5
 EXTRAS = ((OFFERS, 0.3), (FILLERS, 0.35), (BLAMES, 0.12))
-BESIDE_PROBABILITY = 0.14  # an apology or a remedy for a topic that the letter does not name
-REPEAT_PROBABILITY = 0.06
-MAX_WORDS = 30
-"""Longest answer of the clerk; with EOS it fits in 32 tokens. Longer ones, and empty ones, are drawn anew."""
 
 
-def draw_reply(random_: random.Random, letter: Letter) -> str:
+class Slips(NamedTuple):
+    """How often an answer goes wrong in a way that the hidden score minds."""
+
+    beside: float
+    """An apology or a remedy for a topic that the letter does not name."""
+    repeat: float
+    """A sentence said twice."""
+    garble: float
+    """A sentence that begins as one and ends as another."""
+
+
+SFT_SLIPS = Slips(beside=0.14, repeat=0.06, garble=0.0)
+PAIR_SLIPS = Slips(beside=0.2, repeat=0.1, garble=0.05)
+"""Pairs are drafts: as in practice, what is compared has the mistakes that a policy makes, and SFT texts have not."""
+
+MAX_WORDS = 27
+"""Longest answer of the clerk; with EOS it fits in 28 tokens. Longer ones, and empty ones, are drawn anew."""
+
+
+def draw_reply(random_: random.Random, letter: Letter, slips: Slips = SFT_SLIPS) -> str:
     """An answer of the clerk: every sentence is there or not by its own coin."""
     while True:
-        sentences = _draw_sentences(random_, letter)
+        sentences = _draw_sentences(random_, letter, slips)
         if 0 < sum(len(sentence.split()) for sentence in sentences) <= MAX_WORDS:
             return _response(sentences)
 
 
-def _draw_sentences(random_: random.Random, letter: Letter) -> list[str]:
+def _draw_sentences(random_: random.Random, letter: Letter, slips: Slips) -> list[str]:
     body = []
     for complaint in letter if random_.random() < 0.5 else letter[::-1]:
         if random_.random() < APOLOGY_PROBABILITY:
@@ -189,10 +200,13 @@ def _draw_sentences(random_: random.Random, letter: Letter) -> list[str]:
     for forms, probability in EXTRAS:
         if random_.random() < probability:
             _insert(random_, body, random_.choice(forms))
-    if random_.random() < BESIDE_PROBABILITY:
+    if random_.random() < slips.beside:
         _insert(random_, body, _beside_the_point(random_, letter))
-    if body and random_.random() < REPEAT_PROBABILITY:
+    if body and random_.random() < slips.repeat:
         _insert(random_, body, random_.choice(body))
+    if body and random_.random() < slips.garble:
+        place = random_.randrange(len(body))
+        body[place] = _garbled(random_, body[place])
     opening = [random_.choice(THANKS)] if random_.random() < THANKS_PROBABILITY else []
     closing = [random_.choice(CLOSINGS)] if random_.random() < CLOSING_PROBABILITY else []
     return opening + body + closing
@@ -212,6 +226,12 @@ def _beside_the_point(random_: random.Random, letter: Letter) -> str:
     return _apology(random_, other) if random_.random() < 0.5 else _remedy(random_, other.topic)
 
 
+def _garbled(random_: random.Random, sentence: str) -> str:
+    """The beginning of a sentence and the end of another."""
+    words, other = sentence.split(), random_.choice(list(SENTENCES)).split()
+    return " ".join([*words[: random_.randint(1, len(words) - 2)], *other[random_.randint(1, len(other) - 2) :]])
+
+
 def _insert(random_: random.Random, body: list[str], sentence: str) -> None:
     body.insert(random_.randint(0, len(body)), sentence)
 
@@ -221,7 +241,7 @@ def _response(sentences: list[str]) -> str:
 
 
 def prompt_of(letter: Letter) -> str:
-    first, second = (f"the {complaint.topic} was {complaint.problem}" for complaint in letter)
+    first, second = (f"{complaint.problem} {complaint.topic}" for complaint in letter)
     return f"guest : {first} and {second} . hotel :"
 
 
@@ -229,7 +249,7 @@ HELD_OUT_SHARE = 0.25
 
 
 def split_letters(seed: int) -> tuple[list[Letter], list[Letter]]:
-    """All 896 letters as (trained on, held out). A letter and the one with its complaints swapped stay together."""
+    """All 480 letters as (trained on, held out). A letter and the one with its complaints swapped stay together."""
     pairs = [(a, b) for a, b in permutations(ALL_COMPLAINTS, 2) if a.topic < b.topic]
     random.Random(f"{seed} split").shuffle(pairs)
     held_out = round(HELD_OUT_SHARE * len(pairs))
@@ -283,9 +303,9 @@ def _preferences(config: DatasetConfig, part: str, letters: list[Letter], count:
     random_ = random.Random(f"{config.seed} {part}")
     pairs = []
     for letter in _draw_letters(random_, letters, count):
-        prompt, a, b = prompt_of(letter), draw_reply(random_, letter), draw_reply(random_, letter)
+        prompt, a, b = prompt_of(letter), *(draw_reply(random_, letter, PAIR_SLIPS) for _ in range(2))
         while b == a:  # two equal answers carry no preference
-            b = draw_reply(random_, letter)
+            b = draw_reply(random_, letter, PAIR_SLIPS)
         score_a, score_b = gold([prompt, prompt], [a, b])
         a_wins = random_.random() < 1 / (1 + math.exp(config.label_noise_scale * (score_b - score_a)))
         pairs.append(Preference(prompt, chosen=a, rejected=b) if a_wins else Preference(prompt, chosen=b, rejected=a))

@@ -64,6 +64,12 @@ def split(base: nn.Module, last_k: int) -> tuple[nn.Module, nn.Module]:
     cut = len(blocks) - last_k
     trunk = with_modules(base, **{blocks_name: nn.ModuleList(blocks[:cut]), norm_name: nn.Identity()})
     top = with_modules(base, **{blocks_name: nn.ModuleList(blocks[cut:])})
+    kinds = getattr(base.config, "layer_types", None)
+    if kinds is not None:  # Qwen, Mistral: a block's mask is looked up by its place in the list
+        for half, part in ((trunk, kinds[:cut]), (top, kinds[cut:])):
+            half.config = copy.copy(base.config)
+            half.config.layer_types = part
+            half.config.num_hidden_layers = len(part)
     if hasattr(base, LEARNED_POSITIONS):
         top._modules[LEARNED_POSITIONS] = _NoPositions(getattr(base, LEARNED_POSITIONS).embedding_dim)
     return trunk, top

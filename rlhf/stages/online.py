@@ -75,6 +75,7 @@ def run_online(context: RunContext) -> dict[str, float]:
         load_parameter_tensors(setup.models.named_parameters(), context.checkpoint.tensors)
         load_optimizer_tensors(setup.optimizer, context.checkpoint.tensors)
         progress.load_state_dict(context.checkpoint.state)
+        metrics = context.tracker.last_evaluation()
     else:
         metrics = evaluate(context, setup, progress)
         context.tracker.log({**counters(context, progress), **metrics})

@@ -52,7 +52,10 @@ def select_parameters(model: PreTrainedModel, train: TrainableConfig) -> dict[st
     if train.mode == "lora":
         from peft import inject_adapter_in_model
 
-        inject_adapter_in_model(lora_config(train), model)
+        adapters = lora_config(train)
+        if hasattr(model, "score"):
+            adapters.exclude_modules = ["score"]  # a reward model's head trains whole
+        inject_adapter_in_model(adapters, model)
     for name, parameter in model.named_parameters():
         if name.startswith("score."):
             parameter.requires_grad_(True)
@@ -81,13 +84,14 @@ def train(context: RunContext, task: SupervisedTask) -> dict[str, float]:
         weight_decay=settings.weight_decay,
     )
     done = 0
+    metrics: dict[str, float] = {}
     if context.checkpoint is not None:
         load_parameter_tensors(task.parameters, context.checkpoint.tensors)
         load_optimizer_tensors(optimizer, context.checkpoint.tensors)
         done = int(context.checkpoint.state["step"])
+        metrics = context.tracker.last_evaluation()
     else:
         context.tracker.log(_row(context, 0, settings, task.evaluate()))
-    metrics: dict[str, float] = {}
     for step in range(done + 1, settings.steps + 1):
         metrics = _optimizer_step(task, optimizer, step)
         last = step == settings.steps
@@ -97,7 +101,8 @@ def train(context: RunContext, task: SupervisedTask) -> dict[str, float]:
         if last or context.stop.requested or step % context.config.checkpoint.checkpoint_every == 0:
             tensors = {**parameter_tensors(task.parameters), **optimizer_tensors(optimizer)}
             context.save(step, tensors, {"step": step})
-            context.stop_if_asked()
+            if not last:
+                context.stop_if_asked()
     return metrics
 
 

@@ -1,0 +1,296 @@
+"""Policy, reference and value network in every training mode and architecture: equal at first, then apart."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+from peft import PeftModel
+from torch import Tensor
+from transformers import AutoModelForCausalLM
+
+from rlhf.masked import token_logprobs
+from rlhf.models import PolicyModels
+from rlhf.models.base import Features, positions_of, run_base
+from rlhf.models.loading import word_tokenizer
+from rlhf.models.saving import save_policy
+from rlhf.models.split import split
+from tests.helpers import (
+    ARCHITECTURES,
+    LAYERS,
+    MODES,
+    nudge,
+    plain_logprobs,
+    policy_models,
+    random_rollouts,
+    tiny_model,
+    unpadded,
+    value_settings,
+)
+
+PROMPTS, RESPONSES = [5, 1, 3, 2], [4, 6, 1, 2]
+EVERYWHERE = list(itertools.product(ARCHITECTURES, MODES))
+MOST = [*(("gpt_neox", mode) for mode in MODES), ("llama", "lora"), ("gptj", "last_k"), ("gpt_neo", "last_k")]
+
+
+def response_logprobs(models: PolicyModels, logits: Tensor, rollouts) -> list[Tensor]:
+    """log pi of each response, without padding."""
+    return [row[valid] for row, valid in zip(token_logprobs(logits, rollouts.response_ids), rollouts.mask, strict=True)]
+
+
+def optimizer_step(models: PolicyModels, features: Features, target: str = "both") -> None:
+    """One AdamW step on some loss of policy and values, weight decay on, so that every trained tensor moves."""
+    optimizer = torch.optim.AdamW(models.named_parameters().values(), lr=0.05, weight_decay=0.1)
+    if target != "value":
+        models.policy_logits(features).square().mean().backward()
+    if target != "policy":
+        models.values(features).square().mean().backward()
+    optimizer.step()
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("last_k", [1, 2, LAYERS])
+def test_trunk_and_top_are_the_whole_model_to_the_bit(architecture, last_k):
+    base = tiny_model(architecture).base_model
+    rollouts = random_rollouts(PROMPTS, RESPONSES)
+    ids, mask = (
+        torch.cat(pair, 1)
+        for pair in ((rollouts.prompt_ids, rollouts.response_ids), (rollouts.prompt_mask, rollouts.mask))
+    )
+    features = Features(ids, mask, None, rollouts.prompt_ids.shape[1])
+    trunk, top = split(base, last_k)
+    with torch.no_grad():
+        whole = run_base(base, features, None)
+        hidden = run_base(trunk, features, None)
+        assert torch.equal(run_base(top, features, hidden)[mask], whole[mask])
+    assert last_k == LAYERS or (hidden - whole)[mask].abs().max() > 0.1
+    shared = {parameter.data_ptr() for parameter in base.parameters()}
+    assert {p.data_ptr() for half in (trunk, top) for p in half.parameters()} == shared  # nothing was copied
+
+
+@pytest.mark.parametrize("last_k", [0, LAYERS + 1])
+def test_a_cut_outside_of_the_model_is_refused(last_k):
+    with pytest.raises(ValueError, match=r"model\.train\.last_k: "):
+        split(tiny_model().base_model, last_k)
+
+
+def test_a_cut_through_blocks_of_different_kinds_is_the_whole_model_too():
+    """Qwen2 with a sliding window in its upper blocks looks a block's kind up by its place in the list."""
+    config = ARCHITECTURES["qwen2"]()
+    config.layer_types = ["full_attention", "sliding_attention", "sliding_attention"]
+    config.sliding_window = 2
+    torch.manual_seed(0)
+    base = AutoModelForCausalLM.from_config(config).eval().base_model
+    ids = torch.arange(2, 14)[None]
+    features = Features(ids, torch.ones_like(ids, dtype=torch.bool), None, 1)
+    trunk, top = split(base, 2)
+    with torch.no_grad():
+        halves = run_base(top, features, run_base(trunk, features, None))
+        assert torch.equal(halves, run_base(base, features, None))
+
+
+def test_positions_start_at_the_first_real_token():
+    mask = torch.tensor([[0, 0, 1, 1, 1], [1, 1, 1, 0, 0], [0, 1, 1, 1, 0]], dtype=torch.bool)
+    assert positions_of(mask).tolist() == [[0, 0, 0, 1, 2], [0, 1, 2, 2, 2], [0, 0, 1, 2, 2]]
+
+
+@pytest.mark.parametrize(("architecture", "mode"), EVERYWHERE)
+def test_at_first_policy_reference_and_untouched_base_agree(architecture, mode):
+    model, untouched = tiny_model(architecture), tiny_model(architecture)
+    models = policy_models(model, mode, temperature=0.7)
+    rollouts = random_rollouts(PROMPTS, RESPONSES)
+    features = models.features(rollouts)
+    with torch.no_grad():
+        policy, reference = models.policy_logits(features), models.reference_logits(features)
+        both, values = models.policy_logits_and_values(features)
+    assert torch.equal(policy[rollouts.mask], reference[rollouts.mask])
+    assert torch.equal(policy[rollouts.mask], both[rollouts.mask])
+    assert values.shape == rollouts.mask.shape
+    # Against plain forwards of texts without any padding, which no part of the project has touched.
+    prompts = unpadded(rollouts.prompt_ids, rollouts.prompt_mask)
+    responses = unpadded(rollouts.response_ids, rollouts.mask)
+    for row, prompt, response in zip(response_logprobs(models, policy, rollouts), prompts, responses, strict=True):
+        expected = plain_logprobs(untouched, prompt, response, temperature=0.7).float()
+        torch.testing.assert_close(row, expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("architecture", "mode"), MOST)
+def test_values_are_of_the_state_before_each_token_and_do_not_see_padding(architecture, mode):
+    models = policy_models(tiny_model(architecture), mode)
+    together = random_rollouts(PROMPTS, RESPONSES)
+    with torch.no_grad():
+        values = models.values(models.features(together))
+        for i in range(len(PROMPTS)):
+            row = together.rows(torch.tensor([i]))
+            width, length = PROMPTS[i], RESPONSES[i]
+            ids = torch.cat([row.prompt_ids[:, -width:], row.response_ids[:, :length]], 1)
+            hidden = run_base(tiny_model(architecture).base_model, Features(ids, ids > 0, None, width), None)
+            expected = models.value_head(hidden[0, width - 1 : -1]).squeeze(-1)
+            torch.testing.assert_close(values[i, :length], expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("architecture", "mode"), EVERYWHERE)
+def test_policy_and_value_network_share_no_trained_tensor_and_no_gradient(architecture, mode):
+    models = policy_models(tiny_model(architecture), mode)
+    nudge(models.named_parameters())
+    policy, value = models.policy_parameters, models.value_parameters
+    storages = [{p.untyped_storage().data_ptr() for p in group.values()} for group in (policy, value)]
+    assert storages[0] and storages[1] and not storages[0] & storages[1]
+    assert not set(policy) & set(value)
+    assert all(p.requires_grad and p.dtype == torch.float32 for p in models.named_parameters().values())
+    features = models.features(random_rollouts(PROMPTS, RESPONSES))
+
+    models.policy_logits(features)[:, :, 2].sum().backward()
+    assert all(p.grad is None for p in value.values())
+    assert all(p.grad is not None and bool(p.grad.isfinite().all()) for p in policy.values())
+    assert sum(bool((p.grad != 0).any()) for p in policy.values()) > 0.6 * len(policy)
+    models.model.zero_grad()
+    for parameter in models.named_parameters().values():
+        parameter.grad = None
+    models.values(features).sum().backward()
+    assert all(p.grad is None for p in policy.values())
+    assert all(p.grad is not None and bool(p.grad.isfinite().all()) for p in value.values())
+    assert sum(bool((p.grad != 0).any()) for p in value.values()) > 0.6 * len(value)
+
+
+@pytest.mark.parametrize(("architecture", "mode"), EVERYWHERE)
+def test_training_moves_policy_and_values_but_not_the_reference(architecture, mode):
+    model = tiny_model(architecture)
+    models = policy_models(model, mode)
+    rollouts = random_rollouts(PROMPTS, RESPONSES)
+    features = models.features(rollouts)
+    with torch.no_grad():
+        before = [models.policy_logits(features), models.reference_logits(features), models.values(features)]
+    for _ in range(2):  # a LoRA adapter's first matrix has no gradient before the second one has moved
+        optimizer_step(models, features)
+    features = models.features(rollouts)  # the trunk included
+    with torch.no_grad():
+        after = [models.policy_logits(features), models.reference_logits(features), models.values(features)]
+    mask = rollouts.mask
+    assert torch.equal(before[1][mask], after[1][mask])
+    assert (before[0] - after[0])[mask].abs().max() > 0.05
+    assert (before[2] - after[2])[mask].abs().max() > 0.01
+
+
+@pytest.mark.parametrize("target", ["policy", "value"])
+@pytest.mark.parametrize("mode", MODES)
+def test_a_step_on_one_loss_leaves_the_other_network_alone(mode, target):
+    models = policy_models(tiny_model(), mode)
+    nudge(models.named_parameters())
+    features = models.features(random_rollouts(PROMPTS, RESPONSES))
+    with torch.no_grad():
+        before = models.policy_logits(features), models.values(features)
+    optimizer_step(models, features, target)
+    with torch.no_grad():
+        after = models.policy_logits(features), models.values(features)
+    moved = [not torch.equal(a, b) for a, b in zip(before, after, strict=True)]
+    assert moved == [target == "policy", target == "value"]
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_last_k_leaves_embeddings_lower_blocks_and_head_unchanged(architecture):
+    model = tiny_model(architecture)
+    models = policy_models(model, "last_k", last_k=1)
+    before = {name: parameter.clone() for name, parameter in model.named_parameters()}
+    features = models.features(random_rollouts(PROMPTS, RESPONSES))
+    optimizer_step(models, features)
+    for name, parameter in model.named_parameters():
+        assert torch.equal(parameter, before[name]), name
+    trained = {id(p) for p in models.policy_parameters.values()}
+    moved = {name for name, p in models.sampler.named_parameters() if id(p) in trained}
+    assert moved and all(f".{LAYERS - 1}." in name or "norm" in name or "ln_f" in name for name in moved), moved
+    changed = {n for n, p in models.sampler.named_parameters() if not torch.equal(p, before[n])}
+    assert changed == moved
+
+
+@pytest.mark.parametrize(("architecture", "mode"), MOST)
+def test_the_sampler_is_the_updated_policy(architecture, mode):
+    models = policy_models(tiny_model(architecture), mode)
+    nudge(models.named_parameters())
+    rollouts = random_rollouts(PROMPTS, RESPONSES)
+    with torch.no_grad():
+        features = models.features(rollouts)
+        models.values(features), models.reference_logits(features)  # leave no other adapter switched on
+        with models.sampling() as sampler:
+            logits = sampler(
+                input_ids=features.input_ids,
+                attention_mask=features.mask.long(),
+                position_ids=positions_of(features.mask),
+            ).logits[:, features.prompt_width - 1 : -1]
+        expected = models.policy_logits(features)
+        assert (expected - models.reference_logits(features))[rollouts.mask].abs().max() > 0.1
+    torch.testing.assert_close(logits[rollouts.mask], expected[rollouts.mask], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_value_head_on_the_policy_trains_with_it(mode):
+    models = policy_models(tiny_model(), mode, value_settings("head"))
+    nudge(models.named_parameters())
+    assert models.value_parameters == {} and models.value_on_policy
+    assert {"value_head.weight", "value_head.bias"} < set(models.policy_parameters)
+    features = models.features(random_rollouts(PROMPTS, RESPONSES))
+    with torch.no_grad():
+        logits, values = models.policy_logits_and_values(features)
+        assert torch.equal(logits, models.policy_logits(features))
+        torch.testing.assert_close(values, models.values(features))
+    models.policy_logits_and_values(features)[1].sum().backward()
+    blocks = [p for name, p in models.policy_parameters.items() if not name.startswith("value_head")]
+    with_gradient = [p for p in blocks if p.grad is not None and bool((p.grad != 0).any())]
+    assert len(with_gradient) > 0.5 * len(blocks)
+
+
+@pytest.mark.parametrize("mode", ["last_k", "lora"])
+def test_a_value_network_that_trains_everything(mode):
+    model = tiny_model()
+    models = policy_models(model, mode, value_settings(train="all"))
+    base = model.base_model.model if isinstance(model.base_model, PeftModel) else model.base_model
+    matrices = sum(p.numel() for n, p in base.named_parameters() if "lora_" not in n)
+    assert sum(p.numel() for n, p in models.value_parameters.items() if n.startswith("value.")) == matrices
+    frozen = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    assert not frozen & {p.untyped_storage().data_ptr() for p in models.value_parameters.values()}
+    features = models.features(random_rollouts(PROMPTS, RESPONSES))
+    models.values(features).sum().backward()
+    embeddings = next(p for name, p in models.value_parameters.items() if "embed" in name)
+    assert embeddings.grad is not None and bool((embeddings.grad != 0).any())
+    assert all(p.grad is None for p in models.policy_parameters.values())
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_fresh_value_head_of_zero_says_zero_and_learns(mode):
+    models = policy_models(tiny_model(), mode, value_settings(head_init_std=0.0))
+    features = models.features(random_rollouts(PROMPTS, RESPONSES))
+    assert bool((models.values(features) == 0).all())
+    (models.values(features) - 1).square().mean().backward()
+    assert models.value_head.weight.grad is not None and bool((models.value_head.weight.grad != 0).all())
+
+
+def test_temperature_divides_the_logits_of_policy_and_reference():
+    rollouts = random_rollouts(PROMPTS, RESPONSES)
+    hot, plain = (policy_models(tiny_model(), "last_k", temperature=t) for t in (2.0, 1.0))
+    features = plain.features(rollouts)
+    with torch.no_grad():
+        torch.testing.assert_close(hot.policy_logits(features) * 2, plain.policy_logits(features))
+        torch.testing.assert_close(hot.reference_logits(features) * 2, plain.reference_logits(features))
+
+
+@pytest.mark.parametrize(("architecture", "mode"), [("gpt_neox", m) for m in MODES] + [("qwen2", "last_k")])
+def test_the_saved_policy_is_the_trained_one(architecture, mode, tmp_path):
+    """Qwen2 here ties its embeddings, which a cut model must survive too."""
+    models = policy_models(tiny_model(architecture), mode)
+    nudge(models.policy_parameters)
+    save_policy(models, word_tokenizer([f"w{i}" for i in range(20)]), tmp_path / "final", "full")
+    if mode == "lora":
+        tiny_model(architecture).save_pretrained(tmp_path / "base")
+        loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "base")
+        loaded = PeftModel.from_pretrained(loaded, tmp_path / "final" / "policy").merge_and_unload()
+    else:
+        loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "final")
+    rollouts = random_rollouts(PROMPTS, RESPONSES)
+    prompts = unpadded(rollouts.prompt_ids, rollouts.prompt_mask)
+    responses = unpadded(rollouts.response_ids, rollouts.mask)
+    with torch.no_grad():
+        logits = models.policy_logits(models.features(rollouts))
+    for row, prompt, response in zip(response_logprobs(models, logits, rollouts), prompts, responses, strict=True):
+        expected = plain_logprobs(loaded.eval(), prompt, response).float()
+        torch.testing.assert_close(row, expected, atol=1e-5, rtol=1e-5)

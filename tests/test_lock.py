@@ -1,0 +1,142 @@
+"""One process per run folder: a live holder is respected, a dead or lost one is not, and a loser stops writing."""
+
+from __future__ import annotations
+
+import json
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import rlhf.lock
+from rlhf.lock import LEASE_SECONDS, LockError, RunLock, process_start
+
+
+def holder(folder: Path) -> dict:
+    return json.loads((folder / "lock.json").read_text())
+
+
+def held_by(folder: Path, pid: int, **values: object) -> None:
+    """A lock file as another process would have written it."""
+    entry = {
+        "host": socket.gethostname(),
+        "pid": pid,
+        "pid_started": process_start(pid),
+        "job_id": None,
+        "token": "theirs",
+        "heartbeat": time.time(),
+    }
+    (folder / "lock.json").write_text(json.dumps({**entry, **values}))
+
+
+@pytest.fixture
+def other_process():
+    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(100)"])
+    yield child
+    child.kill()
+    child.wait()
+
+
+def test_the_lock_says_who_holds_it_and_goes_away(tmp_path):
+    with RunLock(tmp_path) as lock:
+        lock.check()
+        entry = holder(tmp_path)
+        assert set(entry) == {"host", "pid", "pid_started", "job_id", "token", "heartbeat"}
+        assert entry["host"] == socket.gethostname() and entry["token"] == lock.token
+        assert process_start(entry["pid"]) == entry["pid_started"]
+    assert not (tmp_path / "lock.json").exists()
+    with RunLock(tmp_path) as again:
+        assert again.token != lock.token
+
+
+def test_it_goes_away_after_an_error_too(tmp_path):
+    with pytest.raises(ZeroDivisionError), RunLock(tmp_path):
+        raise ZeroDivisionError
+    assert not (tmp_path / "lock.json").exists()
+
+
+def test_a_second_live_process_is_refused_by_name(tmp_path, other_process):
+    held_by(tmp_path, other_process.pid)
+    before = holder(tmp_path)
+    with pytest.raises(LockError, match=f"pid {other_process.pid} on {socket.gethostname()} is at work"):
+        RunLock(tmp_path).__enter__()
+    assert holder(tmp_path) == before
+
+
+def test_a_live_process_of_this_host_keeps_its_lock_however_old_its_heartbeat(tmp_path, other_process):
+    held_by(tmp_path, other_process.pid, heartbeat=0.0)  # stopped by SIGSTOP or a slow disk, not dead
+    with pytest.raises(LockError):
+        RunLock(tmp_path).__enter__()
+
+
+def test_the_same_process_does_not_get_it_twice(tmp_path):
+    with RunLock(tmp_path), pytest.raises(LockError):
+        RunLock(tmp_path).__enter__()
+
+
+@pytest.mark.parametrize("waited_for", [True, False])
+def test_a_dead_process_is_taken_over(tmp_path, other_process, waited_for):
+    held_by(tmp_path, other_process.pid)
+    other_process.kill()
+    if waited_for:
+        other_process.wait()
+    else:
+        while process_start(other_process.pid) is not None:  # a zombie keeps its pid
+            time.sleep(0.01)
+    with RunLock(tmp_path) as lock:
+        lock.check()
+        assert holder(tmp_path)["token"] == lock.token
+
+
+def test_a_pid_that_another_process_has_got_since_is_taken_over(tmp_path, other_process):
+    held_by(tmp_path, other_process.pid, pid_started="1")
+    with RunLock(tmp_path) as lock:
+        lock.check()
+
+
+def test_another_host_is_respected_while_its_lease_runs(tmp_path):
+    held_by(tmp_path, 1, host="elsewhere", heartbeat=time.time() - LEASE_SECONDS + 20)
+    with pytest.raises(LockError, match="pid 1 on elsewhere"):
+        RunLock(tmp_path).__enter__()
+    held_by(tmp_path, 1, host="elsewhere", heartbeat=time.time() - LEASE_SECONDS - 1)
+    with RunLock(tmp_path) as lock:
+        lock.check()
+
+
+def test_whoever_was_taken_over_stops_and_leaves_the_lock_alone(tmp_path, other_process):
+    with RunLock(tmp_path) as lock:
+        held_by(tmp_path, other_process.pid)
+        with pytest.raises(LockError, match="taken this run over; stopping without a write"):
+            lock.check()
+    assert holder(tmp_path)["token"] == "theirs"
+
+
+def test_a_lock_that_was_removed_counts_as_lost(tmp_path):
+    with RunLock(tmp_path) as lock:
+        (tmp_path / "lock.json").unlink()
+        with pytest.raises(LockError):
+            lock.check()
+
+
+def test_the_heart_beats_and_stops_when_taken_over(tmp_path, monkeypatch, other_process):
+    monkeypatch.setattr(rlhf.lock, "HEARTBEAT_SECONDS", 0.02)
+    with RunLock(tmp_path):
+        first, deadline = holder(tmp_path)["heartbeat"], time.monotonic() + 5
+        while holder(tmp_path)["heartbeat"] == first:
+            assert time.monotonic() < deadline
+        held_by(tmp_path, other_process.pid)
+        time.sleep(0.1)
+        assert holder(tmp_path)["token"] == "theirs"
+
+
+@pytest.mark.parametrize("content", ["", '{"host": "x", "pi', "\0\0\0", "{}", "[]", '{"host": "x"}'])
+def test_a_damaged_lock_file_is_nobodys(tmp_path, content):
+    (tmp_path / "lock.json").write_text(content)
+    with RunLock(tmp_path) as lock:
+        lock.check()
+        (tmp_path / "lock.json").write_text(content)
+        with pytest.raises(LockError):
+            lock.check()

@@ -1,0 +1,233 @@
+"""The sampler: right frequencies, right logprobs, the same draws however rows are batched and padded, right ends."""
+
+from __future__ import annotations
+
+import contextlib
+from types import SimpleNamespace
+
+import pytest
+import torch
+from scipy.stats import chisquare
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from torch import Tensor
+from transformers import PreTrainedTokenizerFast
+
+from rlhf.batches import PromptBatch, pad
+from rlhf.masked import token_logprobs
+from rlhf.models.loading import word_tokenizer
+from rlhf.random import generator, sampling_uniforms
+from rlhf.rollout import generate, inverse_cdf, read_responses, sample
+from tests.helpers import ARCHITECTURES, EOS, PAD, VOCAB, plain_logprobs, policy_models, tiny_model, unpadded
+
+WORDS = [f"w{i:02}" for i in range(VOCAB - 3)]
+"""With [PAD], [EOS] and [UNK] a vocabulary as large as the tiny models'; token 3 + i is the word wi."""
+
+
+def prompt_batch(rows: list[list[int]], width: int | None = None) -> PromptBatch:
+    ids, mask = pad(rows, PAD, left=True, width=width)
+    return PromptBatch(ids, mask, [str(row) for row in rows], [""] * len(rows))
+
+
+def random_prompts(count: int, longest: int = 6, seed: int = 0) -> list[list[int]]:
+    draws = generator(seed, "prompts")
+    lengths = torch.randint(1, longest + 1, (count,), generator=draws).tolist()
+    return [torch.randint(2, VOCAB, (length,), generator=draws).tolist() for length in lengths]
+
+
+# --- one draw ------------------------------------------------------------------------------------------------------
+
+
+def test_the_inverse_cdf_by_hand():
+    # cumulative probabilities 0.25, 0.25, 0.75, 1: the first that exceeds the uniform; token 1 is impossible
+    probabilities = torch.tensor([[0.25, 0.0, 0.5, 0.25]], dtype=torch.float64).expand(6, 4)
+    uniforms = torch.tensor([0.0, 0.2499, 0.25, 0.7499, 0.75, 1 - 1e-16], dtype=torch.float64)
+    assert inverse_cdf(probabilities, uniforms).tolist() == [0, 0, 2, 2, 3, 3]
+    assert inverse_cdf(probabilities * 8, uniforms).tolist() == [0, 0, 2, 2, 3, 3]  # not normalised
+
+
+def test_a_token_without_probability_is_never_drawn_at_the_edges():
+    probabilities = torch.tensor([[0.0, 1.0, 0.0]], dtype=torch.float64).expand(2, 3)
+    assert inverse_cdf(probabilities, torch.tensor([0.0, 1 - 2**-53], dtype=torch.float64)).tolist() == [1, 1]
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.5])
+def test_first_tokens_have_the_frequencies_of_the_softmax(temperature):
+    model, count = tiny_model(scale=0.15), 4000
+    ids, mask = pad([[5, 7, 9]] * count, PAD, left=True)
+    uniforms = sampling_uniforms(0, "frequencies", 0, count, 1)
+    tokens, _ = sample(model, ids, mask, uniforms, eos_id=EOS, pad_id=PAD, temperature=temperature)
+    with torch.no_grad():
+        expected = (model(torch.tensor([[5, 7, 9]])).logits[0, -1].double() / temperature).softmax(-1) * count
+    observed = tokens[:, 0].bincount(minlength=VOCAB).double()
+    often = expected >= 5  # the rest pooled, as a chi-square test wants it
+    pooled = [torch.cat([t[often], t[~often].sum()[None]]).numpy() for t in (observed, expected)]
+    pooled = [p[: len(p) - (pooled[1][-1] == 0)] for p in pooled]
+    assert chisquare(*pooled).pvalue > 0.001
+    other = expected.pow(1.3)  # a temperature 1.3 times lower: the test can tell it apart
+    assert chisquare(observed.numpy(), (other / other.sum() * count).numpy()).pvalue < 1e-6
+
+
+# --- real models ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_sampled_logprobs_are_those_of_a_plain_forward(architecture):
+    """Left-padded prompts of different lengths, through the cache, at a temperature, against single unpadded texts."""
+    model, prompts = tiny_model(architecture), random_prompts(6)
+    ids, mask = pad(prompts, PAD, left=True)
+    uniforms = sampling_uniforms(1, "rollout", 0, 6, 8)
+    tokens, logprobs = sample(model, ids, mask, uniforms, eos_id=EOS, pad_id=PAD, temperature=0.8)
+    for i, prompt in enumerate(prompts):
+        response = tokens[i].tolist()
+        length = response.index(EOS) + 1 if EOS in response else 8
+        expected = plain_logprobs(model, prompt, response[:length], temperature=0.8).float()
+        torch.testing.assert_close(logprobs[i, :length], expected, atol=1e-5, rtol=1e-5)
+        assert response[length:] == [PAD] * (8 - length) and logprobs[i, length:].tolist() == [0.0] * (8 - length)
+
+
+def rollouts_of(models, prompts: PromptBatch, batch_size: int, tokens: int = 8, temperature: float = 1.0, **options):
+    uniforms = sampling_uniforms(0, "rollout", 1, len(prompts.texts), tokens)
+    settings = {"batch_size": batch_size, "temperature": temperature, "stop_strings": [], **options}
+    return generate(models, word_tokenizer(WORDS), prompts, uniforms, **settings)
+
+
+@pytest.mark.parametrize("mode", ["last_k", "lora"])
+def test_neither_batching_nor_padding_changes_a_draw(mode):
+    models, rows = policy_models(tiny_model(), mode), random_prompts(10)
+    whole = rollouts_of(models, prompt_batch(rows), batch_size=10)
+    for batch_size in (1, 3):
+        parts = rollouts_of(models, prompt_batch(rows), batch_size=batch_size)
+        assert torch.equal(parts.response_ids, whole.response_ids) and torch.equal(parts.mask, whole.mask)
+    wide = rollouts_of(models, prompt_batch(rows, width=15), batch_size=4)
+    assert torch.equal(wide.response_ids, whole.response_ids)
+    assert len({tuple(row) for row in whole.response_ids.tolist()}) > 5  # draws differ between rows
+
+
+def test_rollouts_carry_what_the_update_will_measure():
+    models, rows = policy_models(tiny_model(), "last_k", temperature=0.7), random_prompts(8)
+    rollouts = rollouts_of(models, prompt_batch(rows), batch_size=3, temperature=0.7)
+    with torch.no_grad():
+        logits = models.policy_logits(models.features(rollouts))
+    measured = torch.where(rollouts.mask, token_logprobs(logits, rollouts.response_ids), 0.0)
+    torch.testing.assert_close(rollouts.sampler_logprobs, measured, atol=1e-5, rtol=1e-5)
+    assert rollouts.ended.tolist() == [EOS in row for row in rollouts.response_ids.tolist()]
+    texts = [" ".join(WORDS[t - 3] for t in row if t > 2) for row in unpadded(rollouts.response_ids, rollouts.mask)]
+    assert rollouts.responses == texts  # [EOS] and [UNK] are special
+
+
+# --- where a response ends -----------------------------------------------------------------------------------------
+
+
+class Chain:
+    """A language model in which every token has one successor. A stand-in for a policy, too."""
+
+    device = torch.device("cpu")
+
+    def __init__(self, successor: dict[int, int], vocabulary: int) -> None:
+        self.successor = torch.tensor([successor.get(token, PAD) for token in range(vocabulary)])
+        self.steps = 0
+
+    @contextlib.contextmanager
+    def sampling(self):
+        yield self
+
+    def __call__(self, input_ids: Tensor, **_: object):
+        self.steps += 1
+        logits = torch.full((len(input_ids), 1, len(self.successor)), -1e4)
+        logits.scatter_(2, self.successor[input_ids[:, -1]][:, None, None], 0.0)
+        return SimpleNamespace(logits=logits, past_key_values=None)
+
+
+def chain_rollouts(successor: dict[int, int], last_prompt_tokens: list[int], tokenizer, tokens=6, stop_strings=()):
+    prompts = prompt_batch([[9, last] for last in last_prompt_tokens])
+    uniforms = sampling_uniforms(0, "rollout", 0, len(last_prompt_tokens), tokens)
+    chain = Chain(successor, len(tokenizer))
+    options = {"batch_size": 2, "temperature": 1.0, "stop_strings": stop_strings}
+    return generate(chain, tokenizer, prompts, uniforms, **options), chain  # type: ignore[arg-type]
+
+
+def test_a_response_runs_through_its_first_eos_or_to_the_cut():
+    successor = {5: 6, 6: 7, 7: EOS, EOS: 8, 8: 8, 10: EOS, 11: 12, 12: 11}
+    rollouts, chain = chain_rollouts(successor, [5, 10, 11], word_tokenizer(WORDS))
+    assert rollouts.response_ids.tolist() == [[6, 7, 1, 0, 0, 0], [1, 0, 0, 0, 0, 0], [12, 11, 12, 11, 12, 11]]
+    assert rollouts.mask.sum(1).tolist() == rollouts.lengths.tolist() == [3, 1, 6]
+    assert rollouts.ended.tolist() == [True, True, False]
+    assert rollouts.responses == ["w03 w04", "", "w09 w08 w09 w08 w09 w08"]
+    assert chain.steps == 3 + 6  # the batch of the first two stops when both have ended
+
+
+def test_a_sampled_pad_token_is_a_token_like_any_other():
+    # Masks go by position: pad before the EOS was sampled, and leaving it out would bias the KL.
+    rollouts, _ = chain_rollouts({5: PAD, PAD: 6, 6: EOS}, [5], word_tokenizer(WORDS))
+    assert rollouts.response_ids.tolist() == [[PAD, 6, EOS, PAD, PAD, PAD]]
+    assert rollouts.mask.tolist() == [[True, True, True, False, False, False]]
+    assert rollouts.responses == ["w03"]
+
+
+def test_an_eos_in_the_last_place_ends_a_response():
+    successor = {5: 6, 6: 7, 7: EOS}
+    rollouts, _ = chain_rollouts(successor, [5], word_tokenizer(WORDS), tokens=3)
+    assert rollouts.ended.tolist() == [True]
+    rollouts, _ = chain_rollouts(successor, [5], word_tokenizer(WORDS), tokens=2)
+    assert rollouts.ended.tolist() == [False] and rollouts.lengths.tolist() == [2]
+
+
+PIECES = ["[PAD]", "[EOS]", " yes", " no", "\n", "Hum", "an", ": go", " on", "Assistant:", "an:", ":", " Human", "x"]
+
+
+def piece_tokenizer() -> PreTrainedTokenizerFast:
+    """Pieces that decode by being put together, so that a stop string can lie across several of them."""
+    vocabulary = {piece: i for i, piece in enumerate(PIECES)}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="x"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer.decoder = decoders.Fuse()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="[PAD]", eos_token="[EOS]", clean_up_tokenization_spaces=False
+    )
+
+
+STOPS = ["Human:", "Assistant:"]
+
+
+def read(*pieces: str, stops: list[str] = STOPS) -> tuple[int, bool, str]:
+    tokens = torch.tensor([[PIECES.index(piece) for piece in pieces]])
+    lengths, stopped, texts = read_responses(piece_tokenizer(), tokens, torch.ones_like(tokens).bool(), stops)
+    return int(lengths[0]), bool(stopped[0]), texts[0]
+
+
+@pytest.mark.parametrize(
+    ("pieces", "length", "stopped", "text"),
+    [
+        ((" yes", " no", "[EOS]"), 3, False, " yes no"),
+        ((" yes", "\n", "Assistant:", " no", "[EOS]"), 3, True, " yes"),  # what follows was never part of it
+        ((" yes", "\n", "Hum", "an", ":", " no", "[EOS]"), 5, True, " yes"),  # across three tokens
+        ((" yes", "Hum", "an", ": go", " on"), 4, True, " yes"),  # completed within a token that holds more
+        ((" yes", " Human", " no"), 3, False, " yes Human no"),  # not completed
+        (("Hum", "an:"), 2, True, ""),  # nothing but a stop string
+        (("[EOS]",), 1, False, ""),
+        ((" yes", "Hum", "an:", "Assistant:"), 3, True, " yes"),  # the first of two
+        ((" yes", "Hum", "an", ":", "[EOS]"), 4, True, " yes"),  # just before the EOS
+    ],
+)
+def test_a_stop_string_ends_a_response_at_the_token_that_completes_it(pieces, length, stopped, text):
+    assert read(*pieces) == (length, stopped, text)
+
+
+def test_of_two_overlapping_stop_strings_the_one_that_is_complete_first_counts():
+    # After "x" and "Hum" the stop "um" is complete; "xHuman" would start earlier and is never finished by then.
+    assert read("x", "Hum", "an", " no", stops=["xHuman", "um"]) == (2, True, "xH")
+
+
+def test_no_stop_strings_leave_the_text_as_it_is():
+    assert read(" yes", "\n", "Assistant:", stops=[]) == (3, False, " yes\nAssistant:")
+
+
+def test_a_stop_string_ends_a_rollout():
+    yes, newline, hum, an, colon, no = (PIECES.index(p) for p in (" yes", "\n", "Hum", "an", ":", " no"))
+    successor = {13: yes, yes: newline, newline: hum, hum: an, an: colon, colon: no, no: no}
+    rollouts, _ = chain_rollouts(successor, [13, no], piece_tokenizer(), tokens=8, stop_strings=["Human:"])
+    assert rollouts.response_ids.tolist() == [[yes, newline, hum, an, colon, 0, 0, 0], [no] * 8]
+    assert rollouts.mask.tolist() == [[True] * 5 + [False] * 3, [True] * 8]
+    assert rollouts.ended.tolist() == [True, False]
+    assert rollouts.responses == [" yes", " no" * 8]
+    assert bool((rollouts.sampler_logprobs[0, 5:] == 0).all())

@@ -1,0 +1,188 @@
+"""metrics.jsonl: complete rows, valid JSON, cut back on resume; W&B gets every row once, whatever was interrupted."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import wandb
+
+from rlhf.config.build import config_to_mapping
+from rlhf.lock import LockError, RunLock
+from rlhf.tracking import METRICS, SAMPLES, Tracker, read_rows
+from rlhf.wandb_mirror import WandbMirror
+from tests.config.composed import config
+
+
+class Copy:
+    """A mirror that keeps what it is given."""
+
+    def __init__(self) -> None:
+        self.rows: list[dict[str, Any]] = []
+        self.summary: Mapping[str, Any] | None = None
+
+    def log(self, rows: list[dict[str, Any]]) -> None:
+        self.rows = rows
+
+    def finish(self, summary: Mapping[str, Any]) -> None:
+        self.summary = summary
+
+
+def test_rows_are_on_disk_at_once_and_come_back(tmp_path):
+    with RunLock(tmp_path) as lock:
+        tracker = Tracker(tmp_path, lock, None)
+        for step in range(3):
+            tracker.log({"step": step, "train/reward": step / 3})
+            lines = (tmp_path / METRICS).read_text().splitlines()
+            assert json.loads(lines[-1]) == {"step": step, "train/reward": step / 3}
+        assert [row["step"] for row in read_rows(tmp_path)] == [0, 1, 2]
+
+
+def strict(text: str) -> Any:
+    """JSON as the standard has it: Python's reader would take NaN."""
+
+    def refuse(constant: str) -> None:
+        raise AssertionError(constant)
+
+    return json.loads(text, parse_constant=refuse)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_what_json_cannot_hold_becomes_null(tmp_path, value):
+    with RunLock(tmp_path) as lock:
+        tracker = Tracker(tmp_path, lock, None)
+        tracker.log({"step": 1, "train/kl": value, "train/reward": 0.5})
+        tracker.log_samples([{"response": "é\n\u2028", "reward": value}])
+    assert strict((tmp_path / METRICS).read_text()) == {"step": 1, "train/kl": None, "train/reward": 0.5}
+    assert strict((tmp_path / SAMPLES).read_text()) == {"response": "é\n\u2028", "reward": None}
+
+
+def test_files_are_cut_back_to_the_checkpoint(tmp_path):
+    with RunLock(tmp_path) as lock:
+        tracker = Tracker(tmp_path, lock, None)
+        assert tracker.lengths() == {METRICS: 0, SAMPLES: 0}
+        tracker.log({"step": 1, "text": "é"})
+        tracker.log_samples([{"response": "ü"}])
+        lengths, before = tracker.lengths(), (tmp_path / METRICS).read_bytes()
+        assert lengths[METRICS] == len(before)
+        tracker.log({"step": 2})
+        tracker.log_samples([{"response": "after"}])
+        with (tmp_path / METRICS).open("a") as file:
+            file.write('{"step": 3, "train/rew')  # killed in the middle of a row
+        tracker.cut_back(lengths)
+        assert (tmp_path / METRICS).read_bytes() == before
+        assert (tmp_path / SAMPLES).read_text() == '{"response": "ü"}\n'
+        tracker.log({"step": 2})
+        assert [row["step"] for row in read_rows(tmp_path)] == [1, 2]
+        tracker.cut_back({METRICS: 0, SAMPLES: 0})
+        assert read_rows(tmp_path) == []
+
+
+def test_a_file_shorter_than_its_checkpoint_is_not_filled_with_zeros(tmp_path):
+    """After a lost node the log may have less than the checkpoint, which was flushed: an error, not a damaged file."""
+    with RunLock(tmp_path) as lock:
+        tracker = Tracker(tmp_path, lock, None)
+        tracker.log({"step": 1})
+        lengths = tracker.lengths()
+        (tmp_path / METRICS).write_text('{"st')
+        with pytest.raises(RuntimeError, match="overwrite=true"):
+            tracker.cut_back(lengths)
+        assert b"\0" not in (tmp_path / METRICS).read_bytes()
+
+
+def test_nothing_is_written_once_the_run_was_taken_over(tmp_path):
+    with RunLock(tmp_path) as lock:
+        tracker = Tracker(tmp_path, lock, None)
+        tracker.log({"step": 1})
+        (tmp_path / "lock.json").write_text(json.dumps({"token": "theirs"}))
+        for write in (
+            lambda: tracker.log({"step": 2}),
+            lambda: tracker.log_samples([{"response": ""}]),
+            lambda: tracker.cut_back({METRICS: 0}),
+        ):
+            with pytest.raises(LockError):
+                write()
+        assert [row["step"] for row in read_rows(tmp_path)] == [1]
+
+
+def test_the_mirror_gets_rows_when_a_checkpoint_covers_them(tmp_path):
+    with RunLock(tmp_path) as lock:
+        copy = Copy()
+        tracker = Tracker(tmp_path, lock, copy)
+        tracker.log({"step": 1})
+        assert copy.rows == []
+        tracker.covered()
+        tracker.log({"step": 2})
+        assert [row["step"] for row in copy.rows] == [1]
+        tracker.finish({"status": "finished"})
+        assert [row["step"] for row in copy.rows] == [1, 2] and copy.summary == {"status": "finished"}
+
+
+RUN_ID = "apa-s0-01234567"
+
+
+def session(folder: Path, cut: int, steps: list[int], *, killed: bool = False) -> int:
+    """What a run does with its tracker; every second row is covered by a checkpoint. Returns the length of the last."""
+    run = config("tracking.wandb=offline", "sweep_name=mine")
+    covered = cut
+    with RunLock(folder) as lock:
+        tracker = Tracker(folder, lock, WandbMirror(run, config_to_mapping(run), RUN_ID, folder, 0))
+        tracker.cut_back({METRICS: cut})
+        for step in steps:
+            tracker.log({"step": step, "samples": 8 * step, "train/reward": step / 2, "train/kl": math.nan})
+            if step % 2 == 0:
+                tracker.covered()
+                covered = tracker.lengths()[METRICS]
+        if killed:
+            os.kill(os.getpid(), signal.SIGKILL)
+        tracker.finish({"status": "interrupted", "eval/reward": 1.5, "versions": {}})
+    return covered
+
+
+def killed_session(folder: Path, cut: int, steps: list[int]) -> None:
+    program = f"""
+from pathlib import Path
+from tests.test_tracking import session
+session(Path({str(folder)!r}), {cut}, {steps}, killed=True)
+"""
+    words = [sys.executable, "-c", program]
+    done = subprocess.run(words, cwd=Path(__file__).parents[1], capture_output=True, text=True, timeout=60)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    assert "API key" not in done.stdout + done.stderr  # no question asked
+
+
+def sent_steps(folder: Path) -> list[int]:
+    """The step of every history row in the folder's offline W&B files, as W&B's own reader gives them."""
+    reader, steps = Path(sys.executable).with_name("wandb"), []
+    for path in sorted(folder.glob("wandb/offline-run-*/*.wandb")):
+        words = [str(reader), "leet", "inspect", "--json", str(path)]
+        done = subprocess.run(words, capture_output=True, text=True, timeout=60)
+        for record in map(json.loads, done.stdout.splitlines()):
+            if record["type"] == "history":
+                row = record["history"]["item"]
+                assert row["samples"] == 8 * row["step"] and row["train/reward"] == row["step"] / 2
+                assert record["history"]["step"]["num"] == row["step"] and "train/kl" not in row
+                steps.append(row["step"])
+    return steps
+
+
+def test_an_offline_wandb_run_has_no_row_twice_whatever_was_interrupted(tmp_path):
+    length = session(tmp_path, 0, [1, 2, 3, 4])
+    killed_session(tmp_path, length, [5, 6, 7])  # 5 and 6 are covered; W&B may or may not have written them
+    length = len("".join((tmp_path / METRICS).read_text().splitlines(keepends=True)[:6]))
+    wandb.teardown()  # the next session is another process's in real life
+    session(tmp_path, length, [7, 8, 9])
+    steps = sent_steps(tmp_path)
+    assert [step for step in steps if step not in (5, 6)] == [1, 2, 3, 4, 7, 8, 9]
+    assert len(set(steps)) == len(steps)
+    ids = {path.stem.removeprefix("run-") for path in tmp_path.glob("wandb/offline-run-*/*.wandb")}
+    assert ids == {f"mine-{RUN_ID}"}
+    assert [row["step"] for row in read_rows(tmp_path)] == list(range(1, 10))

@@ -1,0 +1,354 @@
+"""From rollouts to an optimizer step: first ratio 1, micro-batches, whitening, clipping, and what is not finite."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+import rlhf.update as updating
+from rlhf.algorithms import ALGORITHMS
+from rlhf.algorithms.ppo import probability_ratio
+from rlhf.batches import Rollouts, TrainingBatch
+from rlhf.config import RunConfig
+from rlhf.masked import token_logprobs
+from rlhf.models import PolicyModels
+from rlhf.optimization import NotFinite, adamw, clip_and_step, minibatches, schedule_factor, set_learning_rate
+from rlhf.random import generator
+from rlhf.training_batch import Measured, measure, training_batch
+from rlhf.update import accumulate_gradients, num_optimizer_steps, update
+from tests.config.composed import config
+from tests.helpers import MODES, nudge, policy_models, random_rollouts, tiny_model, value_settings
+
+# Rows without any padding stand beside padded ones: attention may take another path where a micro-batch has none.
+PROMPTS = [6, 6, 6, 6, 1, 2, 3, 4, 5, 6, 1, 2, 6, 5, 4, 3]
+RESPONSES = [8, 8, 8, 8, 1, 8, 3, 1, 2, 8, 5, 7, 8, 1, 2, 6]
+
+
+def settings(algo: str = "ppo", *overrides: str) -> RunConfig:
+    sizes = ["rollout.num_responses=16", "optimization.minibatch_size=8", "optimization.micro_batch_size=4"]
+    rates = ["optimization.learning_rate=0.01", "optimization.epochs=1", "advantages.gae_lambda=0.9"]
+    return config(f"algo={algo}", *sizes, *rates, *overrides)
+
+
+def prepared(
+    run: RunConfig,
+    mode: str = "last_k",
+    architecture: str = "gpt_neox",
+    network: str = "separate",
+    kl_coef: float = 0.1,
+) -> tuple[PolicyModels, Rollouts, Measured, TrainingBatch]:
+    """Networks whose policy has left the reference, rollouts with random scores, and the batch made of them."""
+    models = policy_models(tiny_model(architecture), mode, value_settings(network))
+    nudge(models.named_parameters(), 0.1)
+    rollouts = random_rollouts(PROMPTS, RESPONSES)
+    measured = measure(models, rollouts, run.optimization.micro_batch_size)
+    scores = torch.randn(len(PROMPTS), generator=generator(0, "scores"))
+    return models, rollouts, measured, training_batch(rollouts, measured, scores, kl_coef, run.advantages)
+
+
+def optimizer_of(models: PolicyModels, run: RunConfig) -> torch.optim.AdamW:
+    groups = [(models.policy_parameters.values(), 0.01), (models.value_parameters.values(), 0.01)]
+    return adamw(groups, betas=run.optimization.betas, eps=1e-8, weight_decay=0.0)
+
+
+def run_update(run: RunConfig, models: PolicyModels, batch: TrainingBatch, measured: Measured, iteration=1, step=0):
+    return update(run, models, optimizer_of(models, run), batch, measured.features, iteration=iteration, step=step)
+
+
+class Spy:
+    """The table's loss, with a note of every micro-batch that it saw."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, algo: str) -> None:
+        self.seen: list[tuple[TrainingBatch, Tensor]] = []
+        loss = ALGORITHMS[algo]
+
+        def noting(batch, logprobs, algo_config, num_tokens):
+            self.seen.append((batch, logprobs.detach()))
+            return loss(batch, logprobs, algo_config, num_tokens)
+
+        monkeypatch.setitem(ALGORITHMS, algo, noting)
+
+
+# --- the first ratio -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("architecture", ["gpt_neox", "llama"])
+@pytest.mark.parametrize("mode", MODES)
+def test_the_first_ratio_is_exactly_1_and_the_second_is_not(monkeypatch, architecture, mode):
+    run = settings("ppo")
+    models, _, measured, batch = prepared(run, mode, architecture)
+    spy = Spy(monkeypatch, "ppo")
+    run_update(run, models, batch, measured)
+    assert len(spy.seen) == 4  # two minibatches of two micro-batches
+    assert sorted(torch.cat([b.rows_in_rollout for b, _ in spy.seen]).tolist()) == list(range(16))
+    assert spy.seen[0][0].rows_in_rollout.tolist() != [0, 1, 2, 3]  # shuffled
+    for number, (part, logprobs) in enumerate(spy.seen):
+        ratio = probability_ratio(logprobs, part.old_logprobs)[part.mask]
+        assert bool((ratio == 1.0).all()) == (number < 2), (number, (ratio - 1).abs().max())
+
+
+def test_every_epoch_has_a_fresh_order_that_follows_from_seed_and_iteration(monkeypatch):
+    run = settings("apa", "optimization.epochs=2", "optimization.micro_batch_size=8")
+
+    def orders(seed: int, iteration: int) -> list[list[int]]:
+        spy = Spy(monkeypatch, "apa")
+        seeded = dataclasses.replace(run, seed=seed)
+        models, _, measured, batch = prepared(seeded)
+        run_update(seeded, models, batch, measured, iteration)
+        rows = torch.cat([b.rows_in_rollout for b, _ in spy.seen])
+        return [rows[:16].tolist(), rows[16:].tolist()]
+
+    first, second = orders(0, 1)
+    assert sorted(first) == sorted(second) == list(range(16)) and first != second
+    assert orders(0, 1) == [first, second]
+    assert orders(0, 2)[0] != first and orders(1, 1)[0] != first
+
+
+# --- measuring and the training batch ------------------------------------------------------------------------------
+
+
+def test_measured_columns_are_zero_on_padding_and_right_elsewhere():
+    run = settings("ppo")
+    models, rollouts, measured, batch = prepared(run)
+    with torch.no_grad():
+        features = models.features(rollouts)
+        for column, logits in (
+            (measured.old_logprobs, models.policy_logits(features)),
+            (measured.reference_logprobs, models.reference_logits(features)),
+        ):
+            expected = torch.where(rollouts.mask, token_logprobs(logits, rollouts.response_ids), 0.0)
+            torch.testing.assert_close(column, expected)
+        torch.testing.assert_close(measured.values, torch.where(rollouts.mask, models.values(features), 0.0))
+    for field in dataclasses.fields(TrainingBatch)[2:]:
+        assert bool((getattr(batch, field.name)[~batch.mask] == 0).all()), field.name
+
+
+def test_the_return_of_the_first_token_is_the_score_less_the_kl_of_the_whole_response():
+    # With gamma 1 and lambda 1 the return is the undiscounted reward to go: R - beta sum_t (log pi - log pi_init).
+    run = settings("ppo", "advantages.gae_lambda=1.0", "advantages.whiten=none")
+    _, rollouts, measured, batch = prepared(run, kl_coef=0.25)
+    kl = (measured.old_logprobs - measured.reference_logprobs).sum(1)
+    scores = torch.randn(len(PROMPTS), generator=generator(0, "scores"))
+    torch.testing.assert_close(batch.returns[:, 0], scores - 0.25 * kl)
+    torch.testing.assert_close(batch.advantages[:, 0], batch.returns[:, 0] - measured.values[:, 0])
+    last = rollouts.lengths - 1
+    rows = torch.arange(16)
+    token_kl = (measured.old_logprobs - measured.reference_logprobs)[rows, last]
+    torch.testing.assert_close(batch.returns[rows, last], scores - 0.25 * token_kl)
+    assert kl.abs().max() > 0.1
+
+
+def test_whitening_pools_the_whole_rollout_or_each_minibatch(monkeypatch):
+    for over in ("rollout", "minibatch"):
+        run = settings("apa", f"advantages.whiten_over={over}", "optimization.micro_batch_size=4")
+        models, _, measured, batch = prepared(run)
+        spy = Spy(monkeypatch, "apa")
+        run_update(run, models, batch, measured)
+        minibatch = [np.concatenate([b.advantages[b.mask].numpy() for b, _ in spy.seen[i : i + 2]]) for i in (0, 2)]
+        pooled = np.concatenate(minibatch)
+        whole = [abs(pooled.mean()) < 1e-5, abs(pooled.std() - 1) < 1e-4]
+        parts = [abs(x.mean()) < 1e-5 and abs(x.std() - 1) < 1e-4 for x in minibatch]
+        assert (whole, parts) == (([True, True], [False, False]) if over == "rollout" else (whole, [True, True]))
+        # Returns, which the value network learns, are never whitened.
+        raw = training_batch_without_whitening(run)
+        torch.testing.assert_close(batch.returns, raw.returns)
+
+
+def training_batch_without_whitening(run: RunConfig) -> TrainingBatch:
+    return prepared(dataclasses.replace(run, advantages=dataclasses.replace(run.advantages, whiten="none")))[3]
+
+
+# --- gradients -----------------------------------------------------------------------------------------------------
+
+
+def gradients(models: PolicyModels) -> Tensor:
+    """All gradients as one vector; forgets them."""
+    parts = []
+    for parameter in models.named_parameters().values():
+        assert parameter.grad is not None
+        parts.append(parameter.grad.flatten().double())
+        parameter.grad = None
+    return torch.cat(parts)
+
+
+@pytest.mark.parametrize(("algo", "mode"), [("apa", "last_k"), ("awr", "all"), *(("ppo", mode) for mode in MODES)])
+def test_micro_batches_of_unequal_lengths_give_the_gradient_of_the_whole_minibatch(algo, mode):
+    run = settings(algo)
+    models, _, measured, batch = prepared(run, mode)
+    minibatch = batch.rows(torch.tensor([4, 0, 7, 13, 1, 5, 8, 15]))  # lengths 1 8 | 1 1 | 8 8 | 2 6
+    results = {}
+    for size in (8, 2, 1):
+        cut = dataclasses.replace(run, optimization=dataclasses.replace(run.optimization, micro_batch_size=size))
+        metrics = accumulate_gradients(cut, models, minibatch, measured.features)
+        results[size] = gradients(models), metrics
+    whole, metrics = results[8]
+    for size in (2, 1):
+        assert (results[size][0] - whole).norm() < 1e-6 * whole.norm()
+        assert results[size][1] == pytest.approx(metrics, rel=1e-5, abs=1e-6)
+
+
+@pytest.mark.parametrize("network", ["separate", "head"])
+def test_the_gradient_is_that_of_apas_formula_written_out(network):
+    run = settings("apa", "algo.lam=0.5", "value.coef=0.3", "optimization.micro_batch_size=2")
+    models, rollouts, measured, batch = prepared(run, network=network)
+    rows = torch.tensor([3, 14, 5, 4, 9, 11, 2, 8])
+    metrics = accumulate_gradients(run, models, batch.rows(rows), measured.features)
+    found = gradients(models)
+    part = batch.rows(rows)
+    logits, values = models.policy_logits_and_values(models.features(rollouts.rows(rows)))
+    logprobs = logits.log_softmax(-1).gather(-1, rollouts.response_ids[rows][..., None]).squeeze(-1)
+    error = (logprobs - part.advantages / 0.5 - part.reference_logprobs)[part.mask]
+    policy, critic = error.square().mean(), 0.5 * (values - part.returns)[part.mask].square().mean()
+    (policy + 0.3 * critic).backward()
+    expected = gradients(models)
+    assert (found - expected).norm() < 1e-6 * expected.norm()
+    assert metrics["policy_loss"] == pytest.approx(policy.item(), rel=1e-5)
+    assert metrics["value_loss"] == pytest.approx(critic.item(), rel=1e-5)
+
+
+def test_what_stands_in_padded_positions_of_the_features_gets_no_gradient():
+    """Another pad token, under the same mask, changes neither losses nor gradients."""
+    run = settings("apa")
+    models, _, measured, batch = prepared(run, "all")
+    found = []
+    for filler in (0, 17):
+        features = dataclasses.replace(
+            measured.features,
+            input_ids=torch.where(measured.features.mask, measured.features.input_ids, filler),
+        )
+        metrics = accumulate_gradients(run, models, batch, features)
+        found.append((gradients(models), metrics))
+    assert (found[0][0] - found[1][0]).norm() < 1e-6 * found[0][0].norm()
+    assert found[0][1] == pytest.approx(found[1][1], rel=1e-6)
+
+
+def test_updates_on_one_batch_lower_the_loss_of_policy_and_values():
+    run = settings("apa", "algo.lam=1.0", "optimization.epochs=20")
+    models, _, measured, batch = prepared(run, "all")
+    before = accumulate_gradients(run, models, batch, measured.features)
+    gradients(models)
+    run_update(run, models, batch, measured)
+    after = accumulate_gradients(run, models, batch, measured.features)
+    assert after["policy_loss"] < 0.3 * before["policy_loss"]
+    assert after["value_loss"] < 0.3 * before["value_loss"]
+
+
+def test_the_same_update_twice_is_the_same_to_the_bit_and_counts_its_steps():
+    run = settings("ppo", "optimization.epochs=2")
+    results = []
+    for _ in range(2):
+        models, _, measured, batch = prepared(run)
+        metrics, step = run_update(run, models, batch, measured, step=7)
+        assert step == 7 + 2 * 2
+        results.append((metrics, [p.detach().clone() for p in models.named_parameters().values()]))
+    assert results[0][0] == results[1][0]
+    assert all(torch.equal(a, b) for a, b in zip(results[0][1], results[1][1], strict=True))
+    assert {"policy_loss", "value_loss", "grad_norm", "value_grad_norm", "clip_fraction"} <= set(results[0][0])
+
+
+# --- what is not finite --------------------------------------------------------------------------------------------
+
+
+def parameters_of(models: PolicyModels) -> list[Tensor]:
+    return [p.detach().clone() for p in models.named_parameters().values()]
+
+
+@pytest.mark.parametrize(("algo", "remedy"), [("apa", "algo.lam"), ("awr", "algo.lam"), ("ppo", "learning_rate")])
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_an_advantage_that_is_not_finite_stops_before_any_parameter_moves(algo, remedy, bad):
+    run = settings(algo, "optimization.minibatch_size=16")
+    models, _, measured, batch = prepared(run)
+    advantages = batch.advantages.clone()
+    advantages[9, 3] = bad
+    before = parameters_of(models)
+    with pytest.raises(NotFinite, match=rf"policy_loss is (nan|-?inf) at optimizer step 41; .*{remedy}"):
+        run_update(run, models, dataclasses.replace(batch, advantages=advantages), measured, step=41)
+    assert all(torch.equal(a, b) for a, b in zip(before, parameters_of(models), strict=True))
+
+
+def test_a_return_that_is_not_finite_is_named_as_the_value_loss():
+    run = settings("ppo", "optimization.minibatch_size=16")
+    models, _, measured, batch = prepared(run)
+    returns = batch.returns.clone()
+    returns[0, 0] = float("nan")
+    with pytest.raises(NotFinite, match="value_loss is nan at optimizer step 0"):
+        run_update(run, models, dataclasses.replace(batch, returns=returns), measured)
+
+
+def test_a_gradient_that_is_not_finite_stops_before_any_parameter_moves():
+    policy, value = nn.Parameter(torch.ones(3)), nn.Parameter(torch.ones(3))
+    policy.grad, value.grad = torch.ones(3), torch.tensor([1.0, float("inf"), 1.0])
+    optimizer = torch.optim.SGD([policy, value], lr=1.0)
+    with pytest.raises(NotFinite, match=r"the value gradient is .* at optimizer step 12; try a smaller .*rate"):
+        clip_and_step(optimizer, {"policy": [policy], "value": [value]}, 1.0, 12)
+    assert policy.tolist() == value.tolist() == [1.0, 1.0, 1.0]
+
+
+# --- the optimizer step --------------------------------------------------------------------------------------------
+
+
+def test_each_network_is_clipped_by_its_own_norm():
+    policy, value = nn.Parameter(torch.zeros(2)), nn.Parameter(torch.zeros(2))
+    policy.grad, value.grad = torch.tensor([0.3, 0.4]), torch.tensor([300.0, 400.0])
+    optimizer = torch.optim.SGD([policy, value], lr=1.0)
+    norms = clip_and_step(optimizer, {"policy": [policy], "value": [value]}, 1.0, 0)
+    assert norms == pytest.approx({"policy": 0.5, "value": 500.0})
+    assert policy.tolist() == pytest.approx([-0.3, -0.4])  # below the limit: untouched by the value's 500
+    assert value.tolist() == pytest.approx([-0.6, -0.8], rel=1e-5)
+    assert policy.grad is None and value.grad is None
+
+
+def test_update_clips_policy_and_value_apart(monkeypatch):
+    run = settings("ppo")
+    models, _, measured, batch = prepared(run)
+    seen = []
+    monkeypatch.setattr(
+        updating, "clip_and_step", lambda o, networks, *rest: seen.append(networks) or clip_and_step(o, networks, *rest)
+    )
+    run_update(run, models, batch, measured)
+    assert [set(networks) for networks in seen] == [{"policy", "value"}] * 2
+    assert {id(p) for p in seen[0]["value"]} == {id(p) for p in models.value_parameters.values()}
+    assert {id(p) for p in seen[0]["policy"]} == {id(p) for p in models.policy_parameters.values()}
+
+
+@pytest.mark.parametrize(
+    ("schedule", "factors"),
+    [
+        # Warm-up over 2 steps, then 4 steps at progress 0, 1/4, 1/2, 3/4; step 6 is beyond the end.
+        ("constant", [0.5, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0]),
+        ("linear", [0.5, 1.0, 1.0, 0.75, 0.5, 0.25, 0.0]),
+        ("cosine", [0.5, 1.0, 1.0, (1 + math.sqrt(0.5)) / 2, 0.5, (1 - math.sqrt(0.5)) / 2, 0.0]),
+    ],
+)
+def test_schedules(schedule, factors):
+    assert [schedule_factor(step, 6, 2, schedule) for step in range(7)] == pytest.approx(factors)
+    assert schedule_factor(0, 6, 0, schedule) == 1.0
+
+
+def test_the_learning_rate_of_each_group_is_scaled_from_its_initial_one():
+    a, b = nn.Parameter(torch.zeros(1)), nn.Parameter(torch.zeros(1))
+    optimizer = adamw([([a], 0.1), ([b], 0.4)], betas=[0.9, 0.95], eps=1e-8, weight_decay=0.0)
+    for factor in (0.5, 0.25):
+        set_learning_rate(optimizer, factor)
+        assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([0.1 * factor, 0.4 * factor])
+
+
+def test_a_run_of_linear_schedule_uses_all_its_steps(monkeypatch):
+    run = settings("apa", "optimization.schedule=linear", "rollout.iterations=2", "optimization.epochs=3")
+    assert num_optimizer_steps(run) == 2 * 3 * 2
+    factors = []
+    monkeypatch.setattr(updating, "set_learning_rate", lambda _, factor: factors.append(factor))
+    models, _, measured, batch = prepared(run)
+    step = 0
+    for iteration in (1, 2):
+        _, step = run_update(run, models, batch, measured, iteration, step)
+    assert factors == pytest.approx([1 - i / 12 for i in range(12)])
+
+
+def test_minibatches_are_consecutive_pieces():
+    assert [piece.tolist() for piece in minibatches(torch.tensor([3, 1, 0, 2]), 2)] == [[3, 1], [0, 2]]
