@@ -4,7 +4,7 @@ A letter complains about two of six topics; a good answer is sorry for both, put
 guest again:
 
     guest : cold room and late breakfast . hotel :
-    sorry for the cold room . we repaired the heating . sorry for the late breakfast . we hired a cook . please come again .
+    sorry for the cold room . we repaired the heating . sorry for the late breakfast . we hired a cook . see you soon .
 
 SFT texts are of mixed quality: each wanted sentence is there about every second time, and some answers blame the guest,
 answer a complaint that nobody made or repeat themselves. Preferences are between two drafts, in which such slips are
@@ -90,8 +90,8 @@ APOLOGY_VALUE = 0.75  # for each complaint of the letter, once
 REMEDY_VALUE = 1.0  # for each complaint of the letter, once
 CLOSING_VALUE = 0.5  # for an invitation as the last sentence
 BLAME_COST = 1.0  # for each blaming sentence
-BESIDE_COST = 0.5  # for each apology or remedy that answers no complaint of the letter
-REPEAT_COST = 0.75  # for each sentence whose meaning has been said before
+BESIDE_COST = 0.75  # for each apology or remedy that answers no complaint of the letter
+REPEAT_COST = 1.0  # for each sentence whose meaning has been said before
 GARBAGE_COST = 0.25  # for each word that is not part of a well-formed sentence
 LENGTH_COST = 0.1  # for each word beyond IDEAL_WORDS
 
@@ -167,16 +167,18 @@ class Slips(NamedTuple):
     """How often an answer goes wrong in a way that the hidden score minds."""
 
     beside: float
-    """An apology or a remedy for a topic that the letter does not name."""
+    """An apology or a remedy answers a complaint that nobody made."""
     repeat: float
     """A sentence said twice."""
     garble: float
     """A sentence that begins as one and ends as another."""
 
 
-SFT_SLIPS = Slips(beside=0.14, repeat=0.06, garble=0.0)
-PAIR_SLIPS = Slips(beside=0.2, repeat=0.1, garble=0.05)
+SFT_SLIPS = Slips(beside=0.03, repeat=0.04, garble=0.0)
+PAIR_SLIPS = Slips(beside=0.15, repeat=0.3, garble=0.0)
 """Pairs are drafts: as in practice, what is compared has the mistakes that a policy makes, and SFT texts have not."""
+REVISED_SHARE = 0.5
+"""Pairs in which the second answer is the first with one sentence changed; in the others both are drawn apart."""
 
 MAX_WORDS = 27
 """Longest answer of the clerk; with EOS it fits in 28 tokens. Longer ones, and empty ones, are drawn anew."""
@@ -194,14 +196,12 @@ def _draw_sentences(random_: random.Random, letter: Letter, slips: Slips) -> lis
     body = []
     for complaint in letter if random_.random() < 0.5 else letter[::-1]:
         if random_.random() < APOLOGY_PROBABILITY:
-            body.append(_apology(random_, complaint))
+            body.append(_apology(random_, _meant(random_, complaint, letter, slips)))
         if random_.random() < REMEDY_PROBABILITY:
-            body.append(_remedy(random_, complaint.topic))
+            body.append(_remedy(random_, _meant(random_, complaint, letter, slips).topic))
     for forms, probability in EXTRAS:
         if random_.random() < probability:
             _insert(random_, body, random_.choice(forms))
-    if random_.random() < slips.beside:
-        _insert(random_, body, _beside_the_point(random_, letter))
     if body and random_.random() < slips.repeat:
         _insert(random_, body, random_.choice(body))
     if body and random_.random() < slips.garble:
@@ -220,10 +220,27 @@ def _remedy(random_: random.Random, topic: str) -> str:
     return random_.choice(REMEDIES).format(repair=TOPICS[topic].repair)
 
 
-def _beside_the_point(random_: random.Random, letter: Letter) -> str:
-    topics = [complaint.topic for complaint in letter]
-    other = random_.choice([complaint for complaint in ALL_COMPLAINTS if complaint.topic not in topics])
-    return _apology(random_, other) if random_.random() < 0.5 else _remedy(random_, other.topic)
+def _meant(random_: random.Random, complaint: Complaint, letter: Letter, slips: Slips) -> Complaint:
+    """What a sentence is about: the complaint, or by a slip one of a topic that the letter does not name."""
+    if random_.random() >= slips.beside:
+        return complaint
+    topics = [made.topic for made in letter]
+    return random_.choice([other for other in ALL_COMPLAINTS if other.topic not in topics])
+
+
+def _revised(random_: random.Random, letter: Letter, reply: str) -> str:
+    """A reply with one sentence changed: made to miss the letter's complaints, said twice, or left out."""
+    sentences = [" ".join(words) for words in _sentences(reply.split())]
+    place = random_.randrange(len(sentences))
+    family = SENTENCES[sentences[place]].family if sentences[place] in SENTENCES else ""
+    if family in ("apology", "remedy"):
+        other = _meant(random_, letter[0], letter, Slips(beside=1.0, repeat=0.0, garble=0.0))
+        sentences[place] = _apology(random_, other) if family == "apology" else _remedy(random_, other.topic)
+    elif random_.random() < 0.5 or len(sentences) == 1:
+        sentences.insert(place, random_.choice(sentences))
+    else:
+        del sentences[place]
+    return _response(sentences) if sum(len(s.split()) for s in sentences) <= MAX_WORDS else reply
 
 
 def _garbled(random_: random.Random, sentence: str) -> str:
@@ -303,9 +320,10 @@ def _preferences(config: DatasetConfig, part: str, letters: list[Letter], count:
     random_ = random.Random(f"{config.seed} {part}")
     pairs = []
     for letter in _draw_letters(random_, letters, count):
-        prompt, a, b = prompt_of(letter), *(draw_reply(random_, letter, PAIR_SLIPS) for _ in range(2))
-        while b == a:  # two equal answers carry no preference
-            b = draw_reply(random_, letter, PAIR_SLIPS)
+        prompt, a = prompt_of(letter), draw_reply(random_, letter, PAIR_SLIPS)
+        revised = random_.random() < REVISED_SHARE
+        while (b := _revised(random_, letter, a) if revised else draw_reply(random_, letter, PAIR_SLIPS)) == a:
+            pass  # two equal answers carry no preference
         score_a, score_b = gold([prompt, prompt], [a, b])
         a_wins = random_.random() < 1 / (1 + math.exp(config.label_noise_scale * (score_b - score_a)))
         pairs.append(Preference(prompt, chosen=a, rejected=b) if a_wins else Preference(prompt, chosen=b, rejected=a))
