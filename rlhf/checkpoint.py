@@ -51,10 +51,10 @@ def save_checkpoint(folder: Path, step: int, tensors: Mapping[str, Tensor], stat
         sealed = {**state, "tensors_sha256": _sha256(temporary / TENSORS)}
         (temporary / STATE).write_text(json.dumps({**sealed, "state_sha256": _state_sha256(sealed)}))
         for path in (temporary / TENSORS, temporary / STATE, temporary):
-            _flush(path)
+            flush_to_disk(path)
         shutil.rmtree(final, ignore_errors=True)
         temporary.replace(final)
-        _flush(parent)
+        flush_to_disk(parent)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(temporary, ignore_errors=True)
         raise CheckpointError(
@@ -139,7 +139,8 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _flush(path: Path) -> None:
+def flush_to_disk(path: Path) -> None:
+    """Wait until a file, or a folder's list of names, is on disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

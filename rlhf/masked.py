@@ -14,7 +14,7 @@ def masked_mean(values: Tensor, mask: Tensor, count: Tensor | float | None = Non
 
     Args:
         values: (B, T) float.
-        mask: (B, T) bool. Values outside it have no influence, not even when they are infinite or NaN.
+        mask: (B, T) bool. Values outside it do not count; for a gradient they must be finite all the same.
         count: valid positions of the whole minibatch; None: those of `mask`.
     """
     total = torch.where(mask, values, 0.0).sum()

@@ -178,8 +178,7 @@ def _summary(config: RunConfig, status: str, seconds: float) -> dict[str, Any]:
         "status": status,
         "run_id": run_id(config),
         "wall_seconds": seconds,
-        "peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        / (2**20 if sys.platform == "darwin" else 2**10),
+        "peak_memory_mb": _peak_memory_mb(),
         "finished_at": time.time(),
         "hostname": socket.gethostname(),
         "cpu": _cpu_name(),

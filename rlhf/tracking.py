@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
+from rlhf.checkpoint import flush_to_disk
 from rlhf.lock import RunLock
 
 METRICS, SAMPLES = "metrics.jsonl", "samples.jsonl"
@@ -48,8 +49,11 @@ class Tracker:
             self.mirror.finish(summary)
 
     def lengths(self) -> dict[str, int]:
-        """Bytes of each file, for the checkpoint."""
+        """Bytes of each file, which are on disk when this returns: a checkpoint is going to rely on them."""
         paths = {name: self.folder / name for name in (METRICS, SAMPLES)}
+        for path in paths.values():
+            if path.exists():
+                flush_to_disk(path)
         return {name: path.stat().st_size if path.exists() else 0 for name, path in paths.items()}
 
     def cut_back(self, lengths: Mapping[str, int]) -> None:

@@ -11,7 +11,8 @@ from typing import Any
 from rlhf.config import RunConfig
 
 SENT = "wandb/sent.json"
-"""How many rows W&B has, so that a resumed run neither repeats nor leaves out any."""
+"""How many rows W&B was given, so that a resumed run repeats none. What a kill -9 catches in W&B's own buffer is lost
+there (seen offline: a handful of rows); metrics.jsonl has every row."""
 
 log = logging.getLogger(__name__)
 
@@ -46,8 +47,9 @@ class WandbMirror:
         )
         try:
             self._run = wandb.init(**common, mode=mode, settings=settings)
-        except (wandb.Error, OSError, TimeoutError) as error:
-            log.warning("W&B cannot be reached (%s); this run goes on offline", str(error).splitlines()[0])
+        except Exception as error:  # whatever W&B raises: a mirror never ends a run
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            log.warning("W&B cannot be reached (%s); this run goes on offline", reason)
             wandb.teardown()  # else the half-open run still owns the id
             self._run = wandb.init(**common, mode="offline", settings=settings)
         self._define_axes()

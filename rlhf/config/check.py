@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from rlhf.config import PPOConfig, RunConfig, SupervisedConfig, TrainableConfig
+from rlhf.config import KLControlConfig, PPOConfig, RunConfig, SupervisedConfig, TrainableConfig
 from rlhf.config.build import ConfigError, build_config
 
 # What can stand in a folder's name and in a W&B id.
@@ -119,13 +119,19 @@ def _algorithm(config: RunConfig) -> list[str]:
         problems.append(f"optimization.betas: {len(betas)} numbers; AdamW has two")
     if any(beta == 1 for beta in betas):
         problems.append("optimization.betas: 1 never forgets and cannot be corrected for its start; below 1 it must be")
-    adaptive = isinstance(config.algo, PPOConfig) and config.algo.kl.controller == "adaptive"
-    if adaptive and 0.2 * config.rollout.num_responses >= config.algo.kl.horizon:
+    if isinstance(config.algo, PPOConfig) and config.algo.kl.controller == "adaptive":
+        problems += _adaptive_controller(config.algo.kl, config.rollout.num_responses)
+    return problems
+
+
+def _adaptive_controller(kl: KLControlConfig, num_responses: int) -> list[str]:
+    problems = []
+    if 0.2 * num_responses >= kl.horizon:
         problems.append(
-            f"algo.kl.horizon: {config.algo.kl.horizon:g} is not above a fifth of rollout.num_responses = "
-            f"{config.rollout.num_responses}; one step could turn the penalty into a reward"
+            f"algo.kl.horizon: {kl.horizon:g} is not above a fifth of rollout.num_responses = {num_responses}; one "
+            "step could turn the penalty into a reward"
         )
-    if adaptive and config.algo.kl.init_coef == 0:
+    if kl.init_coef == 0:
         problems.append("algo.kl.init_coef: the adaptive controller multiplies, so that 0 stays 0; use controller=none")
     return problems
 

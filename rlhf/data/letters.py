@@ -7,12 +7,12 @@ guest again:
     sorry for the cold room . we repaired the heating . sorry for the late breakfast . we hired a cook . see you soon .
 
 SFT texts are of mixed quality: each wanted sentence is there about every second time, and some answers blame the guest,
-answer a complaint that nobody made or repeat themselves. Preferences are between two drafts, in which such slips are
-frequent; they follow the hidden `gold` score through a Bradley-Terry choice, so they are noisy.
+answer a complaint that nobody made or repeat themselves. Preferences are between drafts, in which the last two mistakes
+are frequent: half of them between two drafts, half between a draft and the same with one sentence changed. They follow
+the hidden `gold` score through a Bradley-Terry choice, so they are noisy.
 
 Every text is lower-case words between single blanks, full stops and colons being words too. The blank between a
-prompt and its response belongs to the response (" sorry for ..."), as in dataset=hh; `gold` does not need it, since a
-word-level tokenizer decodes a response without it.
+prompt and its response belongs to the response (" sorry for ..."), as in dataset=hh; `gold` can do without it.
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ LENGTH_COST = 0.1  # for each word beyond IDEAL_WORDS
 IDEAL_WORDS = 26
 """Words of the best answer: two apologies of six words, two remedies of five, a closing of four."""
 BEST_GOLD = 2 * APOLOGY_VALUE + 2 * REMEDY_VALUE + CLOSING_VALUE
-"""All values and no cost. `ideal_reply` reaches it for every letter. Silence and blameless chat score 0."""
+"""All values and no cost, within reach for every letter. Silence scores 0, and so do thanks, offers and small talk."""
 
 
 def gold(prompts: Sequence[str], responses: Sequence[str]) -> list[float]:
@@ -123,10 +123,7 @@ def _score(complaints: Sequence[Complaint], words: list[str]) -> float:
         if meaning is None:
             score -= GARBAGE_COST * len(sentence)
             continue
-        if meaning in said:
-            score -= REPEAT_COST
-        else:
-            score += wanted.get(meaning, 0.0)
+        score += -REPEAT_COST if meaning in said else wanted.get(meaning, 0.0)
         if meaning.family == "blame":
             score -= BLAME_COST
         elif meaning.family in ("apology", "remedy") and meaning not in wanted:
@@ -137,22 +134,10 @@ def _score(complaints: Sequence[Complaint], words: list[str]) -> float:
     return score
 
 
-def _sentences(words: list[str]) -> Iterator[list[str]]:
+def _sentences(words: list[str]) -> list[list[str]]:
     """The words cut after each full stop; what follows the last one is a sentence too."""
-    start = 0
-    for end in [i + 1 for i, word in enumerate(words) if word == "."] + [len(words)]:
-        if end > start:
-            yield words[start:end]
-        start = end
-
-
-def ideal_reply(prompt: str) -> str:
-    """A response to `prompt` that scores BEST_GOLD, for a prompt with two complaints."""
-    sentences = []
-    for topic, problem in read_letter(prompt):
-        sentences.append(APOLOGIES[0].format(problem=problem, topic=topic))
-        sentences.append(REMEDIES[0].format(repair=TOPICS[topic].repair))
-    return _response([*sentences, CLOSINGS[0]])
+    cuts = [0, *(i + 1 for i, word in enumerate(words) if word == "."), len(words)]
+    return [words[start:end] for start, end in pairwise(cuts) if start < end]
 
 
 # The hotel's clerk, whose answers are the SFT texts: how often each kind of sentence is there.
@@ -167,29 +152,27 @@ class Slips(NamedTuple):
     """How often an answer goes wrong in a way that the hidden score minds."""
 
     beside: float
-    """An apology or a remedy answers a complaint that nobody made."""
+    """For each apology or remedy: it answers a complaint that nobody made."""
     repeat: float
-    """A sentence said twice."""
-    garble: float
-    """A sentence that begins as one and ends as another."""
+    """For each answer: it says a sentence twice."""
 
 
-SFT_SLIPS = Slips(beside=0.03, repeat=0.04, garble=0.0)
-PAIR_SLIPS = Slips(beside=0.15, repeat=0.3, garble=0.0)
-"""Pairs are drafts: as in practice, what is compared has the mistakes that a policy makes, and SFT texts have not."""
+SFT_SLIPS = Slips(beside=0.03, repeat=0.04)
+PAIR_SLIPS = Slips(beside=0.15, repeat=0.3)
+"""As in practice, what is compared has the mistakes that a policy makes, and SFT texts seldom have them."""
 REVISED_SHARE = 0.5
-"""Pairs in which the second answer is the first with one sentence changed; in the others both are drawn apart."""
+"""Pairs in which one answer is the other with one sentence changed; in the rest both are drawn apart."""
 
 MAX_WORDS = 27
-"""Longest answer of the clerk; with EOS it fits in 28 tokens. Longer ones, and empty ones, are drawn anew."""
+"""Longest answer in the data; with EOS it fits in 28 tokens. Longer ones, and empty ones, are drawn anew."""
 
 
 def draw_reply(random_: random.Random, letter: Letter, slips: Slips = SFT_SLIPS) -> str:
     """An answer of the clerk: every sentence is there or not by its own coin."""
     while True:
-        sentences = _draw_sentences(random_, letter, slips)
-        if 0 < sum(len(sentence.split()) for sentence in sentences) <= MAX_WORDS:
-            return _response(sentences)
+        reply = " " + " ".join(_draw_sentences(random_, letter, slips))
+        if 0 < len(reply.split()) <= MAX_WORDS:
+            return reply
 
 
 def _draw_sentences(random_: random.Random, letter: Letter, slips: Slips) -> list[str]:
@@ -199,14 +182,10 @@ def _draw_sentences(random_: random.Random, letter: Letter, slips: Slips) -> lis
             body.append(_apology(random_, _meant(random_, complaint, letter, slips)))
         if random_.random() < REMEDY_PROBABILITY:
             body.append(_remedy(random_, _meant(random_, complaint, letter, slips).topic))
-    for forms, probability in EXTRAS:
-        if random_.random() < probability:
-            _insert(random_, body, random_.choice(forms))
-    if body and random_.random() < slips.repeat:
-        _insert(random_, body, random_.choice(body))
-    if body and random_.random() < slips.garble:
-        place = random_.randrange(len(body))
-        body[place] = _garbled(random_, body[place])
+    for forms, probability in (*EXTRAS, (body, slips.repeat)):
+        if forms and random_.random() < probability:
+            sentence = random_.choice(forms)
+            body.insert(random_.randint(0, len(body)), sentence)
     opening = [random_.choice(THANKS)] if random_.random() < THANKS_PROBABILITY else []
     closing = [random_.choice(CLOSINGS)] if random_.random() < CLOSING_PROBABILITY else []
     return opening + body + closing
@@ -224,37 +203,24 @@ def _meant(random_: random.Random, complaint: Complaint, letter: Letter, slips: 
     """What a sentence is about: the complaint, or by a slip one of a topic that the letter does not name."""
     if random_.random() >= slips.beside:
         return complaint
-    topics = [made.topic for made in letter]
-    return random_.choice([other for other in ALL_COMPLAINTS if other.topic not in topics])
+    return random_.choice([other for other in ALL_COMPLAINTS if other.topic not in dict(letter)])
 
 
 def _revised(random_: random.Random, letter: Letter, reply: str) -> str:
-    """A reply with one sentence changed: made to miss the letter's complaints, said twice, or left out."""
+    """A reply with one sentence changed: an apology or a remedy made to miss the letter, another sentence left out, or
+    one said once more. The reply itself where that would be too long."""
     sentences = [" ".join(words) for words in _sentences(reply.split())]
     place = random_.randrange(len(sentences))
-    family = SENTENCES[sentences[place]].family if sentences[place] in SENTENCES else ""
+    family = SENTENCES[sentences[place]].family
     if family in ("apology", "remedy"):
-        other = _meant(random_, letter[0], letter, Slips(beside=1.0, repeat=0.0, garble=0.0))
+        other = _meant(random_, letter[0], letter, Slips(beside=1.0, repeat=0.0))
         sentences[place] = _apology(random_, other) if family == "apology" else _remedy(random_, other.topic)
     elif random_.random() < 0.5 or len(sentences) == 1:
         sentences.insert(place, random_.choice(sentences))
     else:
         del sentences[place]
-    return _response(sentences) if sum(len(s.split()) for s in sentences) <= MAX_WORDS else reply
-
-
-def _garbled(random_: random.Random, sentence: str) -> str:
-    """The beginning of a sentence and the end of another."""
-    words, other = sentence.split(), random_.choice(list(SENTENCES)).split()
-    return " ".join([*words[: random_.randint(1, len(words) - 2)], *other[random_.randint(1, len(other) - 2) :]])
-
-
-def _insert(random_: random.Random, body: list[str], sentence: str) -> None:
-    body.insert(random_.randint(0, len(body)), sentence)
-
-
-def _response(sentences: list[str]) -> str:
-    return " " + " ".join(sentences)
+    revised = " " + " ".join(sentences)
+    return revised if len(revised.split()) <= MAX_WORDS else reply
 
 
 def prompt_of(letter: Letter) -> str:
@@ -269,25 +235,22 @@ def split_letters(seed: int) -> tuple[list[Letter], list[Letter]]:
     """All 480 letters as (trained on, held out). A letter and the one with its complaints swapped stay together."""
     pairs = [(a, b) for a, b in permutations(ALL_COMPLAINTS, 2) if a.topic < b.topic]
     random.Random(f"{seed} split").shuffle(pairs)
-    held_out = round(HELD_OUT_SHARE * len(pairs))
-
-    def both_orders(some: list[Letter]) -> list[Letter]:
-        return [letter for a, b in some for letter in ((a, b), (b, a))]
-
-    return both_orders(pairs[held_out:]), both_orders(pairs[:held_out])
+    both_orders = [letter for a, b in pairs for letter in ((a, b), (b, a))]
+    held_out = 2 * round(HELD_OUT_SHARE * len(pairs))
+    return both_orders[held_out:], both_orders[:held_out]
 
 
 def load_letters(config: DatasetConfig) -> TextData:
-    """The data set of `config.seed`. SFT texts and pairs are drawn as many as asked for, null: one for each letter.
+    """The data set of `config.seed`. SFT texts and pairs are as many as asked for, null: one for each letter.
 
-    Each part has random numbers of its own, so that the size of one does not change another.
+    RL prompts are letters drawn without repetition, so no more than there are. Each part has random numbers of its own,
+    so that the size of one does not change another.
     """
     train, held_out = split_letters(config.seed)
     for option, letters in (("num_prompts", train), ("num_eval_prompts", held_out)):
         asked = getattr(config, option)
         if asked is not None and asked > len(letters):
             raise DataError(f"dataset.{option}={asked}: dataset=letters has {len(letters)} of them; ask for fewer")
-    reaches_best = config.max_new_tokens > IDEAL_WORDS  # a token for each word and EOS
     return TextData(
         sft=_demonstrations(config, "sft", train, config.num_sft),
         test_sft=_demonstrations(config, "test_sft", held_out, None),
@@ -296,8 +259,8 @@ def load_letters(config: DatasetConfig) -> TextData:
         prompts=_demonstrations(config, "prompts", train, config.num_prompts),
         eval_prompts=_demonstrations(config, "eval_prompts", held_out, config.num_eval_prompts),
         gold=gold,
-        best_gold=BEST_GOLD if reaches_best else None,
-        words=_words(),
+        best_gold=BEST_GOLD if config.max_new_tokens > IDEAL_WORDS else None,  # a token for each word and EOS
+        words=sorted({word for text in [prompt_of(train[0]), *SENTENCES] for word in text.split()}),
     )
 
 
@@ -312,8 +275,8 @@ def _draw_letters(random_: random.Random, letters: list[Letter], count: int | No
 
 def _demonstrations(config: DatasetConfig, part: str, letters: list[Letter], count: int | None) -> list[Demonstration]:
     random_ = random.Random(f"{config.seed} {part}")
-    chosen = _draw_letters(random_, letters, count)
-    return [Demonstration(prompt_of(letter), draw_reply(random_, letter)) for letter in chosen]
+    drawn = _draw_letters(random_, letters, count)
+    return [Demonstration(prompt_of(letter), draw_reply(random_, letter)) for letter in drawn]
 
 
 def _preferences(config: DatasetConfig, part: str, letters: list[Letter], count: int | None) -> list[Preference]:
@@ -328,8 +291,3 @@ def _preferences(config: DatasetConfig, part: str, letters: list[Letter], count:
         a_wins = random_.random() < 1 / (1 + math.exp(config.label_noise_scale * (score_b - score_a)))
         pairs.append(Preference(prompt, chosen=a, rejected=b) if a_wins else Preference(prompt, chosen=b, rejected=a))
     return pairs
-
-
-def _words() -> list[str]:
-    texts = [prompt_of((a, b)) for a, b in zip(ALL_COMPLAINTS, reversed(ALL_COMPLAINTS), strict=True)]
-    return sorted({word for text in [*texts, *SENTENCES] for word in text.split()})

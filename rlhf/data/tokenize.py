@@ -16,11 +16,13 @@ def encode_prompts(
     tokenizer: PreTrainedTokenizerBase, examples: Sequence[Demonstration], max_prompt_tokens: int
 ) -> PromptBatch:
     """Left-padded prompts, cut on the left to `max_prompt_tokens`, to one width for the whole set."""
-    rows = [prompt_tokens(tokenizer, example.prompt, max_prompt_tokens) for example in examples]
+    rows = [prompt_tokens(tokenizer, example.prompt, max_prompt_tokens + 1) for example in examples]
+    cut = [len(row) > max_prompt_tokens for row in rows]
+    rows = [row[-max_prompt_tokens:] for row in rows]
     ids, mask = pad(rows, pad_id(tokenizer), left=True)
     texts = [
-        example.prompt if len(row) < max_prompt_tokens else decode(tokenizer, row)
-        for example, row in zip(examples, rows, strict=True)
+        decode(tokenizer, row) if was_cut else example.prompt
+        for example, row, was_cut in zip(examples, rows, cut, strict=True)
     ]
     return PromptBatch(ids, mask, texts, [example.response for example in examples])
 

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 from rlhf.config import TrainableConfig, ValueConfig
 from rlhf.models.base import Features, PolicyModels, before_response, run_base
 from rlhf.models.loading import language_head
-from rlhf.models.split import copy_top, joined, split, top_parameters
+from rlhf.models.split import check_split, copy_top, joined, split, top_parameters
 
 
 def _trainable(role: str, module: nn.Module) -> dict[str, nn.Parameter]:
@@ -68,6 +68,7 @@ class LastBlocks(PolicyModels):
         super().__init__(model, value, temperature, precision)
         model.requires_grad_(False)
         self.trunk, self.reference_top = split(model.base_model, train.last_k)
+        check_split(model.base_model, self.trunk, self.reference_top)
         self.policy_top = copy_top(self.reference_top)
         self._joined = joined(model, self.trunk, self.policy_top)
         self.value_top: nn.Module | None = None

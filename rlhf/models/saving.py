@@ -17,8 +17,9 @@ from rlhf.models.modes import LoRA
 
 def write_folder(folder: Path, write: Callable[[Path], None]) -> Path:
     """Let `write` fill a temporary folder, then give it its name."""
+    for left_over in folder.parent.glob(f".{folder.name}.*.tmp"):  # of a process that was killed here
+        shutil.rmtree(left_over, ignore_errors=True)
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     try:
         write(temporary)

@@ -6,6 +6,7 @@ Both halves are the architecture's own base model with fewer blocks, so any deco
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -67,12 +68,28 @@ def split(base: nn.Module, last_k: int) -> tuple[nn.Module, nn.Module]:
     kinds = getattr(base.config, "layer_types", None)
     if kinds is not None:  # Qwen, Mistral: a block's mask is looked up by its place in the list
         for half, part in ((trunk, kinds[:cut]), (top, kinds[cut:])):
-            half.config = copy.copy(base.config)
-            half.config.layer_types = part
-            half.config.num_hidden_layers = len(part)
+            config: Any = copy.copy(base.config)
+            config.layer_types, config.num_hidden_layers = part, len(part)
+            half.__dict__["config"] = config
     if hasattr(base, LEARNED_POSITIONS):
         top._modules[LEARNED_POSITIONS] = _NoPositions(getattr(base, LEARNED_POSITIONS).embedding_dim)
     return trunk, top
+
+
+@torch.no_grad()
+def check_split(base: nn.Module, trunk: nn.Module, top: nn.Module) -> None:
+    """Run one short text both ways.
+
+    Raises:
+        NotImplementedError: the halves are not the whole, as where a model scales `inputs_embeds` (Gemma).
+    """
+    ids = torch.arange(1, 9, device=next(base.parameters()).device).unsqueeze(0)
+    whole = base(input_ids=ids, use_cache=False).last_hidden_state
+    halves = top(inputs_embeds=trunk(input_ids=ids, use_cache=False).last_hidden_state, use_cache=False)
+    if not torch.equal(whole, halves.last_hidden_state):
+        raise NotImplementedError(
+            f"model.train.mode=last_k: {type(base).__name__} cannot be cut at a block; use mode all or lora"
+        )
 
 
 def top_parameters(top: nn.Module) -> list[nn.Parameter]:

@@ -61,11 +61,13 @@ class RunContext:
         return before + time.monotonic() - self._started
 
     def save(self, step: int, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
-        """Checkpoint after everything up to `step` was logged, then let the mirror have those rows."""
+        """Checkpoint after everything up to `step` was logged, then let the mirror have those rows.
+
+        No random state is among it: every draw is a function of (seed, purpose, index), see rlhf/random.py.
+        """
         self.lock.check()
         common = {"seconds": self.seconds(), "log_lengths": self.tracker.lengths()}
-        random_state = {"torch_random_state": torch.get_rng_state()}
-        save_checkpoint(self.folder, step, {**tensors, **random_state}, {**state, **common})
+        save_checkpoint(self.folder, step, tensors, {**state, **common})
         self.tracker.covered()
 
     def stop_if_asked(self) -> None:

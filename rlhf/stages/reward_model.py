@@ -95,4 +95,5 @@ def normalise(reward_model: RewardModel, references: Sequence[Demonstration], ho
     scores = reward_model.score([e.prompt for e in references], [e.response for e in references]).double()
     reward_model.mean = float(scores.mean())
     if how == "mean_std":
-        reward_model.std = float(scores.std())
+        # One reference, or the same score for all: nothing to scale by.
+        reward_model.std = float(scores.std(correction=0)) or 1.0

@@ -1,0 +1,50 @@
+"""What README and DEVELOPING say is there, is there."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+README = (ROOT / "README.md").read_text()
+
+
+@pytest.mark.parametrize("which", ["main", "test"])
+def test_readme_has_the_command_that_ci_runs(which: str) -> None:
+    found = re.search(rf"<!-- command: {which} -->\n```\n(.+)\n```\n", README)
+    assert found is not None and found.group(1).startswith("pip install -e ")
+
+
+def test_readme_lists_every_option_of_every_group() -> None:
+    for row in re.findall(r"^\| `(\w+)` \| ([^|]+) \|", README, re.MULTILINE):
+        group, options = row[0], {option.strip() for option in row[1].split(",")}
+        if (ROOT / "conf" / group).is_dir():
+            assert options == {path.stem for path in (ROOT / "conf" / group).glob("*.yaml")}, group
+
+
+def test_readme_has_no_placeholder_and_no_dead_picture() -> None:
+    assert not re.search(r"@[A-Z_]+@", README)
+    for picture in re.findall(r"!\[[^]]*\]\(([^)]+)\)", README):
+        assert (ROOT / picture).is_file(), picture
+
+
+def test_developing_names_every_part_of_the_tree() -> None:
+    text = (ROOT / "DEVELOPING.md").read_text()
+    for path in (ROOT / "rlhf").iterdir():
+        if path.name.startswith("_"):
+            continue
+        assert (f"{path.name}/" if path.is_dir() else path.name) in text, path.name
+
+
+def test_imports_go_one_way() -> None:
+    """analysis and sweeps know nothing of what runs; rlhf.config and rlhf.data know no torch."""
+    forbidden = {
+        "analysis": r"^\s*(from|import) (rlhf|sweeps|torch|hydra)\b",
+        "sweeps": r"^\s*(from|import) rlhf\.(?!config|run\b)",
+        "rlhf/config": r"^\s*(from|import) (torch|transformers|hydra)\b",
+    }
+    for folder, pattern in forbidden.items():
+        for path in (ROOT / folder).rglob("*.py"):
+            assert not re.search(pattern, path.read_text(), re.MULTILINE), path
