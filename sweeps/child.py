@@ -14,12 +14,15 @@ from pathlib import Path
 from typing import Any
 
 from rlhf.config import RunConfig
+from sweeps.resources import thread_environment
 
 
 def run_in_child(target: str, run: RunConfig, log: Path, result: Connection) -> None:
     """Call `target` ("module:function") with `run`; send ("returned", summary) or ("raised", one line)."""
     # A process group of its own: Ctrl-C in the terminal reaches the driver alone, which tells its children once.
     os.setpgid(0, 0)
+    # For what this process may start; torch, imported by the server, takes its threads from the run's config.
+    os.environ.update(thread_environment(run.hardware.threads))
     _write_output_to(log)
     _stop_without_driver()
     try:

@@ -20,8 +20,8 @@ from rlhf.config import RunConfig
 from rlhf.config.check import checked_config
 from rlhf.config.identity import input_runs, run_folder, run_id, sweep_folder
 from sweeps.display import Display, duration, watching
-from sweeps.local_launcher import Outcome, log_path, thread_environment
-from sweeps.resources import parallel_runs
+from sweeps.local_launcher import Outcome, log_path
+from sweeps.resources import parallel_runs, thread_environment
 
 if TYPE_CHECKING:
     from hydra.types import HydraContext

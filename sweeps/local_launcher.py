@@ -22,6 +22,7 @@ from hydra.types import HydraContext, TaskFunction
 
 from rlhf.config import RunConfig
 from rlhf.config.identity import run_folder, run_id, sweep_folder
+from sweeps.resources import thread_environment
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -152,16 +153,6 @@ class LocalLauncher(Launcher):
 def log_path(run: RunConfig) -> Path:
     """Where a child's prints and tracebacks go."""
     return sweep_folder(run) / "logs" / f"{run_id(run)}.log"
-
-
-def thread_environment(threads: int) -> dict[str, str]:
-    """What holds the numeric libraries to the run's threads; they read it when they are imported.
-
-    Threads that wait for one another spin for a while only: for ever, libgomp's default, makes a run of two threads
-    ten times slower as soon as anything else wants one of its cores. At this count it loses nothing on idle ones.
-    """
-    names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
-    return {**{name: str(threads) for name in names}, "GOMP_SPINCOUNT": "10000", "TOKENIZERS_PARALLELISM": "false"}
 
 
 def _outcome(child: _Child) -> Outcome:

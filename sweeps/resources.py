@@ -57,3 +57,13 @@ def _text(path: Path) -> str:
 
 def _words(path: Path) -> list[str]:
     return _text(path).split()
+
+
+def thread_environment(threads: int) -> dict[str, str]:
+    """What holds the numeric libraries to the run's threads; they read it when they are imported.
+
+    Threads that wait for one another spin for a while only: for ever, libgomp's default, makes a run of two threads
+    ten times slower as soon as anything else wants one of its cores. At this count it loses nothing on idle ones.
+    """
+    names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+    return {**{name: str(threads) for name in names}, "GOMP_SPINCOUNT": "10000", "TOKENIZERS_PARALLELISM": "false"}

@@ -33,7 +33,7 @@ from tests.config.composed import config
 ROOT = Path(__file__).resolve().parents[1]
 ALGORITHMS = ("apa", "ppo", "awr")
 TINY = """
-tracking=none hardware.threads=1 hardware.input_threads=1
+tracking=none hardware.threads=1 hardware.input_threads=1 reward.missing_eos_score=null
 model.width=32 model.num_layers=2 model.train.last_k=1 dataset.max_new_tokens=8
 dataset.num_sft=32 dataset.num_pairs=32 dataset.num_test_pairs=8 dataset.num_eval_prompts=8 dataset.num_prompts=24
 sft.steps=3 sft.warmup_steps=0 sft.batch_size=8 sft.micro_batch_size=8 sft.eval_every=3
@@ -138,7 +138,7 @@ def test_a_run_logs_what_the_architecture_says_and_leaves_a_trained_policy(never
         assert all(value is not None for value in row.values())
     assert rows[0]["eval/kl"] == 0.0 and rows[-1]["eval/kl"] > 1e-4
     assert rows[1]["train/kl"] == 0.0  # sampled before the first update, and measured as the reference is
-    assert rows[1]["train/kl_coef"] == (0.05 if algo == "ppo" else 0.0)
+    assert rows[1]["train/kl_coef"] == (0.2 if algo == "ppo" else 0.0)
     mean = (rows[-1]["eval/reward_even"] + rows[-1]["eval/reward_odd"]) / 2
     assert rows[-1]["eval/reward"] == pytest.approx(mean)
     summary = json.loads((folder / "summary.json").read_text())

@@ -17,6 +17,9 @@ from rlhf.random import seed_torch
 from rlhf.stages.context import RunContext
 from rlhf.stages.supervised import SupervisedTask, merge_adapters, select_parameters, train
 
+NUM_HELD_OUT = 256
+"""Held-out demonstrations that an evaluation reads: enough for a loss to two digits."""
+
 
 def response_cross_entropy(model: PreTrainedModel, batch: DemonstrationBatch) -> Tensor:
     """Summed cross entropy, in nats, of the tokens in `loss_mask`.
@@ -43,7 +46,8 @@ def run_sft(context: RunContext) -> dict[str, float]:
     moved(model, context.device)
     parameters = select_parameters(model, config.sft.train)
     examples = encode_demonstrations(tokenizer, data.sft, *limits, loss_on_prompt=config.sft.loss_on_prompt)
-    held_out = encode_demonstrations(tokenizer, data.test_sft, *limits, loss_on_prompt=config.sft.loss_on_prompt)
+    test = data.test_sft[:NUM_HELD_OUT]
+    held_out = encode_demonstrations(tokenizer, test, *limits, loss_on_prompt=config.sft.loss_on_prompt)
 
     def loss(rows: Tensor) -> Tensor:
         with context.autocast():

@@ -63,15 +63,15 @@ def test_what_can_change_results_is_part_of_it(override):
 def test_inputs_are_shared_by_seeds_and_algorithms(tmp_path):
     first = [run_id(run) for run in input_runs(config())]
     assert [name.partition("-")[0] for name in first] == ["sft", "reward_model"]
-    for overrides in (["seed=5"], ["algo=ppo"], ["optimization.learning_rate=0.5"], ["model.train.mode=all"]):
+    for overrides in (["seed=5"], ["algo=ppo"], ["optimization.learning_rate=0.5"], ["hardware.threads=2"]):
         assert [run_id(run) for run in input_runs(config(*overrides))] == first
     assert run_id(input_runs(config("reward_model.seed=5"))[0]) == first[0]
-    for overrides in (["sft.steps=301"], ["dataset.num_sft=100"], ["model.width=128"], ["hardware.threads=2"]):
+    for overrides in (["sft.steps=301"], ["dataset.num_sft=100"], ["model.width=128"], ["hardware.input_threads=1"]):
         changed = [run_id(run) for run in input_runs(config(*overrides))]
         assert changed[0] != first[0] and changed[1] != first[1]
-    # What --stage=sft does by hand is the same run.
-    assert run_id(config("stage=sft")) == first[0]
-    assert run_id(config("stage=reward_model")) == first[1]
+    # What stage=sft does by hand, on as many threads, is the same run.
+    assert run_id(config("stage=sft", "hardware.threads=2")) == first[0]
+    assert run_id(config("stage=reward_model", "hardware.threads=2")) == first[1]
 
 
 def test_inputs_lie_in_the_cache_and_keep_their_weights():

@@ -350,13 +350,12 @@ def test_first_texts_of_seed_0(data: TextData):
     """As when this was written: another Python or a refactoring must not change them unnoticed."""
     assert data.sft[0] == Demonstration(
         prompt="guest : hard bed and damp room . hotel :",
-        response=" the sun shines . sorry for the lazy porter . we repaired the heating . parking is free ."
-        " please come again .",
+        response=" the sun shines . sorry for the lazy porter . we repaired the heating . parking is free .",
     )
     assert data.pairs[0] == Preference(
         prompt="guest : late breakfast and lumpy bed . hotel :",
-        chosen=" thanks for writing . we hired a cook .",
-        rejected=" thanks for writing . we love autumn . we hired a cook .",
+        chosen=" thanks for writing . we love autumn . we hired a cook . see you soon .",
+        rejected=" thanks for writing . we love autumn . i replaced the pipes . see you soon .",
     )
 
 
