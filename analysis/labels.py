@@ -9,7 +9,10 @@ from typing import Any
 # Settings that cannot change what a run measures (`identity=False` in the config dataclasses, which this package may
 # not import), and the seed, over which results are averaged.
 _NOT_COMPARED = ("seed", "sweep_name", "output_dir", "cache_dir", "overwrite", "hardware.parallel_runs")
-_NOT_COMPARED += ("evaluation.samples",)
+_NOT_COMPARED += (
+    "evaluation.samples",
+    "checkpoint.checkpoint_every",
+)
 _GROUPS_NOT_COMPARED = ("tracking.", "hydra.", "launcher.")
 
 

@@ -24,13 +24,13 @@ import transformers
 import yaml
 from filelock import FileLock
 
-from rlhf.checkpoint import load_checkpoint
+from rlhf.checkpoint import Checkpoint, flush_to_disk, load_checkpoint
 from rlhf.config import RunConfig
 from rlhf.config.build import config_to_mapping
 from rlhf.config.identity import input_runs, run_folder, run_id
-from rlhf.lock import RunLock
+from rlhf.lock import LockError, RunLock
 from rlhf.stages import STAGES
-from rlhf.stages.context import Interrupted, RunContext, StopFlag
+from rlhf.stages.context import Interrupted, RunContext, StopFlag, input_fingerprints
 from rlhf.tracking import METRICS, SAMPLES, Tracker
 
 OVER = ("finished", "pruned")
@@ -92,30 +92,41 @@ def _in_folder(
     mapping = config_to_mapping(config)
     _write_whole(folder / "config.yaml", yaml.safe_dump(mapping, sort_keys=False))
     _set_up_torch(config)
-    mirror = None
+    tracker, began = Tracker(folder, lock, None), time.monotonic()
     try:
         if config.tracking.wandb != "off":
             from rlhf.wandb_mirror import WandbMirror
 
-            mirror = WandbMirror(config, mapping, run_id(config), folder, overwrites)
-        tracker = Tracker(folder, lock, mirror)
-        checkpoint = load_checkpoint(folder)
+            tracker.mirror = WandbMirror(config, mapping, run_id(config), folder, overwrites)
+        checkpoint = _checkpoint(folder, inputs)
         tracker.cut_back({METRICS: 0, SAMPLES: 0} if checkpoint is None else checkpoint.state["log_lengths"])
         context = RunContext(config, folder, inputs, lock, tracker, stop, checkpoint)
         metrics = STAGES[config.stage.name](context)
         summary = _summary(config, "finished", context.seconds()) | metrics
     except Interrupted as interruption:
-        summary = _summary(config, "interrupted", context.seconds()) | {"error": str(interruption)}
+        summary = _summary(config, "interrupted", time.monotonic() - began) | {"error": str(interruption)}
     except BaseException as error:
-        summary = _summary(config, "failed", 0.0) | {"error": f"{type(error).__name__}: {error}"}
-        with contextlib.suppress(OSError):  # a full disk must not hide the error itself
+        status = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
+        summary = _summary(config, status, time.monotonic() - began) | {"error": f"{type(error).__name__}: {error}"}
+        with contextlib.suppress(OSError, LockError):  # a full disk must not hide the error itself
             _write_summary(folder, summary, lock)
+        tracker.close(summary)
         if isinstance(error, OSError):
             raise RunError(f"{folder}: {error.strerror or error} ({error.filename}); type the command again") from error
         raise
-    tracker.finish(summary)
     _write_summary(folder, summary, lock)
+    tracker.finish(summary)  # after the summary: a mirror that hangs cannot hold back a result
     return summary
+
+
+def _checkpoint(folder: Path, inputs: dict[str, Path]) -> Checkpoint | None:
+    """Where the run goes on from, if that fits the frozen weights that it would go on with."""
+    checkpoint = load_checkpoint(folder)
+    if checkpoint is not None and checkpoint.state["inputs"] != input_fingerprints(inputs):
+        raise RunError(
+            f"{folder}: its SFT policy or reward model is another one than when it began; overwrite=true starts afresh"
+        )
+    return checkpoint
 
 
 def read_summary(folder: Path) -> dict[str, Any] | None:
@@ -129,10 +140,10 @@ def read_summary(folder: Path) -> dict[str, Any] | None:
 def _start_afresh(folder: Path) -> int:
     """Empty the folder but for its lock; how often that has been done tells W&B runs apart."""
     count = _overwrites(folder) + ((folder / "config.yaml").exists())
-    for path in folder.iterdir():
-        if path.name not in ("lock.json", ".lock.guard"):
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
     _write_whole(folder / "overwrites.json", json.dumps({"count": count}))
+    for path in folder.iterdir():
+        if path.name not in ("lock.json", ".lock.guard", "overwrites.json"):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
     return count
 
 
@@ -195,6 +206,7 @@ def _write_summary(folder: Path, summary: dict[str, Any], lock: RunLock) -> None
 def _write_whole(path: Path, text: str) -> None:
     temporary = path.with_name(f".{path.name}.tmp")
     temporary.write_text(text)
+    flush_to_disk(temporary)
     temporary.replace(path)
 
 

@@ -44,7 +44,12 @@ class Tracker:
             self.mirror.log(read_rows(self.folder))
 
     def finish(self, summary: Mapping[str, Any]) -> None:
+        """The run is over: every row goes to the mirror."""
         self.covered()
+        self.close(summary)
+
+    def close(self, summary: Mapping[str, Any]) -> None:
+        """The run stops here; rows that no checkpoint covers are not passed on, since they will be made again."""
         if self.mirror is not None:
             self.mirror.finish(summary)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -41,7 +42,8 @@ class WandbMirror:
             "dir": str(folder),
             "resume": "allow",
         }
-        mode = "offline" if config.tracking.wandb == "offline" or not _logged_in() else "online"
+        asked = "offline" if config.tracking.wandb == "offline" else os.environ.get("WANDB_MODE")
+        mode: Any = asked or ("online" if _logged_in() else "offline")
         settings = wandb.Settings(
             init_timeout=config.tracking.init_timeout, silent=True, console="off", disable_git=True, disable_code=True
         )
@@ -73,12 +75,19 @@ class WandbMirror:
             return
         self._rows_sent = len(rows)
         (self.folder / SENT).write_text(json.dumps({"rows": self._rows_sent}))
-        for row in unsent:
-            self._run.log({key: value for key, value in row.items() if value is not None}, step=row["step"])
+        try:
+            for row in unsent:
+                self._run.log({key: value for key, value in row.items() if value is not None}, step=row["step"])
+        except Exception as error:  # a mirror never ends a run
+            log.warning("W&B: %s; metrics.jsonl has every row", error)
 
     def finish(self, summary: Mapping[str, Any]) -> None:
-        self._run.summary.update({key: value for key, value in summary.items() if isinstance(value, int | float | str)})
-        self._run.finish()
+        plain = {key: value for key, value in summary.items() if isinstance(value, int | float | str)}
+        try:
+            self._run.summary.update(plain)
+            self._run.finish()
+        except Exception as error:  # likewise
+            log.warning("W&B: %s; summary.json has the outcome", error)
 
 
 def _read_sent(folder: Path) -> int:
@@ -91,4 +100,7 @@ def _read_sent(folder: Path) -> int:
 def _logged_in() -> bool:
     import wandb
 
-    return bool(wandb.api.api_key)
+    try:
+        return bool(wandb.api.api_key)
+    except Exception:  # a broken W&B installation or configuration is no reason to stop
+        return False

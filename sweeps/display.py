@@ -223,7 +223,7 @@ def _has_finished(folder: Path, since: float) -> bool:
     try:
         file = folder / "summary.json"
         return file.stat().st_mtime >= since and json.loads(file.read_text()).get("status") == "finished"
-    except OSError:  # not there, or deleted between the two looks
+    except (OSError, ValueError):  # not there, deleted between the two looks, or cut off
         return False
 
 

@@ -19,6 +19,7 @@ from rich.console import Console
 from rlhf.config import RunConfig
 from rlhf.config.check import checked_config
 from rlhf.config.identity import input_runs, run_folder, run_id, sweep_folder
+from sweeps.child import one_line
 from sweeps.display import Display, duration, watching
 from sweeps.local_launcher import Outcome, log_path
 from sweeps.resources import parallel_runs, thread_environment
@@ -83,7 +84,10 @@ def run_experiment(runs: Sequence[RunConfig], launcher: RunLauncher) -> list[Out
     ordered = [outcomes[folder] for folder in distinct]
     compared = [outcome for outcome in ordered if outcome.run.stage.name == "online" and outcome.status == "finished"]
     for folder in dict.fromkeys(sweep_folder(outcome.run) for outcome in compared):
-        _report(folder, console)
+        try:
+            _report(folder, console)
+        except Exception as error:  # must not hide which runs failed, said below
+            console.print(f"no report ({one_line(error)}); python -m analysis report {folder} tries again")
     if todo:
         inputs = [outcome for folder, outcome in outcomes.items() if folder not in distinct]
         _closing_lines(inputs, ordered, time.monotonic() - started, console)
@@ -154,7 +158,10 @@ def _over(run: RunConfig) -> dict[str, Any] | None:
     file = run_folder(run) / "summary.json"
     if run.overwrite or not file.is_file():
         return None
-    summary = json.loads(file.read_text())
+    try:
+        summary = json.loads(file.read_text())
+    except ValueError:  # cut off by a full disk or a power cut: the run is taken up again
+        return None
     return summary if summary.get("status") in ("finished", "pruned") else None
 
 

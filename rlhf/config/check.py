@@ -73,12 +73,14 @@ def _model(config: RunConfig) -> list[str]:
                 f"model.num_heads: width / num_heads = {model.width // model.num_heads} is odd, and rotary positions "
                 "need pairs"
             )
-        problems += _last_k(config)
         if config.dataset.name not in MADE_UP_LANGUAGES:
             problems.append(
                 f"model.source: random needs a data set that brings its own words ({', '.join(MADE_UP_LANGUAGES)}), "
                 f"not {config.dataset.name}"
             )
+        if not model.sft:
+            problems.append("model.sft: false, but model.source=random has weights that know nothing; make it true")
+    problems += _last_k(config)
     if model.source == "pretrained" and model.path is None:
         problems.append("model.path: missing; model.source=pretrained needs a folder or hub name")
     if config.value.network == "head" and config.value.train == "all":

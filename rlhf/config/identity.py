@@ -12,6 +12,9 @@ from typing import Any
 from rlhf.config import CheckpointConfig, RunConfig, StageConfig
 from rlhf.config.build import build_config, config_to_mapping
 
+REVISION = 1
+"""Raised whenever code changes results under the same config: cached inputs and finished runs then no longer match."""
+
 # Files beyond this size enter a fingerprint by their two ends and their size.
 WHOLE_FILE_BYTES = 64 * 2**20
 END_BYTES = 2**20
@@ -28,7 +31,9 @@ def run_id(config: RunConfig) -> str:
         "reward_model": ("reward_model", config.reward_model.seed),
     }
     name, seed = names[config.stage.name]
-    text = json.dumps(_identity(config), sort_keys=True, separators=(",", ":"), allow_nan=False)
+    text = json.dumps(
+        {"revision": REVISION, **_identity(config)}, sort_keys=True, separators=(",", ":"), allow_nan=False
+    )
     return f"{name}-s{seed}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
 
 

@@ -52,7 +52,9 @@ class EvaluationConfig:
 
 @dataclass(kw_only=True)
 class CheckpointConfig:
-    checkpoint_every: int = setting("iterations (optimizer steps in sft and reward_model) between checkpoints", low=1)
+    checkpoint_every: int = setting(
+        "iterations (optimizer steps in sft and reward_model) between checkpoints", low=1, identity=False
+    )
     save_final: str = setting(
         "what final/ holds: the whole policy, its trained tensors, or nothing", choices=("full", "trained", "none")
     )

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from rlhf.checkpoint import Checkpoint, save_checkpoint
 from rlhf.config import RunConfig
+from rlhf.config.identity import fingerprint
 from rlhf.lock import RunLock
 from rlhf.tracking import Tracker
 
@@ -27,6 +28,11 @@ class StopFlag:
 
     requested: str | None = None
     """Name of the signal."""
+
+
+def input_fingerprints(inputs: Mapping[str, Path]) -> dict[str, str]:
+    """What the frozen tensors, which no checkpoint holds, were made of."""
+    return {stage: fingerprint(str(folder)) for stage, folder in inputs.items()}
 
 
 @dataclass
@@ -66,7 +72,11 @@ class RunContext:
         No random state is among it: every draw is a function of (seed, purpose, index), see rlhf/random.py.
         """
         self.lock.check()
-        common = {"seconds": self.seconds(), "log_lengths": self.tracker.lengths()}
+        common = {
+            "seconds": self.seconds(),
+            "log_lengths": self.tracker.lengths(),
+            "inputs": input_fingerprints(self.inputs),
+        }
         save_checkpoint(self.folder, step, tensors, {**state, **common})
         self.tracker.covered()
 

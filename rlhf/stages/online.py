@@ -94,6 +94,7 @@ def run_online(context: RunContext) -> dict[str, float]:
             context.save(progress.step, tensors, progress.state_dict())
             if not last:
                 context.stop_if_asked()
+    context.lock.check()
     save_policy(setup.models, setup.tokenizer, context.folder / "final", config.checkpoint.save_final)
     return metrics
 
@@ -136,6 +137,7 @@ def build(context: RunContext) -> Setup:
     if "sft" in context.inputs:
         model, tokenizer = load_pretrained(context.inputs["sft"])
     else:
+        seed_torch(config.sft.seed, "sft model")
         model, tokenizer = load_base(config.model, data.words, sum(limits), context.cache_dir)
     seed_torch(config.seed, "value head and adapters")
     models = build_models(

@@ -40,12 +40,13 @@ def run_reward_model(context: RunContext) -> dict[str, float]:
         "max_prompt_tokens": config.dataset.max_prompt_tokens,
         "max_new_tokens": config.dataset.max_new_tokens,
     }
-    seed_torch(settings.seed, "reward model")
     policy = context.inputs.get("sft")
     if policy is None:  # the weights have been through SFT elsewhere
+        seed_torch(config.sft.seed, "sft model")
         base, tokenizer = load_base(config.model, data.words, sum(limits.values()), context.cache_dir)
         policy = save_model(base, tokenizer, context.folder / "initial")
     tokenizer = load_tokenizer(policy)
+    seed_torch(settings.seed, "reward model")
     reward_model = new_reward_model(policy, tokenizer, **limits)
     moved(reward_model.model, context.device)
     parameters = select_parameters(reward_model.model, settings.train)
@@ -86,6 +87,7 @@ def run_reward_model(context: RunContext) -> dict[str, float]:
     if settings.normalize != "none":
         chosen = endless_order(settings.seed, "references", 0, min(NUM_REFERENCES, len(references)), len(references))
         normalise(reward_model, [references[i] for i in chosen.tolist()], settings.normalize)
+    context.lock.check()
     write_folder(context.folder / "final", reward_model.save)
     return metrics
 

@@ -70,5 +70,6 @@ def run_sft(context: RunContext) -> dict[str, float]:
         evaluate=evaluate,
     )
     metrics = train(context, task)
+    context.lock.check()
     save_model(merge_adapters(model), tokenizer, context.folder / "final")
     return metrics

@@ -24,6 +24,10 @@ from tests.config.composed import config
         (["reward_model.micro_batch_size=5"], "reward_model.micro_batch_size: 5 does not divide"),
         (["model.num_heads=5"], "model.num_heads: 5 does not divide model.width = 168"),
         (["model.num_heads=8"], "model.num_heads: width / num_heads = 21 is odd"),
+        (
+            ["model=smollm2_135m", "model.train.last_k=40"],
+            "model.train.last_k: 40 is more than model.num_layers = 30",
+        ),
         (["model.train.last_k=5"], "model.train.last_k: 5 is more than model.num_layers = 3"),
         (["sft.train.mode=last_k", "sft.train.last_k=5"], "sft.train.last_k: 5 is more than model.num_layers = 3"),
         (["model.source=pretrained"], "model.path: missing"),
@@ -70,7 +74,6 @@ def test_tells_all_at_once():
         ["model.train.mode=all", "model.train.last_k=5"],
         ["model=pythia_125m", "model.path=some/hub-name"],
         ["algo=ppo", "algo.kl.controller=none", "algo.kl.init_coef=0"],
-        ["model=smollm2_135m", "model.num_layers=1"],
     ],
 )
 def test_allows(overrides):
