@@ -80,6 +80,6 @@ def test_over_optimisation_is_visible(tmp_path: Path) -> None:
     (folder,) = (tmp_path / "runs" / "overoptimization").glob("awr-s0-*")
     rows = evaluations(folder)
     reward, gold = ([row[name] for row in rows] for name in ("eval/reward", "eval/gold_reward"))
-    assert reward[-1] - reward[0] >= 0.8
+    assert reward[-1] - reward[0] >= 0.5
     assert reward[-1] >= max(reward) - 0.2
     assert gold[-1] <= max(gold) - 0.5

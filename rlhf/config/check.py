@@ -78,8 +78,6 @@ def _model(config: RunConfig) -> list[str]:
                 f"model.source: random needs a data set that brings its own words ({', '.join(MADE_UP_LANGUAGES)}), "
                 f"not {config.dataset.name}"
             )
-        if not model.sft:
-            problems.append("model.sft: false, but model.source=random has weights that know nothing; make it true")
     problems += _last_k(config)
     if model.source == "pretrained" and model.path is None:
         problems.append("model.path: missing; model.source=pretrained needs a folder or hub name")
