@@ -8,12 +8,20 @@ from typing import Any
 
 # Settings that cannot change what a run measures (`identity=False` in the config dataclasses, which this package may
 # not import), and the seed, over which results are averaged.
-_NOT_COMPARED = ("seed", "sweep_name", "output_dir", "cache_dir", "overwrite", "hardware.parallel_runs")
+_NOT_COMPARED = (
+    "seed",
+    "sweep_name",
+    "output_dir",
+    "cache_dir",
+    "overwrite",
+    "hardware.parallel_runs",
+    "hardware.runs_per_gpu",
+)
 _NOT_COMPARED += (
     "evaluation.samples",
     "checkpoint.checkpoint_every",
 )
-_GROUPS_NOT_COMPARED = ("tracking.", "hydra.", "launcher.")
+_GROUPS_NOT_COMPARED = ("tracking.", "hydra.", "hardware.slurm.")
 
 
 def label_configs(configs: list[dict[str, Any]]) -> list[str]:

@@ -14,17 +14,17 @@ def register(sweep_files: Path = Path(__file__).parent) -> None:
     from hydra.core.plugins import Plugins
 
     from sweeps.grid_sweeper import GridSweeper, GridSweeperConf
-    from sweeps.local_launcher import LocalLauncher, LocalLauncherConf
+    from sweeps.launcher import HarnessLauncher, HarnessLauncherConf
 
     guard = getattr(Plugins, "is_in_toplevel_plugins_module", None)
     if guard is not None:
         accepts = staticmethod(lambda name: name.startswith("sweeps.") or guard(name))
         Plugins.is_in_toplevel_plugins_module = accepts  # type: ignore[method-assign]
     Plugins.instance().register(GridSweeper)
-    Plugins.instance().register(LocalLauncher)
+    Plugins.instance().register(HarnessLauncher)
     store = ConfigStore.instance()
     store.store(group="hydra/sweeper", name="grid", node=GridSweeperConf, provider="sweeps")
-    store.store(group="hydra/launcher", name="local", node=LocalLauncherConf, provider="sweeps")
+    store.store(group="hydra/launcher", name="harness", node=HarnessLauncherConf, provider="sweeps")
     for file in sorted(sweep_files.glob("*.yaml")):
         from omegaconf import OmegaConf
 

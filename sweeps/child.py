@@ -8,6 +8,7 @@ import signal
 import sys
 import threading
 import traceback
+from collections.abc import Mapping
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import parent_process
 from pathlib import Path
@@ -17,12 +18,14 @@ from rlhf.config import RunConfig
 from sweeps.resources import thread_environment
 
 
-def run_in_child(target: str, run: RunConfig, log: Path, result: Connection) -> None:
+def run_in_child(target: str, run: RunConfig, log: Path, result: Connection, environment: Mapping[str, str]) -> None:
     """Call `target` ("module:function") with `run`; send ("returned", summary) or ("raised", one line)."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(number, signal.SIG_DFL)  # the server ignores them
     # A process group of its own: Ctrl-C in the terminal reaches the driver alone, which tells its children once.
     os.setpgid(0, 0)
     # For what this process may start; torch, imported by the server, takes its threads from the run's config.
-    os.environ.update(thread_environment(run.hardware.threads))
+    os.environ.update({**thread_environment(run.hardware.threads), **environment})
     _write_output_to(log)
     _stop_without_driver()
     try:

@@ -17,7 +17,7 @@ from rich.table import Table
 
 from rlhf.config import RunConfig
 from rlhf.config.identity import run_folder, run_id
-from sweeps.local_launcher import Outcome
+from sweeps.runs import Outcome
 
 # Seconds between two lines where stdout is no terminal, and between two looks at the files.
 LINE_EVERY = 10.0
@@ -110,7 +110,8 @@ class Display:
     """A context in which the runs' progress is shown; `update` is called every fraction of a second."""
 
     def __init__(self, runs: Sequence[RunConfig], console: Console) -> None:
-        self._runs = {run_folder(run): RunProgress(run) for run in runs}
+        self._runs: dict[Path, RunProgress] = {}
+        self.add(runs)
         self._console = console
         self._live = Live(console=console, auto_refresh=False) if console.is_terminal else None
         self._started = time.monotonic()
@@ -127,6 +128,13 @@ class Display:
         if self._live is not None:
             self._live.update(self._table(), refresh=True)
             self._live.stop()
+
+    def add(self, runs: Iterable[RunConfig]) -> None:
+        self._runs |= {run_folder(run): RunProgress(run) for run in runs}
+
+    def latest(self, folder: Path) -> dict[str, Any]:
+        """The latest value of every metric of a run."""
+        return self._runs[folder].latest
 
     def update(self, running: Iterable[Path], ended: Iterable[Outcome]) -> None:
         """Take over the states and show what has changed."""

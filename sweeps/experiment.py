@@ -1,17 +1,14 @@
-"""From configs to finished runs: inputs first and once, then the runs, with progress and a report at the end."""
+"""From configs to finished runs: those finished earlier are skipped, the others driven to their end and reported."""
 
 from __future__ import annotations
 
-import json
 import os
 import shlex
-import signal
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any
 
 from hydra.core.utils import JobReturn, JobStatus
 from rich.console import Console
@@ -20,13 +17,17 @@ from rlhf.config import RunConfig
 from rlhf.config.check import checked_config
 from rlhf.config.identity import input_runs, run_folder, run_id, sweep_folder
 from sweeps.child import one_line
-from sweeps.display import Display, duration, watching
-from sweeps.local_launcher import Outcome, log_path
-from sweeps.resources import parallel_runs, thread_environment
+from sweeps.display import duration, watching
+from sweeps.driver import Driver, finished
+from sweeps.local_launcher import LocalRuns
+from sweeps.resources import thread_environment
+from sweeps.runs import Outcome, RunLauncher, log_path
 
 if TYPE_CHECKING:
     from hydra.types import HydraContext
     from omegaconf import DictConfig
+
+EXECUTE = "rlhf.run:execute"
 
 # What a sweeper that looks for good settings is told of a run.
 TUNED_METRIC = "eval/reward"
@@ -43,31 +44,20 @@ class Stopped(Exception):
         self.exit_code = exit_code
 
 
-@runtime_checkable
-class RunLauncher(Protocol):
-    """What an experiment asks of a launcher; `sweeps.local_launcher` has the first."""
-
-    slots: int
-
-    @property
-    def busy(self) -> bool: ...
-    @property
-    def running(self) -> list[Path]: ...
-    def submit(self, run: RunConfig) -> None: ...
-    def poll(self, timeout: float = 0.0) -> list[Outcome]: ...
-    def cancel(self, *, kill: bool = False) -> None: ...
-
-
-def run_experiment(runs: Sequence[RunConfig], launcher: RunLauncher) -> list[Outcome]:
+def run_experiment(runs: Sequence[RunConfig], target: str = EXECUTE) -> list[Outcome]:
     """All runs to their end, whatever happens to one of them; those finished earlier are not started again.
 
+    Args:
+        runs: of one `hardware`.
+        target: what a run is, "module:function" as `rlhf.run:execute`.
+
     Raises:
-        Stopped: with 1 where runs failed, 130 after Ctrl-C.
+        Stopped: with 0 where the runs were submitted and left, 1 where runs failed, 130 after Ctrl-C.
     """
     console = Console(highlight=False, soft_wrap=True)
     started = time.monotonic()
     distinct = run_folders(runs)
-    summaries = {folder: found for folder, run in distinct.items() if (found := _over(run))}
+    summaries = {folder: found for folder, run in distinct.items() if (found := finished(run))}
     outcomes = {
         folder: Outcome(distinct[folder], found["status"], summary=found) for folder, found in summaries.items()
     }
@@ -75,23 +65,61 @@ def run_experiment(runs: Sequence[RunConfig], launcher: RunLauncher) -> list[Out
     if len(distinct) < len(runs):
         console.print(f"{len(runs)} settings, {len(distinct)} distinct runs")
     if not todo:
-        console.print(f"all {_runs(len(distinct))} finished; overwrite=true would start afresh")
+        console.print(f"all {count_runs(len(distinct))} finished; overwrite=true would start afresh")
     else:
-        launcher.slots, why = parallel_runs(todo[0])
         earlier = f", {len(outcomes)} finished earlier" if outcomes else ""
-        console.print(f"{_runs(len(distinct))}{earlier}; at most {launcher.slots} at a time ({why})")
-        outcomes |= _drive(todo, launcher, console)
+        launcher = launcher_for(todo, target)
+        console.print(f"{count_runs(len(distinct))}{earlier}; {launcher.open(todo)}")
+        outcomes |= drive(todo, launcher, console)
     ordered = [outcomes[folder] for folder in distinct]
-    compared = [outcome for outcome in ordered if outcome.run.stage.name == "online" and outcome.status == "finished"]
+    report_sweeps(ordered, console)
+    if todo:
+        inputs = [outcome for folder, outcome in outcomes.items() if folder not in distinct]
+        closing_lines(inputs, ordered, time.monotonic() - started, console)
+    return ordered
+
+
+def launcher_for(runs: Sequence[RunConfig], target: str = EXECUTE) -> RunLauncher:
+    """SLURM where the runs' hardware says so, children of this process otherwise."""
+    if runs[0].hardware.slurm is None:
+        return LocalRuns(target)
+    from sweeps.slurm_launcher import SlurmRuns
+
+    return SlurmRuns(target)
+
+
+def drive(todo: Sequence[RunConfig], launcher: RunLauncher, console: Console) -> dict[Path, Outcome]:
+    """Start each run when its inputs are finished, until none is left or the user stops it.
+
+    Raises:
+        Stopped: the driver ends and the runs go on elsewhere.
+    """
+    slurm = todo[0].hardware.slurm
+    if slurm is not None and not slurm.wait:
+        from sweeps.slurm_launcher import submit_and_leave
+
+        submit_and_leave(todo, launcher, console)
+        raise Stopped(0)
+    try:
+        with Driver(launcher, console) as driver:
+            driver.add(todo)
+            while driver.busy:
+                driver.step()
+    except KeyboardInterrupt:
+        folder = sweep_folder(todo[0])
+        console.print(f"the jobs go on; the same command picks them up, python -m sweeps cancel {folder} stops them")
+        raise Stopped(130) from None
+    return driver.outcomes
+
+
+def report_sweeps(outcomes: Iterable[Outcome], console: Console) -> None:
+    """The table and the files of each sweep that has a finished RL run."""
+    compared = [outcome for outcome in outcomes if outcome.run.stage.name == "online" and outcome.status == "finished"]
     for folder in dict.fromkeys(sweep_folder(outcome.run) for outcome in compared):
         try:
             _report(folder, console)
-        except Exception as error:  # must not hide which runs failed, said below
+        except Exception as error:  # must not hide which runs failed, said after this
             console.print(f"no report ({one_line(error)}); python -m analysis report {folder} tries again")
-    if todo:
-        inputs = [outcome for folder, outcome in outcomes.items() if folder not in distinct]
-        _closing_lines(inputs, ordered, time.monotonic() - started, console)
-    return ordered
 
 
 def run_folders(runs: Iterable[RunConfig]) -> dict[Path, RunConfig]:
@@ -106,7 +134,7 @@ def run_single(run: RunConfig) -> dict[str, Any]:
         Stopped: with 130 after Ctrl-C.
     """
     console = Console(highlight=False, soft_wrap=True)
-    if found := _over(run):
+    if found := finished(run):
         console.print(f"{run_id(run)} is finished ({run_folder(run)}); overwrite=true would start afresh")
         return found
     os.environ.update(thread_environment(run.hardware.threads))  # before torch is imported
@@ -123,12 +151,12 @@ def run_single(run: RunConfig) -> dict[str, Any]:
 
 
 def hydra_returns(
-    launcher: RunLauncher, context: HydraContext, config: DictConfig, job_overrides: Sequence[Sequence[str]]
+    target: str, context: HydraContext, config: DictConfig, job_overrides: Sequence[Sequence[str]]
 ) -> list[JobReturn]:
     """`run_experiment` in the form that sweepers other than ours expect of a launcher."""
     composed = [context.config_loader.load_sweep_config(config, list(overrides)) for overrides in job_overrides]
     runs = [checked_config(run_mapping(one)) for one in composed]
-    outcomes = {outcome.folder: outcome for outcome in run_experiment(runs, launcher)}
+    outcomes = {outcome.folder: outcome for outcome in run_experiment(runs, target)}
     returns = []
     for overrides, one, run in zip(job_overrides, composed, runs, strict=True):
         outcome = outcomes[run_folder(run)]
@@ -153,72 +181,6 @@ def run_mapping(config: DictConfig) -> dict[str, Any]:
     return {str(key): value for key, value in resolved.items()}
 
 
-def _over(run: RunConfig) -> dict[str, Any] | None:
-    """The summary of a run that need not be started again."""
-    file = run_folder(run) / "summary.json"
-    if run.overwrite or not file.is_file():
-        return None
-    try:
-        summary = json.loads(file.read_text())
-    except ValueError:  # cut off by a full disk or a power cut: the run is taken up again
-        return None
-    return summary if summary.get("status") in ("finished", "pruned") else None
-
-
-def _drive(todo: Sequence[RunConfig], launcher: RunLauncher, console: Console) -> dict[Path, Outcome]:
-    """Start each run when its inputs are finished, until none is left or the user stops it."""
-    plan, needs = _plan(todo)
-    waiting = dict(plan)
-    ended: dict[Path, Outcome] = {}
-    asked_to_stop = 0
-    with _stop_requests() as requests, Display(list(plan.values()), console) as display:
-        try:
-            while waiting or launcher.busy:
-                if len(requests) > asked_to_stop:
-                    asked_to_stop += 1
-                    launcher.cancel(kill=asked_to_stop > 1)
-                    ended |= {folder: Outcome(run, "interrupted") for folder, run in waiting.items()}
-                    waiting.clear()
-                    display.note("stopping: the runs write a checkpoint (Ctrl-C again: they do not)")
-                for folder in [folder for folder in waiting if all(need in ended for need in needs[folder])]:
-                    run = waiting.pop(folder)
-                    lacking = [ended[need] for need in needs[folder] if ended[need].status != "finished"]
-                    if lacking:
-                        reason = f"its input {lacking[0].folder.name} {lacking[0].status}"
-                        ended[folder] = Outcome(run, lacking[0].status, reason)
-                    else:
-                        launcher.submit(run)
-                ended |= {outcome.folder: outcome for outcome in launcher.poll(0.2)}
-                display.update(launcher.running, ended.values())
-        except BaseException:
-            launcher.cancel(kill=True)
-            raise
-    return ended
-
-
-def _plan(todo: Sequence[RunConfig]) -> tuple[dict[Path, RunConfig], dict[Path, list[Path]]]:
-    """What is to be started, inputs first and each once, and what must have ended before each of it."""
-    inputs = {run_folder(run): run_folders(input_runs(run)) for run in todo}
-    missing = {folder: run for given in inputs.values() for folder, run in given.items() if not _over(run)}
-    plan = missing | run_folders(todo)
-    before = inputs | {folder: run_folders(input_runs(run)) for folder, run in missing.items()}
-    return plan, {folder: [need for need in before[folder] if need in plan] for folder in plan}
-
-
-@contextmanager
-def _stop_requests() -> Iterator[list[int]]:
-    """Ctrl-C, SIGTERM and a closed terminal, collected instead of raised; nohup's ignored signals stay ignored."""
-    requests: list[int] = []
-    every = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    signals = [number for number in every if signal.getsignal(number) != signal.SIG_IGN]
-    before = {number: signal.signal(number, lambda number, _: requests.append(number)) for number in signals}
-    try:
-        yield requests
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
 def _report(folder: Path, console: Console) -> None:
     """The table in the terminal and the files in the sweep's folder."""
     from analysis.report import summary_table, write_report
@@ -228,11 +190,11 @@ def _report(folder: Path, console: Console) -> None:
     console.print(f"report: {files.html}")
 
 
-def _closing_lines(inputs: Sequence[Outcome], outcomes: Sequence[Outcome], seconds: float, console: Console) -> None:
+def closing_lines(inputs: Sequence[Outcome], outcomes: Sequence[Outcome], seconds: float, console: Console) -> None:
     """How many finished; which failed, why, and what to type. Raises Stopped unless all finished."""
     finished = sum(outcome.status in ("finished", "pruned") for outcome in outcomes)
     failed = [outcome for outcome in [*inputs, *outcomes] if outcome.status == "failed"]
-    console.print(f"{finished} of {_runs(len(outcomes))} finished in {duration(seconds)}")
+    console.print(f"{finished} of {count_runs(len(outcomes))} finished in {duration(seconds)}")
     for outcome in failed:
         log = log_path(outcome.run)
         where = f" (log: {log})" if log.is_file() else ""
@@ -246,5 +208,5 @@ def _closing_lines(inputs: Sequence[Outcome], outcomes: Sequence[Outcome], secon
         raise Stopped(130)
 
 
-def _runs(count: int) -> str:
+def count_runs(count: int) -> str:
     return f"{count} run{'s' if count != 1 else ''}"

@@ -13,6 +13,7 @@ from hydra.types import HydraContext, TaskFunction
 from rlhf.config import RunConfig
 from rlhf.config.build import ConfigError
 from rlhf.config.check import checked_config
+from sweeps.launcher import HarnessLauncher
 
 if TYPE_CHECKING:
     from hydra.core.override_parser.types import Override
@@ -49,15 +50,15 @@ class GridSweeper(Sweeper):
         """
         from hydra.core.override_parser.overrides_parser import OverridesParser
 
-        from sweeps.experiment import RunLauncher, run_experiment
+        from sweeps.experiment import run_experiment
 
         parser = OverridesParser.create(config_loader=self.context.config_loader)
         params = [f"{key}={value}" for key, value in self.params.items()]
         cells = grid(parser.parse_overrides([*params, *arguments]))
         runs = self._checked(cells)
         assert self.launcher is not None
-        if isinstance(self.launcher, RunLauncher):
-            return run_experiment(runs, self.launcher)
+        if isinstance(self.launcher, HarnessLauncher):
+            return run_experiment(runs, self.launcher.target)
         return self.launcher.launch([cell.overrides for cell in cells], initial_job_idx=0)
 
     def _checked(self, cells: list[Cell]) -> list[RunConfig]:

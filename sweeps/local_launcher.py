@@ -5,51 +5,28 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cached_property
 from multiprocessing import forkserver
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-from hydra.core.utils import JobReturn
-from hydra.plugins.launcher import Launcher
-from hydra.types import HydraContext, TaskFunction
+from typing import Any
 
 from rlhf.config import RunConfig
-from rlhf.config.identity import run_folder, run_id, sweep_folder
-from sweeps.resources import thread_environment
-
-if TYPE_CHECKING:
-    from omegaconf import DictConfig
+from rlhf.config.identity import run_folder, run_id
+from sweeps.resources import Room, room_for, thread_environment
+from sweeps.runs import Outcome, log_path
 
 ROOT = Path(__file__).parent.parent
 
+# A child that was told to stop in the instant between its fork and its first line never hears it; so it is told again.
+TELL_AGAIN_SECONDS = 3.0
 
-@dataclass
-class LocalLauncherConf:
-    _target_: str = "sweeps.local_launcher.LocalLauncher"
-    target: str = "rlhf.run:execute"
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """How a run ended."""
-
-    run: RunConfig
-    status: str
-    """finished, failed or interrupted."""
-    reason: str = ""
-    """Why it failed, one line."""
-    summary: dict[str, Any] = field(default_factory=dict)
-
-    @cached_property
-    def folder(self) -> Path:
-        return run_folder(self.run)
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 
 
 @dataclass
@@ -58,30 +35,34 @@ class _Child:
     folder: Path
     process: ForkServerProcess
     result: Connection
+    threads: int
+    gpu: str | None
     message: tuple[str, Any] | None = None
-    cancelled: bool = False
+    told_at: float | None = None
+    """When it was last told to stop; None: never."""
 
 
-class LocalLauncher(Launcher):
-    """Takes runs by `submit`, tells how they ended by `poll`, stops them by `cancel`; at most `slots` at a time."""
+@dataclass
+class LocalRuns:
+    """The local `RunLauncher`: so many children at a time as threads, memory and GPUs carry."""
 
-    def __init__(self, target: str = "rlhf.run:execute") -> None:
-        """Args: target: "module:function" that takes a RunConfig and returns the run's summary."""
-        self.target = target
-        self.slots = 1
-        self._queue: deque[RunConfig] = deque()
-        self._children: list[_Child] = []
-        self._dropped: list[Outcome] = []
+    target: str = "rlhf.run:execute"
+    """module:function that takes a RunConfig and returns the run's summary."""
+    environment: Mapping[str, str] = field(default_factory=dict)
+    """What every child has in its environment besides (ranks of a SLURM job)."""
+    room: Room = field(default_factory=lambda: Room(1, 1))
+    leaves_on_interrupt: bool = False
+    _queue: deque[RunConfig] = field(default_factory=deque)
+    _children: list[_Child] = field(default_factory=list)
+    _dropped: list[Outcome] = field(default_factory=list)
 
-    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        self.context = hydra_context
-        self.sweep_config = config
+    def open(self, runs: Sequence[RunConfig]) -> str:
+        self.room, why = room_for(runs[0])
+        return f"at most {self.slots} at a time ({why})"
 
-    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        """For sweepers other than ours: all runs to their end, in Hydra's form."""
-        from sweeps.experiment import hydra_returns
-
-        return hydra_returns(self, self.context, self.sweep_config, job_overrides)
+    @property
+    def slots(self) -> int:
+        return self.room.runs
 
     @property
     def busy(self) -> bool:
@@ -89,16 +70,13 @@ class LocalLauncher(Launcher):
 
     @property
     def running(self) -> list[Path]:
-        """The folders of the runs at work."""
         return [child.folder for child in self._children]
 
     def submit(self, run: RunConfig) -> None:
-        """Queue a run whose inputs are finished."""
         self._queue.append(run)
         self._fill()
 
     def poll(self, timeout: float = 0.0) -> list[Outcome]:
-        """The runs that have ended since the last call; waits up to `timeout` seconds for the first."""
         if not self._dropped:
             open_results = [child.result for child in self._children if child.message is None]
             wait([*open_results, *(child.process.sentinel for child in self._children)], timeout)
@@ -109,37 +87,52 @@ class LocalLauncher(Launcher):
                 self._receive(child)  # it may have sent between the two calls
                 self._children.remove(child)
                 ended.append(_outcome(child))
+            elif child.told_at is not None and time.monotonic() - child.told_at > TELL_AGAIN_SECONDS:
+                _tell(child, signal.SIGTERM)
         self._fill()
         dropped, self._dropped = self._dropped, []
         return dropped + ended
 
-    def cancel(self, *, kill: bool = False) -> None:
-        """Start nothing more; ask what runs to checkpoint and stop (`kill`: do not ask)."""
-        self._dropped += [Outcome(run, "interrupted") for run in self._queue]
-        self._queue.clear()
+    def cancel(self, folders: Collection[Path] | None = None, *, kill: bool = False) -> None:
+        chosen = [run for run in self._queue if folders is None or run_folder(run) in folders]
+        self._dropped += [Outcome(run, "interrupted") for run in chosen]
+        self._queue = deque(run for run in self._queue if run not in chosen)
         for child in self._children:
-            child.cancelled = True
-            if child.process.is_alive() and child.process.pid is not None:
-                os.kill(child.process.pid, signal.SIGKILL if kill else signal.SIGTERM)
+            if folders is None or child.folder in folders:
+                _tell(child, signal.SIGKILL if kill else signal.SIGTERM)
 
     def _fill(self) -> None:
-        while self._queue and len(self._children) < self.slots:
+        """Start what there is room for, in order; a run that wants more threads than there are goes alone."""
+        while self._queue and len(self._children) < self.room.runs:
+            threads = self._queue[0].hardware.threads
+            if self._children and sum(child.threads for child in self._children) + threads > self.room.threads:
+                return
             self._start(self._queue.popleft())
 
     def _start(self, run: RunConfig) -> None:
         from sweeps.child import run_in_child
 
+        gpu = self._free_gpu()
+        environment = {**self.environment, **({} if gpu is None else {"CUDA_VISIBLE_DEVICES": gpu})}
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(["sweeps.child", self.target.partition(":")[0]])
         receiver, sender = context.Pipe(duplex=False)
         process = context.Process(
-            target=run_in_child, args=(self.target, run, log_path(run), sender), name=run_id(run), daemon=False
+            target=run_in_child,
+            args=(self.target, run, log_path(run), sender, environment),
+            name=run_id(run),
+            daemon=False,
         )
         with _server_environment(run.hardware.threads):
             forkserver.ensure_running()
         process.start()  # returns once the server has imported its preloads and forked
         sender.close()
-        self._children.append(_Child(run, run_folder(run), process, receiver))
+        self._children.append(_Child(run, run_folder(run), process, receiver, run.hardware.threads, gpu))
+
+    def _free_gpu(self) -> str | None:
+        """The GPU with the fewest of these runs on it."""
+        taken = [child.gpu for child in self._children]
+        return min(self.room.gpus, key=taken.count) if self.room.gpus else None
 
     @staticmethod
     def _receive(child: _Child) -> None:
@@ -150,9 +143,10 @@ class LocalLauncher(Launcher):
                 child.message = ("died", None)
 
 
-def log_path(run: RunConfig) -> Path:
-    """Where a child's prints and tracebacks go."""
-    return sweep_folder(run) / "logs" / f"{run_id(run)}.log"
+def _tell(child: _Child, number: signal.Signals) -> None:
+    child.told_at = time.monotonic()
+    if child.process.is_alive() and child.process.pid is not None:
+        os.kill(child.process.pid, number)
 
 
 def _outcome(child: _Child) -> Outcome:
@@ -164,7 +158,7 @@ def _outcome(child: _Child) -> Outcome:
         case ("returned", summary):
             status = summary.get("status", "finished")
             return Outcome(child.run, status, str(summary.get("error", "")) if status == "failed" else "", summary)
-        case _ if child.cancelled:
+        case _ if child.told_at is not None:
             return Outcome(child.run, "interrupted")
         case ("raised", line):
             return Outcome(child.run, "failed", line)
@@ -184,19 +178,22 @@ def _server_environment(threads: int) -> Iterator[None]:
     """What the forkserver, started by the first child, inherits and hands on to every child.
 
     PYTHONPATH and PYTHONSAFEPATH, because Python 3.11's forkserver imports its preloads with the current folder as
-    sys.path[0] and a missing module passes silently: each child would import torch by itself. SIGINT is ignored, so
-    that Ctrl-C while the server still imports does not end it.
+    sys.path[0] and a missing module passes silently: each child would import torch by itself. The signals that ask
+    runs to stop are ignored, so that one sent to all processes (Ctrl-C, SLURM's) does not end the server, by which
+    the driver learns how its children ended.
     """
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     settings = thread_environment(threads) | {"PYTHONPATH": path, "PYTHONSAFEPATH": "1"}
     before = {name: os.environ.get(name) for name in settings}
-    handler = signal.getsignal(signal.SIGINT)
+    handlers = {number: signal.getsignal(number) for number in STOP_SIGNALS}
     os.environ.update(settings)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for number in STOP_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, handler)
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
         for name, value in before.items():
             if value is None:
                 del os.environ[name]

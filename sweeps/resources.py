@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import shutil
+import subprocess
+from dataclasses import dataclass
 from pathlib import Path
 
 from rlhf.config import RunConfig
@@ -13,21 +16,56 @@ TINY_GIB = 0.75
 REAL_GIB = 4.0
 
 
-def parallel_runs(run: RunConfig) -> tuple[int, str]:
+@dataclass(frozen=True)
+class Room:
+    """What a machine has for the runs of one sweep."""
+
+    runs: int
+    """At a time."""
+    threads: int
+    """Of all runs together; a run that wants more (an input run) goes alone."""
+    gpus: tuple[str, ...] = ()
+    """Values of CUDA_VISIBLE_DEVICES to hand out."""
+
+
+def room_for(run: RunConfig) -> tuple[Room, str]:
     """How many runs like `run` go side by side, and why."""
+    hardware = run.hardware
+    cores = usable_cores()
+    gpus = visible_gpus() if hardware.device == "cuda" else ()
+    count, why = _count(run, cores, len(gpus))
+    return Room(count, max(cores, count * hardware.threads), gpus), why
+
+
+def _count(run: RunConfig, cores: int, gpus: int) -> tuple[int, str]:
     hardware = run.hardware
     if hardware.parallel_runs is not None:
         return hardware.parallel_runs, "hardware.parallel_runs"
-    if hardware.device == "cuda":
-        return 1, "one run on the GPU"
-    cores = usable_cores()
-    by_cores = max(1, cores // hardware.threads)
     memory = available_gib()
-    by_memory = max(1, int(memory / (TINY_GIB if run.model.source == "random" else REAL_GIB)))
-    if by_memory < by_cores:
-        return by_memory, f"{memory:.1f} GiB of free memory"
-    threads = f"{hardware.threads} thread{'s' if hardware.threads > 1 else ''} each"
-    return by_cores, f"{cores} core{'s' if cores > 1 else ''}, {threads}"
+    each = TINY_GIB if run.model.source == "random" else REAL_GIB
+    limits = [
+        (max(1, cores // hardware.threads), f"{_counted(cores, 'core')}, {_counted(hardware.threads, 'thread')} each"),
+        (max(1, int(memory / each)), f"{memory:.1f} GiB of free memory"),
+    ]
+    if hardware.device == "cuda":
+        sharing = "" if hardware.runs_per_gpu == 1 else f", {hardware.runs_per_gpu} on each"
+        limits.append((max(1, gpus) * hardware.runs_per_gpu, f"{_counted(gpus, 'GPU')}{sharing}"))
+    return min(limits, key=lambda limit: limit[0])
+
+
+def _counted(number: int, name: str) -> str:
+    return f"{number} {name}{'' if number == 1 else 's'}"
+
+
+def visible_gpus() -> tuple[str, ...]:
+    """What may be handed to runs; asked of the driver's tool, since torch takes a second to import."""
+    given = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if given is not None:
+        return tuple(name.strip() for name in given.split(",") if name.strip())
+    if shutil.which("nvidia-smi") is None:
+        return ()
+    listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False).stdout
+    return tuple(str(i) for i, line in enumerate(line for line in listed.splitlines() if line.startswith("GPU ")))
 
 
 def usable_cores() -> int:

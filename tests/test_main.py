@@ -116,13 +116,13 @@ def test_a_foreign_sweeper_is_told_the_tuned_metric(tmp_path):
 import sys
 sys.path.insert(0, {str(ROOT)!r})
 import main
-from sweeps.local_launcher import LocalLauncher
-launch = LocalLauncher.launch
+from sweeps.launcher import HarnessLauncher
+launch = HarnessLauncher.launch
 def told(self, job_overrides, initial_job_idx):
     jobs = launch(self, job_overrides, initial_job_idx)
     print("told:", [job.return_value for job in jobs])
     return jobs
-LocalLauncher.launch = told
+HarnessLauncher.launch = told
 sys.argv = ["main.py", "-m", "hydra/sweeper=basic", "hydra.sweep.dir=.", {STAND_IN!r}, "algo=apa,awr"]
 main.main()
 """

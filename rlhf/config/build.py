@@ -71,9 +71,15 @@ def _paths(kind: type, prefix: str = "") -> set[str]:
     paths = set()
     for name, inner in _types(kind).items():
         paths.add(prefix + name)
-        if isinstance(inner, type) and dataclasses.is_dataclass(inner):
-            paths |= _paths(inner, f"{prefix}{name}.")
+        if group := _group(inner):
+            paths |= _paths(group, f"{prefix}{name}.")
     return paths
+
+
+def _group(kind: Any) -> type | None:
+    """The dataclass of a field that is a group of options, or may be (X | None)."""
+    candidates = typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
+    return next((one for one in candidates if isinstance(one, type) and dataclasses.is_dataclass(one)), None)
 
 
 def _build(kind: type, mapping: Any, prefix: str, problems: list[str]) -> Any:
@@ -96,8 +102,10 @@ def _build(kind: type, mapping: Any, prefix: str, problems: list[str]) -> Any:
         value = mapping.get(field.name, "???")
         if value == "???":  # OmegaConf's mark of a value that must be given
             problems.append(f"{prefix}{field.name}: missing")
-        elif dataclasses.is_dataclass(known[field.name]):
-            values[field.name] = _build(known[field.name], value, f"{prefix}{field.name}.", problems)
+        elif value is None and type(None) in typing.get_args(known[field.name]):
+            values[field.name] = None
+        elif group := _group(known[field.name]):
+            values[field.name] = _build(group, value, f"{prefix}{field.name}.", problems)
         else:
             values[field.name] = _checked(value, known[field.name], prefix, field, problems)
     return kind(**values) if len(problems) == before else None

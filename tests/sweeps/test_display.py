@@ -10,7 +10,7 @@ from rich.console import Console
 
 from rlhf.config.identity import run_folder, run_id
 from sweeps.display import Display, RunProgress, duration
-from sweeps.local_launcher import Outcome
+from sweeps.runs import Outcome
 from tests.config.composed import config
 
 

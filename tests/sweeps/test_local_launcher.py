@@ -15,7 +15,7 @@ import pytest
 from rlhf.config import RunConfig
 from rlhf.config.identity import run_folder, run_id
 from sweeps.experiment import Stopped, run_experiment
-from sweeps.local_launcher import LocalLauncher
+from sweeps.local_launcher import LocalRuns
 from tests.config.composed import config
 
 TARGET = "tests.sweeps.stand_in:execute"
@@ -48,7 +48,7 @@ def status(run: RunConfig) -> dict:
 
 def test_inputs_first_and_once_then_all_runs_and_a_report(monkeypatch, tmp_path, capsys):
     grid = runs(tmp_path, "apa", "ppo", "awr")
-    outcomes = run_experiment(grid, LocalLauncher(TARGET))
+    outcomes = run_experiment(grid, TARGET)
     assert [outcome.status for outcome in outcomes] == ["finished"] * 3
     assert started(tmp_path)[:2] == ["sft", "reward_model"]
     assert sorted(started(tmp_path)[2:]) == ["apa", "awr", "ppo"]
@@ -59,10 +59,10 @@ def test_inputs_first_and_once_then_all_runs_and_a_report(monkeypatch, tmp_path,
     assert "3 of 3 runs finished" in printed and f"report: {tmp_path}/runs/default/report.html" in printed
 
     monkeypatch.setattr("sweeps.experiment._report", lambda folder, console: None)
-    run_experiment(grid, LocalLauncher(TARGET))
+    run_experiment(grid, TARGET)
     assert len(started(tmp_path)) == 5
     assert "all 3 runs finished" in capsys.readouterr().out
-    run_experiment(runs(tmp_path, "apa", overrides=("overwrite=true",)), LocalLauncher(TARGET))
+    run_experiment(runs(tmp_path, "apa", overrides=("overwrite=true",)), TARGET)
     assert started(tmp_path)[5:] == ["apa"]
 
 
@@ -78,7 +78,7 @@ def test_a_fault_is_one_failed_row(no_report, tmp_path, capsys, fate, reason):
     set_fates(tmp_path, ppo=fate)
     grid = runs(tmp_path, "ppo", "apa")
     with pytest.raises(Stopped) as stopped:
-        run_experiment(grid, LocalLauncher(TARGET))
+        run_experiment(grid, TARGET)
     assert stopped.value.exit_code == 1
     assert status(grid[1])["status"] == "finished"
     lines = capsys.readouterr().out.splitlines()
@@ -90,7 +90,7 @@ def test_a_fault_is_one_failed_row(no_report, tmp_path, capsys, fate, reason):
         assert "Traceback" in log.read_text()
 
     set_fates(tmp_path)
-    assert [outcome.status for outcome in run_experiment(grid, LocalLauncher(TARGET))] == ["finished"] * 2
+    assert [outcome.status for outcome in run_experiment(grid, TARGET)] == ["finished"] * 2
     assert sorted(started(tmp_path)) == ["apa", "ppo", "ppo", "reward_model", "sft"]
 
 
@@ -98,7 +98,7 @@ def test_runs_without_their_input_are_not_started(tmp_path, capsys):
     set_fates(tmp_path, reward_model="raise")
     grid = runs(tmp_path, "ppo", "apa")
     with pytest.raises(Stopped):
-        run_experiment(grid, LocalLauncher(TARGET))
+        run_experiment(grid, TARGET)
     assert started(tmp_path) == ["sft", "reward_model"]
     failed = [line for line in capsys.readouterr().out.splitlines() if line.startswith("failed: ")]
     assert failed[0].startswith("failed: reward_model-s0-") and "RuntimeError: the loss is not finite" in failed[0]
@@ -109,8 +109,8 @@ def test_runs_without_their_input_are_not_started(tmp_path, capsys):
 
 def test_never_more_at_a_time_than_allowed(tmp_path):
     set_fates(tmp_path, apa="slow")
-    launcher = LocalLauncher(TARGET)
-    launcher.slots = 2
+    launcher = LocalRuns(TARGET)
+    launcher.open(runs(tmp_path, "apa"))
     for seed in range(3):
         launcher.submit(runs(tmp_path, "apa", overrides=(f"seed={seed}",))[0])
     launcher.poll(0.5)

@@ -1,0 +1,139 @@
+"""The loop beneath every sweep: runs are started when their inputs are finished, watched, and told of when they end."""
+
+from __future__ import annotations
+
+import json
+import signal
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from rlhf.config import RunConfig
+from rlhf.config.identity import input_runs, run_folder
+from sweeps.display import Display
+from sweeps.runs import OVER, Outcome, RunLauncher
+
+
+class Driver:
+    """A context in which runs can be added at any time; `step` moves all of them on.
+
+    The first Ctrl-C (SIGTERM, a closed terminal) asks the runs to checkpoint and stop, the second does not ask; where
+    the launcher's runs outlive the driver they are left alone. From then on `stopping` is true.
+    """
+
+    def __init__(self, launcher: RunLauncher, console: Console) -> None:
+        self.launcher = launcher
+        self.console = console
+        self.outcomes: dict[Path, Outcome] = {}
+        """Of all runs that have ended, inputs included."""
+        self.stopping = False
+        self._display = Display([], console)
+        self._waiting: dict[Path, RunConfig] = {}
+        self._needs: dict[Path, list[Path]] = {}
+        self._asked_to_stop = 0
+        self._stack = ExitStack()
+
+    def __enter__(self) -> Driver:
+        self._requests = self._stack.enter_context(_stop_requests())
+        self._stack.enter_context(self._display)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is not None and not self.launcher.leaves_on_interrupt:
+            self.launcher.cancel(kill=True)
+        self._stack.close()
+
+    def add(self, runs: Iterable[RunConfig]) -> None:
+        """Plan these runs and, before them, those inputs of theirs that are not finished; each once."""
+        runs = list(runs)
+        wanted = {run_folder(run): run for run in runs}
+        inputs = {folder: {run_folder(need): need for need in input_runs(run)} for folder, run in wanted.items()}
+        missing = {folder: run for given in inputs.values() for folder, run in given.items() if finished(run) is None}
+        planned = {folder: run for folder, run in (missing | wanted).items() if folder not in self._needs}
+        for folder, run in planned.items():
+            needed = inputs.get(folder) or {run_folder(need): need for need in input_runs(run)}
+            self._needs[folder] = [need for need in needed if need in missing]
+        self._waiting |= planned
+        self._display.add(planned.values())
+
+    @property
+    def busy(self) -> bool:
+        return bool(self._waiting) or self.launcher.busy
+
+    @property
+    def unfinished(self) -> list[Path]:
+        """Runs that were added and have not ended."""
+        return [folder for folder in self._needs if folder not in self.outcomes]
+
+    def step(self, timeout: float = 0.2) -> dict[Path, Outcome]:
+        """Start what can start, wait up to `timeout` seconds for something to end; returns what has ended."""
+        before = set(self.outcomes)
+        self._heed_requests()
+        for folder in [one for one in self._waiting if all(need in self.outcomes for need in self._needs[one])]:
+            run = self._waiting.pop(folder)
+            lacking = [self.outcomes[need] for need in self._needs[folder]]
+            lacking = [outcome for outcome in lacking if outcome.status != "finished"]
+            if lacking:
+                reason = f"its input {lacking[0].folder.name} {lacking[0].status}"
+                self.outcomes[folder] = Outcome(run, lacking[0].status, reason)
+            else:
+                self.launcher.submit(run)
+        if self.launcher.busy:
+            self.outcomes |= {outcome.folder: outcome for outcome in self.launcher.poll(timeout)}
+        self._display.update(self.launcher.running, self.outcomes.values())
+        return {folder: outcome for folder, outcome in self.outcomes.items() if folder not in before}
+
+    def cancel(self, folders: Collection[Path]) -> None:
+        """Stop these runs and start none of them."""
+        for folder in [one for one in self._waiting if one in folders]:
+            self.outcomes[folder] = Outcome(self._waiting.pop(folder), "interrupted")
+        self.launcher.cancel(folders)
+
+    def rows(self, folder: Path) -> Mapping[str, Any]:
+        """The latest value of every metric that a run has logged."""
+        return self._display.latest(folder)
+
+    def _heed_requests(self) -> None:
+        if len(self._requests) <= self._asked_to_stop:
+            return
+        self._asked_to_stop = len(self._requests)
+        self.stopping = True
+        if self.launcher.leaves_on_interrupt:
+            raise KeyboardInterrupt
+        self.launcher.cancel(kill=self._asked_to_stop > 1)
+        self.outcomes |= {folder: Outcome(run, "interrupted") for folder, run in self._waiting.items()}
+        self._waiting.clear()
+        self._display.note("stopping: the runs write a checkpoint (Ctrl-C again: they do not)")
+
+
+def finished(run: RunConfig) -> dict[str, Any] | None:
+    """The summary of a run that need not be started again."""
+    if run.overwrite:
+        return None
+    summary = read_summary(run_folder(run))
+    return summary if summary.get("status") in OVER else None
+
+
+def read_summary(folder: Path) -> dict[str, Any]:
+    """A run folder's summary.json; empty where there is none, or one cut off by a full disk or a power cut."""
+    try:
+        return json.loads((folder / "summary.json").read_text())
+    except (OSError, ValueError):
+        return {}
+
+
+@contextmanager
+def _stop_requests() -> Iterator[list[int]]:
+    """Ctrl-C, SIGTERM and a closed terminal, collected instead of raised; nohup's ignored signals stay ignored."""
+    requests: list[int] = []
+    every = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    signals = [number for number in every if signal.getsignal(number) != signal.SIG_IGN]
+    before = {number: signal.signal(number, lambda number, _: requests.append(number)) for number in signals}
+    try:
+        yield requests
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
