@@ -12,6 +12,7 @@ import secrets
 import socket
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -28,11 +29,16 @@ class LockError(RuntimeError):
 class RunLock:
     """Holds a run folder while in a `with` block.
 
+    Args:
+        wait_while: asked once a second while another live process holds the folder; False ends the wait. A job that
+            SLURM has requeued may meet the lease of its own earlier self, whose node was lost.
+
     Raises:
         LockError: on entry, when another live process holds it; from `check`, when another has taken it over.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, wait_while: Callable[[], bool] = lambda: False) -> None:
+        self._wait_while = wait_while
         self.path = folder / "lock.json"
         self.token = secrets.token_hex(8)
         self._guard = FileLock(folder / ".lock.guard")
@@ -40,16 +46,24 @@ class RunLock:
         self._thread = threading.Thread(target=self._beat, daemon=True, name="run-lock-heartbeat")
 
     def __enter__(self) -> RunLock:
-        with self._guard:
-            holder = self._read()
-            if holder is not None and _alive(holder):
+        while (holder := self._taken_by_another()) is not None:
+            if not self._wait_while():
                 raise LockError(
                     f"{self.path.parent}: pid {holder['pid']} on {holder['host']} is at work on this run; "
                     "wait for it, or end it"
                 )
-            self._write()
+            time.sleep(1.0)
         self._thread.start()
         return self
+
+    def _taken_by_another(self) -> dict[str, Any] | None:
+        """The live process that holds the folder; None once it is this one's."""
+        with self._guard:
+            holder = self._read()
+            if holder is not None and _alive(holder):
+                return holder
+            self._write()
+        return None
 
     def __exit__(self, *_: object) -> None:
         self._stop.set()

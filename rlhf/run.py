@@ -72,7 +72,11 @@ def _execute(config: RunConfig, stop: StopFlag) -> dict[str, Any]:
     if config.reward.path is not None:
         inputs["reward_model"] = Path(config.reward.path)
     folder.mkdir(parents=True, exist_ok=True)
-    with RunLock(folder) as lock:
+    in_job = "SLURM_JOB_ID" in os.environ
+    with RunLock(folder, wait_while=lambda: in_job and stop.requested is None) as lock:
+        over = read_summary(folder)  # whoever held the lock may have finished it
+        if over is not None and over["status"] in OVER and not config.overwrite:
+            return over
         return _in_folder(config, folder, inputs, lock, stop)
 
 

@@ -34,6 +34,7 @@ class Driver:
         self._waiting: dict[Path, RunConfig] = {}
         self._needs: dict[Path, list[Path]] = {}
         self._asked_to_stop = 0
+        self._trouble = ""
         self._stack = ExitStack()
 
     def __enter__(self) -> Driver:
@@ -56,6 +57,8 @@ class Driver:
         for folder, run in planned.items():
             needed = inputs.get(folder) or {run_folder(need): need for need in input_runs(run)}
             self._needs[folder] = [need for need in needed if need in missing]
+        for run in planned.values():
+            self.launcher.announce(run)
         self._waiting |= planned
         self._display.add(planned.values())
 
@@ -83,6 +86,9 @@ class Driver:
                 self.launcher.submit(run)
         if self.launcher.busy:
             self.outcomes |= {outcome.folder: outcome for outcome in self.launcher.poll(timeout)}
+        if self.launcher.trouble and self.launcher.trouble != self._trouble:
+            self._display.note(self.launcher.trouble)
+        self._trouble = self.launcher.trouble
         self._display.update(self.launcher.running, self.outcomes.values())
         return {folder: outcome for folder, outcome in self.outcomes.items() if folder not in before}
 

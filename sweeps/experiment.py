@@ -96,8 +96,9 @@ def drive(todo: Sequence[RunConfig], launcher: RunLauncher, console: Console) ->
     """
     slurm = todo[0].hardware.slurm
     if slurm is not None and not slurm.wait:
-        from sweeps.slurm_launcher import submit_and_leave
+        from sweeps.slurm_launcher import SlurmRuns, submit_and_leave
 
+        assert isinstance(launcher, SlurmRuns)
         submit_and_leave(todo, launcher, console)
         raise Stopped(0)
     try:
@@ -133,6 +134,8 @@ def run_single(run: RunConfig) -> dict[str, Any]:
     Raises:
         Stopped: with 130 after Ctrl-C.
     """
+    if run.hardware.slurm is not None:
+        return run_experiment([run])[0].summary
     console = Console(highlight=False, soft_wrap=True)
     if found := finished(run):
         console.print(f"{run_id(run)} is finished ({run_folder(run)}); overwrite=true would start afresh")

@@ -18,6 +18,7 @@ from typing import Any
 
 from rlhf.config import RunConfig
 from rlhf.config.identity import run_folder, run_id
+from sweeps.records import write_record
 from sweeps.resources import Room, room_for, thread_environment
 from sweeps.runs import Outcome, log_path
 
@@ -52,6 +53,7 @@ class LocalRuns:
     """What every child has in its environment besides (ranks of a SLURM job)."""
     room: Room = field(default_factory=lambda: Room(1, 1))
     leaves_on_interrupt: bool = False
+    trouble: str = ""
     _queue: deque[RunConfig] = field(default_factory=deque)
     _children: list[_Child] = field(default_factory=list)
     _dropped: list[Outcome] = field(default_factory=list)
@@ -71,6 +73,9 @@ class LocalRuns:
     @property
     def running(self) -> list[Path]:
         return [child.folder for child in self._children]
+
+    def announce(self, run: RunConfig) -> None:
+        write_record(run, self.target)
 
     def submit(self, run: RunConfig) -> None:
         self._queue.append(run)

@@ -47,6 +47,11 @@ class RunLauncher(Protocol):
         ...
 
     @property
+    def trouble(self) -> str:
+        """Why the state of runs cannot be told at the moment; empty where it can."""
+        ...
+
+    @property
     def busy(self) -> bool:
         """Whether a submitted run has not been told of by `poll`."""
         ...
@@ -54,6 +59,10 @@ class RunLauncher(Protocol):
     @property
     def running(self) -> list[Path]:
         """The folders of the runs at work."""
+        ...
+
+    def announce(self, run: RunConfig) -> None:
+        """Note a run that will be submitted, for `python -m sweeps status`."""
         ...
 
     def submit(self, run: RunConfig) -> None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from rlhf.config.algo import ALGO_CONFIGS, AlgoConfig, APAConfig, AWRConfig, KLControlConfig, PPOConfig
 from rlhf.config.dataset import DatasetConfig
-from rlhf.config.hardware import HardwareConfig
+from rlhf.config.hardware import HardwareConfig, SlurmConfig
 from rlhf.config.model import ModelConfig, TrainableConfig, ValueConfig
 from rlhf.config.online import (
     AdvantagesConfig,
@@ -39,6 +39,7 @@ __all__ = [
     "RolloutConfig",
     "RunConfig",
     "SFTConfig",
+    "SlurmConfig",
     "StageConfig",
     "SupervisedConfig",
     "TrackingConfig",

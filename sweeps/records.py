@@ -1,0 +1,65 @@
+"""What a sweep folder keeps of its runs beside their own folders: the frozen config, and where each was started."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rlhf.config import RunConfig
+from rlhf.config.build import config_to_mapping
+from rlhf.config.identity import run_id, sweep_folder
+
+JOBS = "jobs"
+
+
+def write_record(run: RunConfig, target: str, **where: Any) -> None:
+    """Say that this driver has taken on `run`: on this machine, or as the SLURM job that `where` names."""
+    place = {
+        "host": socket.gethostname(),
+        "driver": os.getpid(),
+        "submitted_at": time.time(),
+        "target": target,
+        **where,
+    }
+    write_json(record_path(run), {**place, "config": config_to_mapping(run)})
+
+
+def record_path(run: RunConfig) -> Path:
+    return sweep_folder(run) / JOBS / f"{run_id(run)}.json"
+
+
+def outcome_path(run: RunConfig) -> Path:
+    """Where a job says how the run ended, for a run that could not say so itself."""
+    return record_path(run).with_suffix(".outcome")
+
+
+def stop_path(run: RunConfig) -> Path:
+    """A file that asks the job to stop this run alone."""
+    return record_path(run).with_suffix(".stop")
+
+
+def read_records(folder: Path) -> dict[str, dict[str, Any]]:
+    """The records of a sweep folder by run id."""
+    files = sorted((folder / JOBS).glob("*.json"))
+    return {file.stem: found for file in files if (found := read_json(file))}
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Empty where there is no such file, or one cut off by a full disk."""
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+
+
+def write_json(path: Path, mapping: Mapping[str, Any]) -> None:
+    """Whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(json.dumps(mapping))
+    temporary.replace(path)
