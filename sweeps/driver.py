@@ -14,6 +14,7 @@ from rich.console import Console
 from rlhf.config import RunConfig
 from rlhf.config.identity import input_runs, run_folder
 from sweeps.display import Display
+from sweeps.records import outcome_path, write_json
 from sweeps.runs import OVER, Outcome, RunLauncher
 
 
@@ -85,7 +86,10 @@ class Driver:
             else:
                 self.launcher.submit(run)
         if self.launcher.busy:
-            self.outcomes |= {outcome.folder: outcome for outcome in self.launcher.poll(timeout)}
+            for outcome in self.launcher.poll(timeout):
+                self.outcomes[outcome.folder] = outcome
+                if outcome.status == "failed":  # it may not have lived to say so itself
+                    write_json(outcome_path(outcome.run), {"status": outcome.status, "reason": outcome.reason})
         if self.launcher.trouble and self.launcher.trouble != self._trouble:
             self._display.note(self.launcher.trouble)
         self._trouble = self.launcher.trouble

@@ -18,7 +18,7 @@ from typing import Any
 
 from rlhf.config import RunConfig
 from rlhf.config.identity import run_folder, run_id
-from sweeps.records import write_record
+from sweeps.records import outcome_path, write_record
 from sweeps.resources import Room, room_for, thread_environment
 from sweeps.runs import Outcome, log_path
 
@@ -75,6 +75,7 @@ class LocalRuns:
         return [child.folder for child in self._children]
 
     def announce(self, run: RunConfig) -> None:
+        outcome_path(run).unlink(missing_ok=True)
         write_record(run, self.target)
 
     def submit(self, run: RunConfig) -> None:

@@ -14,8 +14,8 @@ from rlhf.config import RunConfig
 from rlhf.config.build import build_config
 from sweeps.display import RunProgress
 from sweeps.driver import read_summary
-from sweeps.records import read_json, read_records
-from sweeps.runs import log_path
+from sweeps.records import outcome_path, read_json, read_records
+from sweeps.runs import OVER, log_path
 from sweeps.slurm_queue import Queue, has_slurm
 
 COLUMNS = ("run", "state", "progress", "reward", "KL", "job", "node", "log")
@@ -66,6 +66,7 @@ def _status(name: str, record: dict[str, Any], queue: Queue) -> RunStatus:
     progress = RunProgress(run)
     progress.look()
     summary = read_summary(progress.folder)
+    summary |= {} if summary.get("status") in OVER else _told(run)
     lock = read_json(progress.folder / "lock.json")
     job = str(record.get("job_id", ""))
     in_queue = queue.jobs.get(job)
@@ -78,10 +79,16 @@ def _status(name: str, record: dict[str, Any], queue: Queue) -> RunStatus:
     return RunStatus(run, name, state, reason, progress, job, node, log_path(run), driver, record["target"])
 
 
+def _told(run: RunConfig) -> dict[str, Any]:
+    """What the run's job or driver says of its end, in the words of a summary."""
+    told = read_json(outcome_path(run))
+    return {"status": told["status"], "error": told["reason"]} if told else {}
+
+
 def _state(
     summary: dict[str, Any], lock: dict[str, Any], record: dict[str, Any], in_queue: str | bool, driver: int | None
 ) -> tuple[str, str]:
-    if summary.get("status") in ("finished", "pruned"):
+    if summary.get("status") in OVER:
         return summary["status"], ""
     if in_queue:
         return ("running" if in_queue == "RUNNING" else "pending"), ""
