@@ -96,22 +96,22 @@ def _in_folder(
     mapping = config_to_mapping(config)
     _write_whole(folder / "config.yaml", yaml.safe_dump(mapping, sort_keys=False))
     _set_up_torch(config)
-    tracker, began = Tracker(folder, lock, None), time.monotonic()
+    tracker = Tracker(folder, lock, None)
+    context = RunContext(config, folder, inputs, lock, tracker, stop)  # its clock starts
     try:
         if config.tracking.wandb != "off":
             from rlhf.wandb_mirror import WandbMirror
 
             tracker.mirror = WandbMirror(config, mapping, run_id(config), folder, overwrites)
-        checkpoint = _checkpoint(folder, inputs)
+        context.checkpoint = checkpoint = _checkpoint(folder, inputs)
         tracker.cut_back({METRICS: 0, SAMPLES: 0} if checkpoint is None else checkpoint.state["log_lengths"])
-        context = RunContext(config, folder, inputs, lock, tracker, stop, checkpoint)
         metrics = STAGES[config.stage.name](context)
-        summary = _summary(config, "finished", context.seconds()) | metrics
+        summary = _summary(context, "finished") | metrics
     except Interrupted as interruption:
-        summary = _summary(config, "interrupted", time.monotonic() - began) | {"error": str(interruption)}
+        summary = _summary(context, "interrupted") | {"error": str(interruption)}
     except BaseException as error:
         status = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
-        summary = _summary(config, status, time.monotonic() - began) | {"error": f"{type(error).__name__}: {error}"}
+        summary = _summary(context, status) | {"error": f"{type(error).__name__}: {error}"}
         with contextlib.suppress(OSError, LockError):  # a full disk must not hide the error itself
             _write_summary(folder, summary, lock)
         tracker.close(summary)
@@ -188,11 +188,11 @@ def _signals_into(stop: StopFlag) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _summary(config: RunConfig, status: str, seconds: float) -> dict[str, Any]:
+def _summary(context: RunContext, status: str) -> dict[str, Any]:
     return {
         "status": status,
-        "run_id": run_id(config),
-        "wall_seconds": seconds,
+        "run_id": run_id(context.config),
+        "wall_seconds": context.seconds(),
         "peak_memory_mb": _peak_memory_mb(),
         "finished_at": time.time(),
         "hostname": socket.gethostname(),

@@ -83,7 +83,7 @@ class Tracker:
             file.flush()
 
     def last_evaluation(self) -> dict[str, Any]:
-        """eval/* of the last row that has any: what a resumed run that has nothing left to do ends with."""
+        """eval/* of the last row that has any: what a run ends with, even one that resumes with nothing left to do."""
         for row in reversed(read_rows(self.folder)):
             if found := {key: value for key, value in row.items() if key.startswith("eval/")}:
                 return found

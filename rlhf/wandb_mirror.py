@@ -98,9 +98,16 @@ def _read_sent(folder: Path) -> int:
 
 
 def _logged_in() -> bool:
-    import wandb
+    """Whether W&B has credentials: in the environment, its settings files or netrc (`wandb login` writes there).
 
+    Not by wandb.login(prompt=False), which asks the server for the user's name and writes a settings file.
+    """
     try:
-        return bool(wandb.api.api_key)
-    except Exception:  # a broken W&B installation or configuration is no reason to stop
+        from wandb.sdk import wandb_setup
+        from wandb.sdk.lib.wbauth import read_netrc_auth
+
+        settings = wandb_setup.singleton().settings
+        return bool(settings.api_key or settings.identity_token_file or read_netrc_auth(host=settings.base_url))
+    except Exception as error:  # a broken W&B installation or configuration is no reason to stop
+        log.warning("W&B's credentials cannot be read (%s); this run is logged offline", error)
         return False

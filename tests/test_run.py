@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import rlhf.stages.online as online
 import rlhf.stages.supervised as supervised
-from rlhf.checkpoint import CheckpointError, load_checkpoint
+from rlhf.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 from rlhf.config import RunConfig
 from rlhf.config.build import build_config, config_to_mapping
 from rlhf.config.identity import input_runs, run_folder
@@ -85,12 +85,12 @@ def without_time(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def outcome(run: RunConfig) -> dict[str, Any]:
-    """What must not depend on interruptions: rows, samples, evaluation in the summary."""
+    """What must not depend on interruptions: rows, samples, metrics in the summary."""
     folder = run_folder(run)
     summary = json.loads((folder / "summary.json").read_text())
     return {
         "status": summary["status"],
-        "evaluation": {key: value for key, value in summary.items() if key.startswith("eval/")},
+        "metrics": {key: value for key, value in summary.items() if "/" in key},
         "rows": [without_time(row) for row in read_rows(folder)],
         "samples": (folder / "samples.jsonl").read_text() if (folder / "samples.jsonl").exists() else None,
     }
@@ -380,6 +380,47 @@ def test_a_signal_during_sft_stops_the_run_that_needs_it(never_stopped, monkeypa
     assert_same(run, never_stopped("apa"))
     for ours, theirs in zip(input_runs(run), input_runs(never_stopped("apa")), strict=True):
         assert_same(ours, theirs)
+
+
+@pytest.mark.parametrize(("stage", "saving"), [("sft", "save_model"), ("reward_model", "write_folder")])
+def test_a_stage_stopped_after_its_last_step_ends_as_if_never_stopped(
+    never_stopped, monkeypatch, tmp_path, cache, stage, saving
+):
+    expected = never_stopped("apa", f"stage={stage}")
+    run = tiny(tmp_path, cache, "apa", f"stage={stage}")
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", "final")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(f"rlhf.stages.{stage}.{saving}", full)
+        with pytest.raises(RunError):
+            execute(run)
+    assert execute(run)["status"] == "finished"
+    assert_same(run, expected)
+    assert outcome(run)["metrics"]
+
+
+def test_seconds_are_those_of_all_sessions_however_a_session_ends(monkeypatch, tmp_path, cache):
+    run = tiny(tmp_path, cache, "apa")
+
+    def stopped_at(iteration: int) -> dict[str, Any]:
+        with monkeypatch.context() as patch:
+            signal_at(patch, iteration)
+            return execute(run)
+
+    assert 0 < stopped_at(1)["wall_seconds"] < 1000
+    checkpoint = load_checkpoint(run_folder(run))
+    assert checkpoint is not None
+    state = {key: value for key, value in checkpoint.state.items() if not key.endswith("_sha256")}
+    save_checkpoint(run_folder(run), state["step"], checkpoint.tensors, {**state, "seconds": 1000.0})
+    assert 1000 < stopped_at(2)["wall_seconds"] < 1100
+    with monkeypatch.context() as patch:
+        patch.setattr(online, "one_iteration", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            execute(run)
+    assert 1000 < json.loads((run_folder(run) / "summary.json").read_text())["wall_seconds"] < 1100
+    assert 1000 < execute(run)["wall_seconds"] < 1100
 
 
 @pytest.mark.parametrize("mode", ["last_k", "lora"])

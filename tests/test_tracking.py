@@ -8,7 +8,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ import wandb
 from rlhf.config.build import config_to_mapping
 from rlhf.lock import LockError, RunLock
 from rlhf.tracking import METRICS, SAMPLES, Tracker, read_rows
-from rlhf.wandb_mirror import WandbMirror
+from rlhf.wandb_mirror import WandbMirror, _logged_in
 from tests.config.composed import config
 
 
@@ -186,3 +186,55 @@ def test_an_offline_wandb_run_has_no_row_twice_whatever_was_interrupted(tmp_path
     ids = {path.stem.removeprefix("run-") for path in tmp_path.glob("wandb/offline-run-*/*.wandb")}
     assert ids == {f"mine-{RUN_ID}"}
     assert [row["step"] for row in read_rows(tmp_path)] == list(range(1, 10))
+
+
+KEY = "0123456789" * 4
+"""As long as W&B's keys are; a shorter one in netrc is an error."""
+
+
+def write(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+
+
+def netrc(home: Path, key: str) -> None:
+    write(home / ".netrc", f"machine api.wandb.ai\n  login user\n  password {key}\n")
+
+
+CREDENTIALS: dict[str, Callable[[pytest.MonkeyPatch, Path], None]] = {
+    "the environment": lambda patch, home: patch.setenv("WANDB_API_KEY", KEY),
+    "an identity token": lambda patch, home: patch.setenv("WANDB_IDENTITY_TOKEN_FILE", str(home / "token")),
+    "netrc": lambda patch, home: netrc(home, KEY),
+    "a settings file": lambda patch, home: write(home / "config" / "settings", f"[default]\napi_key = {KEY}\n"),
+}
+
+
+@pytest.fixture
+def logged_out(tmp_path, monkeypatch):
+    """A home without credentials; W&B reads its settings anew, before and after."""
+    for name in [name for name in os.environ if name.startswith("WANDB_") or name == "NETRC"]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("WANDB_CONFIG_DIR", str(tmp_path / "config"))
+    monkeypatch.chdir(tmp_path)
+    wandb.teardown()
+    yield tmp_path
+    wandb.teardown()
+
+
+@pytest.mark.parametrize("where", CREDENTIALS)
+def test_credentials_are_found_wherever_wandb_keeps_them_without_a_warning(where, logged_out, monkeypatch, capfd):
+    CREDENTIALS[where](monkeypatch, logged_out)
+    before = sorted(logged_out.rglob("*"))
+    assert _logged_in()
+    said = "".join(capfd.readouterr())  # W&B names a settings file that it reads
+    assert "WARNING" not in said and "API key" not in said
+    assert sorted(logged_out.rglob("*")) == before
+
+
+def test_without_credentials_or_with_a_broken_key_a_run_is_offline(logged_out, capfd, caplog):
+    assert not _logged_in()
+    assert capfd.readouterr() == ("", "")
+    netrc(logged_out, "short")
+    assert not _logged_in()
+    assert "logged offline" in caplog.messages[-1]

@@ -54,9 +54,9 @@ class RunConfig:
 
     seed: int = setting("seed of rollouts, prompt order, minibatches and value head", low=0)
     sweep_name: str = setting("folder below output_dir that gathers the runs of one experiment", identity=False)
-    output_dir: str = setting("where runs are written", identity=False)
+    output_dir: str = setting("where runs are written", identity=False, path=True)
     cache_dir: str = setting(
-        "where SFT policies, reward models and converted weights are kept for later runs", identity=False
+        "where SFT policies, reward models and converted weights are kept for later runs", identity=False, path=True
     )
     overwrite: bool = setting("start afresh instead of skipping or resuming", identity=False)
     stage: StageConfig = setting("which stage runs")

@@ -6,6 +6,7 @@ import dataclasses
 import difflib
 import functools
 import math
+import os.path
 import types
 import typing
 from collections.abc import Iterable
@@ -112,9 +113,11 @@ def _build(kind: type, mapping: Any, prefix: str, problems: list[str]) -> Any:
 
 
 def _checked(value: Any, kind: Any, prefix: str, field: dataclasses.Field[Any], problems: list[str]) -> Any:
-    """`value` as the field's type and within its range."""
+    """`value` as the field's type and within its range; of a path, the one that ~ stands for."""
     try:
         converted = _convert(value, kind)
+        if isinstance(converted, str) and field.metadata["path"]:
+            converted = os.path.expanduser(converted)  # here, so that identity, checks and use see one path
         for item in converted if isinstance(converted, list) else [converted]:
             _check_range(item, field.metadata)
         return converted

@@ -139,10 +139,10 @@ def _adaptive_controller(kl: KLControlConfig, num_responses: int) -> list[str]:
 def _paths(config: RunConfig) -> list[str]:
     problems = []
     for path, value in {"dataset.path": config.dataset.path, "reward.path": config.reward.path}.items():
-        if value is not None and not Path(value).expanduser().exists():
+        if value is not None and not Path(value).exists():
             problems.append(f"{path}: {value} does not exist")
     name = config.model.path
     looks_local = name is not None and (name.startswith(("/", ".", "~")) or name.endswith(LOCAL_SUFFIXES))
-    if name is not None and looks_local and not Path(name).expanduser().exists():
+    if name is not None and looks_local and not Path(name).exists():
         problems.append(f"model.path: {name} does not exist")
     return problems

@@ -22,6 +22,14 @@ END_BYTES = 2**20
 # The sections of a RunConfig that can change what a stage before RL makes.
 _INPUT_SECTIONS = ("stage", "dataset", "model", "hardware")
 
+# Options of `dataset` that a stage before RL never reads, nor do they move the random numbers of what it reads. The
+# reward model does read num_prompts: its scores are normalised on the prompts' reference answers.
+_UNREAD_BY_REWARD_MODEL = {"num_eval_prompts", "stop_strings", "kl_budgets"}
+UNREAD_OF_DATASET = {
+    "sft": {*_UNREAD_BY_REWARD_MODEL, "num_pairs", "num_test_pairs", "num_prompts", "label_noise_scale"},
+    "reward_model": _UNREAD_BY_REWARD_MODEL,
+}
+
 
 def run_id(config: RunConfig) -> str:
     """`<algo>-s<seed>-<8 hex>`; a stage before RL puts its own name and seed in front."""
@@ -43,7 +51,7 @@ def run_folder(config: RunConfig) -> Path:
 
 
 def sweep_folder(config: RunConfig) -> Path:
-    return Path(config.output_dir).expanduser() / config.sweep_name
+    return Path(config.output_dir) / config.sweep_name
 
 
 def input_runs(config: RunConfig) -> list[RunConfig]:
@@ -87,7 +95,8 @@ def _identity(config: RunConfig) -> dict[str, Any]:
         sections.append("reward_model")
     kept = {name: identity[name] for name in sections}
     kept["model"] = {name: value for name, value in kept["model"].items() if name != "train"}
-    kept["dataset"] = {name: value for name, value in kept["dataset"].items() if name != "kl_budgets"}
+    unread = UNREAD_OF_DATASET[stage]
+    kept["dataset"] = {name: value for name, value in kept["dataset"].items() if name not in unread}
     return kept
 
 
@@ -108,7 +117,7 @@ def _identifying(config: Any) -> dict[str, Any]:
 
 def fingerprint(name: str) -> str:
     """Of what a file or folder holds, wherever it lies; a hub name stands for itself."""
-    path = Path(name).expanduser()
+    path = Path(name)
     if path.is_dir():
         files = sorted(file for file in path.rglob("*") if file.is_file())
         content = [(file.relative_to(path).as_posix(), file.stat().st_size, _file_hash(file)) for file in files]

@@ -14,6 +14,7 @@ def setting(
     above: float | None = None,
     high: float | None = None,
     identity: bool = True,
+    path: bool = False,
     content: bool = False,
 ) -> Any:
     """A config field without a default: values stand in conf/ alone.
@@ -23,6 +24,7 @@ def setting(
         choices: the strings allowed.
         low, above, high: bounds of a number (or of each number of a list): >= low, > above, <= high.
         identity: False for a field that cannot change a run's results (folders, tracking, scheduling).
+        path: True for a file or folder (or a hub name): a leading ~ becomes the home folder when the config is built.
         content: True for an input path: it enters the identity by a fingerprint of what it holds.
     """
     return dataclasses.field(
@@ -33,6 +35,7 @@ def setting(
             "above": above,
             "high": high,
             "identity": identity,
+            "path": path or content,
             "content": content,
         }
     )

@@ -22,13 +22,11 @@ from rlhf.models.modes import AllParameters, LastBlocks, LoRA
 
 __all__ = ["Features", "PolicyModels", "build_models", "positions_of"]
 
+MODES: dict[str, type[PolicyModels]] = {"all": AllParameters, "last_k": LastBlocks, "lora": LoRA}
+
 
 def build_models(
     model: PreTrainedModel, train: TrainableConfig, value: ValueConfig, *, temperature: float, precision: str
 ) -> PolicyModels:
     """The networks of one run from its initial policy. Seed torch before: heads and adapters are random."""
-    if train.mode == "all":
-        return AllParameters(model, value, temperature, precision)
-    if train.mode == "last_k":
-        return LastBlocks(model, train, value, temperature, precision)
-    return LoRA(model, train, value, temperature, precision)
+    return MODES[train.mode](model, train, value, temperature, precision)

@@ -12,8 +12,11 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from rlhf.batches import Rollouts
-from rlhf.config import ValueConfig
+from rlhf.config import TrainableConfig, ValueConfig
 from rlhf.models.loading import language_head
+
+Parameters = dict[str, nn.Parameter]
+"""Trained parameters by name."""
 
 
 @dataclass(frozen=True)
@@ -47,10 +50,12 @@ class PolicyModels(ABC):
     pass runs under autocast.
     """
 
-    policy_parameters: dict[str, nn.Parameter]
-    value_parameters: dict[str, nn.Parameter]
+    policy_parameters: Parameters
+    value_parameters: Parameters
 
-    def __init__(self, model: PreTrainedModel, value: ValueConfig, temperature: float, precision: str) -> None:
+    def __init__(
+        self, model: PreTrainedModel, train: TrainableConfig, value: ValueConfig, temperature: float, precision: str
+    ) -> None:
         self.model = model
         self.temperature = temperature
         self.value_on_policy = value.network == "head"
@@ -60,6 +65,20 @@ class PolicyModels(ABC):
         self.value_head = nn.Linear(model.config.hidden_size, 1, device=self.device)
         nn.init.normal_(self.value_head.weight, std=value.head_init_std)
         nn.init.zeros_(self.value_head.bias)
+        model.requires_grad_(False)
+        self.policy_parameters, self.value_parameters = self._networks(train, value)
+        head = {f"value_head.{name}": p for name, p in self.value_head.named_parameters()}
+        (self.policy_parameters if self.value_on_policy else self.value_parameters).update(head)
+        for parameter in self.named_parameters().values():
+            parameter.requires_grad_(True)
+
+    @abstractmethod
+    def _networks(self, train: TrainableConfig, value: ValueConfig) -> tuple[Parameters, Parameters]:
+        """Build policy, reference and value network from the frozen model.
+
+        Returns:
+            What is trained, the value head left out: of the policy; of a separate value network, else empty.
+        """
 
     @property
     @abstractmethod
@@ -116,7 +135,7 @@ class PolicyModels(ABC):
             logits = self.language_head(hidden) / self.temperature
         return logits, self.value_head(hidden.float()).squeeze(-1)
 
-    def named_parameters(self) -> dict[str, nn.Parameter]:
+    def named_parameters(self) -> Parameters:
         """Every trained parameter: what a checkpoint keeps."""
         return {**self.policy_parameters, **self.value_parameters}
 
@@ -127,12 +146,6 @@ class PolicyModels(ABC):
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self._bf16)
-
-    def _set_trained(self, policy: dict[str, nn.Parameter], value: dict[str, nn.Parameter]) -> None:
-        """Called once by each mode with the parameters that it trains, the value head left out."""
-        head = {f"value_head.{name}": p for name, p in self.value_head.named_parameters()}
-        self.policy_parameters = {**policy, **head} if self.value_on_policy else policy
-        self.value_parameters = {} if self.value_on_policy else {**value, **head}
 
 
 def before_response(hidden: Tensor, features: Features) -> Tensor:

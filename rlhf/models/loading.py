@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from peft import PeftModel
+from peft.utils import CONFIG_NAME as ADAPTER_CONFIG
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import nn
 from transformers import (
@@ -81,21 +84,35 @@ def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
 def load_pretrained(path: str | Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """A causal language model in float32 with its tokenizer, from a folder or the hub.
 
+    A folder may hold a peft adapter, which is merged into its base.
+
     Raises:
         ModelError: neither a folder nor a hub name that can be reached, or damaged files.
     """
     tokenizer = load_tokenizer(path)
     logging.getLogger("transformers.modeling_utils").setLevel(logging.ERROR)
+    adapted = (Path(path) / ADAPTER_CONFIG).is_file()
     try:
-        config = AutoConfig.from_pretrained(path)
+        whole = _base_of_adapter(Path(path)) if adapted else path
+        config = AutoConfig.from_pretrained(whole)
         _switch_dropout_off(config)
-        model = AutoModelForCausalLM.from_pretrained(path, config=config, dtype=torch.float32)
-    except Exception as error:  # whatever safetensors, the hub client or transformers raise on damaged files
+        model = AutoModelForCausalLM.from_pretrained(whole, config=config, dtype=torch.float32)
+        if adapted:
+            model = PeftModel.from_pretrained(model, str(path)).merge_and_unload()
+            model.name_or_path = ""  # what it is now lies nowhere as a whole
+    except Exception as error:  # whatever safetensors, peft, the hub client or transformers raise on damaged files
         raise ModelError(f"model.path: cannot load {path} ({_first_line(error)})") from error
     if len(tokenizer) > model.config.vocab_size:
         model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
     model.config.pad_token_id = tokenizer.pad_token_id
     return model.eval(), tokenizer
+
+
+def _base_of_adapter(folder: Path) -> str:
+    base = json.loads((folder / ADAPTER_CONFIG).read_text())["base_model_name_or_path"]
+    if Path(base).is_absolute() and not Path(base).is_dir():
+        raise FileNotFoundError(f"it is an adapter of {base}, which is not there")
+    return base
 
 
 def load_base(

@@ -10,26 +10,26 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from rlhf.config import TrainableConfig, ValueConfig
-from rlhf.models.base import Features, PolicyModels, before_response, run_base
+from rlhf.models.base import Features, Parameters, PolicyModels, before_response, run_base
 from rlhf.models.loading import language_head
 from rlhf.models.split import check_split, copy_top, joined, split, top_parameters
 
 
-def _trainable(role: str, module: nn.Module) -> dict[str, nn.Parameter]:
-    module.requires_grad_(True)
+def _named(role: str, module: nn.Module) -> Parameters:
     return {f"{role}.{name}": parameter for name, parameter in module.named_parameters()}
+
+
+def _named_top(role: str, top: nn.Module) -> Parameters:
+    return {f"{role}.{i}": parameter for i, parameter in enumerate(top_parameters(top))}
 
 
 class AllParameters(PolicyModels):
     """Mode all: three whole models."""
 
-    def __init__(self, model: PreTrainedModel, value: ValueConfig, temperature: float, precision: str) -> None:
-        super().__init__(model, value, temperature, precision)
-        model.requires_grad_(False)
-        self.reference = copy.deepcopy(model)
-        self.value_base = None if self.value_on_policy else copy.deepcopy(model.base_model)
-        value_names = {} if self.value_base is None else _trainable("value", self.value_base)
-        self._set_trained(_trainable("policy", model), value_names)
+    def _networks(self, train: TrainableConfig, value: ValueConfig) -> tuple[Parameters, Parameters]:
+        self.reference = copy.deepcopy(self.model)
+        self.value_base = None if self.value_on_policy else copy.deepcopy(self.model.base_model)
+        return _named("policy", self.model), {} if self.value_base is None else _named("value", self.value_base)
 
     @property
     def sampler(self) -> PreTrainedModel:
@@ -57,30 +57,22 @@ class AllParameters(PolicyModels):
 class LastBlocks(PolicyModels):
     """Mode last_k: one frozen trunk, three tops. With value.train=all the value network is a whole copy instead."""
 
-    def __init__(
-        self,
-        model: PreTrainedModel,
-        train: TrainableConfig,
-        value: ValueConfig,
-        temperature: float,
-        precision: str,
-    ) -> None:
-        super().__init__(model, value, temperature, precision)
-        model.requires_grad_(False)
-        self.trunk, self.reference_top = split(model.base_model, train.last_k)
-        check_split(model.base_model, self.trunk, self.reference_top)
+    def _networks(self, train: TrainableConfig, value: ValueConfig) -> tuple[Parameters, Parameters]:
+        base = self.model.base_model
+        self.trunk, self.reference_top = split(base, train.last_k)
+        check_split(base, self.trunk, self.reference_top)
         self.policy_top = copy_top(self.reference_top)
-        self._joined = joined(model, self.trunk, self.policy_top)
+        self._joined = joined(self.model, self.trunk, self.policy_top)
         self.value_top: nn.Module | None = None
         self.value_base: nn.Module | None = None
-        value_names: dict[str, nn.Parameter] = {}
+        trained_value: Parameters = {}
         if value.network == "separate" and value.train == "all":
-            self.value_base = copy.deepcopy(model.base_model)
-            value_names = _trainable("value", self.value_base)
+            self.value_base = copy.deepcopy(base)
+            trained_value = _named("value", self.value_base)
         elif value.network == "separate":
             self.value_top = copy_top(self.reference_top)
-            value_names = _named_top("value", self.value_top)
-        self._set_trained(_named_top("policy", self.policy_top), value_names)
+            trained_value = _named_top("value", self.value_top)
+        return _named_top("policy", self.policy_top), trained_value
 
     @property
     def sampler(self) -> PreTrainedModel:
@@ -102,38 +94,22 @@ class LastBlocks(PolicyModels):
         return run_base(top, features, features.hidden)
 
 
-def _named_top(role: str, top: nn.Module) -> dict[str, nn.Parameter]:
-    parameters = {f"{role}.{i}": parameter for i, parameter in enumerate(top_parameters(top))}
-    for parameter in parameters.values():
-        parameter.requires_grad_(True)
-    return parameters
-
-
 class LoRA(PolicyModels):
     """Mode lora: one frozen base, an adapter each for policy and value network; the reference has them off."""
 
-    def __init__(
-        self,
-        model: PreTrainedModel,
-        train: TrainableConfig,
-        value: ValueConfig,
-        temperature: float,
-        precision: str,
-    ) -> None:
-        super().__init__(model, value, temperature, precision)
-        model.requires_grad_(False)
+    def _networks(self, train: TrainableConfig, value: ValueConfig) -> tuple[Parameters, Parameters]:
         own_base = value.network == "separate" and value.train == "all"
-        self.value_base = copy.deepcopy(model.base_model) if own_base else None  # before adapters are put in
-        self.peft = get_peft_model(model, lora_config(train), adapter_name="policy")
-        assert isinstance(self.peft, PeftModel)
+        self.value_base = copy.deepcopy(self.model.base_model) if own_base else None  # before adapters are put in
+        adapted = get_peft_model(self.model, lora_config(train), adapter_name="policy")
+        assert isinstance(adapted, PeftModel)
+        self.peft = adapted
         if value.network == "separate" and not own_base:
             self.peft.add_adapter("value", lora_config(train))
         adapters = {n: p for n, p in self.peft.named_parameters() if "lora_" in n}
-        value_names = {n: p for n, p in adapters.items() if ".value." in n}
+        trained_value = {n: p for n, p in adapters.items() if ".value." in n}
         if self.value_base is not None:
-            value_names = _trainable("value", self.value_base)
-        self._set_trained({n: p for n, p in adapters.items() if ".policy." in n}, value_names)
-        self._use("policy")
+            trained_value = _named("value", self.value_base)
+        return {n: p for n, p in adapters.items() if ".policy." in n}, trained_value
 
     def _use(self, adapter: str) -> None:
         """Switch adapters. peft freezes the inactive one, which would drop gradients of a graph already recorded."""

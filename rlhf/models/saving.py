@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from peft import PeftModel
+from peft import LoraConfig, get_peft_model_state_dict
+from peft.utils import SAFETENSORS_WEIGHTS_NAME as ADAPTER_TENSORS
 from safetensors.torch import save_file
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -41,20 +43,42 @@ def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folde
 
 
 def save_policy(models: PolicyModels, tokenizer: PreTrainedTokenizerBase, folder: Path, how: str) -> None:
-    """The trained policy: "full" (adapter form for LoRA), "trained" (its trained tensors alone) or "none"."""
+    """The trained policy: "full" (LoRA: the adapter, where its base lies somewhere), "trained" (its trained tensors
+    alone) or "none"."""
     if how == "none":
         return
     if how == "trained":
         tensors = {name: p.detach().cpu().contiguous() for name, p in models.policy_parameters.items()}
         write_folder(folder, lambda target: save_file(tensors, target / "trained.safetensors"))
-    elif isinstance(models, LoRA):
-        adapters = models.peft
-        assert isinstance(adapters, PeftModel)
+    elif not isinstance(models, LoRA):
+        save_model(models.sampler, tokenizer, folder)
+    elif base := _place(models.model):
 
         def write(target: Path) -> None:
-            adapters.save_pretrained(str(target), selected_adapters=["policy"])
+            _write_adapter(models, base, target)
             tokenizer.save_pretrained(target)
 
         write_folder(folder, write)
     else:
-        save_model(models.sampler, tokenizer, folder)
+        whole = copy.deepcopy(models.peft).merge_and_unload(adapter_names=["policy"])
+        assert isinstance(whole, PreTrainedModel)
+        save_model(whole, tokenizer, folder)
+
+
+def _place(model: PreTrainedModel) -> str | None:
+    """Where the frozen weights were loaded from, as an absolute path or a hub name; None for a model made here."""
+    name = model.name_or_path
+    return str(Path(name).absolute()) if name and Path(name).is_dir() else name or None
+
+
+def _write_adapter(models: LoRA, base: str, target: Path) -> None:
+    """The adapter "policy" as peft reads one. peft's own save would put it one folder down, under its name."""
+    settings = copy.copy(models.peft.peft_config["policy"])
+    assert isinstance(settings, LoraConfig)
+    settings.base_model_name_or_path, settings.inference_mode = base, True
+    settings.target_modules = sorted(settings.target_modules or ())  # a set, in another order in each process
+    settings.save_pretrained(str(target))
+    # The embeddings are frozen; "auto" would ask the hub whether the base has as many.
+    tensors = get_peft_model_state_dict(models.peft, adapter_name="policy", save_embedding_layers=False)
+    on_cpu = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    save_file(on_cpu, target / ADAPTER_TENSORS, metadata={"format": "pt"})

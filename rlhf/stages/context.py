@@ -44,7 +44,7 @@ class RunContext:
     lock: RunLock
     tracker: Tracker
     stop: StopFlag
-    checkpoint: Checkpoint | None
+    checkpoint: Checkpoint | None = None
     """Where to go on from; None at the beginning."""
     _started: float = field(default_factory=time.monotonic)
 

@@ -84,12 +84,10 @@ def train(context: RunContext, task: SupervisedTask) -> dict[str, float]:
         weight_decay=settings.weight_decay,
     )
     done = 0
-    metrics: dict[str, float] = {}
     if context.checkpoint is not None:
         load_parameter_tensors(task.parameters, context.checkpoint.tensors)
         load_optimizer_tensors(optimizer, context.checkpoint.tensors)
         done = int(context.checkpoint.state["step"])
-        metrics = context.tracker.last_evaluation()
     else:
         context.tracker.log(_row(context, 0, settings, task.evaluate()))
     for step in range(done + 1, settings.steps + 1):
@@ -103,7 +101,7 @@ def train(context: RunContext, task: SupervisedTask) -> dict[str, float]:
             context.save(step, tensors, {"step": step})
             if not last:
                 context.stop_if_asked()
-    return metrics
+    return context.tracker.last_evaluation()
 
 
 def _optimizer_step(task: SupervisedTask, optimizer: torch.optim.Optimizer, step: int) -> dict[str, float]:

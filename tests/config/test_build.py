@@ -101,6 +101,21 @@ def test_round_trip_through_yaml_is_exact():
     assert frozen["tracking"]["wandb"] == "auto"
 
 
+def test_home_stands_for_itself_in_paths_alone(default, monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    mapping = default
+    for path in ("output_dir", "cache_dir", "dataset.path", "reward.path", "model.path", "sweep_name"):
+        mapping = changed(mapping, path, f"~/{path}")
+    built = build_config(mapping)
+    found = (built.output_dir, built.cache_dir, built.dataset.path, built.reward.path, built.model.path)
+    assert found == tuple(
+        f"/home/me/{path}" for path in ("output_dir", "cache_dir", "dataset.path", "reward.path", "model.path")
+    )
+    assert built.sweep_name == "~/sweep_name"
+    assert build_config(changed(default, "model.path", "a/hub~name")).model.path == "a/hub~name"
+    assert build_config(config_to_mapping(built)) == built
+
+
 def test_suggests_nothing_where_nothing_is_near():
     assert no_such_option("algo.zzz", option_paths()) == "algo.zzz: no such option"
     assert no_such_option("optimisation.epochs", option_paths()).endswith("did you mean optimization.epochs?")

@@ -74,6 +74,39 @@ def test_inputs_are_shared_by_seeds_and_algorithms(tmp_path):
     assert run_id(config("stage=reward_model", "hardware.threads=2")) == first[1]
 
 
+@pytest.mark.parametrize(
+    ("override", "retrained"),
+    [
+        ("dataset.num_eval_prompts=8", []),
+        ("dataset.stop_strings=[stop]", []),
+        ("dataset.kl_budgets=[1]", []),
+        ("dataset.num_pairs=8", ["reward_model"]),
+        ("dataset.num_test_pairs=8", ["reward_model"]),
+        ("dataset.num_prompts=8", ["reward_model"]),  # it is normalised on their reference answers
+        ("dataset.label_noise_scale=1", ["reward_model"]),
+        ("dataset.num_sft=8", ["sft", "reward_model"]),
+        ("dataset.seed=8", ["sft", "reward_model"]),
+        ("dataset.max_prompt_tokens=8", ["sft", "reward_model"]),
+        ("dataset.max_new_tokens=8", ["sft", "reward_model"]),
+        ("dataset.path=tests", ["sft", "reward_model"]),
+    ],
+)
+def test_an_option_of_the_data_retrains_what_reads_it_alone(override, retrained):
+    before, after = ({run.stage.name: run_id(run) for run in input_runs(config(*o))} for o in ([], [override]))
+    assert [stage for stage in before if before[stage] != after[stage]] == retrained
+
+
+def test_home_and_what_it_stands_for_are_one_run(tmp_path, monkeypatch):
+    (tmp_path / "pairs.jsonl").write_text("{}")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    model = ("dataset=hh", "model=smollm2_135m")
+    short = config(*model, "dataset.path=~/pairs.jsonl", "output_dir=~/runs")
+    whole = config(*model, f"dataset.path={tmp_path}/pairs.jsonl", f"output_dir={tmp_path}/runs")
+    assert run_folder(short) == run_folder(whole)
+    assert short.dataset.path == whole.dataset.path  # what is read is what the id covers
+    assert run_id(short) != run_id(config(*model))
+
+
 def test_inputs_lie_in_the_cache_and_keep_their_weights():
     run = config("cache_dir=kept", "overwrite=true", "checkpoint.save_final=none")
     for needed in input_runs(run):

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import itertools
+import json
+from pathlib import Path
 
 import pytest
 import torch
 from peft import PeftModel
 from torch import Tensor
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from rlhf.masked import token_logprobs
 from rlhf.models import PolicyModels
 from rlhf.models.base import Features, positions_of, run_base
-from rlhf.models.loading import word_tokenizer
-from rlhf.models.saving import save_policy
+from rlhf.models.loading import ModelError, load_pretrained, word_tokenizer
+from rlhf.models.saving import save_model, save_policy
 from rlhf.models.split import split
 from tests.helpers import (
     ARCHITECTURES,
@@ -274,18 +276,11 @@ def test_temperature_divides_the_logits_of_policy_and_reference():
         torch.testing.assert_close(hot.reference_logits(features) * 2, plain.reference_logits(features))
 
 
-@pytest.mark.parametrize(("architecture", "mode"), [("gpt_neox", m) for m in MODES] + [("qwen2", "last_k")])
-def test_the_saved_policy_is_the_trained_one(architecture, mode, tmp_path):
-    """Qwen2 here ties its embeddings, which a cut model must survive too."""
-    models = policy_models(tiny_model(architecture), mode)
-    nudge(models.policy_parameters)
-    save_policy(models, word_tokenizer([f"w{i}" for i in range(20)]), tmp_path / "final", "full")
-    if mode == "lora":
-        tiny_model(architecture).save_pretrained(tmp_path / "base")
-        loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "base")
-        loaded = PeftModel.from_pretrained(loaded, tmp_path / "final" / "policy").merge_and_unload()
-    else:
-        loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "final")
+TOKENIZER = word_tokenizer([f"w{i}" for i in range(20)])  # VOCAB with its own three
+
+
+def assert_is_the_policy(loaded: PreTrainedModel, models: PolicyModels) -> None:
+    """The same logprobs from plain forwards of unpadded texts."""
     rollouts = random_rollouts(PROMPTS, RESPONSES)
     prompts = unpadded(rollouts.prompt_ids, rollouts.prompt_mask)
     responses = unpadded(rollouts.response_ids, rollouts.mask)
@@ -294,3 +289,62 @@ def test_the_saved_policy_is_the_trained_one(architecture, mode, tmp_path):
     for row, prompt, response in zip(response_logprobs(models, logits, rollouts), prompts, responses, strict=True):
         expected = plain_logprobs(loaded.eval(), prompt, response).float()
         torch.testing.assert_close(row, expected, atol=1e-5, rtol=1e-5)
+
+
+def trained_from(folder: Path, mode: str) -> PolicyModels:
+    """Networks whose weights come from a folder, moved as if by training."""
+    models = policy_models(load_pretrained(folder)[0], mode)
+    nudge(models.policy_parameters)
+    return models
+
+
+@pytest.mark.parametrize(("architecture", "mode"), [("gpt_neox", m) for m in MODES] + [("qwen2", "last_k")])
+def test_the_saved_policy_is_the_trained_one(architecture, mode, tmp_path, monkeypatch):
+    """Qwen2 here ties its embeddings, which a cut model must survive too."""
+    save_model(tiny_model(architecture), TOKENIZER, tmp_path / "base")
+    monkeypatch.chdir(tmp_path)
+    models = trained_from(Path("base"), mode)
+    save_policy(models, TOKENIZER, tmp_path / "final", "full")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir("elsewhere")
+    for loaded in (load_pretrained(tmp_path / "final")[0], AutoModelForCausalLM.from_pretrained(tmp_path / "final")):
+        assert_is_the_policy(loaded, models)
+
+
+def test_a_lora_policy_is_saved_as_peft_reads_it(tmp_path):
+    save_model(tiny_model(), TOKENIZER, tmp_path / "base")
+    models = trained_from(tmp_path / "base", "lora")
+    save_policy(models, TOKENIZER, tmp_path / "final", "full")
+    assert not [path for path in (tmp_path / "final").iterdir() if path.is_dir()]
+    assert (tmp_path / "final" / "adapter_model.safetensors").is_file()
+    settings = json.loads((tmp_path / "final" / "adapter_config.json").read_text())
+    assert settings["base_model_name_or_path"] == str(tmp_path / "base")
+    assert settings["target_modules"] == sorted(settings["target_modules"])
+    base = AutoModelForCausalLM.from_pretrained(tmp_path / "base")
+    assert_is_the_policy(PeftModel.from_pretrained(base, tmp_path / "final").merge_and_unload(), models)
+    (tmp_path / "base").rename(tmp_path / "moved")
+    with pytest.raises(ModelError, match=f"it is an adapter of {tmp_path / 'base'}, which is not there"):
+        load_pretrained(tmp_path / "final")
+
+
+def test_a_hub_name_stays_one_in_a_lora_policy(tmp_path):
+    models = policy_models(tiny_model(), "lora")
+    models.model.name_or_path = "some/hub-name"
+    save_policy(models, TOKENIZER, tmp_path / "final", "full")
+    settings = json.loads((tmp_path / "final" / "adapter_config.json").read_text())
+    assert settings["base_model_name_or_path"] == "some/hub-name"
+
+
+@pytest.mark.parametrize("start", ["random weights", "an adapter"])
+def test_a_lora_policy_without_a_base_on_disk_is_saved_whole(start, tmp_path):
+    """Random weights lie nowhere, and what an adapter was merged into is no longer the base."""
+    if start == "an adapter":
+        save_model(tiny_model(), TOKENIZER, tmp_path / "base")
+        save_policy(trained_from(tmp_path / "base", "lora"), TOKENIZER, tmp_path / "first", "full")
+        models = trained_from(tmp_path / "first", "lora")
+    else:
+        models = policy_models(tiny_model(), "lora")
+        nudge(models.policy_parameters)
+    save_policy(models, TOKENIZER, tmp_path / "final", "full")
+    assert not (tmp_path / "final" / "adapter_config.json").exists()
+    assert_is_the_policy(load_pretrained(tmp_path / "final")[0], models)

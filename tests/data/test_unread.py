@@ -1,0 +1,71 @@
+"""What the ids of SFT and reward-model runs leave out cannot change the texts that those stages read."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rlhf.config import DatasetConfig
+from rlhf.config.identity import UNREAD_OF_DATASET
+from rlhf.data import DATASETS, load_text_data
+from tests.config.composed import config
+
+# The parts of TextData that rlhf/stages/sft.py and reward_model.py load; the latter's prompts for their references.
+READ = {
+    "sft": ("sft", "test_sft", "words"),
+    "reward_model": ("pairs", "test_pairs", "prompts", "sft", "words"),
+}
+OTHER: dict[str, Any] = {
+    "num_pairs": 3,
+    "num_test_pairs": 2,
+    "num_prompts": 4,
+    "num_eval_prompts": 2,
+    "label_noise_scale": 0.01,
+    "stop_strings": ["."],
+    "kl_budgets": [1.0],
+}
+SIZES = ["num_sft=30", "num_pairs=20", "num_test_pairs=4", "num_prompts=20", "num_eval_prompts=4"]
+
+
+def hh_rows(path: Path) -> None:
+    asks = [f"\n\nHuman: {number}?\n\nAssistant:" for number in range(60)]
+    path.write_text("".join(json.dumps({"chosen": f"{ask} Yes.", "rejected": f"{ask} No."}) + "\n" for ask in asks))
+
+
+def review_rows(path: Path) -> None:
+    """400 reviews, half of them positive; four each begin with the same three words."""
+    with path.open("w", newline="") as file:
+        rows = csv.writer(file)
+        rows.writerow(["text", "label", "source"])
+        for number in range(400):
+            text = f"Film {number // 4} was, number {number}, like no film. I went home after it."
+            rows.writerow([text, number % 2, "imdb"])
+
+
+def settings(name: str, folder: Path) -> DatasetConfig:
+    """A data set with few examples, from a file where it needs one."""
+    overrides = [f"dataset.{size}" for size in SIZES]
+    if name == "letters":
+        return config(*overrides).dataset
+    path = folder / {"hh": "pairs.jsonl", "reviews": "reviews.csv"}[name]
+    {"hh": hh_rows, "reviews": review_rows}[name](path)
+    return config(f"dataset={name}", "model=smollm2_135m", f"dataset.path={path}", *overrides).dataset
+
+
+@pytest.mark.parametrize("stage", UNREAD_OF_DATASET)
+@pytest.mark.parametrize("name", DATASETS)
+def test_an_unread_option_changes_nothing_that_the_stage_reads(name, stage, tmp_path):
+    if name == "reviews":
+        pytest.importorskip("sklearn")
+    given = settings(name, tmp_path)
+    before = load_text_data(given)
+    for option in UNREAD_OF_DATASET[stage]:
+        assert getattr(given, option) != OTHER[option]
+        after = load_text_data(dataclasses.replace(given, **{option: OTHER[option]}))
+        for part in READ[stage]:
+            assert list(getattr(after, part)) == list(getattr(before, part)), (option, part)
