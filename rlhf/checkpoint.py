@@ -1,6 +1,6 @@
 """Checkpoints: whole or not at all, without pickle, the last two kept.
 
-checkpoints/<step>/ holds tensors.safetensors (trained parameters, optimizer moments, torch's random state) and
+checkpoints/<step>/ holds tensors.safetensors (trained parameters, optimizer moments) and
 state.json (counters, KL controller, reward moments, lengths of the log files). A folder appears under its name by one
 rename after everything in it was flushed to disk, and state.json carries the tensors' checksum.
 """
@@ -71,7 +71,8 @@ def load_checkpoint(folder: Path) -> Checkpoint | None:
     Raises:
         CheckpointError: there are checkpoints, and all are damaged.
     """
-    problems = []
+    problems: list[str] = []
+    unreadable: list[Path] = []
     for path in reversed(_steps(folder / "checkpoints")):
         try:
             state = json.loads((path / STATE).read_text())
@@ -79,9 +80,14 @@ def load_checkpoint(folder: Path) -> Checkpoint | None:
                 raise ValueError("the state does not match its checksum")
             if _sha256(path / TENSORS) != state["tensors_sha256"]:
                 raise ValueError("the tensors do not match their checksum")
-            return Checkpoint(load_file(path / TENSORS), state)
+            checkpoint = Checkpoint(load_file(path / TENSORS), state)
         except (OSError, ValueError, KeyError, AttributeError, SafetensorError) as error:
             problems.append(f"{path.name}: {error}")
+            unreadable.append(path)
+            continue
+        for damaged in unreadable:  # the logs are now cut back to before it: it must never be gone on from
+            damaged.rename(damaged.with_name(f"damaged-{damaged.name}-{os.getpid()}"))
+        return checkpoint
     if problems:
         raise CheckpointError(
             f"no readable checkpoint in {folder / 'checkpoints'} ({'; '.join(problems)}); overwrite=true starts afresh"
@@ -123,7 +129,12 @@ def load_parameter_tensors(parameters: Mapping[str, nn.Parameter], tensors: Mapp
             f"the checkpoint holds other parameters than the model ({odd[0]} and {len(odd) - 1} more)"
         )
     for name, parameter in parameters.items():
-        parameter.copy_(tensors[f"parameter.{name}"])
+        saved_tensor = tensors[f"parameter.{name}"]
+        if saved_tensor.shape != parameter.shape:
+            raise CheckpointError(
+                f"the checkpoint's {name} has shape {list(saved_tensor.shape)}, not {list(parameter.shape)}"
+            )
+        parameter.copy_(saved_tensor)
 
 
 def _steps(parent: Path) -> list[Path]:

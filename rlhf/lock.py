@@ -6,6 +6,7 @@ A second process takes the folder over only when the first one's pid is dead on 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import secrets
@@ -79,7 +80,7 @@ class RunLock:
 
     def _beat(self) -> None:
         while not self._stop.wait(HEARTBEAT_SECONDS):
-            with self._guard:
+            with contextlib.suppress(OSError), self._guard:  # a full disk now may have room at the next beat
                 if not self._mine():
                     return
                 self._write()

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from typing import Any
 import torch
 import transformers
 import yaml
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 from rlhf.checkpoint import Checkpoint, flush_to_disk, load_checkpoint
 from rlhf.config import RunConfig
@@ -31,7 +31,7 @@ from rlhf.config.identity import input_runs, run_folder, run_id
 from rlhf.lock import LockError, RunLock
 from rlhf.stages import STAGES
 from rlhf.stages.context import Interrupted, RunContext, StopFlag, input_fingerprints
-from rlhf.tracking import METRICS, SAMPLES, Tracker
+from rlhf.tracking import METRICS, SAMPLES, Tracker, finite
 
 OVER = ("finished", "pruned")
 """States after which a run is skipped."""
@@ -69,7 +69,7 @@ def _execute(config: RunConfig, stop: StopFlag) -> dict[str, Any]:
         if summary["status"] != "finished":
             return summary
         inputs[needed.stage.name] = run_folder(needed) / "final"
-    if config.reward.path is not None:
+    if config.stage.name == "online" and config.reward.path is not None:
         inputs["reward_model"] = Path(config.reward.path)
     folder.mkdir(parents=True, exist_ok=True)
     in_job = "SLURM_JOB_ID" in os.environ
@@ -84,46 +84,63 @@ def _run_once(config: RunConfig, stop: StopFlag) -> dict[str, Any]:
     """An input run, by whichever process comes first; the others wait and take its result."""
     folder = run_folder(config)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder.with_suffix(".lock")):
-        return _execute(config, stop)
+    lock = FileLock(folder.with_suffix(".lock"))
+    while True:
+        try:
+            with lock.acquire(timeout=1.0):
+                return _execute(config, stop)
+        except Timeout:
+            if stop.requested:
+                return {
+                    "status": "interrupted",
+                    "error": f"stopped by {stop.requested} while another process did {folder}",
+                }
 
 
 def _in_folder(
     config: RunConfig, folder: Path, inputs: dict[str, Path], lock: RunLock, stop: StopFlag
 ) -> dict[str, Any]:
+    _set_up_torch(config)  # before anything is deleted: it may refuse
+    context = RunContext(config, folder, inputs, lock, Tracker(folder, lock, None), stop)  # its clock starts
+    provenance = _provenance()
+    try:
+        summary = _attempt(context, provenance)
+        _write_summary(folder, summary, lock)
+    except BaseException as error:
+        status = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
+        summary = _summary(context, provenance, status) | {"error": f"{type(error).__name__}: {error}"}
+        with contextlib.suppress(OSError, LockError):  # a full disk must not hide the error itself
+            _write_summary(folder, summary, lock)
+        context.tracker.close(summary)
+        if isinstance(error, OSError):
+            raise RunError(f"{folder}: {error.strerror or error} ({error.filename}); type the command again") from error
+        raise
+    context.tracker.finish(summary)  # after the summary: a mirror that hangs cannot hold back a result
+    return summary
+
+
+def _attempt(context: RunContext, provenance: dict[str, Any]) -> dict[str, Any]:
+    """The stage, from its checkpoint where there is one; returns the run's summary."""
+    config, folder, tracker = context.config, context.folder, context.tracker
     overwrites = _start_afresh(folder) if config.overwrite else _overwrites(folder)
     (folder / "summary.json").unlink(missing_ok=True)
     mapping = config_to_mapping(config)
     _write_whole(folder / "config.yaml", yaml.safe_dump(mapping, sort_keys=False))
-    _set_up_torch(config)
-    tracker = Tracker(folder, lock, None)
-    context = RunContext(config, folder, inputs, lock, tracker, stop)  # its clock starts
+    if config.tracking.wandb != "off":
+        from rlhf.wandb_mirror import WandbMirror
+
+        tracker.mirror = WandbMirror(config, mapping, run_id(config), folder, overwrites)
+    checkpoint = _checkpoint(folder, context.inputs)
+    tracker.cut_back({METRICS: 0, SAMPLES: 0} if checkpoint is None else checkpoint.state["log_lengths"])
+    context.go_on_from(checkpoint)
     try:
-        if config.tracking.wandb != "off":
-            from rlhf.wandb_mirror import WandbMirror
-
-            tracker.mirror = WandbMirror(config, mapping, run_id(config), folder, overwrites)
-        context.checkpoint = checkpoint = _checkpoint(folder, inputs)
-        tracker.cut_back({METRICS: 0, SAMPLES: 0} if checkpoint is None else checkpoint.state["log_lengths"])
         metrics = STAGES[config.stage.name](context)
-        summary = _summary(context, "finished") | metrics
     except Interrupted as interruption:
-        summary = _summary(context, "interrupted") | {"error": str(interruption)}
-    except BaseException as error:
-        status = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
-        summary = _summary(context, status) | {"error": f"{type(error).__name__}: {error}"}
-        with contextlib.suppress(OSError, LockError):  # a full disk must not hide the error itself
-            _write_summary(folder, summary, lock)
-        tracker.close(summary)
-        if isinstance(error, OSError):
-            raise RunError(f"{folder}: {error.strerror or error} ({error.filename}); type the command again") from error
-        raise
-    _write_summary(folder, summary, lock)
-    tracker.finish(summary)  # after the summary: a mirror that hangs cannot hold back a result
-    return summary
+        return _summary(context, provenance, "interrupted") | {"error": str(interruption)}
+    return _summary(context, provenance, "finished") | metrics
 
 
-def _checkpoint(folder: Path, inputs: dict[str, Path]) -> Checkpoint | None:
+def _checkpoint(folder: Path, inputs: Mapping[str, Path]) -> Checkpoint | None:
     """Where the run goes on from, if that fits the frozen weights that it would go on with."""
     checkpoint = load_checkpoint(folder)
     if checkpoint is not None and checkpoint.state["inputs"] != input_fingerprints(inputs):
@@ -188,13 +205,9 @@ def _signals_into(stop: StopFlag) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _summary(context: RunContext, status: str) -> dict[str, Any]:
+def _provenance() -> dict[str, Any]:
+    """What does the run, asked when it starts: the tree may be edited while it is at work."""
     return {
-        "status": status,
-        "run_id": run_id(context.config),
-        "wall_seconds": context.seconds(),
-        "peak_memory_mb": _peak_memory_mb(),
-        "finished_at": time.time(),
         "hostname": socket.gethostname(),
         "cpu": _cpu_name(),
         "versions": {"python": platform.python_version(), **{name: version(name) for name in REPORTED_PACKAGES}},
@@ -202,9 +215,20 @@ def _summary(context: RunContext, status: str) -> dict[str, Any]:
     }
 
 
+def _summary(context: RunContext, provenance: dict[str, Any], status: str) -> dict[str, Any]:
+    return {
+        "status": status,
+        "run_id": run_id(context.config),
+        "wall_seconds": context.seconds(),
+        "peak_memory_mb": _peak_memory_mb(),
+        "finished_at": time.time(),
+        **provenance,
+    }
+
+
 def _write_summary(folder: Path, summary: dict[str, Any], lock: RunLock) -> None:
     lock.check()
-    _write_whole(folder / "summary.json", json.dumps(summary, indent=1))
+    _write_whole(folder / "summary.json", json.dumps(finite(summary), indent=1, allow_nan=False))
 
 
 def _write_whole(path: Path, text: str) -> None:

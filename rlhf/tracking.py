@@ -78,8 +78,7 @@ class Tracker:
         self.lock.check()
         with (self.folder / name).open("a", encoding="utf-8") as file:
             for row in rows:
-                finite = {key: _json_number(value) for key, value in row.items()}
-                file.write(json.dumps(finite, ensure_ascii=False, allow_nan=False) + "\n")
+                file.write(json.dumps(finite(row), ensure_ascii=False, allow_nan=False) + "\n")
             file.flush()
 
     def last_evaluation(self) -> dict[str, Any]:
@@ -96,7 +95,6 @@ def read_rows(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
 
 
-def _json_number(value: Any) -> Any:
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value
+def finite(row: Mapping[str, Any]) -> dict[str, Any]:
+    """The row with null for NaN and infinities, which JSON does not have."""
+    return {key: None if isinstance(v, float) and not math.isfinite(v) else v for key, v in row.items()}

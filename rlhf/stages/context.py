@@ -44,8 +44,8 @@ class RunContext:
     lock: RunLock
     tracker: Tracker
     stop: StopFlag
-    checkpoint: Checkpoint | None = None
-    """Where to go on from; None at the beginning."""
+    _checkpoint: Checkpoint | None = None
+    _seconds_before: float = 0.0
     _started: float = field(default_factory=time.monotonic)
 
     @property
@@ -61,10 +61,19 @@ class RunContext:
         enabled = self.config.hardware.precision == "bf16"
         return torch.autocast(self.device.type, torch.bfloat16, enabled=enabled)
 
+    def go_on_from(self, checkpoint: Checkpoint | None) -> None:
+        self._checkpoint = checkpoint
+        if checkpoint is not None:
+            self._seconds_before = float(checkpoint.state["seconds"])
+
+    def take_checkpoint(self) -> Checkpoint | None:
+        """Where to go on from, None at the beginning; handed out once, so that its tensors are not kept in memory."""
+        checkpoint, self._checkpoint = self._checkpoint, None
+        return checkpoint
+
     def seconds(self) -> float:
         """Seconds that this run has worked, interruptions left out."""
-        before = 0.0 if self.checkpoint is None else float(self.checkpoint.state["seconds"])
-        return before + time.monotonic() - self._started
+        return self._seconds_before + time.monotonic() - self._started
 
     def save(self, step: int, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
         """Checkpoint after everything up to `step` was logged, then let the mirror have those rows.

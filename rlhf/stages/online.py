@@ -71,10 +71,10 @@ def run_online(context: RunContext) -> dict[str, float]:
     config, setup = context.config, build(context)
     progress = Progress(new_controller(config))
     metrics: dict[str, float] = {}
-    if context.checkpoint is not None:
-        load_parameter_tensors(setup.models.named_parameters(), context.checkpoint.tensors)
-        load_optimizer_tensors(setup.optimizer, context.checkpoint.tensors)
-        progress.load_state_dict(context.checkpoint.state)
+    if (checkpoint := context.take_checkpoint()) is not None:
+        load_parameter_tensors(setup.models.named_parameters(), checkpoint.tensors)
+        load_optimizer_tensors(setup.optimizer, checkpoint.tensors)
+        progress.load_state_dict(checkpoint.state)
         metrics = context.tracker.last_evaluation()
     else:
         metrics = evaluate(context, setup, progress)

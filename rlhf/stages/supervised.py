@@ -84,10 +84,10 @@ def train(context: RunContext, task: SupervisedTask) -> dict[str, float]:
         weight_decay=settings.weight_decay,
     )
     done = 0
-    if context.checkpoint is not None:
-        load_parameter_tensors(task.parameters, context.checkpoint.tensors)
-        load_optimizer_tensors(optimizer, context.checkpoint.tensors)
-        done = int(context.checkpoint.state["step"])
+    if (checkpoint := context.take_checkpoint()) is not None:
+        load_parameter_tensors(task.parameters, checkpoint.tensors)
+        load_optimizer_tensors(optimizer, checkpoint.tensors)
+        done = int(checkpoint.state["step"])
     else:
         context.tracker.log(_row(context, 0, settings, task.evaluate()))
     for step in range(done + 1, settings.steps + 1):
