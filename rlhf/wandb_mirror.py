@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from rlhf.config import RunConfig
+from rlhf.config import RunConfig, TrackingConfig
 
 SENT = "wandb/sent.json"
 """How many rows W&B was given, so that a resumed run repeats none. What a kill -9 catches in W&B's own buffer is lost
@@ -24,36 +24,19 @@ class WandbMirror:
     def __init__(
         self, config: RunConfig, mapping: Mapping[str, Any], run_id: str, folder: Path, overwrites: int
     ) -> None:
-        import wandb
-
         self.folder = folder
         self._rows_sent = _read_sent(folder)
         suffix = f"-g{overwrites}" if overwrites else ""
-        (folder / "wandb").mkdir(parents=True, exist_ok=True)
-        common = {
-            "project": config.tracking.project,
-            "entity": config.tracking.entity,
-            "id": f"{config.sweep_name}-{run_id}{suffix}",
-            "name": run_id,
-            "group": config.sweep_name,
-            "job_type": config.stage.name,
-            "tags": [config.algo.name, config.dataset.name, config.model.name, *config.tracking.tags],
-            "config": dict(mapping),
-            "dir": str(folder),
-            "resume": "allow",
-        }
-        asked = "offline" if config.tracking.wandb == "offline" else os.environ.get("WANDB_MODE")
-        mode: Any = asked or ("online" if _logged_in() else "offline")
-        settings = wandb.Settings(
-            init_timeout=config.tracking.init_timeout, silent=True, console="off", disable_git=True, disable_code=True
+        self._run = open_wandb_run(
+            config.tracking,
+            folder,
+            id=f"{config.sweep_name}-{run_id}{suffix}",
+            name=run_id,
+            group=config.sweep_name,
+            job_type=config.stage.name,
+            tags=[config.algo.name, config.dataset.name, config.model.name, *config.tracking.tags],
+            config=dict(mapping),
         )
-        try:
-            self._run = wandb.init(**common, mode=mode, settings=settings)
-        except Exception as error:  # whatever W&B raises: a mirror never ends a run
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
-            log.warning("W&B cannot be reached (%s); this run goes on offline", reason)
-            wandb.teardown()  # else the half-open run still owns the id
-            self._run = wandb.init(**common, mode="offline", settings=settings)
         self._define_axes()
 
     def _define_axes(self) -> None:
@@ -88,6 +71,31 @@ class WandbMirror:
             self._run.finish()
         except Exception as error:  # likewise
             log.warning("W&B: %s; summary.json has the outcome", error)
+
+
+def open_wandb_run(tracking: TrackingConfig, folder: Path, **identity: Any) -> Any:
+    """A W&B run whose files lie in folder/wandb: online where one is logged in and the server answers.
+
+    Args:
+        identity: id, name, group, job_type, tags, config of wandb.init.
+    """
+    import wandb
+
+    (folder / "wandb").mkdir(parents=True, exist_ok=True)
+    common: dict[str, Any] = {"project": tracking.project, "entity": tracking.entity, "dir": str(folder)}
+    common |= {"resume": "allow", **identity}
+    asked = "offline" if tracking.wandb == "offline" else os.environ.get("WANDB_MODE")
+    mode: Any = asked or ("online" if _logged_in() else "offline")
+    settings = wandb.Settings(
+        init_timeout=tracking.init_timeout, silent=True, console="off", disable_git=True, disable_code=True
+    )
+    try:
+        return wandb.init(**common, mode=mode, settings=settings)
+    except Exception as error:  # whatever W&B raises: a mirror never ends a run
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        log.warning("W&B cannot be reached (%s); this run goes on offline", reason)
+        wandb.teardown()  # else the half-open run still owns the id
+        return wandb.init(**common, mode="offline", settings=settings)
 
 
 def _read_sent(folder: Path) -> int:

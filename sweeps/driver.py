@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import signal
 from collections.abc import Collection, Iterable, Iterator, Mapping
@@ -82,14 +83,12 @@ class Driver:
             lacking = [outcome for outcome in lacking if outcome.status != "finished"]
             if lacking:
                 reason = f"its input {lacking[0].folder.name} {lacking[0].status}"
-                self.outcomes[folder] = Outcome(run, lacking[0].status, reason)
+                self._end(Outcome(run, lacking[0].status, reason))
             else:
                 self.launcher.submit(run)
         if self.launcher.busy:
             for outcome in self.launcher.poll(timeout):
-                self.outcomes[outcome.folder] = outcome
-                if outcome.status == "failed":  # it may not have lived to say so itself
-                    write_json(outcome_path(outcome.run), {"status": outcome.status, "reason": outcome.reason})
+                self._end(outcome)
         if self.launcher.trouble and self.launcher.trouble != self._trouble:
             self._display.note(self.launcher.trouble)
         self._trouble = self.launcher.trouble
@@ -99,8 +98,14 @@ class Driver:
     def cancel(self, folders: Collection[Path]) -> None:
         """Stop these runs and start none of them."""
         for folder in [one for one in self._waiting if one in folders]:
-            self.outcomes[folder] = Outcome(self._waiting.pop(folder), "interrupted")
+            self._end(Outcome(self._waiting.pop(folder), "interrupted"))
         self.launcher.cancel(folders)
+
+    def _end(self, outcome: Outcome) -> None:
+        self.outcomes[outcome.folder] = outcome
+        if outcome.status not in OVER:  # the run may not have lived to say so itself
+            with contextlib.suppress(OSError):  # a full disk must not end the sweep
+                write_json(outcome_path(outcome.run), {"status": outcome.status, "reason": outcome.reason})
 
     def rows(self, folder: Path) -> Mapping[str, Any]:
         """The latest value of every metric that a run has logged."""
@@ -114,8 +119,8 @@ class Driver:
         if self.launcher.leaves_on_interrupt:
             raise KeyboardInterrupt
         self.launcher.cancel(kill=self._asked_to_stop > 1)
-        self.outcomes |= {folder: Outcome(run, "interrupted") for folder, run in self._waiting.items()}
-        self._waiting.clear()
+        for folder in list(self._waiting):
+            self._end(Outcome(self._waiting.pop(folder), "interrupted"))
         self._display.note("stopping: the runs write a checkpoint (Ctrl-C again: they do not)")
 
 

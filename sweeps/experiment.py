@@ -22,6 +22,7 @@ from sweeps.driver import Driver, finished
 from sweeps.local_launcher import LocalRuns
 from sweeps.resources import thread_environment
 from sweeps.runs import Outcome, RunLauncher, log_path
+from sweeps.wandb_sweep import log_sweep
 
 if TYPE_CHECKING:
     from hydra.types import HydraContext
@@ -114,11 +115,11 @@ def drive(todo: Sequence[RunConfig], launcher: RunLauncher, console: Console) ->
 
 
 def report_sweeps(outcomes: Iterable[Outcome], console: Console) -> None:
-    """The table and the files of each sweep that has a finished RL run."""
-    compared = [outcome for outcome in outcomes if outcome.run.stage.name == "online" and outcome.status == "finished"]
-    for folder in dict.fromkeys(sweep_folder(outcome.run) for outcome in compared):
+    """The table, the files and the W&B curves of each sweep that has a finished RL run."""
+    compared = [one.run for one in outcomes if one.run.stage.name == "online" and one.status == "finished"]
+    for folder, run in {sweep_folder(run): run for run in compared}.items():
         try:
-            _report(folder, console)
+            _report(folder, run, console)
         except Exception as error:  # must not hide which runs failed, said after this
             console.print(f"no report ({one_line(error)}); python -m analysis report {folder} tries again")
 
@@ -184,13 +185,14 @@ def run_mapping(config: DictConfig) -> dict[str, Any]:
     return {str(key): value for key, value in resolved.items()}
 
 
-def _report(folder: Path, console: Console) -> None:
-    """The table in the terminal and the files in the sweep's folder."""
+def _report(folder: Path, run: RunConfig, console: Console) -> None:
+    """The table in the terminal, the files in the sweep's folder, the curves on W&B."""
     from analysis.report import summary_table, write_report
 
     files = write_report(folder)
     console.print(summary_table(files.comparison), soft_wrap=False)
     console.print(f"report: {files.html}")
+    log_sweep(run, folder, files.comparison)
 
 
 def closing_lines(inputs: Sequence[Outcome], outcomes: Sequence[Outcome], seconds: float, console: Console) -> None:

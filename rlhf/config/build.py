@@ -114,6 +114,9 @@ def _build(kind: type, mapping: Any, prefix: str, problems: list[str]) -> Any:
 
 def _checked(value: Any, kind: Any, prefix: str, field: dataclasses.Field[Any], problems: list[str]) -> Any:
     """`value` as the field's type and within its range; of a path, the one that ~ stands for."""
+    word = "on" if value is True else "off" if value is False else None
+    if word in (field.metadata.get("choices") or ()):
+        value = word  # YAML 1.1 and Hydra read the bare words as true and false
     try:
         converted = _convert(value, kind)
         if isinstance(converted, str) and field.metadata["path"]:

@@ -119,3 +119,8 @@ def test_home_stands_for_itself_in_paths_alone(default, monkeypatch):
 def test_suggests_nothing_where_nothing_is_near():
     assert no_such_option("algo.zzz", option_paths()) == "algo.zzz: no such option"
     assert no_such_option("optimisation.epochs", option_paths()).endswith("did you mean optimization.epochs?")
+
+
+def test_off_without_quotes_is_the_word():
+    """Hydra and YAML read it as false."""
+    assert config("tracking.wandb=off").tracking.wandb == "off"

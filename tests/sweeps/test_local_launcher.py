@@ -25,7 +25,7 @@ ROOT = Path(__file__).resolve().parents[2]
 @pytest.fixture
 def no_report(monkeypatch):
     """The report takes a second and is no part of what is tested."""
-    monkeypatch.setattr("sweeps.experiment._report", lambda folder, console: None)
+    monkeypatch.setattr("sweeps.experiment._report", lambda folder, run, console: None)
 
 
 def runs(folder: Path, *algos: str, overrides: tuple[str, ...] = ()) -> list[RunConfig]:
@@ -58,7 +58,7 @@ def test_inputs_first_and_once_then_all_runs_and_a_report(monkeypatch, tmp_path,
     assert "3 runs; at most 2 at a time (hardware.parallel_runs)" in printed
     assert "3 of 3 runs finished" in printed and f"report: {tmp_path}/runs/default/report.html" in printed
 
-    monkeypatch.setattr("sweeps.experiment._report", lambda folder, console: None)
+    monkeypatch.setattr("sweeps.experiment._report", lambda folder, run, console: None)
     run_experiment(grid, TARGET)
     assert len(started(tmp_path)) == 5
     assert "all 3 runs finished" in capsys.readouterr().out

@@ -1,0 +1,54 @@
+"""The sweep's own run on W&B, beside those of its runs: curves over seeds, and the KL efficiency of each setting."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rlhf.config import RunConfig
+
+if TYPE_CHECKING:
+    from analysis.summary import Comparison
+
+FOLDER = "curves"
+"""Below the sweep's folder, beside the run folders: one pattern, */wandb, finds the W&B files of all."""
+
+
+def log_sweep(run: RunConfig, folder: Path, comparison: Comparison) -> None:
+    """Log what the sweep's finished runs show by now, once for each set of them.
+
+    Args:
+        run: one of the sweep's runs, for `tracking`.
+        folder: the sweep's.
+    """
+    own = folder / FOLDER
+    finished = sorted(one.record.id for setting in comparison.settings for one in setting.runs)
+    state = hashlib.sha256(json.dumps(finished).encode()).hexdigest()[:8]
+    marker = own / f"{state}.logged"
+    if run.tracking.wandb == "off" or not finished or marker.exists():
+        return
+    from analysis.curves import over_kl, over_samples
+    from rlhf.wandb_mirror import open_wandb_run
+
+    wandb_run = open_wandb_run(
+        run.tracking,
+        own,
+        id=f"{run.sweep_name}-curves-{state}",
+        name=f"{run.sweep_name} curves",
+        group=run.sweep_name,
+        job_type="sweep",
+        tags=[run.dataset.name, run.model.name, *run.tracking.tags],
+        config={"runs": finished, "sweep_name": run.sweep_name},
+    )
+    wandb_run.define_metric("over_samples/*", step_metric="samples")
+    wandb_run.define_metric("over_kl/*", step_metric="kl")
+    for row in [*over_samples(comparison), *over_kl(comparison)]:
+        wandb_run.log(row)
+    for setting in comparison.settings:
+        budget = setting.headline
+        wandb_run.summary[f"kl_efficiency/{setting.name}"] = budget.kl_efficiency.mean
+        wandb_run.summary[f"reward_gain_at_budget/{setting.name}"] = budget.gain.mean
+    wandb_run.finish()
+    marker.touch()

@@ -1,0 +1,208 @@
+"""Room on this machine, single runs stopped, and `python -m sweeps status, cancel, rerun` of a local sweep."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from rlhf.config import RunConfig
+from rlhf.config.identity import run_folder
+from sweeps import resources
+from sweeps.local_launcher import LocalRuns
+from sweeps.resources import Room, room_for
+from tests.config.composed import config
+
+COUNTING = "tests.sweeps.counting:execute"
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def run(folder: Path, *overrides: str) -> RunConfig:
+    (folder / "reward").touch()
+    places = (f"output_dir={folder}/runs", f"cache_dir={folder}/cache", f"reward.path={folder}/reward")
+    return config("tracking=none", "model.sft=false", "rollout.iterations=3", *places, *overrides)
+
+
+def starts(folder: Path) -> list[dict]:
+    file = folder / "started.jsonl"
+    return [json.loads(line) for line in file.read_text().splitlines()] if file.is_file() else []
+
+
+def drain(launcher: LocalRuns) -> list[str]:
+    ended = []
+    while launcher.busy:
+        ended += launcher.poll(0.5)
+    return [outcome.status for outcome in ended]
+
+
+def machine(monkeypatch, *, cores: int, gib: float, gpus: tuple[str, ...] = ()) -> None:
+    monkeypatch.setattr(resources, "usable_cores", lambda: cores)
+    monkeypatch.setattr(resources, "available_gib", lambda: gib)
+    monkeypatch.setattr(resources, "visible_gpus", lambda: gpus)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "gpus", "room", "why"),
+    [
+        ((), (), Room(8, 8), "8 cores, 1 thread each"),
+        (("hardware.threads=4",), (), Room(2, 8), "8 cores, 4 threads each"),
+        (("hardware.parallel_runs=20",), (), Room(20, 20), "hardware.parallel_runs"),
+        (("hardware=gpu", "hardware.threads=1"), ("0", "2"), Room(2, 8, ("0", "2")), "2 GPUs"),
+        (
+            ("hardware=gpu", "hardware.threads=1", "hardware.runs_per_gpu=3"),
+            ("0", "2"),
+            Room(6, 8, ("0", "2")),
+            "2 GPUs, 3 on each",
+        ),
+    ],
+)
+def test_room_by_cores_and_gpus(monkeypatch, tmp_path, overrides, gpus, room, why):
+    machine(monkeypatch, cores=8, gib=100, gpus=gpus)
+    assert room_for(run(tmp_path, *overrides)) == (room, why)
+
+
+def test_room_by_memory(monkeypatch, tmp_path):
+    machine(monkeypatch, cores=64, gib=2.3)
+    assert room_for(run(tmp_path)) == (Room(3, 64), "2.3 GiB of free memory")
+
+
+def test_gpus_are_those_that_this_process_may_use(monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,MIG-4")
+    assert resources.visible_gpus() == ("3", "MIG-4")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert resources.visible_gpus() == ()
+
+
+def test_runs_share_the_gpus_evenly(tmp_path, monkeypatch):
+    monkeypatch.setenv("COUNTING_SECONDS", "0.2")
+    launcher = LocalRuns(COUNTING, room=Room(4, 8, ("0", "5")))
+    for seed in range(4):
+        launcher.submit(run(tmp_path, f"seed={seed}"))
+    assert drain(launcher) == ["finished"] * 4
+    assert sorted(start["CUDA_VISIBLE_DEVICES"] for start in starts(tmp_path)) == ["0", "0", "5", "5"]
+
+
+def test_a_run_of_more_threads_goes_alone(tmp_path, monkeypatch):
+    """Two input runs of two threads each never share two cores."""
+    monkeypatch.setenv("COUNTING_SECONDS", "0.2")
+    launcher = LocalRuns(COUNTING, room=Room(2, 2))
+    for seed, threads in ((0, 2), (1, 2), (2, 1), (3, 1)):
+        launcher.submit(run(tmp_path, f"seed={seed}", f"hardware.threads={threads}"))
+    most = 0
+    while launcher.busy:
+        most = max(most, sum(child.threads for child in launcher._children))
+        launcher.poll(0.1)
+    assert most == 2
+    assert [start["OMP_NUM_THREADS"] for start in starts(tmp_path)] == ["2", "2", "1", "1"]
+
+
+def test_one_run_is_stopped_and_the_others_go_on(tmp_path, monkeypatch):
+    monkeypatch.setenv("COUNTING_SECONDS", "0.3")
+    launcher = LocalRuns(COUNTING, room=Room(2, 2))
+    runs = [run(tmp_path, f"seed={seed}", "rollout.iterations=6") for seed in range(3)]
+    for one in runs:
+        launcher.submit(one)
+    while len(starts(tmp_path)) < 2:
+        launcher.poll(0.1)
+    launcher.cancel([run_folder(runs[0]), run_folder(runs[2])])
+    assert sorted(drain(launcher)) == ["finished", "interrupted", "interrupted"]
+    assert len(starts(tmp_path)) == 2
+    assert json.loads((run_folder(runs[1]) / "summary.json").read_text())["status"] == "finished"
+
+
+def test_signals_to_all_processes_do_not_end_the_server(tmp_path, monkeypatch):
+    """As SLURM sends them: the driver must still learn how its children ended."""
+    monkeypatch.setenv("COUNTING_SECONDS", "0.2")
+    launcher = LocalRuns(COUNTING, room=Room(1, 1))
+    launcher.submit(run(tmp_path, "rollout.iterations=20"))
+    while not starts(tmp_path):
+        launcher.poll(0.1)
+    child = launcher._children[0].process.pid
+    assert child is not None
+    server = int(Path(f"/proc/{child}/stat").read_text().rsplit(")", 1)[1].split()[1])
+    for pid in (server, child):
+        os.kill(pid, signal.SIGUSR2)
+    assert drain(launcher) == ["interrupted"]
+    launcher.submit(run(tmp_path, "rollout.iterations=20"))
+    assert drain(launcher) == ["finished"]
+    assert [start["from"] > 0 for start in starts(tmp_path)] == [False, True]
+
+
+# --- the command -----------------------------------------------------------------------------------------------------
+
+
+def command_line(folder: Path, *words: str) -> subprocess.Popen[str]:
+    environment = {**os.environ, "COUNTING_SECONDS": "0.3"}
+    return subprocess.Popen(
+        [sys.executable, *words],
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def sweep(folder: Path, *overrides: str) -> subprocess.Popen[str]:
+    (folder / "reward").touch()
+    places = (f"output_dir={folder}/runs", f"cache_dir={folder}/cache", f"reward.path={folder}/reward")
+    fixed = ("tracking=none", "model.sft=false", "hardware.parallel_runs=1", f"hydra.launcher.target={COUNTING}")
+    return command_line(folder, "main.py", "-m", *fixed, *places, *overrides)
+
+
+def tool(folder: Path, command: str, *options: str) -> tuple[int, str]:
+    done = command_line(folder, "-m", "sweeps", command, str(folder / "runs/default"), *options)
+    output, _ = done.communicate(timeout=60)
+    return done.returncode, output
+
+
+def test_status_cancel_and_rerun(tmp_path):
+    driver = sweep(tmp_path, "algo=apa,ppo", "rollout.iterations=8")
+    deadline = time.monotonic() + 30
+    while not list(tmp_path.glob("runs/default/apa-*/metrics.jsonl")):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    code, shown = tool(tmp_path, "status")
+    assert code == 0
+    assert re.search(r"^apa-s0-\w+ +running +\d/8 +\d\.\d{3} +\d\.\d{3} +- +\S+ +\S+/logs/apa-s0-\w+\.log", shown, re.M)
+    assert re.search(r"^ppo-s0-\w+ +queued +0/8 +- +- ", shown, re.M)
+    code, said = tool(tmp_path, "cancel")
+    assert code == 0 and f"stopped the driver {driver.pid}" in said
+    driver.communicate(timeout=30)
+    assert driver.returncode == 130
+    code, shown = tool(tmp_path, "status")
+    assert re.search(r"^apa-s0-\w+ +interrupted", shown, re.M) and re.search(r"^ppo-s0-\w+ +interrupted", shown, re.M)
+    assert "nothing of this sweep runs or waits" in tool(tmp_path, "cancel")[1]
+
+    code, said = tool(tmp_path, "rerun")
+    assert code == 0, said
+    assert "2 of 2 runs finished" in said
+    assert [start["from"] > 0 for start in starts(tmp_path)] == [False, True, False]
+    code, said = tool(tmp_path, "rerun", "--failed")
+    assert code == 0 and "no run of this sweep is failed or lost" in said
+
+
+def test_what_failed_is_told_and_done_again_alone(tmp_path):
+    (tmp_path / "fates.json").write_text(json.dumps({"ppo": "kill"}))
+    driver = sweep(tmp_path, "algo=apa,ppo", "rollout.iterations=3")
+    driver.communicate(timeout=60)
+    assert driver.returncode == 1
+    code, shown = tool(tmp_path, "status")
+    assert re.search(r"failed: ppo-s0-\w+: killed by SIGKILL", shown)
+    (tmp_path / "fates.json").unlink()
+    code, said = tool(tmp_path, "rerun", "--failed")
+    assert code == 0 and "1 of 1 run finished" in said, said
+    assert [start["run"].partition("-")[0] for start in starts(tmp_path)] == ["apa", "ppo", "ppo"]
+
+
+def test_a_folder_without_a_sweep_is_one_line(tmp_path):
+    code, said = tool(tmp_path, "status")
+    assert code == 2 and said.strip() == f"{tmp_path}/runs/default: no sweep was started there (runs/<sweep name>)"
