@@ -10,7 +10,7 @@ import yaml
 
 from rlhf.config import APAConfig, PPOConfig
 from rlhf.config.build import ConfigError, build_config, config_to_mapping, no_such_option, option_paths
-from tests.config.composed import composed
+from tests.config.composed import composed, config
 
 
 @pytest.fixture(scope="module")

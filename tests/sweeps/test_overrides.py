@@ -6,7 +6,7 @@ import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from rlhf.config.build import ConfigError
-from sweeps.grid_sweeper import grid
+from sweeps.cells import Groups, cells
 from sweeps.overrides import refuse_unknown
 from tests.config.composed import CONF
 
@@ -22,6 +22,7 @@ from tests.config.composed import CONF
         ("model=tiny,smol", "model=smol: no such option; there are"),
         ("+sweep=nothing", "sweep=nothing: no such option; there are"),
         ("seed", "seed: not of the form key=value"),
+        ("hydra.sweeper.ntrials=3", "hydra.sweeper.ntrials: no such option; did you mean hydra.sweeper.n_trials?"),
         ("optimization.lr=1", "optimization.lr: no such option; did you mean optimization.learning_rate?"),
     ],
 )
@@ -40,6 +41,7 @@ def test_refuses(overrides, problem):
         "experiment=null debug=one_step",
         "debug=[one_step,overfit]",
         "hydra.sweeper.params.x=1 hydra/launcher=basic +hydra.job.env_set.A=b",
+        "hydra/sweeper=basic hydra.sweeper.max_batch_size=3",
         "~debug optimization.betas.0=0.8",
         "algo.kl={target:3} algo=ppo",
     ],
@@ -48,12 +50,13 @@ def test_lets_pass(overrides):
     refuse_unknown(overrides.split(), CONF)
 
 
-def cells(*overrides: str) -> list[tuple[str, list[str]]]:
-    return [(cell.name, cell.overrides) for cell in grid(OverridesParser.create().parse_overrides(list(overrides)))]
+def grid(*overrides: str) -> list[tuple[str, list[str]]]:
+    typed = OverridesParser.create().parse_overrides(list(overrides))
+    return [(cell.name, cell.overrides) for cell in cells([], typed, Groups({"algo": ["apa", "ppo"]}, {"algo": "apa"}))]
 
 
 def test_the_grid_is_the_product_of_all_lists():
-    assert cells("algo=apa,ppo", "seed=range(2)", "rollout.iterations=3") == [
+    assert grid("algo=apa,ppo", "seed=range(2)", "rollout.iterations=3") == [
         ("algo=apa seed=0", ["algo=apa", "seed=0", "rollout.iterations=3"]),
         ("algo=apa seed=1", ["algo=apa", "seed=1", "rollout.iterations=3"]),
         ("algo=ppo seed=0", ["algo=ppo", "seed=0", "rollout.iterations=3"]),
@@ -62,17 +65,17 @@ def test_the_grid_is_the_product_of_all_lists():
 
 
 def test_the_last_of_two_wins():
-    assert cells("seed=0,1", "seed=5") == [("", ["seed=5"])]
+    assert grid("seed=0,1", "seed=5") == [("", ["seed=5"])]
 
 
 @pytest.mark.parametrize(
     ("override", "problem"),
     [
         ("hardware.threads=1,2", "hardware.threads: no sweep axis"),
-        ("algo.lam=interval(0,1)", "algo.lam=interval(0,1): a grid takes lists"),
+        ("+sweep=lambda,tune", "sweep: one file at a time"),
     ],
 )
 def test_what_is_no_axis(override, problem):
     with pytest.raises(ConfigError) as error:
-        cells(override)
+        grid(override)
     assert error.value.problems[0].startswith(problem)

@@ -1,0 +1,109 @@
+"""Studies of the stand-in `tuned`: searched in this process or by the command in a child, and what they left."""
+
+from __future__ import annotations
+
+import csv
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.plugins.launcher import Launcher
+from omegaconf import OmegaConf
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
+
+from sweeps.cells import Groups, cells
+from sweeps.experiment import Stopped
+from sweeps.launcher import HarnessLauncher
+from sweeps.settings import SweeperConf, study_settings
+from sweeps.study_spec import StudySpec
+from sweeps.tuning import tune
+from tests.config.composed import CONF, composed
+
+ROOT = Path(__file__).resolve().parents[2]
+TARGET = "tests.sweeps.tuned:execute"
+LR = "optimization.learning_rate=tag(log,interval(1e-4,1e-2))"
+GROUPS = Groups({"algo": ["apa", "awr", "ppo"]}, {"algo": "apa"})
+
+Search = Callable[..., tuple[int, str]]
+
+
+def arguments(folder: Path, *further: str) -> list[str]:
+    places = [f"output_dir={folder}/runs", f"cache_dir={folder}/cache", "tracking=none"]
+    return [*places, "hardware.parallel_runs=4", "rollout.iterations=4", *further]
+
+
+def specs(typed: list[str]) -> list[StudySpec]:
+    """As the sweeper makes them, but Hydra composes the groups alone, once each, since it takes its time."""
+    found = []
+    for cell in cells([], OverridesParser.create().parse_overrides(typed), GROUPS):
+        groups = [text for text in cell.overrides if (CONF / text.partition("=")[0]).is_dir()]
+        values = OmegaConf.from_dotlist([text for text in cell.overrides if text not in groups])
+        config = OmegaConf.to_container(OmegaConf.merge(composed(*groups), values))
+        assert isinstance(config, dict)
+        found.append(StudySpec(cell, {str(key): value for key, value in config.items()}))
+    return found
+
+
+@pytest.fixture
+def search(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Search:
+    """A search in this process, without the report, which takes a second: exit code and stdout.
+
+    Takes overrides as typed, and settings of hydra.sweeper by name.
+    """
+    monkeypatch.setattr("sweeps.experiment._report", lambda *_: None)
+    monkeypatch.setattr(sys, "argv", ["main.py", "-m"])
+
+    def run(*typed: str, launcher: Launcher | None = None, **settings: Any) -> tuple[int, str]:
+        given = {name: value for name, value in asdict(SweeperConf()).items() if name != "_target_"}
+        try:
+            tune(specs(arguments(tmp_path, *typed)), study_settings(given | settings), launcher or HarnessLauncher(TARGET))
+            code = 0
+        except Stopped as stopped:
+            code = stopped.exit_code
+        return code, capsys.readouterr().out
+
+    return run
+
+
+def command(folder: Path, *further: str) -> subprocess.Popen[str]:
+    """A session of its own, so that a signal to its group is what Ctrl-C in a terminal is."""
+    words = [sys.executable, str(ROOT / "main.py"), "-m", f"hydra.launcher.target={TARGET}", *arguments(folder, *further)]
+    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    return subprocess.Popen(words, cwd=folder, text=True, start_new_session=True, **pipes)
+
+
+def load(folder: Path, name: str = "default/algo=apa") -> optuna.Study:
+    journal = folder / "runs" / name.partition("/")[0] / "study.journal"
+    return optuna.load_study(study_name=name, storage=JournalStorage(JournalFileBackend(str(journal))))
+
+
+def states(study: optuna.Study) -> list[str]:
+    return [trial.state.name for trial in study.trials]
+
+
+def trials_csv(folder: Path, sweep: str = "default") -> list[dict[str, str]]:
+    with (folder / "runs" / sweep / "trials.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def spans(folder: Path, what: str) -> list[dict[str, Any]]:
+    """The notes of RL runs that say `what`, in order of time."""
+    file = folder / "spans.jsonl"
+    notes = [json.loads(line) for line in file.read_text().splitlines()] if file.is_file() else []
+    return [note for note in notes if note["what"] == what and note["run"].startswith(("apa", "ppo", "awr"))]
+
+
+def behave(folder: Path, **behaviour: Any) -> None:
+    (folder / "behaviour.json").write_text(json.dumps(behaviour))
+
+
+def summary(folder: Path, run: str, sweep: str = "default") -> dict[str, Any]:
+    return json.loads((folder / "runs" / sweep / run / "summary.json").read_text())
