@@ -21,6 +21,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Returns the exit code: 2 where the arguments cannot be."""
     options = _parser().parse_args(arguments)
     console = Console(highlight=False, width=None if sys.stdout.isatty() else WIDTH_IN_FILES)
+    named = Path("runs") / options.folder  # a sweep's name is enough where it lies in the default place
+    options.folder = named if not options.folder.exists() and named.exists() else options.folder
     statuses = sweep_status(options.folder)
     if not statuses:
         print(f"{options.folder}: no sweep was started there (runs/<sweep name>)", file=sys.stderr)

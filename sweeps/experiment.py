@@ -204,13 +204,22 @@ def closing_lines(inputs: Sequence[Outcome], outcomes: Sequence[Outcome], second
         log = log_path(outcome.run)
         where = f" (log: {log})" if log.is_file() else ""
         console.print(f"failed: {outcome.folder.name}: {outcome.reason}{where}", markup=False)
+    for outcome in outcomes:
+        if outcome.status == "interrupted" and outcome.reason:
+            console.print(f"interrupted: {outcome.folder.name}: {outcome.reason}", markup=False)
     if failed:
-        words = [word for word in sys.argv if not word.lstrip("+").startswith("overwrite=")]
-        console.print(f"rerun just these: python {shlex.join(words)}", markup=False)
+        console.print(f"rerun just these: {_same_command()}", markup=False)
         raise Stopped(1)
     if finished < len(outcomes):
         console.print("interrupted; the same command goes on where it stopped")
         raise Stopped(130)
+
+
+def _same_command() -> str:
+    """As it was typed, but for what would start finished runs afresh."""
+    program, *words = sys.argv
+    start = ["-m", "sweeps"] if Path(program).parts[-2:] == ("sweeps", "__main__.py") else [program]
+    return shlex.join(["python", *start, *(word for word in words if not word.lstrip("+").startswith("overwrite="))])
 
 
 def count_runs(count: int) -> str:

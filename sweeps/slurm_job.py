@@ -19,7 +19,8 @@ from sweeps.runs import Outcome
 
 # sbatch --signal and preemption send it while there is time to checkpoint; the job then asks to be queued again.
 WARNING = signal.SIGUSR2
-# Sent with the end close behind: SLURM itself knows whether the job is to run again.
+# Sent when the end is close: by scancel, a requeue from outside, or preemption where the site's grace period has no
+# warning of its own. In the last case alone SLURM still calls the job RUNNING, and would book its exit as a failure.
 END = signal.SIGTERM
 
 # The lowest of the ports that ranks meet at; the job's number picks one.
@@ -55,7 +56,8 @@ class PackedRuns:
         outcomes = self._drive(requests)
         statuses = {run_id(outcome.run): outcome.status for outcome in outcomes}
         print(f"runs: {statuses}", flush=True)
-        if WARNING in requests and END not in requests and "interrupted" in statuses.values() and _rank() == 0:
+        warned = WARNING in requests or END in requests
+        if warned and "interrupted" in statuses.values() and _rank() == 0 and _still_running():
             _requeue()
         failed = [f"{run_id(outcome.run)}: {outcome.reason}" for outcome in outcomes if outcome.status == "failed"]
         if failed:
@@ -115,6 +117,11 @@ def job_name_in_queue() -> str:
 
 def _rank() -> int:
     return int(os.environ.get("SLURM_PROCID", "0"))
+
+
+def _still_running() -> bool:
+    """False once SLURM has cancelled the job or queued it again by itself."""
+    return "JobState=RUNNING" in _scontrol("show", "job", job_name_in_queue())
 
 
 def _requeue() -> None:

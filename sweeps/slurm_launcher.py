@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import time
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
@@ -275,7 +276,7 @@ def parameters(run: RunConfig, packed: int, at_a_time: int, dependency: str | No
         "mail_user": slurm.mail_user,
         "mail_type": slurm.mail_type,
         "gpus_per_node": slurm.gpus_per_node,
-        "mem_gb": slurm.memory_gb,
+        "mem": None if slurm.memory_gb is None else f"{math.ceil(slurm.memory_gb * 1024)}M",
     }
     return {
         **{name: value for name, value in given.items() if value is not None},

@@ -112,13 +112,13 @@ def test_scancel_of_one(cluster: Cluster, tmp_path: Path):
     sweep.assert_as_undisturbed(tmp_path / "local", ["apa-s0", "ppo-s0"], "rollout.iterations=8")
 
 
-@pytest.mark.parametrize("how", ["USR2", "requeue", "node down"])
+@pytest.mark.parametrize("how", ["USR2", "TERM", "requeue", "node down"])
 def test_a_job_that_runs_again_goes_on(cluster: Cluster, tmp_path: Path, how: str):
     sweep = Sweep(cluster, tmp_path, seconds=0.5)
     driver = sweep.start("algo=apa,ppo", "rollout.iterations=10")
     sweep.wait_for_rows("apa-s0", 3)
-    if how == "USR2":
-        cluster.scancel(sweep.job("apa-s0"), signal="USR2")
+    if how in ("USR2", "TERM"):
+        cluster.scancel(sweep.job("apa-s0"), signal=how)
     elif how == "requeue":
         cluster.requeue(sweep.job("apa-s0"))
     else:

@@ -197,10 +197,12 @@ def test_what_failed_is_told_and_done_again_alone(tmp_path):
     assert driver.returncode == 1
     code, shown = tool(tmp_path, "status")
     assert re.search(r"failed: ppo-s0-\w+: killed by SIGKILL", shown)
+    code, said = tool(tmp_path, "rerun", "--failed")
+    assert code == 1 and f"rerun just these: python -m sweeps rerun {tmp_path}/runs/default --failed" in said
     (tmp_path / "fates.json").unlink()
     code, said = tool(tmp_path, "rerun", "--failed")
     assert code == 0 and "1 of 1 run finished" in said, said
-    assert [start["run"].partition("-")[0] for start in starts(tmp_path)] == ["apa", "ppo", "ppo"]
+    assert [start["run"].partition("-")[0] for start in starts(tmp_path)] == ["apa", "ppo", "ppo", "ppo"]
 
 
 def test_a_folder_without_a_sweep_is_one_line(tmp_path):
