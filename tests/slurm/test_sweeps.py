@@ -293,7 +293,7 @@ def test_every_option_reaches_sbatch(cluster: Cluster, tmp_path: Path):
     code, output = sweep.run("algo=apa", *(f"hardware.slurm.{name}={value}" for name, value in options.items()))
     assert code == 0, output
     job = cluster.run("scontrol", "show", "job", sweep.job("apa-s0"))
-    for shown in ("Partition=high", "TimeLimit=01:30:00", "NumCPUs=3", "mem=1536M", "MailUser=someone"):
+    for shown in ("Partition=high", "TimeLimit=01:30:00", "NumCPUs=3", "mem=1.50G", "MailUser=someone"):
         assert shown in job, job
     assert "Nice=100" in job and "Comment=tried" in job and "Requeue=1" in job and "OverSubscribe=NO" in job
     assert "gpu:1" in job or "gres/gpu=1" in job
