@@ -69,7 +69,7 @@ def load_checkpoint(folder: Path) -> Checkpoint | None:
     """The newest readable checkpoint of a run folder; None where there is none.
 
     Raises:
-        CheckpointError: there are checkpoints, and all are damaged.
+        CheckpointError: there are checkpoints, and all are damaged or the newest cannot be read now.
     """
     problems: list[str] = []
     unreadable: list[Path] = []
@@ -81,10 +81,12 @@ def load_checkpoint(folder: Path) -> Checkpoint | None:
             if _sha256(path / TENSORS) != state["tensors_sha256"]:
                 raise ValueError("the tensors do not match their checksum")
             checkpoint = Checkpoint(load_file(path / TENSORS), state)
-        except (OSError, ValueError, KeyError, AttributeError, SafetensorError) as error:
+        except (FileNotFoundError, ValueError, KeyError, AttributeError, SafetensorError) as error:
             problems.append(f"{path.name}: {error}")
             unreadable.append(path)
             continue
+        except OSError as error:  # which may pass, while to go on from an older one could not be undone
+            raise CheckpointError(f"cannot read checkpoint {path} ({error}); type the command again") from error
         for damaged in unreadable:  # the logs are now cut back to before it: it must never be gone on from
             damaged.rename(damaged.with_name(f"damaged-{damaged.name}-{os.getpid()}"))
         return checkpoint

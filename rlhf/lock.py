@@ -13,11 +13,15 @@ import secrets
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
+
+# In the environment of a sweep's children and jobs: one that meets a live holder (another driver's, a killed driver's
+# child that still ends its iteration, a requeued job's earlier self) waits for it instead of failing.
+WAIT_FOR_LOCK = "RLHF_WAIT_FOR_LOCK"
 
 LEASE_SECONDS = 120.0
 HEARTBEAT_SECONDS = 10.0
@@ -61,7 +65,7 @@ class RunLock:
         """The live process that holds the folder; None once it is this one's."""
         with self._guard:
             holder = self._read()
-            if holder is not None and _alive(holder):
+            if holder is not None and is_alive(holder):
                 return holder
             self._write()
         return None
@@ -113,7 +117,8 @@ class RunLock:
         temporary.replace(self.path)
 
 
-def _alive(holder: dict[str, Any]) -> bool:
+def is_alive(holder: Mapping[str, Any]) -> bool:
+    """Whether the process that a lock.json names is, or may be, at work."""
     if holder["host"] == socket.gethostname():
         # A pid alone may have been given to another process since.
         return process_start(holder["pid"]) == holder["pid_started"] is not None
@@ -124,7 +129,7 @@ def process_start(pid: int) -> str | None:
     """When a process of this host began, in clock ticks since boot; None where there is no such process."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
-    except FileNotFoundError:
+    except (FileNotFoundError, ProcessLookupError):
         if Path("/proc/self/stat").exists():
             return None
         return _start_without_proc(pid)

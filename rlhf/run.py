@@ -28,7 +28,7 @@ from rlhf.checkpoint import Checkpoint, flush_to_disk, load_checkpoint
 from rlhf.config import RunConfig
 from rlhf.config.build import config_to_mapping
 from rlhf.config.identity import input_runs, run_folder, run_id
-from rlhf.lock import LockError, RunLock
+from rlhf.lock import WAIT_FOR_LOCK, LockError, RunLock
 from rlhf.stages import STAGES
 from rlhf.stages.context import Interrupted, RunContext, StopFlag, input_fingerprints
 from rlhf.tracking import METRICS, SAMPLES, Tracker, finite
@@ -72,8 +72,8 @@ def _execute(config: RunConfig, stop: StopFlag) -> dict[str, Any]:
     if config.stage.name == "online" and config.reward.path is not None:
         inputs["reward_model"] = Path(config.reward.path)
     folder.mkdir(parents=True, exist_ok=True)
-    in_job = "SLURM_JOB_ID" in os.environ
-    with RunLock(folder, wait_while=lambda: in_job and stop.requested is None) as lock:
+    waits = WAIT_FOR_LOCK in os.environ
+    with RunLock(folder, wait_while=lambda: waits and stop.requested is None) as lock:
         over = read_summary(folder)  # whoever held the lock may have finished it
         if over is not None and over["status"] in OVER and not config.overwrite:
             return over
@@ -83,6 +83,8 @@ def _execute(config: RunConfig, stop: StopFlag) -> dict[str, Any]:
 def _run_once(config: RunConfig, stop: StopFlag) -> dict[str, Any]:
     """An input run, by whichever process comes first; the others wait and take its result."""
     folder = run_folder(config)
+    if (over := read_summary(folder)) is not None and over["status"] in OVER:
+        return over
     folder.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder.with_suffix(".lock"))
     while True:

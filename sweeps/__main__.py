@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import signal
 import sys
@@ -11,7 +12,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from sweeps.status import RunStatus, status_table, sweep_status
+from sweeps.status import AT_WORK, RunStatus, status_table, sweep_status
 
 # Wide enough that no log path is cut where the output is no terminal.
 WIDTH_IN_FILES = 400
@@ -23,7 +24,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     console = Console(highlight=False, width=None if sys.stdout.isatty() else WIDTH_IN_FILES)
     named = Path("runs") / options.folder  # a sweep's name is enough where it lies in the default place
     options.folder = named if not options.folder.exists() and named.exists() else options.folder
-    statuses = sweep_status(options.folder)
+    statuses, unreadable = sweep_status(options.folder)
+    for line in unreadable:
+        print(line, file=sys.stderr)
     if not statuses:
         print(f"{options.folder}: no sweep was started there (runs/<sweep name>)", file=sys.stderr)
         return 2
@@ -59,23 +62,36 @@ def _status(statuses: list[RunStatus], console: Console) -> int:
 
 
 def _cancel(statuses: list[RunStatus], console: Console) -> int:
+    from sweeps.records import stop_path
     from sweeps.slurm_queue import scancel
 
-    jobs = {status.job for status in statuses if status.job and status.state in ("running", "pending")}
-    scancel(jobs)
-    drivers = {status.driver for status in statuses if status.driver and status.state in ("running", "queued")}
-    for driver in drivers - {None}:
-        os.kill(driver, signal.SIGTERM)
-    if not jobs and not drivers:
+    at_work = [status for status in statuses if status.state in AT_WORK]
+    in_jobs = [status for status in at_work if status.job]
+    for status in in_jobs:
+        stop_path(status.run).touch()  # its job lets the iteration at work end, however long that is
+    running = {status.job for status in in_jobs if status.state == "running"}
+    complaint = scancel({status.job for status in in_jobs} - running)
+    drivers = {status.driver for status in at_work if status.driver is not None}
+    for driver in drivers:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(driver, signal.SIGTERM)
+    if complaint:
+        print(complaint, file=sys.stderr)
+    if not at_work:
         console.print("nothing of this sweep runs or waits")
     else:
-        stopped = [f"{len(jobs)} jobs"] * bool(jobs) + [f"the driver {driver}" for driver in sorted(drivers)]
-        console.print(f"stopped {', '.join(stopped)}; runs write a checkpoint, and the same command goes on")
-    return 0
+        stopped = [f"{len({status.job for status in in_jobs})} jobs"] * bool(in_jobs)
+        stopped += [f"the driver {driver}" for driver in sorted(drivers)]
+        elsewhere = [status.name for status in at_work if not status.job and status.driver is None]
+        console.print(f"told to stop: {', '.join(stopped) or 'nothing'}; runs write a checkpoint first")
+        if elsewhere:
+            console.print(f"{', '.join(elsewhere)}: driven from another machine; type this there")
+    return 1 if complaint else 0
 
 
 def _rerun(statuses: list[RunStatus], failed_only: bool, console: Console) -> int:
     from rlhf.config.build import ConfigError
+    from sweeps.child import one_line
     from sweeps.experiment import Stopped, run_experiment
 
     states = ("failed", "lost") if failed_only else ("failed", "lost", "interrupted")
@@ -83,18 +99,22 @@ def _rerun(statuses: list[RunStatus], failed_only: bool, console: Console) -> in
     if not chosen:
         console.print(f"no run of this sweep is {' or '.join(states)}")
         return 0
-    by_target: dict[str, list[RunStatus]] = {}
+    groups: list[list[RunStatus]] = []
     for status in chosen:
-        by_target.setdefault(status.target, []).append(status)
+        alike = [one for one in groups if (one[0].target, one[0].run.hardware) == (status.target, status.run.hardware)]
+        alike[0].append(status) if alike else groups.append([status])
     code = 0
-    for target, group in by_target.items():
+    for group in groups:
         try:
-            run_experiment([status.run for status in group], target)
+            run_experiment([status.run for status in group], group[0].target)
         except Stopped as stopped:
             code = max(code, stopped.exit_code)
         except ConfigError as error:
             print(f"config error: {error}", file=sys.stderr)
             return 2
+        except Exception as error:
+            print(f"failed: {one_line(error)}", file=sys.stderr)
+            code = max(code, 1)
     return code
 
 

@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Mapping
 from multiprocessing.connection import Connection, wait
@@ -15,17 +16,20 @@ from pathlib import Path
 from typing import Any
 
 from rlhf.config import RunConfig
+from rlhf.lock import WAIT_FOR_LOCK
 from sweeps.resources import thread_environment
+from sweeps.runs import STOP_SIGNALS
 
 
 def run_in_child(target: str, run: RunConfig, log: Path, result: Connection, environment: Mapping[str, str]) -> None:
     """Call `target` ("module:function") with `run`; send ("returned", summary) or ("raised", one line)."""
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
-        signal.signal(number, signal.SIG_DFL)  # the server ignores them
+    for number in STOP_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)  # until the run listens; who asks it to stop asks again
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)  # blocked in the server
     # A process group of its own: Ctrl-C in the terminal reaches the driver alone, which tells its children once.
     os.setpgid(0, 0)
     # For what this process may start; torch, imported by the server, takes its threads from the run's config.
-    os.environ.update({**thread_environment(run.hardware.threads), **environment})
+    os.environ.update({**thread_environment(run.hardware.threads), WAIT_FOR_LOCK: "1", **environment})
     _write_output_to(log)
     _stop_without_driver()
     try:
@@ -64,6 +68,8 @@ def _stop_without_driver() -> None:
 
     def watch() -> None:
         wait([driver.sentinel])
-        os.kill(os.getpid(), signal.SIGTERM)
+        while True:  # the run may not listen yet
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(5.0)
 
     threading.Thread(target=watch, daemon=True, name="driver-watch").start()

@@ -23,6 +23,9 @@ from sweeps.runs import Outcome
 LINE_EVERY = 10.0
 LOOK_EVERY = 0.5
 
+# Runs told of in a line.
+LINE_RUNS = 4
+
 # Speed and time left are measured over so many logged rows.
 RECENT_ROWS = 6
 
@@ -47,7 +50,14 @@ class RunProgress:
 
     def look(self) -> None:
         """Read the rows that were added; from the top again where a resumed run cut its file back."""
-        file = self.folder / "metrics.jsonl"
+        try:
+            self._read_rows(self.folder / "metrics.jsonl")
+        except OSError:  # deleted between two looks, or the file system stalls
+            return
+        except ValueError:  # cut back and grown again since: what was read is no longer there
+            self._read = 0
+
+    def _read_rows(self, file: Path) -> None:
         if not file.is_file() or file.stat().st_mtime < self._fresh_after:
             return
         if file.stat().st_size < self._read:
@@ -148,7 +158,7 @@ class Display:
             self._look()
 
     def note(self, text: str) -> None:
-        self._console.print(text)
+        self._console.print(text, markup=False)
 
     def _look(self) -> None:
         for progress in self._runs.values():
@@ -192,13 +202,14 @@ class Display:
 
     def _line(self) -> str:
         running = [progress for progress in self._runs.values() if progress.state == "running"]
+        more = [f"and {len(running) - LINE_RUNS} more"] if len(running) > LINE_RUNS else []
         parts = [
             f"{progress.name} {progress.done}/{progress.total} reward {_number(progress.reward)} "
             f"KL {_number(progress.kl)} {_number(progress.responses_per_second, 1)}/s left "
             f"{duration(progress.seconds_left)}"
-            for progress in running
+            for progress in running[:LINE_RUNS]
         ]
-        return " | ".join([self._counts(), *parts])
+        return " | ".join([self._counts(), *parts, *more])
 
 
 @contextmanager

@@ -51,10 +51,10 @@ class Driver:
 
     def add(self, runs: Iterable[RunConfig]) -> None:
         """Plan these runs and, before them, those inputs of theirs that are not finished; each once."""
-        runs = list(runs)
         wanted = {run_folder(run): run for run in runs}
         inputs = {folder: {run_folder(need): need for need in input_runs(run)} for folder, run in wanted.items()}
-        missing = {folder: run for given in inputs.values() for folder, run in given.items() if finished(run) is None}
+        distinct = {folder: run for given in inputs.values() for folder, run in given.items()}
+        missing = {folder: run for folder, run in distinct.items() if finished(run) is None}
         planned = {folder: run for folder, run in (missing | wanted).items() if folder not in self._needs}
         for folder, run in planned.items():
             needed = inputs.get(folder) or {run_folder(need): need for need in input_runs(run)}

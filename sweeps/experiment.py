@@ -109,7 +109,8 @@ def drive(todo: Sequence[RunConfig], launcher: RunLauncher, console: Console) ->
                 driver.step()
     except KeyboardInterrupt:
         folder = sweep_folder(todo[0])
-        console.print(f"the jobs go on; the same command picks them up, python -m sweeps cancel {folder} stops them")
+        stop = f"python -m sweeps cancel {folder} stops them"
+        console.print(f"the jobs go on; {_again()} picks them up, {stop}", markup=False)
         raise Stopped(130) from None
     return driver.outcomes
 
@@ -147,7 +148,7 @@ def run_single(run: RunConfig) -> dict[str, Any]:
     with watching([*input_runs(run), run], console):
         summary = execute(run)
     if summary.get("status") == "interrupted":
-        console.print(f"{run_id(run)} interrupted; the same command goes on where it stopped")
+        console.print(f"{run_id(run)} interrupted; {_again()} goes on where it stopped")
         raise Stopped(130)
     scores = [f"{name} {summary[key]:.3f}" for name, key in RESULTS.items() if key in summary]
     console.print(f"{', '.join([f'{run_id(run)} finished', *scores])}: {run_folder(run)}")
@@ -211,8 +212,14 @@ def closing_lines(inputs: Sequence[Outcome], outcomes: Sequence[Outcome], second
         console.print(f"rerun just these: {_same_command()}", markup=False)
         raise Stopped(1)
     if finished < len(outcomes):
-        console.print("interrupted; the same command goes on where it stopped")
+        console.print(f"interrupted; {_again()} goes on where it stopped")
         raise Stopped(130)
+
+
+def _again() -> str:
+    """What to type to go on: overwrite=true would start afresh once more."""
+    afresh = any(word.lstrip("+").startswith("overwrite=") for word in sys.argv)
+    return f"the same command{' without overwrite=true' if afresh else ''}"
 
 
 def _same_command() -> str:

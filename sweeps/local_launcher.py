@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import signal
@@ -10,7 +11,7 @@ from collections import deque
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from multiprocessing import forkserver
+from multiprocessing import forkserver, resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
@@ -20,14 +21,15 @@ from rlhf.config import RunConfig
 from rlhf.config.identity import run_folder, run_id
 from sweeps.records import outcome_path, write_record
 from sweeps.resources import Room, room_for, thread_environment
-from sweeps.runs import Outcome, log_path
+from sweeps.runs import STOP_SIGNALS, Outcome, log_path
 
 ROOT = Path(__file__).parent.parent
 
-# A child that was told to stop in the instant between its fork and its first line never hears it; so it is told again.
+# A child ignores what asks it to stop until its run listens; so it is told again.
 TELL_AGAIN_SECONDS = 3.0
 
-STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+# What multiprocessing says of every child once the forkserver is gone.
+SERVER_DIED = 255
 
 
 @dataclass
@@ -100,9 +102,12 @@ class LocalRuns:
         return dropped + ended
 
     def cancel(self, folders: Collection[Path] | None = None, *, kill: bool = False) -> None:
-        chosen = [run for run in self._queue if folders is None or run_folder(run) in folders]
-        self._dropped += [Outcome(run, "interrupted") for run in chosen]
-        self._queue = deque(run for run in self._queue if run not in chosen)
+        queued, self._queue = self._queue, deque()
+        for run in queued:
+            if folders is None or run_folder(run) in folders:
+                self._dropped.append(Outcome(run, "interrupted"))
+            else:
+                self._queue.append(run)
         for child in self._children:
             if folders is None or child.folder in folders:
                 _tell(child, signal.SIGKILL if kill else signal.SIGTERM)
@@ -152,27 +157,36 @@ class LocalRuns:
 def _tell(child: _Child, number: signal.Signals) -> None:
     child.told_at = time.monotonic()
     if child.process.is_alive() and child.process.pid is not None:
-        os.kill(child.process.pid, number)
+        with contextlib.suppress(ProcessLookupError):  # it has ended since
+            if number == signal.SIGKILL:
+                os.killpg(child.process.pid, number)  # what it started, too
+            else:
+                os.kill(child.process.pid, number)
 
 
 def _outcome(child: _Child) -> Outcome:
     child.process.join()
     child.result.close()
-    code = child.process.exitcode
+    code, pid = child.process.exitcode, child.process.pid
     child.process.close()
+    if code == SERVER_DIED and child.message is None and pid is not None:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGTERM)  # it may live on, unseen
     match child.message:
         case ("returned", summary):
             status = summary.get("status", "finished")
             return Outcome(child.run, status, str(summary.get("error", "")) if status == "failed" else "", summary)
+        case ("raised", line):
+            return Outcome(child.run, "failed" if child.told_at is None else "interrupted", line)
         case _ if child.told_at is not None:
             return Outcome(child.run, "interrupted")
-        case ("raised", line):
-            return Outcome(child.run, "failed", line)
         case _:
             return Outcome(child.run, "failed", _how_it_died(code))
 
 
 def _how_it_died(code: int | None) -> str:
+    if code == SERVER_DIED:
+        return "lost with the process that started it (out of memory, or killed)"
     if code is None or code >= 0:
         return f"exited with code {code} before it had a result"
     name = signal.Signals(-code).name
@@ -185,21 +199,19 @@ def _server_environment(threads: int) -> Iterator[None]:
 
     PYTHONPATH and PYTHONSAFEPATH, because Python 3.11's forkserver imports its preloads with the current folder as
     sys.path[0] and a missing module passes silently: each child would import torch by itself. The signals that ask
-    runs to stop are ignored, so that one sent to all processes (Ctrl-C, SLURM's) does not end the server, by which
-    the driver learns how its children ended.
+    runs to stop are blocked there, so that one sent to all processes (Ctrl-C, a closed terminal, SLURM's) does not end
+    the server, by which the driver learns how its children ended; one for the driver waits until this is left.
     """
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     settings = thread_environment(threads) | {"PYTHONPATH": path, "PYTHONSAFEPATH": "1"}
     before = {name: os.environ.get(name) for name in settings}
-    handlers = {number: signal.getsignal(number) for number in STOP_SIGNALS}
     os.environ.update(settings)
-    for number in STOP_SIGNALS:
-        signal.signal(number, signal.SIG_IGN)
+    resource_tracker.ensure_running()  # by itself: to start it unblocks SIGINT and SIGTERM
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
     try:
         yield
     finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         for name, value in before.items():
             if value is None:
                 del os.environ[name]

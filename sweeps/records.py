@@ -13,20 +13,17 @@ from typing import Any
 from rlhf.config import RunConfig
 from rlhf.config.build import config_to_mapping
 from rlhf.config.identity import run_id, sweep_folder
+from rlhf.lock import process_start
 
 JOBS = "jobs"
 
 
 def write_record(run: RunConfig, target: str, **where: Any) -> None:
     """Say that this driver has taken on `run`: on this machine, or as the SLURM job that `where` names."""
-    place = {
-        "host": socket.gethostname(),
-        "driver": os.getpid(),
-        "submitted_at": time.time(),
-        "target": target,
-        **where,
-    }
-    write_json(record_path(run), {**place, "config": config_to_mapping(run)})
+    driver = {"host": socket.gethostname(), "driver": os.getpid(), "driver_started": process_start(os.getpid())}
+    folders = {name: str(Path(getattr(run, name)).absolute()) for name in ("output_dir", "cache_dir")}
+    config = {**config_to_mapping(run), **folders, "overwrite": False}  # as `python -m sweeps rerun` takes it up
+    write_json(record_path(run), {**driver, "submitted_at": time.time(), "target": target, **where, "config": config})
 
 
 def record_path(run: RunConfig) -> Path:
@@ -60,6 +57,6 @@ def read_json(path: Path) -> dict[str, Any]:
 def write_json(path: Path, mapping: Mapping[str, Any]) -> None:
     """Whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}")
     temporary.write_text(json.dumps(mapping))
     temporary.replace(path)

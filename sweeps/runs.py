@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -10,6 +11,9 @@ from typing import Any, Protocol
 
 from rlhf.config import RunConfig
 from rlhf.config.identity import run_folder, run_id, sweep_folder
+
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
+"""What asks a run to checkpoint and stop, be it for a while."""
 
 OVER = ("finished", "pruned")
 """States after which a run is not started again."""

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from rlhf.config import RunConfig
 from rlhf.config.identity import run_folder, run_id
 from sweeps.local_launcher import LocalRuns
-from sweeps.records import outcome_path, stop_path, write_json
+from sweeps.records import outcome_path, read_json, stop_path, write_json
 from sweeps.resources import Room, visible_gpus
-from sweeps.runs import Outcome
+from sweeps.runs import OVER, Outcome
 
 # sbatch --signal and preemption send it while there is time to checkpoint; the job then asks to be queued again.
 WARNING = signal.SIGUSR2
@@ -25,6 +27,10 @@ END = signal.SIGTERM
 
 # The lowest of the ports that ranks meet at; the job's number picks one.
 FIRST_PORT, PORTS = 20000, 20000
+
+
+# Seconds of a busy controller: each time waits two.
+ASK_TIMES = 5
 
 
 class JobFailed(RuntimeError):
@@ -37,12 +43,21 @@ class PackedRuns:
 
     runs: list[RunConfig]
     target: str
+    ids: list[str]
+    """The runs' ids when they were submitted; code or input files that were edited since would change them."""
+    emptied: list[int]
+    """How often each run had been started afresh when it was submitted."""
 
     def _own_runs(self) -> list[RunConfig]:
-        """What this start of the job does: one that was requeued goes on even where it was to start afresh."""
-        if int(os.environ.get("SLURM_RESTART_COUNT", "0")) == 0:
-            return self.runs
-        return [dataclasses.replace(run, overwrite=False) for run in self.runs]
+        """What this start of the job does: what ended before a requeue is not done again, nor emptied twice."""
+        again = int(os.environ.get("SLURM_RESTART_COUNT", "0")) > 0
+        left = []
+        for run, emptied in zip(self.runs, self.emptied, strict=True):
+            if again and read_json(outcome_path(run)).get("status") in (*OVER, "failed"):
+                continue
+            begun = again and times_emptied(run) > emptied
+            left.append(dataclasses.replace(run, overwrite=False) if begun else run)
+        return left
 
     def __call__(self) -> dict[str, str]:
         """Do the runs; returns how each ended.
@@ -53,6 +68,11 @@ class PackedRuns:
         requests: list[int] = []
         for number in (WARNING, END, signal.SIGUSR1, signal.SIGINT):
             signal.signal(number, lambda number, _: requests.append(number))
+        now = [run_id(run) for run in self.runs]
+        if now != self.ids:
+            raise JobFailed(
+                f"{self.ids}: the code or an input file was edited since these were submitted; submit again"
+            )
         outcomes = self._drive(requests)
         statuses = {run_id(outcome.run): outcome.status for outcome in outcomes}
         print(f"runs: {statuses}", flush=True)
@@ -70,7 +90,9 @@ class PackedRuns:
         local = LocalRuns(self.target, environment=rank_environment(), room=Room(len(self.runs), threads, gpus))
         outcomes: list[Outcome] = []
         heard = 0
-        for run in self._own_runs():
+        own = self._own_runs()
+        stops = {run_folder(run): stop_path(run) for run in own}
+        for run in own:
             if _rank() == 0:
                 outcome_path(run).unlink(missing_ok=True)
             local.submit(run)
@@ -78,13 +100,32 @@ class PackedRuns:
             if len(requests) > heard:
                 heard = len(requests)
                 local.cancel()
-            local.cancel([run_folder(run) for run in self.runs if stop_path(run).exists()])
-            for outcome in local.poll(1.0):
-                outcomes.append(outcome)
+            local.cancel([folder for folder, stop in stops.items() if stop.exists()])
+            for outcome in local.poll(2.0):
+                outcomes.append(_as_asked(outcome, requests))
                 if _rank() == 0:
-                    told = {"status": outcome.status, "reason": outcome.reason}
-                    write_json(outcome_path(outcome.run), told)
+                    _tell(outcomes[-1])
         return outcomes
+
+
+def _as_asked(outcome: Outcome, requests: list[int]) -> Outcome:
+    """A run that SLURM's own signal caught before it listened was stopped, and has not failed."""
+    caught = any(f"killed by {signal.Signals(number).name}" in outcome.reason for number in (WARNING, END))
+    return dataclasses.replace(outcome, status="interrupted") if requests and caught else outcome
+
+
+def _tell(outcome: Outcome) -> None:
+    """Say how a run ended; not where another process has it, which will say so itself."""
+    if outcome.reason.startswith("LockError"):
+        return
+    told = {"status": outcome.status, "reason": outcome.reason, "summary": outcome.summary}
+    with contextlib.suppress(OSError):  # a full disk must not end the other runs; the driver asks the queue then
+        write_json(outcome_path(outcome.run), told)
+
+
+def times_emptied(run: RunConfig) -> int:
+    """How often the run's folder was started afresh."""
+    return int(read_json(run_folder(run) / "overwrites.json").get("count", 0))
 
 
 def rank_environment() -> Mapping[str, str]:
@@ -121,13 +162,21 @@ def _rank() -> int:
 
 def _still_running() -> bool:
     """False once SLURM has cancelled the job or queued it again by itself."""
-    return "JobState=RUNNING" in _scontrol("show", "job", job_name_in_queue())
+    for _ in range(ASK_TIMES):
+        with contextlib.suppress(OSError, subprocess.SubprocessError):
+            return "JobState=RUNNING" in _scontrol("show", "job", job_name_in_queue())
+        time.sleep(2.0)
+    return True  # a controller too busy to say is busy with a mass preemption
 
 
 def _requeue() -> None:
     """SLURM ends this process right after; where it refuses, it is requeueing the job already."""
-    done = subprocess.run(["scontrol", "requeue", job_name_in_queue()], capture_output=True, text=True, check=False)
-    print(f"requeue: {done.stderr.strip() or 'asked'}", file=sys.stderr, flush=True)
+    for _ in range(ASK_TIMES):
+        done = subprocess.run(["scontrol", "requeue", job_name_in_queue()], capture_output=True, text=True, check=False)
+        print(f"requeue: {done.stderr.strip() or 'asked'}", file=sys.stderr, flush=True)
+        if done.returncode == 0:
+            return
+        time.sleep(2.0)
 
 
 def _scontrol(*words: str) -> str:

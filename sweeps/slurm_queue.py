@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import getpass
+import os
 import shutil
 import subprocess
 import time
@@ -11,10 +11,17 @@ from dataclasses import dataclass, field
 
 # A busy controller is not asked more often.
 ASK_EVERY_SECONDS = 4.0
+BUSY_FACTOR = 20.0
 ANSWER_WITHIN_SECONDS = 60.0
 
+SCANCEL_AT_ONCE = 200
+
 # squeue's states of a job that will not run again; during a requeue it is COMPLETING, then PENDING.
-ENDED = ("BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "TIMEOUT")
+ENDED = ("BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED")
+ENDED += ("REVOKED", "TIMEOUT")
+
+# Reasons to wait that pass by themselves; any other is worth a word.
+PASSING = ("None", "Priority", "Resources", "Dependency", "JobArrayTaskLimit", "BeginTime", "Cleaning")
 
 
 @dataclass(frozen=True)
@@ -39,16 +46,21 @@ class Queue:
     asked_at: float = float("-inf")
     answers: int = 0
     """How often the controller has answered."""
+    took: float = 0.0
+    """Seconds of the last answer."""
     trouble: str = ""
     """Why the last question had no answer."""
 
     def refresh(self, every: float = ASK_EVERY_SECONDS) -> None:
-        if time.monotonic() - self.asked_at < every:
+        if time.monotonic() - self.asked_at < max(every, BUSY_FACTOR * self.took):
             return
-        command = ["squeue", "--noheader", "--array", "--states=all", f"--user={getpass.getuser()}"]
+        began = time.monotonic()
+        command = ["squeue", "--noheader", "--array", "--states=all", f"--user={os.getuid()}"]
         command += ["--format=%i|%T|%N|%r"]
         try:
-            done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=ANSWER_WITHIN_SECONDS)
+            done = subprocess.run(
+                command, capture_output=True, text=True, check=True, timeout=ANSWER_WITHIN_SECONDS, env=_environment()
+            )
         except (OSError, subprocess.SubprocessError) as error:
             lines = str(getattr(error, "stderr", None) or error).strip().splitlines()
             self.trouble = lines[-1] if lines else type(error).__name__
@@ -58,12 +70,32 @@ class Queue:
             self.answers += 1
             self.trouble = ""
         self.asked_at = time.monotonic()
+        self.took = self.asked_at - began
+
+    @property
+    def held(self) -> set[str]:
+        """Jobs that wait for something that may never come: a hold, an account's limit."""
+        waiting = {number: job for number, job in self.jobs.items() if job.state == "PENDING"}
+        return {number for number, job in waiting.items() if job.reason not in PASSING}
 
 
-def scancel(jobs: Collection[str]) -> None:
-    """End these jobs; those that have ended meanwhile do not matter."""
-    if jobs:
-        subprocess.run(["scancel", *sorted(jobs)], capture_output=True, check=False, timeout=ANSWER_WITHIN_SECONDS)
+def scancel(jobs: Collection[str]) -> str:
+    """End these jobs; those that have ended meanwhile do not matter. Returns what scancel complained of."""
+    complaints = []
+    ordered = sorted(jobs)
+    for part in (ordered[i : i + SCANCEL_AT_ONCE] for i in range(0, len(ordered), SCANCEL_AT_ONCE)):
+        command = ["scancel", *part]
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=ANSWER_WITHIN_SECONDS)
+            complaints += done.stderr.strip().splitlines()
+        except (OSError, subprocess.SubprocessError) as error:
+            complaints.append(str(error))
+    return "; ".join(dict.fromkeys(complaints))
+
+
+def _environment() -> dict[str, str]:
+    """A user's SQUEUE_* would hide jobs."""
+    return {name: value for name, value in os.environ.items() if not name.startswith("SQUEUE_")}
 
 
 def has_slurm() -> bool:

@@ -1,8 +1,8 @@
-"""What became of a sweep's runs, told from their own files; SLURM is asked only where a job waits or runs."""
+"""What became of a sweep's runs, told from their own files; SLURM is asked only where a job may be in its queue."""
 
 from __future__ import annotations
 
-import os
+import dataclasses
 import socket
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,15 +11,17 @@ from typing import Any
 from rich.table import Table
 
 from rlhf.config import RunConfig
-from rlhf.config.build import build_config
+from rlhf.config.build import ConfigError, build_config
+from rlhf.config.identity import run_folder
+from rlhf.lock import is_alive, process_start
 from sweeps.display import RunProgress
 from sweeps.driver import read_summary
 from sweeps.records import outcome_path, read_json, read_records
 from sweeps.runs import OVER, log_path
-from sweeps.slurm_queue import Queue, has_slurm
+from sweeps.slurm_queue import JobState, Queue, has_slurm
 
 COLUMNS = ("run", "state", "progress", "reward", "KL", "job", "node", "log")
-STALE_LEASE = "its process is gone"
+AT_WORK = ("running", "pending", "queued")
 
 
 @dataclass(frozen=True)
@@ -27,7 +29,8 @@ class RunStatus:
     run: RunConfig
     name: str
     state: str
-    """finished, pruned, failed, interrupted, running, pending (in SLURM's queue), queued (in a driver's) or lost."""
+    """finished, pruned, failed, interrupted, running, pending (in SLURM's queue), queued (in a driver's), unknown
+    (SLURM does not answer) or lost (it ended without a word)."""
     reason: str
     progress: RunProgress
     job: str
@@ -41,77 +44,80 @@ class RunStatus:
     def cells(self) -> list[str]:
         shown = self.progress
         numbers = ["-" if value is None else f"{value:.3f}" for value in (shown.reward, shown.kl)]
-        return [
-            self.name,
-            self.state,
-            f"{shown.done}/{shown.total}",
-            *numbers,
-            self.job or "-",
-            self.node or "-",
-            str(self.log),
-        ]
+        place = [self.job or "-", self.node or "-", str(self.log)]
+        return [self.name, self.state, f"{shown.done}/{shown.total}", *numbers, *place]
 
 
-def sweep_status(folder: Path) -> list[RunStatus]:
-    """Every run that was ever started into this sweep folder, in the order of their names."""
+def sweep_status(folder: Path) -> tuple[list[RunStatus], list[str]]:
+    """Every run that a sweep started into this folder, by name; and a line for each that cannot be read."""
     records = read_records(folder)
     queue = Queue()
-    if any("job_id" in record for record in records.values()) and has_slurm():
+    if any(record.get("job_id") for record in records.values()) and has_slurm():
         queue.refresh()
-    return [_status(name, record, queue) for name, record in records.items()]
+    statuses, unreadable = [], []
+    for name, record in records.items():
+        try:
+            statuses.append(_status(folder, name, record, queue))
+        except (ConfigError, KeyError) as error:
+            first = str(error).splitlines()[0]
+            unreadable.append(f"{folder / 'jobs' / name}.json: not of this version of the program ({first})")
+    return statuses, unreadable
 
 
-def _status(name: str, record: dict[str, Any], queue: Queue) -> RunStatus:
+def _status(folder: Path, name: str, record: dict[str, Any], queue: Queue) -> RunStatus:
     run = build_config(record["config"])
+    # Where it lies now, from wherever this is typed.
+    run = dataclasses.replace(run, output_dir=str(folder.absolute().parent), sweep_name=folder.absolute().name)
     progress = RunProgress(run)
     progress.look()
-    summary = read_summary(progress.folder)
-    summary |= {} if summary.get("status") in OVER else _told(run)
     lock = read_json(progress.folder / "lock.json")
     job = str(record.get("job_id", ""))
     in_queue = queue.jobs.get(job)
-    waiting = in_queue is not None and not in_queue.ended
-    driver = (
-        record["driver"] if not job and record["host"] == socket.gethostname() and _drives(record["driver"]) else None
-    )
-    state, reason = _state(summary, lock, record, waiting and in_queue is not None and in_queue.state, driver)
+    driver = _driver(record) if not job else None
+    state, reason = _state(run, record, lock, in_queue, driver, bool(job and queue.trouble))
     node = (in_queue.node if in_queue is not None else "") or str(lock.get("host", ""))
     return RunStatus(run, name, state, reason, progress, job, node, log_path(run), driver, record["target"])
 
 
-def _told(run: RunConfig) -> dict[str, Any]:
-    """What the run's job or driver says of its end, in the words of a summary."""
-    told = read_json(outcome_path(run))
-    return {"status": told["status"], "error": told["reason"]} if told else {}
-
-
 def _state(
-    summary: dict[str, Any], lock: dict[str, Any], record: dict[str, Any], in_queue: str | bool, driver: int | None
+    run: RunConfig,
+    record: dict[str, Any],
+    lock: dict[str, Any],
+    in_queue: JobState | None,
+    driver: int | None,
+    unanswered: bool,
 ) -> tuple[str, str]:
+    summary = read_summary(run_folder(run))
     if summary.get("status") in OVER:
         return summary["status"], ""
-    if in_queue:
-        return ("running" if in_queue == "RUNNING" else "pending"), ""
+    told = read_json(outcome_path(run))
+    if told.get("status") == "failed":
+        return "failed", told["reason"]
+    if {"host", "pid", "pid_started", "heartbeat"} <= set(lock) and is_alive(lock):
+        return "running", ""
+    if in_queue is not None and not in_queue.ended:
+        return ("running", "") if in_queue.state == "RUNNING" else ("pending", _why_waiting(in_queue))
+    if told:
+        return told["status"], told["reason"]
     if driver is not None:
-        told = summary.get("status")
-        return (told, str(summary.get("error", ""))) if told else ("running" if lock else "queued", "")
-    if "status" in summary:
+        return "queued", ""
+    if summary.get("finished_at", 0.0) >= record["submitted_at"]:
         return summary["status"], str(summary.get("error", ""))
-    if "job_id" in record:
-        return "lost", "its job ended without a result"
-    return "lost", STALE_LEASE if lock else "its driver is gone"
+    if unanswered:
+        return "unknown", "squeue does not answer"
+    return "lost", "its job ended without a word" if record.get("job_id") else "its driver is gone"
 
 
-def _drives(pid: int) -> bool:
-    """Whether that process lives and is one of ours, not another that was given the number since."""
-    try:
-        os.kill(pid, 0)
-        words = Path(f"/proc/{pid}/cmdline").read_bytes()
-    except (ProcessLookupError, FileNotFoundError):
-        return False
-    except PermissionError:
-        return False
-    return b"main.py" in words or b"sweeps" in words
+def _why_waiting(job: JobState) -> str:
+    return "" if job.reason in ("None", "Priority", "Resources") else f"waits for {job.reason}"
+
+
+def _driver(record: dict[str, Any]) -> int | None:
+    """The process that started the run, where it lives on this machine."""
+    if record["host"] != socket.gethostname():
+        return None
+    started = process_start(record["driver"])
+    return record["driver"] if started is not None and started == record["driver_started"] else None
 
 
 def status_table(statuses: list[RunStatus]) -> Table:

@@ -24,11 +24,15 @@ def log_sweep(run: RunConfig, folder: Path, comparison: Comparison) -> None:
         folder: the sweep's.
     """
     own = folder / FOLDER
-    finished = sorted(one.record.id for setting in comparison.settings for one in setting.runs)
-    state = hashlib.sha256(json.dumps(finished).encode()).hexdigest()[:8]
+    records = [one.record for setting in comparison.settings for one in setting.runs]
+    finished = sorted(record.id for record in records)
+    times = sorted((record.id, record.summary.get("finished_at")) for record in records)
+    state = hashlib.sha256(json.dumps(times).encode()).hexdigest()[:8]
     marker = own / f"{state}.logged"
     if run.tracking.wandb == "off" or not finished or marker.exists():
         return
+    own.mkdir(exist_ok=True)
+    marker.touch()  # first: a command that is killed below would otherwise have every row logged twice
     from analysis.curves import over_kl, over_samples
     from rlhf.wandb_mirror import open_wandb_run
 
@@ -51,4 +55,3 @@ def log_sweep(run: RunConfig, folder: Path, comparison: Comparison) -> None:
         wandb_run.summary[f"kl_efficiency/{setting.name}"] = budget.kl_efficiency.mean
         wandb_run.summary[f"reward_gain_at_budget/{setting.name}"] = budget.gain.mean
     wandb_run.finish()
-    marker.touch()

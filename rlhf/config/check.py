@@ -38,7 +38,8 @@ def check(config: RunConfig) -> list[str]:
             f"sweep_name: {config.sweep_name!r} is no folder name of letters, digits and . _ - that starts with a "
             "letter or digit"
         )
-    return problems + _batches(config) + _model(config) + _dataset(config) + _algorithm(config) + _paths(config)
+    parts = (_batches, _model, _dataset, _algorithm, _slurm, _paths)
+    return problems + [problem for part in parts for problem in part(config)]
 
 
 def _divides(inner: int, inner_path: str, outer: int, outer_path: str) -> list[str]:
@@ -133,6 +134,23 @@ def _adaptive_controller(kl: KLControlConfig, num_responses: int) -> list[str]:
         )
     if kl.init_coef == 0:
         problems.append("algo.kl.init_coef: the adaptive controller multiplies, so that 0 stays 0; use controller=none")
+    return problems
+
+
+def _slurm(config: RunConfig) -> list[str]:
+    slurm, at_a_time = config.hardware.slurm, config.hardware.parallel_runs
+    if slurm is None:
+        return []
+    problems = []
+    if slurm.signal_seconds >= 60 * slurm.time_minutes:
+        problems.append(
+            f"hardware.slurm.signal_seconds: {slurm.signal_seconds} is not below the time limit of "
+            f"{slurm.time_minutes} minutes; every job would be warned as it starts"
+        )
+    if slurm.pack > 1 and slurm.nodes * slurm.tasks_per_node > 1:
+        problems.append("hardware.slurm.pack: runs of several processes have a job each; pack=1")
+    if at_a_time is not None and at_a_time < slurm.pack:
+        problems.append(f"hardware.slurm.pack: {slurm.pack} in a job, and hardware.parallel_runs allows {at_a_time}")
     return problems
 
 

@@ -15,6 +15,9 @@ from rlhf.config.build import build_config, config_to_mapping
 REVISION = 1
 """Raised whenever code changes results under the same config: cached inputs and finished runs then no longer match."""
 
+# Beside the fields of a config, which nothing changes once it is built; copies with other values start without.
+_RUN_ID = "_run_id"
+
 # Files beyond this size enter a fingerprint by their two ends and their size.
 WHOLE_FILE_BYTES = 64 * 2**20
 END_BYTES = 2**20
@@ -32,7 +35,14 @@ UNREAD_OF_DATASET = {
 
 
 def run_id(config: RunConfig) -> str:
-    """`<algo>-s<seed>-<8 hex>`; a stage before RL puts its own name and seed in front."""
+    """`<algo>-s<seed>-<8 hex>`; a stage before RL puts its own name and seed in front. Worked out once for a config."""
+    known = config.__dict__.get(_RUN_ID)
+    if known is None:
+        known = config.__dict__[_RUN_ID] = _run_id(config)
+    return known
+
+
+def _run_id(config: RunConfig) -> str:
     names = {
         "online": (config.algo.name, config.seed),
         "sft": ("sft", config.sft.seed),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -15,6 +16,27 @@ from tests.slurm.cluster import Cluster
 from tests.slurm.driving import ROOT, Sweep
 
 SIX = [f"{algo}-s{seed}" for algo in ("apa", "ppo", "awr") for seed in (0, 100)]
+# A run of seconds that trains.
+TINY = [
+    "model.width=32",
+    "model.num_layers=2",
+    "dataset.max_new_tokens=8",
+    "dataset.num_sft=32",
+    "dataset.num_pairs=32",
+    "dataset.num_test_pairs=8",
+    "dataset.num_eval_prompts=8",
+    "dataset.num_prompts=64",
+    "reward.path=null",
+    "rollout.num_responses=16",
+    "rollout.batch_size=16",
+    "rollout.iterations=30",
+    "evaluation.eval_every=5",
+    "checkpoint.checkpoint_every=7",
+    "sft.steps=2",
+    "reward_model.steps=2",
+    "sft.warmup_steps=0",
+    "reward_model.warmup_steps=0",
+]
 GRID = ("algo=apa,ppo,awr", "seed=0,100")
 
 
@@ -246,7 +268,7 @@ def test_cancel_and_go_on(cluster: Cluster, tmp_path: Path):
     driver = sweep.start("algo=apa,ppo", "rollout.iterations=12", "hardware.parallel_runs=1")
     sweep.wait_for_rows("apa-s0", 2)
     code, said = sweep.tool("cancel")
-    assert code == 0 and "stopped 2 jobs" in said, said
+    assert code == 0 and "told to stop: 2 jobs;" in said, said
     output = sweep.finish(driver)
     assert driver.returncode == 130 and "0 of 2 runs finished" in output, output
     code, output = sweep.tool("rerun")
@@ -254,17 +276,96 @@ def test_cancel_and_go_on(cluster: Cluster, tmp_path: Path):
     sweep.assert_as_undisturbed(tmp_path / "local", ["apa-s0", "ppo-s0"], "rollout.iterations=12")
 
 
-def test_a_controller_that_does_not_answer(cluster: Cluster, tmp_path: Path):
-    sweep = Sweep(cluster, tmp_path, seconds=1)
-    driver = sweep.start("algo=apa", "rollout.iterations=10")
-    sweep.wait_for_rows("apa-s0", 1)
-    time.sleep(3)  # until the controller has saved that the job runs
-    cluster.kill_slurmctld()
+def test_a_queue_that_does_not_answer(cluster: Cluster, tmp_path: Path):
+    """The driver waits and says so; typed again meanwhile, nothing is submitted twice."""
+    sweep = Sweep(cluster, tmp_path, seconds=0.7)
+    broken = sweep.break_squeue()
+    broken.touch()
+    driver = sweep.start("algo=apa", "rollout.iterations=20")
     time.sleep(4)
+    assert not sweep.starts(), "submitted without knowing what is there"
+    broken.unlink()
+    sweep.wait_for_rows("apa-s0", 1)
+    broken.touch()
+    again = sweep.start("algo=apa", "rollout.iterations=20")
+    time.sleep(8)
+    broken.unlink()
+    for one in (driver, again):
+        output = sweep.finish(one)
+        assert one.returncode == 0, output
+    assert len(sweep.starts()) == 1
+    sweep.assert_as_undisturbed(tmp_path / "local", ["apa-s0"], "rollout.iterations=20")
+
+
+def test_a_controller_that_crashes(cluster: Cluster, tmp_path: Path):
+    sweep = Sweep(cluster, tmp_path, seconds=1.5)
+    driver = sweep.start("algo=apa", "rollout.iterations=20")
+    sweep.wait_for_rows("apa-s0", 1)
+    time.sleep(5)  # until the controller has saved that the job runs
+    cluster.kill_slurmctld()
+    time.sleep(15)
     cluster.restart_slurmctld()
+    output = sweep.finish(driver, 180)
+    assert driver.returncode == 0, output
+    assert "squeue does not answer" in output
+    sweep.assert_as_undisturbed(tmp_path / "local", ["apa-s0"], "rollout.iterations=20")
+
+
+def test_a_users_own_squeue_settings_hide_nothing(cluster: Cluster, tmp_path: Path):
+    sweep = Sweep(cluster, tmp_path)
+    sweep.environment |= {"SQUEUE_PARTITION": "high", "SQUEUE_STATES": "PD", "LOGNAME": "somebody"}
+    code, output = sweep.run("algo=apa", "rollout.iterations=40")
+    assert code == 0, output
+
+
+def test_a_pack_of_one_that_failed_and_one_that_goes_on(cluster: Cluster, tmp_path: Path):
+    sweep = Sweep(cluster, tmp_path, seconds=0.5)
+    sweep.fates(ppo="raise")
+    driver = sweep.start("algo=apa,ppo", "rollout.iterations=14", "hardware.slurm.pack=2")
+    sweep.wait_for_rows("apa-s0", 5)
+    assert re.search(r"ppo-s0-\w+ +failed", sweep.tool("status")[1])
+    sweep.fates()
+    cluster.scancel(sweep.job("apa-s0"), signal="USR2")
+    output = sweep.finish(driver)
+    assert driver.returncode == 1, output
+    assert len(sweep.starts_of("ppo-s0")) == 1 and len(sweep.starts_of("apa-s0")) == 2
+    sweep.assert_as_undisturbed(tmp_path / "local", ["apa-s0"], "rollout.iterations=14")
+
+
+def test_relative_folders_and_a_look_from_elsewhere(cluster: Cluster, tmp_path: Path):
+    sweep = Sweep(cluster, tmp_path)
+    code, output = sweep.run("algo=apa", "rollout.iterations=1", "output_dir=runs", "cache_dir=cache")
+    assert code == 0, output
+    assert re.search(r"apa-s0-\w+ +finished +1/1", sweep.tool("status")[1])
+
+
+def test_overwrite_empties_once_however_often_the_job_starts(cluster: Cluster, tmp_path: Path):
+    sweep = Sweep(cluster, tmp_path, target="rlhf.run:execute")
+    assert sweep.run("algo=apa", *TINY)[0] == 0
+    driver = sweep.start("algo=apa", *TINY, "overwrite=true")
+    cluster.wait_until(lambda: 2 <= len(sweep.rows("apa-s0")) < 30, 100)
+    cluster.scancel(sweep.job("apa-s0"), signal="USR2")
     output = sweep.finish(driver)
     assert driver.returncode == 0, output
-    sweep.assert_as_undisturbed(tmp_path / "local", ["apa-s0"], "rollout.iterations=10")
+    count = next((tmp_path / "runs/default").glob("apa-s0*/overwrites.json")).read_text()
+    assert json.loads(count) == {"count": 1}
+
+
+@pytest.mark.parametrize("how", ["USR2", "requeue"])
+def test_a_real_run_ends_as_if_undisturbed(cluster: Cluster, tmp_path: Path, how: str):
+    """Training, not counting: checkpoint, cut-back logs and weights."""
+    sweep = Sweep(cluster, tmp_path, target="rlhf.run:execute")
+    driver = sweep.start("algo=ppo", *TINY)
+    sweep.wait_for_rows("ppo-s0", 8)
+    if how == "USR2":
+        cluster.scancel(sweep.job("ppo-s0"), signal="USR2")
+    else:
+        cluster.requeue(sweep.job("ppo-s0"))
+    output = sweep.finish(driver, 200)
+    assert driver.returncode == 0, output
+    sweep.assert_as_undisturbed(tmp_path / "local", ["ppo-s0"], *TINY)
+    weights = [next(tmp_path.glob(f"{place}runs/default/ppo*/final/model.safetensors")) for place in ("", "local/")]
+    assert weights[0].read_bytes() == weights[1].read_bytes()
 
 
 def test_what_sbatch_refuses_is_one_line(cluster: Cluster, tmp_path: Path):

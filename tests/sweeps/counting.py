@@ -15,7 +15,7 @@ import yaml
 from rlhf.config import RunConfig
 from rlhf.config.build import config_to_mapping
 from rlhf.config.identity import run_folder, run_id
-from rlhf.lock import RunLock
+from rlhf.lock import WAIT_FOR_LOCK, RunLock
 
 
 def execute(run: RunConfig) -> dict[str, Any]:
@@ -28,7 +28,7 @@ def execute(run: RunConfig) -> dict[str, Any]:
         signal.signal(number, lambda number, _: stopped.append(number))
     folder = run_folder(run)
     folder.mkdir(parents=True, exist_ok=True)
-    with RunLock(folder, wait_while=lambda: "SLURM_JOB_ID" in os.environ and not stopped):
+    with RunLock(folder, wait_while=lambda: WAIT_FOR_LOCK in os.environ and not stopped):
         (folder / "summary.json").unlink(missing_ok=True)
         (folder / "config.yaml").write_text(yaml.safe_dump(config_to_mapping(run)))
         status = _count(run, folder, stopped)

@@ -133,7 +133,7 @@ def command_line(folder: Path, *overrides: str) -> subprocess.Popen[str]:
 
 
 def wait_until_started(folder: Path, count: int) -> None:
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while len(started(folder)) < count:
         assert time.monotonic() < deadline
         time.sleep(0.05)

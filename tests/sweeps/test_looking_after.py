@@ -117,7 +117,8 @@ def test_one_run_is_stopped_and_the_others_go_on(tmp_path, monkeypatch):
     assert json.loads((run_folder(runs[1]) / "summary.json").read_text())["status"] == "finished"
 
 
-def test_signals_to_all_processes_do_not_end_the_server(tmp_path, monkeypatch):
+@pytest.mark.parametrize("number", [signal.SIGUSR2, signal.SIGTERM])
+def test_signals_to_all_processes_do_not_end_the_server(tmp_path, monkeypatch, number):
     """As SLURM sends them: the driver must still learn how its children ended."""
     monkeypatch.setenv("COUNTING_SECONDS", "0.2")
     launcher = LocalRuns(COUNTING, room=Room(1, 1))
@@ -128,11 +129,35 @@ def test_signals_to_all_processes_do_not_end_the_server(tmp_path, monkeypatch):
     assert child is not None
     server = int(Path(f"/proc/{child}/stat").read_text().rsplit(")", 1)[1].split()[1])
     for pid in (server, child):
-        os.kill(pid, signal.SIGUSR2)
+        os.kill(pid, number)
     assert drain(launcher) == ["interrupted"]
     launcher.submit(run(tmp_path, "rollout.iterations=20"))
     assert drain(launcher) == ["finished"]
     assert [start["from"] > 0 for start in starts(tmp_path)] == [False, True]
+
+
+def test_a_closed_terminal_is_a_request_to_checkpoint(tmp_path):
+    """SIGHUP goes to every process of the terminal's group, the server too."""
+    driver = sweep(tmp_path, "algo=apa,ppo", "rollout.iterations=12", "hardware.parallel_runs=2")
+    deadline = time.monotonic() + 60
+    while len(list(tmp_path.glob("runs/default/*/metrics.jsonl"))) < 2:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    os.killpg(driver.pid, signal.SIGHUP)
+    output, _ = driver.communicate(timeout=60)
+    assert driver.returncode == 130, output
+    statuses = [json.loads(file.read_text())["status"] for file in tmp_path.glob("runs/default/*/summary.json")]
+    assert statuses == ["interrupted", "interrupted"]
+
+
+def test_a_second_driver_waits_for_the_first(tmp_path):
+    """Both end with the runs done once."""
+    drivers = [sweep(tmp_path, "algo=apa,ppo", "rollout.iterations=5") for _ in range(2)]
+    for driver in drivers:
+        output, _ = driver.communicate(timeout=90)
+        assert driver.returncode == 0, output
+    rows = [len(file.read_text().splitlines()) for file in tmp_path.glob("runs/default/*/metrics.jsonl")]
+    assert rows == [6, 6]
 
 
 # --- the command -----------------------------------------------------------------------------------------------------
@@ -175,7 +200,7 @@ def test_status_cancel_and_rerun(tmp_path):
     assert re.search(r"^apa-s0-\w+ +running +\d/8 +\d\.\d{3} +\d\.\d{3} +- +\S+ +\S+/logs/apa-s0-\w+\.log", shown, re.M)
     assert re.search(r"^ppo-s0-\w+ +queued +0/8 +- +- ", shown, re.M)
     code, said = tool(tmp_path, "cancel")
-    assert code == 0 and f"stopped the driver {driver.pid}" in said
+    assert code == 0 and f"told to stop: the driver {driver.pid};" in said
     driver.communicate(timeout=30)
     assert driver.returncode == 130
     code, shown = tool(tmp_path, "status")
