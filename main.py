@@ -52,8 +52,9 @@ def _hydra(arguments: list[str]) -> None:
 
     # Hydra's own reports have tracebacks; errors come to main() instead.
     os.environ["HYDRA_FULL_ERROR"] = "1"
-    sweeps.register()
-    refuse_unknown(get_args_parser().parse_args(arguments).overrides, CONF)
+    overrides = get_args_parser().parse_args(arguments).overrides
+    sweeps.register(overrides)
+    refuse_unknown(overrides, CONF)
     old = tuple(int(part) for part in hydra.__version__.split(".")[:2]) < (1, 4)
     version: dict[str, Any] = {"version_base": "1.3"} if old else {}  # 1.3 warns without it, 1.4 with it
     hydra.main(config_path=str(CONF), config_name="config", **version)(run)()

@@ -2,30 +2,42 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 
-def register(sweep_files: Path = Path(__file__).parent) -> None:
+def register(overrides: Sequence[str] | None = None, sweep_files: Path = Path(__file__).parent) -> None:
     """Make the sweeper, the launcher and `+sweep=<name>` (a YAML file of this folder) known to Hydra.
 
     Hydra 1.3 takes plugin classes from a package named hydra_plugins alone; 1.4 takes them from anywhere.
+
+    Args:
+        overrides: what will be composed; None: anything. Hydra copies all that is stored whenever it lists a group, a
+            hundred times for --help, so that files which no override names are stored empty.
+        sweep_files: their folder.
     """
     from hydra.core.config_store import ConfigStore
     from hydra.core.plugins import Plugins
 
-    from sweeps.grid_sweeper import GridSweeper, GridSweeperConf
     from sweeps.launcher import HarnessLauncher, HarnessLauncherConf
+    from sweeps.optuna_sweeper import HarnessSweeper
+    from sweeps.settings import SWEEPERS, SweeperConf
 
     guard = getattr(Plugins, "is_in_toplevel_plugins_module", None)
     if guard is not None:
         accepts = staticmethod(lambda name: name.startswith("sweeps.") or guard(name))
         Plugins.is_in_toplevel_plugins_module = accepts  # type: ignore[method-assign]
-    Plugins.instance().register(GridSweeper)
+    Plugins.instance().register(HarnessSweeper)
     Plugins.instance().register(HarnessLauncher)
     store = ConfigStore.instance()
-    store.store(group="hydra/sweeper", name="grid", node=GridSweeperConf, provider="sweeps")
+    own, *others = SWEEPERS
+    store.store(group="hydra/sweeper", name=own, node=SweeperConf, provider="sweeps")
+    for name in others:
+        store.store(group="hydra/sweeper", name=name, node={"defaults": [own]}, provider="sweeps")
     store.store(group="hydra/launcher", name="harness", node=HarnessLauncherConf, provider="sweeps")
     for file in sorted(sweep_files.glob("*.yaml")):
         from omegaconf import OmegaConf
 
-        store.store(group="sweep", name=file.stem, node=OmegaConf.load(file), package="_global_", provider="sweeps")
+        named = overrides is None or any(file.stem in text for text in overrides)
+        node = OmegaConf.load(file) if named else {}
+        store.store(group="sweep", name=file.stem, node=node, package="_global_", provider="sweeps")

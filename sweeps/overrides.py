@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from rlhf.config import ALGO_CONFIGS
 from rlhf.config.build import ConfigError, no_such_option, option_paths
+from sweeps.settings import SWEEPERS, unknown_settings
 
 if TYPE_CHECKING:
     from hydra.core.override_parser.types import Override
@@ -40,6 +41,7 @@ def refuse_unknown(overrides: list[str], conf: Path) -> None:
             problems += _unknown_choices(override, groups[key])
         elif not _is_hydras(key):
             problems += _unknown_option(key, algos, sorted(groups))
+    problems += _unknown_settings(parsed)
     if problems:
         raise ConfigError(problems)
 
@@ -50,6 +52,15 @@ def _group_folders(conf: Path) -> list[Path]:
 
 def _is_hydras(key: str) -> bool:
     return key == "hydra" or key.startswith(("hydra.", "hydra/"))
+
+
+def _unknown_settings(overrides: list[Override]) -> list[str]:
+    """Keys of `hydra.sweeper` that our sweeper lacks; a foreign one has others."""
+    chosen = [override.value() for override in overrides if override.key_or_group == "hydra/sweeper"]
+    if any(name not in SWEEPERS for name in chosen):
+        return []
+    keys = [override.key_or_group.split(".") for override in overrides]
+    return unknown_settings(key[2] for key in keys if key[:2] == ["hydra", "sweeper"] and len(key) > 2)
 
 
 def _chosen_algos(overrides: list[Override]) -> list[str]:

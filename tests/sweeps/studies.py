@@ -19,6 +19,7 @@ from omegaconf import OmegaConf
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 
+import main
 from sweeps.cells import Groups, cells
 from sweeps.experiment import Stopped
 from sweeps.launcher import HarnessLauncher
@@ -40,10 +41,14 @@ def arguments(folder: Path, *further: str) -> list[str]:
     return [*places, "hardware.parallel_runs=4", "rollout.iterations=4", *further]
 
 
-def specs(typed: list[str]) -> list[StudySpec]:
+def words(folder: Path, *further: str) -> list[str]:
+    return ["-m", f"hydra.launcher.target={TARGET}", *arguments(folder, *further)]
+
+
+def specs(typed: list[str], search: bool = True) -> list[StudySpec]:
     """As the sweeper makes them, but Hydra composes the groups alone, once each, since it takes its time."""
     found = []
-    for cell in cells([], OverridesParser.create().parse_overrides(typed), GROUPS):
+    for cell in cells([], OverridesParser.create().parse_overrides(typed), GROUPS, search=search):
         groups = [text for text in cell.overrides if (CONF / text.partition("=")[0]).is_dir()]
         values = OmegaConf.from_dotlist([text for text in cell.overrides if text not in groups])
         config = OmegaConf.to_container(OmegaConf.merge(composed(*groups), values))
@@ -53,18 +58,36 @@ def specs(typed: list[str]) -> list[StudySpec]:
 
 
 @pytest.fixture
-def search(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Search:
-    """A search in this process, without the report, which takes a second: exit code and stdout.
+def typed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Search:
+    """`python main.py -m ...` in this process, without the report, which takes a second: exit code and stdout."""
+    monkeypatch.setattr("sweeps.experiment._report", lambda *_: None)
 
-    Takes overrides as typed, and settings of hydra.sweeper by name.
-    """
+    def run(*further: str) -> tuple[int, str]:
+        monkeypatch.setattr(sys, "argv", ["main.py", *words(tmp_path, *further)])
+        try:
+            main._hydra(sys.argv[1:])
+            code = 0
+        except Stopped as stopped:
+            code = stopped.exit_code
+        return code, capsys.readouterr().out
+
+    return run
+
+
+@pytest.fixture
+def search(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Search:
+    """The same beneath Hydra, which takes half a second: overrides as typed, settings of hydra.sweeper by name."""
     monkeypatch.setattr("sweeps.experiment._report", lambda *_: None)
     monkeypatch.setattr(sys, "argv", ["main.py", "-m"])
 
     def run(*typed: str, launcher: Launcher | None = None, **settings: Any) -> tuple[int, str]:
         given = {name: value for name, value in asdict(SweeperConf()).items() if name != "_target_"}
         try:
-            tune(specs(arguments(tmp_path, *typed)), study_settings(given | settings), launcher or HarnessLauncher(TARGET))
+            tune(
+                specs(arguments(tmp_path, *typed)),
+                study_settings(given | settings),
+                launcher or HarnessLauncher(TARGET),
+            )
             code = 0
         except Stopped as stopped:
             code = stopped.exit_code
@@ -75,9 +98,9 @@ def search(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captu
 
 def command(folder: Path, *further: str) -> subprocess.Popen[str]:
     """A session of its own, so that a signal to its group is what Ctrl-C in a terminal is."""
-    words = [sys.executable, str(ROOT / "main.py"), "-m", f"hydra.launcher.target={TARGET}", *arguments(folder, *further)]
+    program = [sys.executable, str(ROOT / "main.py"), *words(folder, *further)]
     pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
-    return subprocess.Popen(words, cwd=folder, text=True, start_new_session=True, **pipes)
+    return subprocess.Popen(program, cwd=folder, text=True, start_new_session=True, **pipes)
 
 
 def load(folder: Path, name: str = "default/algo=apa") -> optuna.Study:

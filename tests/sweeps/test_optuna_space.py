@@ -11,6 +11,7 @@ from rlhf.config.build import ConfigError
 from sweeps.cells import Cell, Groups, cells
 from sweeps.settings import SweeperConf, study_settings
 from sweeps.space import dimension
+from tests.sweeps.studies import specs
 
 GROUPS = Groups({"algo": ["apa", "awr", "ppo"], "model": ["tiny"]}, {"algo": "apa", "model": "tiny"})
 PARSER = OverridesParser.create()
@@ -33,7 +34,7 @@ def parsed(text: str):
         ("range(8,0,-2)", "2 to 8, integers, step 2", 6, [2, 4, 6, 8]),
         # As one reads it: the end is left out although 0.1 + 3 * 0.3 is below 1 in binary.
         ("range(0.1,1,0.3)", "0.1 to 0.7, step 0.3", 0.4, [0.1, 0.4, 0.7]),
-        ("tag(search,choice(16,'a b',true))", "one of 16, 'a b', true", "a b", [16, "a b", True]),
+        ("tag(search,choice(16,'a b',true))", "one of 16, a\\ b, True", "a b", [16, "a b", True]),
     ],
 )
 def test_a_dimension(text, shown, middle, points):
@@ -152,6 +153,26 @@ def test_a_number_of_trials_without_a_search_space():
     with pytest.raises(ConfigError) as error:
         found("algo=apa,ppo", search=True)
     assert error.value.problems[0].startswith("hydra.sweeper.n_trials: there is no search space;")
+
+
+@pytest.mark.parametrize(
+    ("typed", "problem"),
+    [
+        (["algo.lam=interval(-1,2)"], "algo.lam: -1.0 is not above 0"),
+        (["optimization.epochs=interval(1,3)"], "optimization.epochs: 2.0 is not an integer"),
+        (["tracking.init_timeout=interval(1,3)"], "tracking.init_timeout: changes no result, so that there is nothing"),
+        (["stage=sft", "sft.learning_rate=interval(1e-4,1e-3)"], "stage=sft: a search compares RL runs; stage=online"),
+        (
+            ["hardware=slurm", "hardware.slurm.wait=false", "algo.lam=interval(1,2)"],
+            "hardware.slurm.wait: false leaves",
+        ),
+        (["algo=ppo", "algo.lam=interval(1,2)"], "algo.lam: no such option"),
+    ],
+)
+def test_trials_that_could_not_run(typed, problem):
+    (spec,) = specs(typed)
+    (told,) = spec.problems()
+    assert told.startswith(problem)
 
 
 def settings(**changed):

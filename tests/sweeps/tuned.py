@@ -6,6 +6,7 @@ import json
 import math
 import os
 import signal
+import socket
 import time
 from pathlib import Path
 from typing import Any
@@ -17,12 +18,16 @@ from rlhf.config.build import config_to_mapping
 from rlhf.config.identity import run_folder, run_id
 
 
+class LockError(RuntimeError):
+    """Of the name that rlhf.lock's has."""
+
+
 def execute(run: RunConfig) -> dict[str, Any]:
     """`rollout.iterations` iterations, an evaluation after each; the folder above cache_dir has what it obeys.
 
     behaviour.json: {"seconds": of an iteration, "long": {"<optimization.epochs>": seconds of an iteration}, "fates":
-    {"<start of a run id>": "raise" or "nan" or "kill", at the end}}. It goes on where metrics.jsonl ends, and writes a
-    line to spans.jsonl when it begins and when it ends.
+    {"<start of a run id>": "raise" or "nan" or "locked", at the end}}. It goes on where metrics.jsonl ends, and writes
+    a line to spans.jsonl when it begins and when it ends.
     """
     stopped: list[int] = []
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -35,6 +40,7 @@ def do(run: RunConfig, stopped: list[int]) -> dict[str, Any]:
     folder = run_folder(run)
     folder.mkdir(parents=True, exist_ok=True)
     here = Path(run.cache_dir).parent
+    (folder / "lock.json").write_text(json.dumps({"host": socket.gethostname(), "pid": os.getpid()}))
     _note(here, run, "begin")
     (folder / "config.yaml").write_text(yaml.safe_dump(config_to_mapping(run)))
     if run.stage.name == "online":
@@ -43,6 +49,7 @@ def do(run: RunConfig, stopped: list[int]) -> dict[str, Any]:
         raise RuntimeError("the loss is not finite")
     summary: dict[str, Any] = {"status": "interrupted" if stopped else "finished", "kept": "yes"}
     (folder / "summary.json").write_text(json.dumps(summary))
+    (folder / "lock.json").unlink()
     _note(here, run, summary["status"])
     return summary
 
@@ -64,8 +71,8 @@ def _iterate(run: RunConfig, folder: Path, behaviour: dict[str, Any], stopped: l
         if iteration == total:
             if fate == "raise":
                 raise RuntimeError("the loss is not finite")
-            if fate == "kill":
-                os.kill(os.getpid(), signal.SIGKILL)
+            if fate == "locked":
+                raise LockError("pid 1 on another host is at work on this run")
         reward = math.nan if fate == "nan" and iteration else gain(run) * iteration / total
         row = {"step": iteration, "iteration": iteration, "seconds": float(iteration)}
         row |= {"samples": run.rollout.num_responses * iteration, "eval/reward": reward}

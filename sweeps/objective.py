@@ -1,0 +1,122 @@
+"""What a study makes better, read from a run's evaluations by the comparison's own measures."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from analysis.evaluations import Evaluations
+    from analysis.kl_efficiency import GainCurve
+
+
+@dataclass(frozen=True)
+class Objective:
+    values: tuple[str, ...]
+    """Their names."""
+    directions: tuple[Literal["maximize", "minimize"], ...]
+    measure: Callable[[Evaluations, float], tuple[float, ...]]
+    """Of one run's evaluations and the KL budget in nats."""
+
+
+class UnmeasuredError(ValueError):
+    """A run that ended and has no value; the message says why."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    values: tuple[float, ...]
+    kl: float
+    """At the last evaluation, nats."""
+
+
+def _gain_at_budget(points: Evaluations, budget: float) -> tuple[float, ...]:
+    return (float(_curve(points).gain(budget)),)
+
+
+def _kl_efficiency(points: Evaluations, budget: float) -> tuple[float, ...]:
+    return (_curve(points).efficiency(budget),)
+
+
+def _reward_and_kl(points: Evaluations, budget: float) -> tuple[float, ...]:
+    return float(points.reward[-1]), float(points.kl[-1])
+
+
+def _curve(points: Evaluations) -> GainCurve:
+    from analysis.kl_efficiency import gain_curve
+
+    return gain_curve(points.kl, points.reward_even, points.reward_odd)
+
+
+OBJECTIVES: dict[str, Objective] = {
+    "reward_at_budget": Objective(("gain",), ("maximize",), _gain_at_budget),
+    "kl_efficiency": Objective(("kl_efficiency",), ("maximize",), _kl_efficiency),
+    "reward_and_kl": Objective(("reward", "kl"), ("maximize", "minimize"), _reward_and_kl),
+}
+
+
+def measure(folder: Path, objective: Objective, budget: float) -> Measured:
+    """Of a finished run.
+
+    Raises:
+        UnmeasuredError: it cannot be compared, or a reward or KL of its evaluations is not a number.
+    """
+    from analysis.evaluations import UnusableRunError, evaluations
+    from analysis.load import load_run
+
+    record = load_run(folder)
+    if record.reason is not None:
+        raise UnmeasuredError(record.reason)
+    try:
+        points = evaluations(record)
+    except UnusableRunError as error:
+        raise UnmeasuredError(str(error)) from error
+    if points.skipped:
+        raise UnmeasuredError(f"{points.skipped} of its evaluations have a KL or reward that is not a number")
+    values = objective.measure(points, budget)
+    if not all(math.isfinite(value) for value in values):
+        raise UnmeasuredError(f"{' and '.join(objective.values)} is not a number")
+    return Measured(values, float(points.kl[-1]))
+
+
+class Progress:
+    """The objective of a run at work, as each of its evaluations leaves it."""
+
+    def __init__(self, folder: Path, objective: Objective, budget: float) -> None:
+        self.by_samples: dict[int, float] = {}
+        self._file = folder / "metrics.jsonl"
+        self._objective = objective
+        self._budget = budget
+        self._size = 0
+
+    def look(self) -> None:
+        """Read what was added since."""
+        from analysis.evaluations import UnusableRunError, evaluations
+        from analysis.load import load_run
+
+        size = self._file.stat().st_size if self._file.is_file() else 0
+        if size == self._size:
+            return
+        self._size = size
+        try:
+            points = evaluations(load_run(self._file.parent))
+        except UnusableRunError:
+            return
+        for count in range(2, len(points.samples) + 1):
+            samples = points.samples[count - 1]
+            if math.isfinite(samples) and int(samples) not in self.by_samples:
+                value = self._objective.measure(_first(points, count), self._budget)[0]
+                self.by_samples[int(samples)] = value
+
+
+def _first(points: Evaluations, count: int) -> Evaluations:
+    arrays = {
+        one.name: value[:count]
+        for one in dataclasses.fields(points)
+        if one.name != "skipped" and (value := getattr(points, one.name)) is not None
+    }
+    return dataclasses.replace(points, **arrays)

@@ -1,0 +1,116 @@
+"""Optuna's samplers, so seeded that a study which was killed goes on without repeating itself."""
+
+from __future__ import annotations
+
+import itertools
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import optuna
+from optuna.distributions import BaseDistribution
+from optuna.samplers import BaseSampler
+from optuna.trial import FrozenTrial, TrialState
+
+from sweeps.settings import StudySettings
+from sweeps.space import Dimension
+
+# Of trials whose runs are compared with their own earlier median.
+TRIALS_BEFORE_PRUNING = 4
+
+
+def sampler(settings: StudySettings, dimensions: Sequence[Dimension]) -> BaseSampler:
+    if settings.sampler == "grid":
+        return GridPoints(dimensions)
+    if settings.sampler == "qmc":
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            # Its place in the sequence is kept in the study, for one seed.
+            return optuna.samplers.QMCSampler(
+                scramble=True, seed=settings.sampler_seed, warn_independent_sampling=False
+            )
+    makers: dict[str, Callable[[int], BaseSampler]] = {
+        "tpe": lambda seed: optuna.samplers.TPESampler(seed=seed),
+        "random": lambda seed: optuna.samplers.RandomSampler(seed=seed),
+    }
+    return SeededByTrial(makers[settings.sampler], settings.sampler_seed)
+
+
+def pruner(settings: StudySettings) -> optuna.pruners.BasePruner:
+    return {
+        "none": optuna.pruners.NopPruner,
+        "median": lambda: optuna.pruners.MedianPruner(n_startup_trials=TRIALS_BEFORE_PRUNING),
+        "halving": optuna.pruners.SuccessiveHalvingPruner,
+    }[settings.pruner]()
+
+
+class SeededByTrial(BaseSampler):
+    """Draws as a function of (seed, number of the trial); a plain one would begin its sequence again on resume."""
+
+    def __init__(self, make: Callable[[int], BaseSampler], seed: int) -> None:
+        self._make = make
+        self._seed = seed
+        self._inner = make(seed)
+
+    def before_trial(self, study: optuna.Study, trial: FrozenTrial) -> None:
+        self._inner = self._make(int(np.random.SeedSequence([self._seed, trial.number]).generate_state(1)[0]))
+        self._inner.before_trial(study, trial)
+
+    def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
+        return self._inner.infer_relative_search_space(study, trial)
+
+    def sample_relative(
+        self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        return self._inner.sample_relative(study, trial, search_space)
+
+    def sample_independent(
+        self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
+    ) -> Any:
+        return self._inner.sample_independent(study, trial, param_name, param_distribution)
+
+    def after_trial(
+        self, study: optuna.Study, trial: FrozenTrial, state: TrialState, values: Sequence[float] | None
+    ) -> None:
+        self._inner.after_trial(study, trial, state, values)
+
+
+class GridPoints(BaseSampler):
+    """Each point of a finite space once, in order. Optuna's own wants to stop the study, which ask-and-tell cannot."""
+
+    def __init__(self, dimensions: Sequence[Dimension]) -> None:
+        self._dimensions = dimensions
+        self._others = optuna.samplers.RandomSampler(seed=0)
+
+    def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
+        return {one.key: distribution(one) for one in self._dimensions}
+
+    def sample_relative(
+        self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        taken = [one.params for one in study.get_trials(deepcopy=False) if one.number != trial.number]
+        names = [one.key for one in self._dimensions]
+        for point in itertools.product(*(one.points or [] for one in self._dimensions)):
+            values = dict(zip(names, point, strict=True))
+            if _agrees(values, trial.params) and not any(values == other for other in taken):
+                return values
+        return {}
+
+    def sample_independent(
+        self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
+    ) -> Any:
+        return self._others.sample_independent(study, trial, param_name, param_distribution)
+
+
+def _agrees(values: Mapping[str, Any], begun: Mapping[str, Any]) -> bool:
+    """With what a trial already has that was killed while it was asked."""
+    return all(values[name] == value for name, value in begun.items())
+
+
+def distribution(one: Dimension) -> BaseDistribution:
+    if one.choices:
+        return optuna.distributions.CategoricalDistribution(one.choices)
+    if one.integer:
+        return optuna.distributions.IntDistribution(int(one.low), int(one.high), log=one.log, step=int(one.step or 1))
+    return optuna.distributions.FloatDistribution(one.low, one.high, log=one.log, step=one.step)

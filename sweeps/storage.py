@@ -1,0 +1,181 @@
+"""Where studies are kept, and the check that a study found there is the one that was asked for."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+import optuna
+from filelock import FileLock, Timeout
+from optuna.storages import BaseStorage, JournalStorage, RDBStorage
+from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
+
+from rlhf.config.build import ConfigError
+from rlhf.config.identity import REVISION, fingerprint
+from sweeps.settings import StudySettings
+from sweeps.study_spec import StudySpec
+
+JOURNAL = "study.journal"
+DEFINITION = "definition"
+
+# After which a lock on the journal, held for milliseconds, is one that a killed process left: of this folder's one
+# driver, or of one among several.
+OWN_LOCK_SECONDS, SHARED_LOCK_SECONDS = 3, 10
+
+# Differences named in the line that refuses another study.
+NAMED = 3
+
+
+@contextmanager
+def only_driver(folder: Path) -> Iterator[None]:
+    """Two commands at work on one study would take each other's trials for left-overs.
+
+    Raises:
+        ConfigError: another command has this folder.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / "study.lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as taken:
+        line = f"sweep_name: another command is at work on the studies of {folder}; wait for it, or choose another"
+        raise ConfigError([line]) from taken
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def owner_of(folder: Path) -> str:
+    """Drivers of this folder, whatever machine they are on: a shared database says by this whose a trial is."""
+    file = folder / "study.owner"
+    if not file.is_file():
+        file.write_text(uuid.uuid4().hex)
+    return file.read_text()
+
+
+def open_storage(settings: StudySettings, folder: Path) -> BaseStorage:
+    """Raises: ConfigError: the database cannot be reached, or the journal not be read."""
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    try:
+        if settings.storage is not None and "://" in settings.storage:
+            return RDBStorage(settings.storage)
+        # Resolved: Optuna's lock on a relative path cannot be broken after a kill, and waits for ever.
+        path = (folder / JOURNAL if settings.storage is None else Path(settings.storage).expanduser()).resolve()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        seconds = OWN_LOCK_SECONDS if settings.storage is None else SHARED_LOCK_SECONDS
+        lock = JournalFileSymlinkLock(str(path), grace_period=seconds)
+        _drop_half_line(path, lock)
+        return JournalStorage(JournalFileBackend(str(path), lock))
+    except Exception as error:  # of SQLAlchemy, a database's driver, the file system
+        first = next(iter(str(error).splitlines()), type(error).__name__)
+        raise ConfigError([f"hydra.sweeper.storage: {first}"]) from error
+
+
+def _drop_half_line(journal: Path, lock: JournalFileSymlinkLock) -> None:
+    """What a full disk or a power cut left of the last line; the next line would be glued to it."""
+    if not journal.is_file():
+        return
+    lock.acquire()
+    try:
+        content = journal.read_bytes()
+        if content and not content.endswith(b"\n"):
+            os.truncate(journal, content.rfind(b"\n") + 1)
+    finally:
+        lock.release()
+
+
+def open_study(
+    spec: StudySpec,
+    settings: StudySettings,
+    directions: Sequence[Literal["maximize", "minimize"]],
+    storage: BaseStorage,
+    sampler: optuna.samplers.BaseSampler,
+    pruner: optuna.pruners.BasePruner,
+) -> optuna.Study:
+    """The study of `spec`, made where there is none, afresh where the config says overwrite=true.
+
+    Raises:
+        ConfigError: one of that name is there and searches something else.
+    """
+    run = spec.middle[0]
+    if run.overwrite and spec.name in optuna.get_all_study_names(storage):
+        if settings.storage is not None:
+            line = "overwrite: true would delete a study that others may share; choose another sweep_name"
+            raise ConfigError([line])
+        optuna.delete_study(study_name=spec.name, storage=storage)
+    study = optuna.create_study(
+        storage=storage,
+        study_name=spec.name,
+        directions=directions,
+        sampler=sampler,
+        pruner=pruner,
+        load_if_exists=True,
+    )
+    wanted = json.loads(json.dumps(definition(spec, settings)))
+    found = study.user_attrs.get(DEFINITION)
+    if found is None and not study.get_trials(deepcopy=False):
+        study.set_user_attr(DEFINITION, wanted)
+    elif found != wanted:
+        differing = ["it was not made by this command"] if found is None else _differences(found, wanted)
+        more = f" and {len(differing) - NAMED} more" if len(differing) > NAMED else ""
+        line = f"the study {spec.name} is another one: {'; '.join(differing[:NAMED])}{more}"
+        raise ConfigError([f"sweep_name: {line}; choose another sweep_name, or overwrite=true starts afresh"])
+    return study
+
+
+def budget_of(spec: StudySpec, settings: StudySettings) -> float:
+    """Nats."""
+    return spec.middle[0].dataset.kl_budgets[0] if settings.kl_budget is None else float(settings.kl_budget)
+
+
+def definition(spec: StudySpec, settings: StudySettings) -> dict[str, Any]:
+    """What trials must share to be compared; sampler, pruner and n_trials may change."""
+    runs = spec.middle
+    searched = {one.key for one in spec.cell.dimensions}
+    fixed = {key: value for key, value in _identifying(runs[0]) if key not in searched and key != "seed"}
+    return {
+        "objective": settings.objective,
+        "kl_budget": budget_of(spec, settings),
+        "constraint": settings.constraint,
+        "seeds": [run.seed for run in runs],
+        "revision of the code": REVISION,
+        "space": {one.key: str(one) for one in spec.cell.dimensions},
+        "settings": fixed,
+    }
+
+
+def _identifying(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """The options that are part of a run's identity."""
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if not field.metadata["identity"]:
+            continue
+        if dataclasses.is_dataclass(value):
+            yield from _identifying(value, f"{prefix}{field.name}.")
+        else:
+            is_path = field.metadata["content"] and isinstance(value, str)
+            yield f"{prefix}{field.name}", fingerprint(value) if is_path else value
+
+
+def _differences(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
+    lines = []
+    for name in dict.fromkeys([*wanted, *found]):
+        old, new = found.get(name), wanted.get(name)
+        if isinstance(old, dict) and isinstance(new, dict):
+            lines += _differences(old, new)
+        elif old != new:
+            lines.append(f"{name} is {_shown(old)} there and {_shown(new)} here")
+    return lines
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, list):
+        return ",".join(map(str, value))
+    return "not" if value is None else str(value)

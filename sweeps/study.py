@@ -1,0 +1,190 @@
+"""The trials of one study: asked, taken up again after a kill, and told how their runs ended."""
+
+from __future__ import annotations
+
+import datetime
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from optuna.storages import BaseStorage
+from optuna.trial import FrozenTrial, Trial, TrialState
+
+from rlhf.config import RunConfig
+from rlhf.config.build import ConfigError
+from rlhf.config.identity import run_folder, run_id
+from sweeps.driver import read_summary
+from sweeps.objective import OBJECTIVES, Measured, UnmeasuredError, measure
+from sweeps.records import outcome_path, write_json
+from sweeps.runs import Outcome, log_path
+from sweeps.samplers import pruner, sampler
+from sweeps.settings import StudySettings
+from sweeps.space import Dimension
+from sweeps.storage import budget_of, open_study
+from sweeps.study_spec import StudySpec
+
+# After which a trial without a mark of its driver belongs to none that lives.
+UNMARKED_SECONDS = 60.0
+
+
+@dataclass
+class OpenTrial:
+    """A trial whose runs have not all ended."""
+
+    study: StoredStudy
+    trial: Trial
+    runs: dict[Path, RunConfig]
+    cancelled: frozenset[Path] | None = None
+    """The runs that were stopped to prune it; None: it is not pruned."""
+    reported: set[int] = field(default_factory=set)
+    """Samples at which Optuna has been told how it goes."""
+
+    @property
+    def name(self) -> str:
+        return f"{self.study.spec.name} trial {self.trial.number}"
+
+
+class StoredStudy:
+    """One cell's study. In the trials' user attributes: `runs` (seed -> run id), `per_seed`, `reason`, `retry_of`."""
+
+    def __init__(self, spec: StudySpec, settings: StudySettings, storage: BaseStorage, owner: str) -> None:
+        self.spec = spec
+        self.storage = storage
+        self.objective = OBJECTIVES[settings.objective]
+        self.budget = budget_of(spec, settings)
+        self.target = _target(spec, settings)
+        self._constraint = settings.constraint
+        self._owner = owner
+        self._shared = settings.storage is not None
+        made = (sampler(settings, spec.cell.dimensions), pruner(settings))
+        self.study = open_study(spec, settings, self.objective.directions, storage, *made)
+        if settings.retry_failed:
+            for failed in self.failed():
+                self.study.enqueue_trial(failed.params, user_attrs={"retry_of": failed.number})
+
+    @property
+    def trials(self) -> list[FrozenTrial]:
+        return self.study.get_trials(deepcopy=False)
+
+    def failed(self) -> list[FrozenTrial]:
+        """Trials that failed and were not tried again."""
+        trials = self.trials
+        again = {one.user_attrs.get("retry_of") for one in trials}
+        return [one for one in trials if one.state == TrialState.FAIL and one.number not in again]
+
+    @property
+    def started(self) -> int:
+        """Trials that count towards the target, whatever became of them; second tries do not."""
+        return sum("retry_of" not in one.user_attrs and one.state != TrialState.WAITING for one in self.trials)
+
+    @property
+    def wants_more(self) -> bool:
+        return self.started < self.target or any(one.state == TrialState.WAITING for one in self.trials)
+
+    def left(self) -> list[Trial]:
+        """Trials that a killed or interrupted driver of this folder left at work."""
+        running = [one for one in self.trials if one.state == TrialState.RUNNING]
+        return [Trial(self.study, one._trial_id) for one in running if self._is_own(one)]
+
+    def _is_own(self, trial: FrozenTrial) -> bool:
+        owner = trial.user_attrs.get("owner")
+        if owner is not None or not self._shared:
+            return owner in (None, self._owner)
+        begun = trial.datetime_start
+        return begun is not None and (datetime.datetime.now() - begun).total_seconds() > UNMARKED_SECONDS
+
+    def ask(self) -> OpenTrial | None:
+        """A new trial; None where the values it got cannot be together: it has failed."""
+        return self.begin(self.study.ask())
+
+    def begin(self, trial: Trial) -> OpenTrial | None:
+        """Give a trial its values, those it has already included."""
+        trial.set_user_attr("owner", self._owner)
+        values = {one.key: _suggest(trial, one) for one in self.spec.cell.dimensions}
+        try:
+            runs = self.spec.runs(values)
+        except ConfigError as error:
+            self._fail(trial, "; ".join(error.problems))
+            return None
+        trial.set_user_attr("runs", {str(run.seed): run_id(run) for run in runs})
+        reported = set(self.trials[trial.number].intermediate_values)
+        return OpenTrial(self, trial, {run_folder(run): run for run in runs}, reported=reported)
+
+    def settle(self, one: OpenTrial, outcomes: Sequence[Outcome]) -> TrialState:
+        """Tell how a trial's runs ended; RUNNING where they were interrupted and go on with the next command."""
+        failed = [outcome for outcome in outcomes if outcome.status == "failed"]
+        statuses = {outcome.status for outcome in outcomes}
+        whole = statuses == {"finished"} and len(outcomes) == len(one.runs)
+        if "pruned" in statuses or (one.cancelled is not None and not whole):
+            for folder in one.cancelled or ():
+                mark_pruned(one.runs[folder])
+            self.study.tell(one.trial.number, state=TrialState.PRUNED)
+            return TrialState.PRUNED
+        if failed:
+            at_work = [outcome for outcome in failed if outcome.reason.startswith("LockError:")]
+            if at_work:  # by the child of a driver that was killed a moment ago
+                return TrialState.RUNNING
+            return self._fail(one.trial, _why_failed(failed, len(outcomes)))
+        return self._complete(one) if whole else TrialState.RUNNING
+
+    def _complete(self, one: OpenTrial) -> TrialState:
+        measured: dict[str, Measured] = {}
+        for folder, run in one.runs.items():
+            try:
+                measured[str(run.seed)] = measure(folder, self.objective, self.budget)
+            except UnmeasuredError as error:
+                return self._fail(one.trial, f"{run_id(run)}: {error}")
+        per_seed = {
+            seed: {**dict(zip(self.objective.values, found.values, strict=True)), "eval/kl": found.kl}
+            for seed, found in measured.items()
+        }
+        one.trial.set_user_attr("per_seed", per_seed)
+        if self._constraint and not self.trials[one.trial.number].constraints:
+            one.trial.set_constraint("eval/kl", _mean([found.kl for found in measured.values()]) - self.budget)
+        columns = zip(*(found.values for found in measured.values()), strict=True)
+        self.study.tell(one.trial.number, [_mean(column) for column in columns])
+        return TrialState.COMPLETE
+
+    def _fail(self, trial: Trial, reason: str) -> TrialState:
+        trial.set_user_attr("reason", reason)
+        self.study.tell(trial.number, state=TrialState.FAIL)
+        return TrialState.FAIL
+
+
+def mark_pruned(run: RunConfig) -> None:
+    """A run that was stopped for good; one that waited still has no folder, and one that finished stays finished."""
+    folder = run_folder(run)
+    summary = read_summary(folder)
+    if summary.get("status") == "finished":
+        return
+    write_json(outcome_path(run), {"status": "pruned", "reason": ""})  # for `python -m sweeps`
+    if folder.is_dir():
+        write_json(folder / "summary.json", {"run_id": folder.name, **summary, "status": "pruned"})
+
+
+def _target(spec: StudySpec, settings: StudySettings) -> int:
+    if settings.sampler != "grid":
+        return settings.n_trials
+    return min(settings.n_trials, math.prod(len(one.points or []) for one in spec.cell.dimensions))
+
+
+def _suggest(trial: Trial, one: Dimension) -> Any:
+    """The value it has, or else a new one."""
+    if one.choices:
+        return trial.suggest_categorical(one.key, one.choices)
+    if one.integer:
+        return trial.suggest_int(one.key, int(one.low), int(one.high), step=int(one.step or 1), log=one.log)
+    return trial.suggest_float(one.key, one.low, one.high, step=one.step, log=one.log)
+
+
+def _why_failed(failed: Sequence[Outcome], runs: int) -> str:
+    first = failed[0]
+    share = f"{len(failed)} of {runs} runs failed: " if runs > 1 else ""
+    log = log_path(first.run)
+    return f"{share}{first.folder.name}: {first.reason}" + (f" (log: {log})" if log.is_file() else "")
+
+
+def _mean(values: Sequence[float]) -> float:
+    return math.fsum(values) / len(values)

@@ -1,0 +1,177 @@
+"""What studies came to: a line for each trial, a table, trials.csv, the sweep's report, the closing lines."""
+
+from __future__ import annotations
+
+import csv
+import shlex
+import sys
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from optuna import Study, get_all_study_names, load_study
+from optuna.trial import FrozenTrial, TrialState
+from rich.console import Console
+from rich.table import Table
+
+from sweeps.display import duration
+from sweeps.experiment import Stopped, report_sweeps
+from sweeps.objective import OBJECTIVES
+from sweeps.runs import Outcome, log_path
+from sweeps.storage import DEFINITION
+from sweeps.study import OpenTrial, StoredStudy
+
+# Where the output is no terminal: settings are there to be copied.
+WIDTH = 400
+
+WORDS = {
+    TrialState.COMPLETE: "complete",
+    TrialState.PRUNED: "pruned",
+    TrialState.FAIL: "failed",
+    TrialState.RUNNING: "at work",
+    TrialState.WAITING: "waiting",
+}
+
+
+def states_of(trials: Iterable[FrozenTrial]) -> str:
+    """`18 complete, 1 failed`."""
+    counts = Counter(trial.state for trial in trials)
+    return ", ".join(f"{counts[state]} {word}" for state, word in WORDS.items() if counts[state]) or "no trial"
+
+
+def count_trials(count: int) -> str:
+    return f"{count} trial{'s' if count != 1 else ''}"
+
+
+def told(study: StoredStudy, trial: FrozenTrial) -> str:
+    """One line on a trial that has ended."""
+    name = f"{study.spec.name} trial {trial.number}"
+    if trial.state == TrialState.FAIL:
+        return f"{name} failed: {trial.user_attrs.get('reason', '')}"
+    if trial.state == TrialState.PRUNED:
+        return f"{name} pruned after {trial.last_step} samples"
+    return f"{name}: {_values(study, trial)}; {_settings(trial)}"
+
+
+def report_studies(studies: Sequence[StoredStudy], folder: Path, console: Console) -> None:
+    """The sweep's own report, then the best trial of each study, or its Pareto front, and trials.csv."""
+    done = [study for study in studies if any(trial.state == TrialState.COMPLETE for trial in study.trials)]
+    if done:
+        report_sweeps([Outcome(done[0].spec.middle[0], "finished")], console)
+    values = studies[0].objective.values
+    table = Table(box=None, pad_edge=False)
+    for name in ("study", "trials", "best", *values, "over seeds", "settings"):
+        right = "right" if name in values else "left"
+        table.add_column(name, no_wrap=name != "settings", justify=right, overflow="fold")
+    for study in studies:
+        for row in _rows(study):
+            table.add_row(*row)
+    console.print("Pareto front of each study:" if len(values) > 1 else "best trial of each study:")
+    wide = console if console.is_terminal else Console(file=console.file, width=WIDTH, highlight=False)
+    wide.print(table)
+    write_trials(studies[0], folder / "trials.csv")
+    console.print(f"trials: {folder / 'trials.csv'}")
+
+
+def best_trials(study: StoredStudy) -> list[FrozenTrial]:
+    """The best, or the Pareto front by its second value; with a constraint, of those within it."""
+    if len(study.objective.values) > 1:
+        return sorted(study.study.best_trials, key=lambda trial: trial.values[1])
+    try:
+        return [study.study.best_trial]
+    except ValueError:  # none is complete, or none within the constraint
+        return []
+
+
+def write_trials(one: StoredStudy, file: Path) -> None:
+    """Of all studies of the sweep that `one` is of, those that this command left out too."""
+    storage, sweep = one.storage, one.spec.name.partition("/")[0]
+    names = sorted(name for name in get_all_study_names(storage) if name.startswith(f"{sweep}/"))
+    studies = [load_study(study_name=name, storage=storage) for name in names]
+    rows = [_as_mapping(study, trial) for study in studies for trial in study.get_trials(deepcopy=False)]
+    first, last = ("study", "number", "state"), ("runs", "reason")
+    columns = dict.fromkeys(name for row in rows for name in row if name not in (*first, *last))
+    with file.open("w", newline="") as stream:
+        writer = csv.DictWriter(stream, [*first, *columns, *last], restval="")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def _as_mapping(study: Study, trial: FrozenTrial) -> dict[str, Any]:
+    names = OBJECTIVES[study.user_attrs[DEFINITION]["objective"]].values
+    runs = " ".join(f"{seed}={run}" for seed, run in trial.user_attrs.get("runs", {}).items())
+    return {
+        "study": study.study_name,
+        "number": trial.number,
+        "state": trial.state.name,
+        **dict(zip(names, trial.values or [""] * len(names), strict=True)),
+        **trial.params,
+        "runs": runs,
+        "reason": trial.user_attrs.get("reason", ""),
+    }
+
+
+def closing_lines(
+    studies: Sequence[StoredStudy],
+    interrupted: Sequence[OpenTrial],
+    lacking: Mapping[Path, Outcome],
+    seconds: float,
+    console: Console,
+) -> None:
+    """How many trials there are; which failed, why, and what to type. Raises Stopped unless all is well."""
+    trials = [trial for study in studies for trial in study.trials]
+    console.print(f"{count_trials(len(trials))} in {duration(seconds)}: {states_of(trials)}")
+    for outcome in lacking.values():
+        log = log_path(outcome.run)
+        where = f" (log: {log})" if log.is_file() else ""
+        console.print(f"failed: {outcome.folder.name}: {outcome.reason}{where}", markup=False)
+    failed = [(study, trial) for study in studies for trial in study.failed()]
+    for study, trial in failed:
+        console.print(told(study, trial), markup=False)
+    words = [word for word in sys.argv if not word.startswith(("overwrite=", "hydra.sweeper.retry_failed="))]
+    if lacking:
+        console.print(f"no trial can run without these; then: python {shlex.join(words)}", markup=False)
+        raise Stopped(1)
+    if failed:
+        words.append("hydra.sweeper.retry_failed=true")
+        console.print(f"failed trials count; to try their settings again: python {shlex.join(words)}", markup=False)
+    if interrupted:
+        in_order = sorted(interrupted, key=lambda one: (studies.index(one.study), one.trial.number))
+        names = ", ".join(one.name for one in in_order)
+        console.print(f"interrupted: {names}; the same command goes on where they stopped", markup=False)
+        raise Stopped(130)
+    if failed:
+        raise Stopped(1)
+
+
+def _rows(study: StoredStudy) -> list[list[str]]:
+    """Of the table; the first names the study."""
+    rows = [
+        [str(trial.number), *(f"{value:.3f}" for value in trial.values), _spread(study, trial), _settings(trial)]
+        for trial in best_trials(study)
+    ]
+    nothing = ["-", *["-"] * len(study.objective.values), "-", "-"]
+    names = [[study.spec.name, states_of(study.trials)], *[["", ""]] * len(rows)]
+    return [[*name, *row] for name, row in zip(names, rows or [nothing], strict=False)]
+
+
+def _values(study: StoredStudy, trial: FrozenTrial) -> str:
+    pairs = zip(study.objective.values, trial.values, strict=True)
+    spread = _spread(study, trial)
+    return ", ".join(f"{name} {value:.3f}" for name, value in pairs) + (f" ({spread})" if spread else "")
+
+
+def _spread(study: StoredStudy, trial: FrozenTrial) -> str:
+    """The smallest to the largest value of the trial's seeds."""
+    per_seed: Mapping[str, Mapping[str, Any]] = trial.user_attrs.get("per_seed", {})
+    if len(per_seed) < 2:
+        return ""
+    columns = [[own[name] for own in per_seed.values()] for name in study.objective.values]
+    return ", ".join(f"{min(column):.3f} to {max(column):.3f}" for column in columns)
+
+
+def _settings(trial: FrozenTrial) -> str:
+    return " ".join(
+        f"{name}={f'{value:.4g}' if isinstance(value, float) else value}" for name, value in trial.params.items()
+    )
