@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from rlhf.config.build import ConfigError
-from sweeps.space import Dimension, dimension, is_search
+from sweeps.studies.space import Dimension, dimension, is_search
 
 if TYPE_CHECKING:
     from hydra.core.override_parser.types import Override

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from hydra.core.override_parser.types import Override
     from omegaconf import DictConfig
 
-    from sweeps.study_spec import StudySpec
+    from sweeps.studies.study_spec import StudySpec
 
 T = TypeVar("T")
 
@@ -57,7 +57,7 @@ class HarnessSweeper(Sweeper):
         found = self._cells(arguments)
         assert self.launcher is not None
         if any(cell.dimensions for cell in found):
-            from sweeps.tuning import tune
+            from sweeps.studies.tuning import tune
 
             return tune(self._for_each(found, self._spec), settings, self.launcher)
         runs = self._for_each(found, self._run)
@@ -121,7 +121,7 @@ class HarnessSweeper(Sweeper):
     def _spec(self, cell: Cell) -> StudySpec:
         from omegaconf import OmegaConf
 
-        from sweeps.study_spec import StudySpec
+        from sweeps.studies.study_spec import StudySpec
 
         plain = OmegaConf.to_container(self.context.config_loader.load_sweep_config(self.sweep_config, cell.overrides))
         assert isinstance(plain, dict)

@@ -24,8 +24,8 @@ from sweeps.cells import Groups, cells
 from sweeps.experiment import Stopped
 from sweeps.launcher import HarnessLauncher
 from sweeps.settings import SweeperConf, study_settings
-from sweeps.study_spec import StudySpec
-from sweeps.tuning import tune
+from sweeps.studies.study_spec import StudySpec
+from sweeps.studies.tuning import tune
 from tests.config.composed import CONF, composed
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -10,7 +10,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from rlhf.config.build import ConfigError
 from sweeps.cells import Cell, Groups, cells
 from sweeps.settings import SweeperConf, study_settings
-from sweeps.space import dimension
+from sweeps.studies.space import dimension
 from tests.sweeps.studies import specs
 
 GROUPS = Groups({"algo": ["apa", "awr", "ppo"], "model": ["tiny"]}, {"algo": "apa", "model": "tiny"})

@@ -22,8 +22,8 @@ from analysis.kl_efficiency import GainCurve, gain_curve
 from analysis.load import load_run
 from rlhf.config.build import ConfigError
 from sweeps.settings import SweeperConf, study_settings
-from sweeps.storage import only_driver, open_storage
-from sweeps.study import StoredStudy
+from sweeps.studies.storage import only_driver, open_storage
+from sweeps.studies.study import StoredStudy
 from tests.config.composed import config
 from tests.sweeps import tuned
 from tests.sweeps.studies import LR, arguments, behave, load, search, spans, specs, states, summary, trials_csv

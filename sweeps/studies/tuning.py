@@ -19,11 +19,11 @@ from sweeps.launcher import HarnessLauncher
 from sweeps.resources import room_for
 from sweeps.runs import Outcome
 from sweeps.settings import StudySettings
-from sweeps.storage import only_driver, open_storage, owner_of
-from sweeps.study import OpenTrial, StoredStudy
-from sweeps.study_spec import StudySpec
-from sweeps.trials_report import closing_lines, count_trials, report_studies, states_of, told
-from sweeps.tuner import End, Tuner
+from sweeps.studies.storage import only_driver, open_storage, owner_of
+from sweeps.studies.study import OpenTrial, StoredStudy
+from sweeps.studies.study_spec import StudySpec
+from sweeps.studies.trials_report import closing_lines, count_trials, report_studies, states_of, told
+from sweeps.studies.tuner import End, Tuner
 
 
 def tune(specs: Sequence[StudySpec], settings: StudySettings, launcher: Launcher) -> None:

@@ -17,10 +17,10 @@ from rich.table import Table
 
 from sweeps.display import duration
 from sweeps.experiment import Stopped, report_sweeps
-from sweeps.objective import OBJECTIVES
 from sweeps.runs import Outcome, log_path
-from sweeps.storage import DEFINITION
-from sweeps.study import OpenTrial, StoredStudy
+from sweeps.studies.objective import OBJECTIVES
+from sweeps.studies.storage import DEFINITION
+from sweeps.studies.study import OpenTrial, StoredStudy
 
 # Where the output is no terminal: settings are there to be copied.
 WIDTH = 400

@@ -19,7 +19,7 @@ from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
 from rlhf.config.build import ConfigError
 from rlhf.config.identity import REVISION, fingerprint
 from sweeps.settings import StudySettings
-from sweeps.study_spec import StudySpec
+from sweeps.studies.study_spec import StudySpec
 
 JOURNAL = "study.journal"
 DEFINITION = "definition"

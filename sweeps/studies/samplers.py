@@ -14,7 +14,7 @@ from optuna.samplers import BaseSampler
 from optuna.trial import FrozenTrial, TrialState
 
 from sweeps.settings import StudySettings
-from sweeps.space import Dimension
+from sweeps.studies.space import Dimension
 
 # Of trials whose runs are compared with their own earlier median.
 TRIALS_BEFORE_PRUNING = 4

@@ -16,14 +16,14 @@ from rlhf.config import RunConfig
 from rlhf.config.build import ConfigError
 from rlhf.config.identity import run_folder, run_id
 from sweeps.driver import read_summary
-from sweeps.objective import OBJECTIVES, Measured, UnmeasuredError, measure
 from sweeps.records import outcome_path, write_json
 from sweeps.runs import Outcome, log_path
-from sweeps.samplers import pruner, sampler
 from sweeps.settings import StudySettings
-from sweeps.space import Dimension
-from sweeps.storage import budget_of, open_study
-from sweeps.study_spec import StudySpec
+from sweeps.studies.objective import OBJECTIVES, Measured, UnmeasuredError, measure
+from sweeps.studies.samplers import pruner, sampler
+from sweeps.studies.space import Dimension
+from sweeps.studies.storage import budget_of, open_study
+from sweeps.studies.study_spec import StudySpec
 
 # After which a trial without a mark of its driver belongs to none that lives.
 UNMARKED_SECONDS = 60.0

@@ -13,11 +13,11 @@ from optuna.trial import TrialState
 from rlhf.config import RunConfig
 from rlhf.config.identity import input_runs, run_folder
 from sweeps.driver import Driver, finished
-from sweeps.objective import Progress
 from sweeps.records import read_json
 from sweeps.runs import Outcome
-from sweeps.study import OpenTrial, StoredStudy
-from sweeps.trials_report import told
+from sweeps.studies.objective import Progress
+from sweeps.studies.study import OpenTrial, StoredStudy
+from sweeps.studies.trials_report import told
 
 # A run whose driver was killed ends by itself, at its next iteration; beyond this its lock decides.
 WAIT_FOR_ORPHANS = 120.0
