@@ -80,19 +80,19 @@ def test_gpus_are_those_that_this_process_may_use(monkeypatch):
     assert resources.visible_gpus() == ()
 
 
-def test_runs_share_the_gpus_evenly(tmp_path, monkeypatch):
-    monkeypatch.setenv("COUNTING_SECONDS", "0.2")
-    launcher = LocalRuns(COUNTING, room=Room(4, 8, ("0", "5")))
+def test_runs_share_the_gpus_evenly(tmp_path):
+    environment = {"COUNTING_SECONDS": "0.2"}
+    launcher = LocalRuns(COUNTING, environment, room=Room(4, 8, ("0", "5")))
     for seed in range(4):
         launcher.submit(run(tmp_path, f"seed={seed}"))
     assert drain(launcher) == ["finished"] * 4
     assert sorted(start["CUDA_VISIBLE_DEVICES"] for start in starts(tmp_path)) == ["0", "0", "5", "5"]
 
 
-def test_a_run_of_more_threads_goes_alone(tmp_path, monkeypatch):
+def test_a_run_of_more_threads_goes_alone(tmp_path):
     """Two input runs of two threads each never share two cores."""
-    monkeypatch.setenv("COUNTING_SECONDS", "0.2")
-    launcher = LocalRuns(COUNTING, room=Room(2, 2))
+    environment = {"COUNTING_SECONDS": "0.2"}
+    launcher = LocalRuns(COUNTING, environment, room=Room(2, 2))
     for seed, threads in ((0, 2), (1, 2), (2, 1), (3, 1)):
         launcher.submit(run(tmp_path, f"seed={seed}", f"hardware.threads={threads}"))
     most = 0
@@ -103,10 +103,10 @@ def test_a_run_of_more_threads_goes_alone(tmp_path, monkeypatch):
     assert [start["OMP_NUM_THREADS"] for start in starts(tmp_path)] == ["2", "2", "1", "1"]
 
 
-def test_one_run_is_stopped_and_the_others_go_on(tmp_path, monkeypatch):
-    monkeypatch.setenv("COUNTING_SECONDS", "0.3")
-    launcher = LocalRuns(COUNTING, room=Room(2, 2))
-    runs = [run(tmp_path, f"seed={seed}", "rollout.iterations=6") for seed in range(3)]
+def test_one_run_is_stopped_and_the_others_go_on(tmp_path):
+    environment = {"COUNTING_SECONDS": "0.3"}
+    launcher = LocalRuns(COUNTING, environment, room=Room(2, 2))
+    runs = [run(tmp_path, f"seed={seed}", "rollout.iterations=20") for seed in range(3)]
     for one in runs:
         launcher.submit(one)
     while len(starts(tmp_path)) < 2:
@@ -118,10 +118,10 @@ def test_one_run_is_stopped_and_the_others_go_on(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("number", [signal.SIGUSR2, signal.SIGTERM])
-def test_signals_to_all_processes_do_not_end_the_server(tmp_path, monkeypatch, number):
+def test_signals_to_all_processes_do_not_end_the_server(tmp_path, number):
     """As SLURM sends them: the driver must still learn how its children ended."""
-    monkeypatch.setenv("COUNTING_SECONDS", "0.2")
-    launcher = LocalRuns(COUNTING, room=Room(1, 1))
+    environment = {"COUNTING_SECONDS": "0.2"}
+    launcher = LocalRuns(COUNTING, environment, room=Room(1, 1))
     launcher.submit(run(tmp_path, "rollout.iterations=20"))
     while not starts(tmp_path):
         launcher.poll(0.1)
