@@ -1,16 +1,15 @@
 """What a launcher costs beside the runs: `python -m tests.benchmarks.sweep_overhead`, our command line against Hydra's.
 
-Needs `pip install hydra-submitit-launcher` for the third row. A run is one second of sleep. Overhead is what the whole
+The others may live in an environment of their own (`--peer-python`), with hydra-core and, for the third row,
+hydra-submitit-launcher. A run is one second of sleep. Overhead is what the whole
 command takes beyond ceil(runs / slots) seconds, for each run; the peak of the driver's memory is its own.
 """
 
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import math
 import os
-import resource
 import subprocess
 import sys
 import tempfile
@@ -43,7 +42,7 @@ class Measured:
     @property
     def overhead(self) -> float:
         """Seconds for each run."""
-        return (self.seconds - math.ceil(self.runs / self.slots)) * 1.0 / self.runs
+        return (self.seconds - math.ceil(self.runs / self.slots)) / self.runs
 
 
 def main() -> None:
@@ -53,27 +52,27 @@ def main() -> None:
         "--peer-runs", type=int, default=60, help="runs of the others, one after another or all at once"
     )
     parser.add_argument("--slots", type=int, default=8, help="our runs at a time")
+    parser.add_argument("--peer-python", default=sys.executable, help="python of the environment with the others")
     options = parser.parse_args()
     results = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         (folder / "program.py").write_text(PROGRAM)
-        for runs in dict.fromkeys((options.peer_runs, options.runs)):
-            results.append(
-                _measure("ours", runs, options.slots, _ours(folder / f"ours{runs}", runs, options.slots), folder)
-            )
+        for runs, slots in ((options.peer_runs, 1), (options.peer_runs, options.slots), (options.runs, options.slots)):
+            words = _ours(folder / f"ours-{runs}-{slots}", runs, slots)
+            results.append(_measure("ours", sys.executable, runs, slots, words, folder))
         peers = {"hydra basic": (1, [])}
-        if importlib.util.find_spec("hydra_plugins.hydra_submitit_launcher"):
+        if _has_submitit(options.peer_python):
             peers["hydra-submitit local"] = (options.peer_runs, ["hydra/launcher=submitit_local"])
         for peer, (slots, chosen) in peers.items():
             words = [str(folder / "program.py"), "-m", f"+seed=range(0,{options.peer_runs})", *chosen]
-            results.append(_measure(peer, options.peer_runs, slots, words, folder))
+            results.append(_measure(peer, options.peer_python, options.peer_runs, slots, words, folder))
     _show(results)
 
 
 def _ours(folder: Path, runs: int, slots: int) -> list[str]:
     places = [f"output_dir={folder}/runs", f"cache_dir={folder}/cache", "tracking=none"]
-    (folder).mkdir()
+    folder.mkdir()
     (folder / "reward").touch()
     no_inputs = ["model.sft=false", f"reward.path={folder}/reward"]
     target = "hydra.launcher.target=tests.benchmarks.one_second:execute"
@@ -88,23 +87,22 @@ def _ours(folder: Path, runs: int, slots: int) -> list[str]:
     ]
 
 
-def _measure(name: str, runs: int, slots: int, words: list[str], folder: Path) -> Measured:
+def _has_submitit(python: str) -> bool:
+    imports = [python, "-c", "import hydra_plugins.hydra_submitit_launcher"]
+    return subprocess.run(imports, capture_output=True, check=False).returncode == 0
+
+
+def _measure(name: str, python: str, runs: int, slots: int, words: list[str], folder: Path) -> Measured:
     began = time.monotonic()
-    process = subprocess.Popen(
-        [sys.executable, *words], cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
-    )
+    process = subprocess.Popen([python, *words], cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     _, status, usage = os.wait4(process.pid, 0)
     seconds = time.monotonic() - began
     unit = 2**20 if sys.platform == "darwin" else 2**10
-    return Measured(name, runs, slots, seconds, _peak(usage) / unit, status != 0)
-
-
-def _peak(usage: resource.struct_rusage) -> float:
-    return float(usage.ru_maxrss)
+    return Measured(name, runs, slots, seconds, usage.ru_maxrss / unit, status != 0)
 
 
 def _show(results: list[Measured]) -> None:
-    ours = results[-1] if results[-1].name == "ours" else next(one for one in reversed(results) if one.name == "ours")
+    ours = next(one for one in reversed(results) if one.name == "ours")
     print(f"{'launcher':22}{'runs':>6}{'slots':>7}{'seconds':>9}{'overhead a run':>16}{'to ours':>9}{'driver MB':>11}")
     for one in results:
         note = "  FAILED" if one.failed else ""
