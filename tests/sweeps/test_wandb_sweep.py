@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -66,7 +67,10 @@ def test_one_wandb_run_for_each_set_of_finished_runs(folder):
 
     assert len(found()) == 1
     done = subprocess.run(
-        ["wandb", "leet", "inspect", "--json", str(found()[0])], capture_output=True, text=True, check=True
+        [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(found()[0])],
+        capture_output=True,
+        text=True,
+        check=True,
     )
     assert "over_kl/apa/reward_gain_mean" in done.stdout and "over_samples/ppo/kl_max" in done.stdout
     assert "kl_efficiency/apa" in done.stdout and '"sweep"' in done.stdout
