@@ -104,6 +104,13 @@ class RunProgress:
         gained = last.get(quantity, 0) - first.get(quantity, 0)
         return gained / seconds if seconds > 0 and gained > 0 else None
 
+    def words(self) -> str:
+        """What is known by now; SFT and reward models have no reward, and the examples of their batches no name."""
+        known = {" reward": self.reward, " KL": self.kl}
+        told = "".join(f"{name} {value:.3f}" for name, value in known.items() if value is not None)
+        speed = self.responses_per_second
+        return told + (f" {speed:.1f} {'responses' if told else 'examples'}/s" if speed is not None else "")
+
     def cells(self) -> list[str]:
         return [
             self.name,
@@ -204,9 +211,8 @@ class Display:
         running = [progress for progress in self._runs.values() if progress.state == "running"]
         more = [f"and {len(running) - LINE_RUNS} more"] if len(running) > LINE_RUNS else []
         parts = [
-            f"{progress.name} {progress.done}/{progress.total} reward {_number(progress.reward)} "
-            f"KL {_number(progress.kl)} {_number(progress.responses_per_second, 1)}/s left "
-            f"{duration(progress.seconds_left)}"
+            f"{progress.name} {progress.done}/{progress.total}{progress.words()}, "
+            f"{duration(progress.seconds_left)} left"
             for progress in running[:LINE_RUNS]
         ]
         return " | ".join([self._counts(), *parts, *more])

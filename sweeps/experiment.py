@@ -20,6 +20,7 @@ from sweeps.child import one_line
 from sweeps.display import duration, watching
 from sweeps.driver import Driver, finished
 from sweeps.local_launcher import LocalRuns
+from sweeps.records import write_record
 from sweeps.resources import thread_environment
 from sweeps.runs import Outcome, RunLauncher, log_path
 from sweeps.wandb_sweep import log_sweep
@@ -142,6 +143,7 @@ def run_single(run: RunConfig) -> dict[str, Any]:
     if found := finished(run):
         console.print(f"{run_id(run)} is finished ({run_folder(run)}); overwrite=true would start afresh")
         return found
+    write_record(run, EXECUTE)
     os.environ.update(thread_environment(run.hardware.threads))  # before torch is imported
     from rlhf.run import execute
 

@@ -68,6 +68,11 @@ def visible_gpus() -> tuple[str, ...]:
     return tuple(str(i) for i, line in enumerate(line for line in listed.splitlines() if line.startswith("GPU ")))
 
 
+def has_gpu() -> bool:
+    """False only where nothing hints at one: containers may lack the driver's tool."""
+    return bool(visible_gpus()) or any(Path("/dev").glob("nvidia[0-9]*")) or Path("/dev/dxg").exists()
+
+
 def usable_cores() -> int:
     """Cores that this process may use, a container's quota included."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

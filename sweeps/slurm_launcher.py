@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
+import sys
 import time
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
@@ -78,14 +79,16 @@ class SlurmRuns:
         """Without the queue it cannot be told which runs an earlier command submitted.
 
         Raises:
-            ConfigError: squeue fails for two minutes.
+            ConfigError: squeue fails for two minutes, or because no cluster is set up here.
         """
         deadline = time.monotonic() + ANSWER_WITHIN_SECONDS
         self.queue.refresh()
         while not self.queue.answers:
-            if time.monotonic() > deadline:
+            if time.monotonic() > deadline or "fatal" in self.queue.trouble:  # no cluster is set up here
                 raise ConfigError([f"hardware.slurm: squeue fails ({self.queue.trouble}); nothing was submitted"])
-            time.sleep(1.0)
+            if deadline - time.monotonic() > ANSWER_WITHIN_SECONDS - 2:
+                print(f"{self.trouble} for {ANSWER_WITHIN_SECONDS:.0f} s", file=sys.stderr)
+            time.sleep(2.0)
             self.queue.refresh()
 
     @property

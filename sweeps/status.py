@@ -43,8 +43,13 @@ class RunStatus:
 
     def cells(self) -> list[str]:
         shown = self.progress
-        numbers = ["-" if value is None else f"{value:.3f}" for value in (shown.reward, shown.kl)]
-        place = [self.job or "-", self.node or "-", str(self.log)]
+        over = self.state == "finished"  # then the numbers are those of the last evaluation
+        values = [
+            shown.latest.get(f"eval/{name}") if over else now
+            for name, now in (("reward", shown.reward), ("kl", shown.kl))
+        ]
+        numbers = ["-" if value is None else f"{value:.3f}" for value in values]
+        place = [self.job or "-", self.node or "-", str(self.log) if self.log.is_file() else "-"]
         return [self.name, self.state, f"{shown.done}/{shown.total}", *numbers, *place]
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from rlhf.config import RunConfig
+from rlhf.config.build import ConfigError
 from rlhf.config.identity import run_folder
 from sweeps import resources
 from sweeps.local_launcher import LocalRuns
@@ -233,3 +234,9 @@ def test_what_failed_is_told_and_done_again_alone(tmp_path):
 def test_a_folder_without_a_sweep_is_one_line(tmp_path):
     code, said = tool(tmp_path, "status")
     assert code == 2 and said.strip() == f"{tmp_path}/runs/default: no sweep was started there (runs/<sweep name>)"
+
+
+def test_a_sweep_for_gpus_without_one_is_refused_at_once(tmp_path, monkeypatch):
+    monkeypatch.setattr("sweeps.local_launcher.has_gpu", lambda: False)
+    with pytest.raises(ConfigError, match=r"hardware\.device: cuda, but this machine shows no GPU"):
+        LocalRuns(COUNTING).open([run(tmp_path, "hardware=gpu")])
