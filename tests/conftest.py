@@ -8,6 +8,6 @@ import signal
 for _name, _value in {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "GOMP_SPINCOUNT": "10000"}.items():
     os.environ.setdefault(_name, _value)  # before torch is imported; what tests start inherits it
 
-# nohup, and shells that start something in the background, ignore these; a driver that tests interrupt would inherit it.
+# nohup, and shells that start something in the background, ignore these; drivers that tests interrupt would inherit it.
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
 signal.signal(signal.SIGINT, signal.default_int_handler)
