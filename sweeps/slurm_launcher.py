@@ -40,6 +40,9 @@ class _Job:
     outcome: Path
     stopping: bool
     """Whether this run was asked to stop, so that "interrupted" is its end and not a requeue."""
+    answers: int
+    """How many answers of squeue are older than what is known of the job: its submission, or its last word."""
+    word: str = ""
     gone_at: float | None = None
     """When the queue was first seen without it."""
 
@@ -120,7 +123,7 @@ class SlurmRuns:
 
     def submit(self, run: RunConfig) -> None:
         if number := self.job_in_queue(run):
-            self._jobs.append(_job(run, number))
+            self._jobs.append(self._job(run, number))
         else:
             self._unsent.append(run)
 
@@ -144,7 +147,9 @@ class SlurmRuns:
             runs = list(alike)
             packs = packs_of(runs, self.target)
             sent = submit(packs, self._slots, dependency)
-            self._jobs += [_job(run, number) for pack, number in zip(packs, sent, strict=True) for run in pack.runs]
+            self._jobs += [
+                self._job(run, number) for pack, number in zip(packs, sent, strict=True) for run in pack.runs
+            ]
             self._unsent = self._unsent[len(runs) :]
             numbers += sent
         return numbers
@@ -193,6 +198,9 @@ class SlurmRuns:
         others = {job.number for job in self._jobs if not job.stopping}
         scancel({job.number for job in chosen if kill or self._state(job) != "RUNNING"} - others)
 
+    def _job(self, run: RunConfig, number: str) -> _Job:
+        return _Job(run, run_folder(run), number, outcome_path(run), stop_path(run).exists(), self.queue.answers)
+
     def _state(self, job: _Job) -> str:
         found = self.queue.jobs.get(job.number)
         return found.state if found else ""
@@ -203,12 +211,17 @@ class SlurmRuns:
         status = told.get("status", "")
         if status in OVER or status == "failed" or (status == "interrupted" and job.stopping):
             return Outcome(job.run, status, told.get("reason", ""), told.get("summary", {}))
+        if status != job.word:
+            job.word, job.answers, job.gone_at = status, self.queue.answers, None
         state = self.queue.jobs.get(job.number)
         if self.queue.trouble or (state is not None and not state.ended):
             job.gone_at = None
             return None
+        if self.queue.answers <= job.answers:
+            return None  # what squeue said is older than the job
         if job.gone_at is None:
-            job.gone_at = time.monotonic()
+            job.gone_at, job.answers = time.monotonic(), self.queue.answers
+            return None  # and a job may be missing for a moment while it is queued again
         if status != "interrupted" and time.monotonic() - job.gone_at < FILES_WITHIN_SECONDS:
             return None
         return self._end_without_word(job, "gone from the queue" if state is None else state.state, status)
@@ -224,10 +237,6 @@ class SlurmRuns:
         if status == "interrupted" or job.stopping or state in ("CANCELLED", "PREEMPTED"):
             return Outcome(job.run, "interrupted", f"its job {job.number} was ended by SLURM: {state} {log}")
         return Outcome(job.run, "failed", f"its job {job.number} ended without a result: {state} {log}")
-
-
-def _job(run: RunConfig, number: str) -> _Job:
-    return _Job(run, run_folder(run), number, outcome_path(run), stop_path(run).exists())
 
 
 def submit_and_leave(todo: Sequence[RunConfig], launcher: SlurmRuns, console: Console) -> None:
