@@ -111,7 +111,7 @@ def drive(todo: Sequence[RunConfig], launcher: RunLauncher, console: Console) ->
     except KeyboardInterrupt:
         folder = sweep_folder(todo[0])
         stop = f"python -m sweeps cancel {folder} stops them"
-        console.print(f"the jobs go on; {_again()} picks them up, {stop}", markup=False)
+        console.print(f"the jobs go on; {again()} picks them up, {stop}", markup=False)
         raise Stopped(130) from None
     return driver.outcomes
 
@@ -150,7 +150,7 @@ def run_single(run: RunConfig) -> dict[str, Any]:
     with watching([*input_runs(run), run], console):
         summary = execute(run)
     if summary.get("status") == "interrupted":
-        console.print(f"{run_id(run)} interrupted; {_again()} goes on where it stopped")
+        console.print(f"{run_id(run)} interrupted; {again()} goes on where it stopped")
         raise Stopped(130)
     scores = [f"{name} {summary[key]:.3f}" for name, key in RESULTS.items() if key in summary]
     console.print(f"{', '.join([f'{run_id(run)} finished', *scores])}: {run_folder(run)}")
@@ -214,11 +214,11 @@ def closing_lines(inputs: Sequence[Outcome], outcomes: Sequence[Outcome], second
         console.print(f"rerun just these: {_same_command()}", markup=False)
         raise Stopped(1)
     if finished < len(outcomes):
-        console.print(f"interrupted; {_again()} goes on where it stopped")
+        console.print(f"interrupted; {again()} goes on where it stopped")
         raise Stopped(130)
 
 
-def _again() -> str:
+def again() -> str:
     """What to type to go on: overwrite=true would start afresh once more."""
     afresh = any(word.lstrip("+").startswith("overwrite=") for word in sys.argv)
     return f"the same command{' without overwrite=true' if afresh else ''}"

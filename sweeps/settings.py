@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
@@ -28,7 +29,7 @@ class SweeperConf:
     params: dict[str, Any] = field(default_factory=dict)
     # Further axes and search spaces where a group has a certain option, or an axis a value: {apa: {algo.lam: "1,2"}}.
     spaces: dict[str, Any] = field(default_factory=dict)
-    # Trials of each study; null: 20.
+    # Trials of each study; null: 20, or every point of sampler=grid.
     n_trials: Any = None
     # reward_at_budget: the best gain in eval/reward within the KL budget; kl_efficiency: E(K); reward_and_kl: two.
     objective: Any = "reward_at_budget"
@@ -66,7 +67,8 @@ def study_settings(given: Mapping[str, Any]) -> StudySettings:
     if problems := unknown_settings(given):
         raise ConfigError(problems)
     values = dict(given)
-    values["n_trials"] = DEFAULT_TRIALS if values["n_trials"] is None else values["n_trials"]
+    if values["n_trials"] is None:
+        values["n_trials"] = sys.maxsize if values["sampler"] == "grid" else DEFAULT_TRIALS  # a grid has its own number
     problems = [
         *_one_of(values, "objective", OBJECTIVES),
         *_one_of(values, "sampler", SAMPLERS),

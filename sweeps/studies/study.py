@@ -120,7 +120,7 @@ class StoredStudy:
         if "pruned" in statuses or (one.cancelled is not None and not whole):
             for folder in one.cancelled or ():
                 mark_pruned(one.runs[folder])
-            self.study.tell(one.trial.number, state=TrialState.PRUNED)
+            self.study.tell(one.trial.number, state=TrialState.PRUNED, skip_if_finished=True)
             return TrialState.PRUNED
         if failed:
             at_work = [outcome for outcome in failed if outcome.reason.startswith("LockError:")]
@@ -144,12 +144,12 @@ class StoredStudy:
         if self._constraint and not self.trials[one.trial.number].constraints:
             one.trial.set_constraint("eval/kl", _mean([found.kl for found in measured.values()]) - self.budget)
         columns = zip(*(found.values for found in measured.values()), strict=True)
-        self.study.tell(one.trial.number, [_mean(column) for column in columns])
+        self.study.tell(one.trial.number, [_mean(column) for column in columns], skip_if_finished=True)
         return TrialState.COMPLETE
 
     def _fail(self, trial: Trial, reason: str) -> TrialState:
         trial.set_user_attr("reason", reason)
-        self.study.tell(trial.number, state=TrialState.FAIL)
+        self.study.tell(trial.number, state=TrialState.FAIL, skip_if_finished=True)
         return TrialState.FAIL
 
 

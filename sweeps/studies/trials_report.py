@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from sweeps.display import duration
-from sweeps.experiment import Stopped, report_sweeps
+from sweeps.experiment import Stopped, again, report_sweeps
 from sweeps.runs import Outcome, log_path
 from sweeps.studies.objective import OBJECTIVES
 from sweeps.studies.storage import DEFINITION
@@ -139,7 +139,7 @@ def closing_lines(
     if interrupted:
         in_order = sorted(interrupted, key=lambda one: (studies.index(one.study), one.trial.number))
         names = ", ".join(one.name for one in in_order)
-        console.print(f"interrupted: {names}; the same command goes on where they stopped", markup=False)
+        console.print(f"interrupted: {names}; {again()} goes on where they stopped", markup=False)
         raise Stopped(130)
     if failed:
         raise Stopped(1)

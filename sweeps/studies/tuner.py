@@ -114,8 +114,10 @@ class Tuner:
                 continue
             self._open.remove(one)
             outcomes = [outcome for folder in one.runs if (outcome := self._outcome(folder))]
-            if lacking := self._failed_inputs(outcomes):
-                self._end.lacking |= lacking
+            if lacking := self._lacking_inputs(one):
+                self._end.lacking |= {f: outcome for f, outcome in lacking.items() if outcome.status == "failed"}
+                if not self._end.lacking:
+                    self._end.interrupted.append(one)
                 self._studies = [study for study in self._studies if study is not one.study]
                 continue
             state = one.study.settle(one, outcomes)
@@ -127,13 +129,11 @@ class Tuner:
             else:
                 self._driver.console.print(told(one.study, one.study.trials[one.trial.number]), markup=False)
 
-    def _failed_inputs(self, outcomes: Sequence[Outcome]) -> dict[Path, Outcome]:
-        """A failed SFT or reward-model run is no trial's fault."""
-        needed = {
-            run_folder(need) for outcome in outcomes if outcome.status == "failed" for need in input_runs(outcome.run)
-        }
+    def _lacking_inputs(self, one: OpenTrial) -> dict[Path, Outcome]:
+        """SFT or reward-model runs that did not finish: no trial's fault, and the next trial would lack them too."""
+        needed = {run_folder(need) for run in one.runs.values() for need in input_runs(run)}
         found = {folder: self._driver.outcomes.get(folder) for folder in needed}
-        return {folder: outcome for folder, outcome in found.items() if outcome and outcome.status == "failed"}
+        return {folder: outcome for folder, outcome in found.items() if outcome and outcome.status != "finished"}
 
     def _prune(self) -> None:
         for one in self._open:

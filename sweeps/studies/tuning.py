@@ -14,7 +14,7 @@ from rlhf.config.build import ConfigError
 from rlhf.config.identity import run_folder, sweep_folder
 from sweeps.child import one_line
 from sweeps.driver import Driver, read_summary
-from sweeps.experiment import count_runs, launcher_for
+from sweeps.experiment import again, count_runs, launcher_for
 from sweeps.launcher import HarnessLauncher
 from sweeps.resources import room_for
 from sweeps.runs import Outcome
@@ -65,10 +65,10 @@ def _sampler_problems(spec: StudySpec, settings: StudySettings) -> Iterator[str]
 
 def _announce(studies: Sequence[StoredStudy], left: Sequence[OpenTrial], console: Console) -> None:
     for study in studies:
-        trials, again = study.trials, sum(one.study is study for one in left)
+        trials, taken_up = study.trials, sum(one.study is study for one in left)
         there = f"; there: {states_of(trials)}" if trials else ""
         there += " (failed trials count)" if study.failed() else ""
-        there += f", {again} of them taken up again" if again else ""
+        there += f", {taken_up} of them taken up again" if taken_up else ""
         size = f"{count_trials(study.target)} of {count_runs(len(study.spec.middle))}"
         console.print(f"{study.spec.name}: {size}{there}", markup=False)
 
@@ -90,7 +90,7 @@ def _steadily(
             tuner.run()
     except KeyboardInterrupt:
         folder = sweep_folder(runs[0])
-        console.print(f"the jobs go on; the same command picks them up, python -m sweeps cancel {folder} stops them")
+        console.print(f"the jobs go on; {again()} picks them up, python -m sweeps cancel {folder} stops them")
         end.interrupted += tuner.unfinished
     return end
 
@@ -116,12 +116,10 @@ def _in_batches(studies: Sequence[StoredStudy], left: list[OpenTrial], launcher:
 
 
 def _asked(studies: Sequence[StoredStudy], number: int, console: Console) -> Iterator[OpenTrial]:
-    for _ in range(number):
-        wanting = [study for study in studies if study.wants_more]
-        if not wanting:
-            return
+    while number > 0 and (wanting := [study for study in studies if study.wants_more]):
         study = min(wanting, key=lambda study: study.started)
         if one := study.ask():
+            number -= 1
             yield one
         else:
             console.print(told(study, study.trials[-1]), markup=False)
