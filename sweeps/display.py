@@ -149,10 +149,6 @@ class Display:
     def add(self, runs: Iterable[RunConfig]) -> None:
         self._runs |= {run_folder(run): RunProgress(run) for run in runs}
 
-    def latest(self, folder: Path) -> dict[str, Any]:
-        """The latest value of every metric of a run."""
-        return self._runs[folder].latest
-
     def update(self, running: Iterable[Path], ended: Iterable[Outcome]) -> None:
         """Take over the states and show what has changed."""
         for folder in running:

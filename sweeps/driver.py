@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import signal
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -106,10 +106,6 @@ class Driver:
         if outcome.status not in OVER:  # the run may not have lived to say so itself
             with contextlib.suppress(OSError):  # a full disk must not end the sweep
                 write_json(outcome_path(outcome.run), {"status": outcome.status, "reason": outcome.reason})
-
-    def rows(self, folder: Path) -> Mapping[str, Any]:
-        """The latest value of every metric that a run has logged."""
-        return self._display.latest(folder)
 
     def _heed_requests(self) -> None:
         if len(self._requests) <= self._asked_to_stop:

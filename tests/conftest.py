@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
 
 for _name, _value in {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "GOMP_SPINCOUNT": "10000"}.items():
     os.environ.setdefault(_name, _value)  # before torch is imported; what tests start inherits it
@@ -11,3 +15,20 @@ for _name, _value in {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "GOMP_SPIN
 # nohup, and shells that start something in the background, ignore these; drivers that tests interrupt would inherit it.
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture
+def torchs_switches() -> Iterator[None]:
+    """A run sets them for its process, which here is everybody's."""
+    import torch  # no test that needs no torch pays for it
+
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of SFT policies and reward models, for the runs of one file."""
+    return tmp_path_factory.mktemp("cache")

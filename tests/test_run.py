@@ -45,19 +45,7 @@ evaluation.eval_every=2 evaluation.samples=2 checkpoint.checkpoint_every=2
 """
 STEPS_AN_ITERATION = 2 * 8 // 4
 
-
-@pytest.fixture(autouse=True)
-def torchs_switches():
-    """A run sets them for its process, which here is everybody's."""
-    threads = torch.get_num_threads()
-    yield
-    torch.set_num_threads(threads)
-    torch.use_deterministic_algorithms(False)
-
-
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory) -> Path:
-    return tmp_path_factory.mktemp("cache")
+pytestmark = pytest.mark.usefixtures("torchs_switches")
 
 
 def tiny(output: Path, cache: Path, algo: str = "apa", *overrides: str) -> RunConfig:

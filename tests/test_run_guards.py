@@ -29,19 +29,7 @@ rollout.iterations=2 rollout.num_responses=8 rollout.batch_size=8 checkpoint.che
 optimization.minibatch_size=8 optimization.micro_batch_size=8
 """
 
-
-@pytest.fixture(autouse=True)
-def torchs_switches():
-    """A run sets them for its process, which here is everybody's."""
-    threads = torch.get_num_threads()
-    yield
-    torch.set_num_threads(threads)
-    torch.use_deterministic_algorithms(False)
-
-
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory) -> Path:
-    return tmp_path_factory.mktemp("cache")
+pytestmark = pytest.mark.usefixtures("torchs_switches")
 
 
 def small(output: Path, cache: Path, *overrides: str) -> RunConfig:
