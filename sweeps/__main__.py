@@ -12,6 +12,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from rlhf.config.identity import sweep_folder
 from sweeps.status import AT_WORK, RunStatus, status_table, sweep_status
 
 # Wide enough that no log path is cut where the output is no terminal.
@@ -65,7 +66,7 @@ def _cancel(statuses: list[RunStatus], console: Console) -> int:
     from sweeps.records import stop_path
     from sweeps.slurm_queue import scancel
 
-    at_work = [status for status in statuses if status.state in AT_WORK]
+    at_work = [status for status in statuses if status.state in AT_WORK and not status.is_input]
     in_jobs = [status for status in at_work if status.job]
     for status in in_jobs:
         stop_path(status.run).touch()  # its job lets the iteration at work end, however long that is
@@ -86,6 +87,10 @@ def _cancel(statuses: list[RunStatus], console: Console) -> int:
         console.print(f"told to stop: {', '.join(stopped) or 'nothing'}; runs write a checkpoint first")
         if elsewhere:
             console.print(f"{', '.join(elsewhere)}: driven from another machine; type this there")
+    inputs = [status for status in statuses if status.state in AT_WORK and status.is_input and status.job]
+    for status in inputs:
+        kept = f"{status.name} goes on, as other sweeps may wait for it, too"
+        console.print(f"{kept}; python -m sweeps cancel {sweep_folder(status.run)} stops all inputs", markup=False)
     return 1 if complaint else 0
 
 
@@ -95,7 +100,8 @@ def _rerun(statuses: list[RunStatus], failed_only: bool, console: Console) -> in
     from sweeps.experiment import Stopped, run_experiment
 
     states = ("failed", "lost") if failed_only else ("failed", "lost", "interrupted")
-    chosen = [status for status in statuses if status.state in states]
+    # Inputs are started again by the runs that need them.
+    chosen = [status for status in statuses if status.state in states and not status.is_input]
     if not chosen:
         console.print(f"no run of this sweep is {' or '.join(states)}")
         return 0

@@ -59,9 +59,7 @@ class Driver:
         for folder, run in planned.items():
             needed = inputs.get(folder) or {run_folder(need): need for need in input_runs(run)}
             self._needs[folder] = [need for need in needed if need in missing]
-        for run in planned.values():
-            self.launcher.announce(run)
-        self._waiting |= planned
+        self._waiting |= {folder: run for folder, run in planned.items() if not self.launcher.announce(run)}
         self._display.add(planned.values())
 
     @property
@@ -72,6 +70,11 @@ class Driver:
     def unfinished(self) -> list[Path]:
         """Runs that were added and have not ended."""
         return [folder for folder in self._needs if folder not in self.outcomes]
+
+    @property
+    def blocked(self) -> set[Path]:
+        """Runs that wait for their inputs, and take no slot meanwhile."""
+        return {one for one in self._waiting if any(need not in self.outcomes for need in self._needs[one])}
 
     def step(self, timeout: float = 0.2) -> dict[Path, Outcome]:
         """Start what can start, wait up to `timeout` seconds for something to end; returns what has ended."""

@@ -79,9 +79,10 @@ class LocalRuns:
     def running(self) -> list[Path]:
         return [child.folder for child in self._children]
 
-    def announce(self, run: RunConfig) -> None:
+    def announce(self, run: RunConfig) -> bool:
         outcome_path(run).unlink(missing_ok=True)
         write_record(run, self.target)
+        return False
 
     def submit(self, run: RunConfig) -> None:
         self._queue.append(run)

@@ -65,8 +65,9 @@ class RunLauncher(Protocol):
         """The folders of the runs at work."""
         ...
 
-    def announce(self, run: RunConfig) -> None:
-        """Note a run that will be submitted, for `python -m sweeps status`."""
+    def announce(self, run: RunConfig) -> bool:
+        """Note a run that will be submitted, for `python -m sweeps status`; True where an earlier command submitted it
+        and `poll` will tell of it without another `submit`."""
         ...
 
     def submit(self, run: RunConfig) -> None:

@@ -116,13 +116,16 @@ class SlurmRuns:
     def running(self) -> list[Path]:
         return [job.folder for job in self._jobs if self._state(job) == "RUNNING"]
 
-    def announce(self, run: RunConfig) -> None:
-        if self.job_in_queue(run) is None:
-            outcome_path(run).unlink(missing_ok=True)
-            write_record(run, self.target)
+    def announce(self, run: RunConfig) -> bool:
+        if number := self.job_in_queue(run):
+            self._jobs.append(self._job(run, number))
+            return True
+        outcome_path(run).unlink(missing_ok=True)
+        write_record(run, self.target)
+        return False
 
     def submit(self, run: RunConfig) -> None:
-        if number := self.job_in_queue(run):
+        if number := self.job_in_queue(run):  # since it was announced, by another driver that waited for this input
             self._jobs.append(self._job(run, number))
         else:
             self._unsent.append(run)
@@ -136,14 +139,14 @@ class SlurmRuns:
         state = self.queue.jobs.get(number)
         return None if state is None or state.ended else number
 
-    def send(self, dependency: str | None = None) -> list[str]:
+    def send(self, dependency: str | None = None, at_most: int | None = None) -> list[str]:
         """Submit what was gathered, as one array where it is more than one job; returns the jobs' numbers.
 
         Raises:
             SubmissionError: sbatch refused.
         """
         numbers = []
-        for _, alike in itertools.groupby(list(self._unsent), key=lambda run: run.hardware):
+        for _, alike in itertools.groupby(self._unsent[:at_most], key=lambda run: run.hardware):
             runs = list(alike)
             packs = packs_of(runs, self.target)
             sent = submit(packs, self._slots, dependency)
@@ -174,8 +177,10 @@ class SlurmRuns:
     def _try_to_send(self) -> None:
         if not self._unsent or time.monotonic() < self._send_after:
             return
+        # One array keeps to the limit by itself; several together do not.
+        room = max(0, self._slots - len(self._jobs)) if self._jobs else None
         try:
-            self.send()
+            self.send(at_most=room)
             self._refused = ""
         except SubmissionError as error:
             if not error.passing:

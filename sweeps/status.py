@@ -12,11 +12,11 @@ from rich.table import Table
 
 from rlhf.config import RunConfig
 from rlhf.config.build import ConfigError, build_config
-from rlhf.config.identity import run_folder
+from rlhf.config.identity import input_runs, run_folder, sweep_folder
 from rlhf.lock import is_alive, process_start
 from sweeps.display import RunProgress
-from sweeps.driver import read_summary
-from sweeps.records import outcome_path, read_json, read_records
+from sweeps.driver import finished, read_summary
+from sweeps.records import outcome_path, read_json, read_records, record_path
 from sweeps.runs import OVER, log_path
 from sweeps.slurm_queue import JobState, Queue, has_slurm
 
@@ -40,6 +40,8 @@ class RunStatus:
     """Process on this machine that drives the run."""
     target: str
     """What does the run, "module:function"."""
+    is_input: bool = False
+    """An SFT or reward-model run that runs of the sweep wait for, and perhaps other sweeps too."""
 
     def cells(self) -> list[str]:
         shown = self.progress
@@ -54,7 +56,8 @@ class RunStatus:
 
 
 def sweep_status(folder: Path) -> tuple[list[RunStatus], list[str]]:
-    """Every run that a sweep started into this folder, by name; and a line for each that cannot be read."""
+    """The inputs that are not finished, then every run that a sweep started into this folder, by name; and a line for
+    each that cannot be read."""
     records = read_records(folder)
     queue = Queue()
     if any(record.get("job_id") for record in records.values()) and has_slurm():
@@ -66,7 +69,16 @@ def sweep_status(folder: Path) -> tuple[list[RunStatus], list[str]]:
         except (ConfigError, KeyError) as error:
             first = str(error).splitlines()[0]
             unreadable.append(f"{folder / 'jobs' / name}.json: not of this version of the program ({first})")
-    return statuses, unreadable
+    return _unfinished_inputs(statuses, queue) + statuses, unreadable
+
+
+def _unfinished_inputs(statuses: list[RunStatus], queue: Queue) -> list[RunStatus]:
+    needed = {run_folder(need): need for one in statuses if one.state not in OVER for need in input_runs(one.run)}
+    found = []
+    for folder, need in needed.items():
+        if (record := read_json(record_path(need))) and finished(need) is None:
+            found.append(_status(sweep_folder(need), folder.name, record, queue))
+    return [dataclasses.replace(one, is_input=True) for one in found]
 
 
 def _status(folder: Path, name: str, record: dict[str, Any], queue: Queue) -> RunStatus:

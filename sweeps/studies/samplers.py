@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,9 @@ from optuna.trial import FrozenTrial, TrialState
 
 from sweeps.settings import StudySettings
 from sweeps.studies.space import Dimension
+
+# User attribute of a second try: the number of the trial that failed.
+RETRY_OF = "retry_of"
 
 # Of trials whose runs are compared with their own earlier median.
 TRIALS_BEFORE_PRUNING = 4
@@ -27,9 +30,7 @@ def sampler(settings: StudySettings, dimensions: Sequence[Dimension]) -> BaseSam
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
             # Its place in the sequence is kept in the study, for one seed.
-            return optuna.samplers.QMCSampler(
-                scramble=True, seed=settings.sampler_seed, warn_independent_sampling=False
-            )
+            return WholeSequence(dimensions, settings.sampler_seed)
     makers: dict[str, Callable[[int], BaseSampler]] = {
         "tpe": lambda seed: optuna.samplers.TPESampler(seed=seed),
         "random": lambda seed: optuna.samplers.RandomSampler(seed=seed),
@@ -76,8 +77,22 @@ class SeededByTrial(BaseSampler):
         self._inner.after_trial(study, trial, state, values)
 
 
+class WholeSequence(optuna.samplers.QMCSampler):
+    """Sobol's sequence from the first trial on. Optuna's own draws at random, each time anew, until one has ended."""
+
+    def __init__(self, dimensions: Sequence[Dimension], seed: int) -> None:
+        super().__init__(scramble=True, seed=seed, warn_independent_sampling=False)
+        self._space = {one.key: distribution(one) for one in dimensions}
+
+    def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
+        return self._space
+
+
 class GridPoints(BaseSampler):
-    """Each point of a finite space once, in order. Optuna's own wants to stop the study, which ask-and-tell cannot."""
+    """Each point of a finite space once, in order; the trial's number says which, also where drivers share a study.
+
+    Optuna's own wants to stop the study, which ask-and-tell cannot.
+    """
 
     def __init__(self, dimensions: Sequence[Dimension]) -> None:
         self._dimensions = dimensions
@@ -89,23 +104,17 @@ class GridPoints(BaseSampler):
     def sample_relative(
         self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
-        taken = [one.params for one in study.get_trials(deepcopy=False) if one.number != trial.number]
-        names = [one.key for one in self._dimensions]
-        for point in itertools.product(*(one.points or [] for one in self._dimensions)):
-            values = dict(zip(names, point, strict=True))
-            if _agrees(values, trial.params) and not any(values == other for other in taken):
-                return values
-        return {}
+        if RETRY_OF in trial.user_attrs:
+            return {}  # it has its values
+        points = list(itertools.product(*(one.points or [] for one in self._dimensions)))
+        earlier = [one for one in study.get_trials(deepcopy=False) if one.number < trial.number]
+        place = sum(RETRY_OF not in one.user_attrs for one in earlier)
+        return dict(zip((one.key for one in self._dimensions), points[place % len(points)], strict=True))
 
     def sample_independent(
         self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
     ) -> Any:
         return self._others.sample_independent(study, trial, param_name, param_distribution)
-
-
-def _agrees(values: Mapping[str, Any], begun: Mapping[str, Any]) -> bool:
-    """With what a trial already has that was killed while it was asked."""
-    return all(values[name] == value for name, value in begun.items())
 
 
 def distribution(one: Dimension) -> BaseDistribution:

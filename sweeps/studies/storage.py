@@ -17,7 +17,8 @@ from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
 
 from rlhf.config.build import ConfigError
-from rlhf.config.identity import REVISION, fingerprint
+from rlhf.config.identity import REVISION, fingerprint, sweep_folder
+from sweeps.driver import read_summary
 from sweeps.settings import StudySettings
 from sweeps.studies.study_spec import StudySpec
 
@@ -109,6 +110,7 @@ def open_study(
         if settings.storage is not None:
             line = "overwrite: true would delete a study that others may share; choose another sweep_name"
             raise ConfigError([line])
+        _forget_pruned(optuna.load_study(study_name=spec.name, storage=storage), sweep_folder(run))
         optuna.delete_study(study_name=spec.name, storage=storage)
     study = optuna.create_study(
         storage=storage,
@@ -128,6 +130,14 @@ def open_study(
         line = f"the study {spec.name} is another one: {'; '.join(differing[:NAMED])}{more}"
         raise ConfigError([f"sweep_name: {line}; choose another sweep_name, or overwrite=true starts afresh"])
     return study
+
+
+def _forget_pruned(study: optuna.Study, folder: Path) -> None:
+    """Or a new trial with the values of an old one would count as pruned, once the command no longer overwrites."""
+    for trial in study.get_trials(deepcopy=False):
+        for name in trial.user_attrs.get("runs", {}).values():
+            if read_summary(folder / name).get("status") == "pruned":
+                (folder / name / "summary.json").unlink()
 
 
 def budget_of(spec: StudySpec, settings: StudySettings) -> float:

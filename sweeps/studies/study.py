@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import datetime
 import math
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,13 +20,16 @@ from sweeps.records import outcome_path, write_json
 from sweeps.runs import Outcome, log_path
 from sweeps.settings import StudySettings
 from sweeps.studies.objective import OBJECTIVES, Measured, UnmeasuredError, measure
-from sweeps.studies.samplers import pruner, sampler
+from sweeps.studies.samplers import RETRY_OF, pruner, sampler
 from sweeps.studies.space import Dimension
 from sweeps.studies.storage import budget_of, open_study
 from sweeps.studies.study_spec import StudySpec
 
-# After which a trial without a mark of its driver belongs to none that lives.
-UNMARKED_SECONDS = 60.0
+# A driver that lives marks its trial at once; one without a mark after this belongs to none.
+MARKED_WITHIN_SECONDS = 3.0
+
+# User attributes of a trial.
+STOPPED = "stopped"
 
 
 @dataclass
@@ -41,13 +44,19 @@ class OpenTrial:
     reported: set[int] = field(default_factory=set)
     """Samples at which Optuna has been told how it goes."""
 
+    def stop(self, folders: frozenset[Path]) -> None:
+        """Prune it by stopping these runs, whatever becomes of this driver before they have stopped."""
+        self.trial.set_user_attr(STOPPED, sorted(folder.name for folder in folders))
+        self.cancelled = folders
+
     @property
     def name(self) -> str:
         return f"{self.study.spec.name} trial {self.trial.number}"
 
 
 class StoredStudy:
-    """One cell's study. In the trials' user attributes: `runs` (seed -> run id), `per_seed`, `reason`, `retry_of`."""
+    """One cell's study. In the trials' user attributes: `runs` (seed -> run id), `per_seed`, `reason`, `retry_of`,
+    `unmeasured` (its runs ended, without a value), `stopped` (ids of the runs that were stopped to prune it)."""
 
     def __init__(self, spec: StudySpec, settings: StudySettings, storage: BaseStorage, owner: str) -> None:
         self.spec = spec
@@ -61,8 +70,8 @@ class StoredStudy:
         made = (sampler(settings, spec.cell.dimensions), pruner(settings))
         self.study = open_study(spec, settings, self.objective.directions, storage, *made)
         if settings.retry_failed:
-            for failed in self.failed():
-                self.study.enqueue_trial(failed.params, user_attrs={"retry_of": failed.number})
+            for failed in self.worth_retrying():
+                self.study.enqueue_trial(failed.params, user_attrs={RETRY_OF: failed.number})
 
     @property
     def trials(self) -> list[FrozenTrial]:
@@ -71,13 +80,17 @@ class StoredStudy:
     def failed(self) -> list[FrozenTrial]:
         """Trials that failed and were not tried again."""
         trials = self.trials
-        again = {one.user_attrs.get("retry_of") for one in trials}
+        again = {one.user_attrs.get(RETRY_OF) for one in trials}
         return [one for one in trials if one.state == TrialState.FAIL and one.number not in again]
+
+    def worth_retrying(self) -> list[FrozenTrial]:
+        """Not those whose runs ended, for they would end the same."""
+        return [one for one in self.failed() if "unmeasured" not in one.user_attrs]
 
     @property
     def started(self) -> int:
         """Trials that count towards the target, whatever became of them; second tries do not."""
-        return sum("retry_of" not in one.user_attrs and one.state != TrialState.WAITING for one in self.trials)
+        return sum(RETRY_OF not in one.user_attrs and one.state != TrialState.WAITING for one in self.trials)
 
     @property
     def wants_more(self) -> bool:
@@ -85,15 +98,17 @@ class StoredStudy:
 
     def left(self) -> list[Trial]:
         """Trials that a killed or interrupted driver of this folder left at work."""
-        running = [one for one in self.trials if one.state == TrialState.RUNNING]
-        return [Trial(self.study, one._trial_id) for one in running if self._is_own(one)]
+        unmarked = {one.number for one in self._running() if "owner" not in one.user_attrs}
+        if unmarked and self._shared:
+            time.sleep(MARKED_WITHIN_SECONDS)
+        owners = {one.number: one.user_attrs.get("owner") for one in self._running()}
+        own = [
+            number for number, owner in owners.items() if owner == self._owner or (owner is None and number in unmarked)
+        ]
+        return [Trial(self.study, self.trials[number]._trial_id) for number in own]
 
-    def _is_own(self, trial: FrozenTrial) -> bool:
-        owner = trial.user_attrs.get("owner")
-        if owner is not None or not self._shared:
-            return owner in (None, self._owner)
-        begun = trial.datetime_start
-        return begun is not None and (datetime.datetime.now() - begun).total_seconds() > UNMARKED_SECONDS
+    def _running(self) -> list[FrozenTrial]:
+        return [one for one in self.trials if one.state == TrialState.RUNNING]
 
     def ask(self) -> OpenTrial | None:
         """A new trial; None where the values it got cannot be together: it has failed."""
@@ -110,7 +125,10 @@ class StoredStudy:
             return None
         trial.set_user_attr("runs", {str(run.seed): run_id(run) for run in runs})
         reported = set(self.trials[trial.number].intermediate_values)
-        return OpenTrial(self, trial, {run_folder(run): run for run in runs}, reported=reported)
+        one = OpenTrial(self, trial, {run_folder(run): run for run in runs}, reported=reported)
+        if (stopped := trial.user_attrs.get(STOPPED)) is not None:
+            one.cancelled = frozenset(folder for folder in one.runs if folder.name in stopped)
+        return one
 
     def settle(self, one: OpenTrial, outcomes: Sequence[Outcome]) -> TrialState:
         """Tell how a trial's runs ended; RUNNING where they were interrupted and go on with the next command."""
@@ -135,6 +153,7 @@ class StoredStudy:
             try:
                 measured[str(run.seed)] = measure(folder, self.objective, self.budget)
             except UnmeasuredError as error:
+                one.trial.set_user_attr("unmeasured", True)
                 return self._fail(one.trial, f"{run_id(run)}: {error}")
         per_seed = {
             seed: {**dict(zip(self.objective.values, found.values, strict=True)), "eval/kl": found.kl}

@@ -133,7 +133,7 @@ def closing_lines(
     if lacking:
         console.print(f"no trial can run without these; then: python {shlex.join(words)}", markup=False)
         raise Stopped(1)
-    if failed:
+    if any(study.worth_retrying() for study in studies):
         words.append("hydra.sweeper.retry_failed=true")
         console.print(f"failed trials count; to try their settings again: python {shlex.join(words)}", markup=False)
     if interrupted:

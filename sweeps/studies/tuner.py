@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from optuna.trial import TrialState
@@ -74,15 +74,21 @@ class Tuner:
         for one in [one for one in self._left if self._may_start(one)]:
             self._left.remove(one)
             self._start(one)
-        while len(self._driver.unfinished) < self._driver.launcher.slots:
+        while len(self._driver.unfinished) - len(self._driver.blocked) < self._driver.launcher.slots:
             self._studies = [study for study in self._studies if study.wants_more]
-            if not self._studies:
+            able = [study for study in self._studies if not self._waits_for_inputs(study)]
+            if not able:
                 return
-            study = min(self._studies, key=lambda study: study.started)
+            study = min(able, key=lambda study: study.started)
             if one := study.ask():
                 self._start(one)
             else:
                 self._driver.console.print(told(study, study.trials[-1]), markup=False)
+
+    def _waits_for_inputs(self, study: StoredStudy) -> bool:
+        """Another trial of it would wait for the same, and learn nothing from this one."""
+        blocked = self._driver.blocked
+        return any(one.study is study and not blocked.isdisjoint(one.runs) for one in self._open)
 
     def _may_start(self, one: OpenTrial) -> bool:
         """Not while the child of a killed driver still ends its iteration; SLURM's jobs are taken over as they are."""
@@ -98,10 +104,12 @@ class Tuner:
         }
         self._ended |= earlier
         self._open.append(one)
-        if any(outcome.status == "pruned" for outcome in earlier.values()):
-            one.cancelled = frozenset()
-        else:
-            self._driver.add([run for folder, run in new.items() if folder not in earlier])
+        if one.cancelled is None and any(outcome.status == "pruned" for outcome in earlier.values()):
+            one.cancelled = frozenset()  # an earlier trial had these settings
+        awaited = one.runs if one.cancelled is None else one.cancelled
+        self._driver.add([run for folder, run in new.items() if folder in awaited and folder not in earlier])
+        if one.cancelled:
+            self._driver.cancel(one.cancelled)
         self._settle()
 
     def _outcome(self, folder: Path) -> Outcome | None:
@@ -120,6 +128,8 @@ class Tuner:
                     self._end.interrupted.append(one)
                 self._studies = [study for study in self._studies if study is not one.study]
                 continue
+            if self._prunes and one.cancelled is None:
+                list(self._report(one))  # what runs reached since they were last looked at, for later trials
             state = one.study.settle(one, outcomes)
             if state == TrialState.PRUNED:
                 stopped = [self._outcome(folder) for folder in one.cancelled or ()]
@@ -142,11 +152,15 @@ class Tuner:
             others = {folder for other in self._open if other is not one for folder in other.runs}
             chosen = frozenset(one.runs) - others
             if stopped := frozenset(folder for folder in chosen if self._outcome(folder) is None):
-                one.cancelled = stopped
+                one.stop(stopped)
                 self._driver.cancel(stopped)
 
     def _should_prune(self, one: OpenTrial) -> bool:
-        """Report the mean over seeds at every evaluation that all seeds have reached, and ask."""
+        last = _last_samples(next(iter(one.runs.values())))
+        return any(samples < last and one.trial.should_prune() for samples in self._report(one))
+
+    def _report(self, one: OpenTrial) -> Iterator[int]:
+        """Tell the study the mean over seeds at every evaluation that all seeds have reached, one by one."""
         for folder in one.runs:
             if folder not in self._progress:
                 self._progress[folder] = Progress(folder, one.study.objective, one.study.budget)
@@ -155,9 +169,7 @@ class Tuner:
         for samples in sorted(set.intersection(*map(set, reached)) - one.reported):
             one.reported.add(samples)
             one.trial.report(sum(values[samples] for values in reached) / len(reached), samples)
-            if samples < _last_samples(next(iter(one.runs.values()))) and one.trial.should_prune():
-                return True
-        return False
+            yield samples
 
 
 def _last_samples(run: RunConfig) -> int:

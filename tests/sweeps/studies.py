@@ -24,6 +24,8 @@ from sweeps.cells import Groups, cells
 from sweeps.experiment import Stopped
 from sweeps.launcher import HarnessLauncher
 from sweeps.settings import SweeperConf, study_settings
+from sweeps.studies.storage import open_storage
+from sweeps.studies.study import StoredStudy
 from sweeps.studies.study_spec import StudySpec
 from sweeps.studies.tuning import tune
 from tests.config.composed import CONF, composed
@@ -117,11 +119,22 @@ def trials_csv(folder: Path, sweep: str = "default") -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def spans(folder: Path, what: str) -> list[dict[str, Any]]:
-    """The notes of RL runs that say `what`, in order of time."""
+def spans(folder: Path, what: str, of: tuple[str, ...] = ("apa", "ppo", "awr")) -> list[dict[str, Any]]:
+    """The notes that say `what` of RL runs, or of other ones whose ids begin so, in order of time."""
     file = folder / "spans.jsonl"
     notes = [json.loads(line) for line in file.read_text().splitlines()] if file.is_file() else []
-    return [note for note in notes if note["what"] == what and note["run"].startswith(("apa", "ppo", "awr"))]
+    return [note for note in notes if note["what"] == what and note["run"].startswith(of)]
+
+
+def stored(folder: Path, *typed: str, owner: str = "owner", **settings: Any) -> StoredStudy:
+    """The study of a command of this folder, which goes no further than to open it."""
+    (spec,) = specs(arguments(folder, *typed))
+    given = {name: value for name, value in asdict(SweeperConf()).items() if name != "_target_"}
+    sweep = folder / "runs/default"
+    sweep.mkdir(parents=True, exist_ok=True)
+    (sweep / "study.owner").write_text(owner)
+    checked = study_settings(given | settings)
+    return StoredStudy(spec, checked, open_storage(checked, sweep), owner)
 
 
 def behave(folder: Path, **behaviour: Any) -> None:

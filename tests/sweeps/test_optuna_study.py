@@ -8,7 +8,6 @@ import subprocess
 import threading
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +20,10 @@ from analysis.evaluations import evaluations
 from analysis.kl_efficiency import GainCurve, gain_curve
 from analysis.load import load_run
 from rlhf.config.build import ConfigError
-from sweeps.settings import SweeperConf, study_settings
-from sweeps.studies.storage import only_driver, open_storage
-from sweeps.studies.study import StoredStudy
+from sweeps.studies.storage import only_driver
 from tests.config.composed import config
 from tests.sweeps import tuned
-from tests.sweeps.studies import LR, arguments, behave, load, search, spans, specs, states, summary, trials_csv
+from tests.sweeps.studies import LR, behave, load, search, spans, states, stored, summary, trials_csv
 
 __all__ = ["search"]
 
@@ -271,18 +268,14 @@ def test_a_shared_database_and_trials_of_another_driver(search, tmp_path):
 
 
 def test_trials_of_a_killed_driver_wait_for_its_last_runs(search, tmp_path):
-    (spec,) = specs(arguments(tmp_path, LR))
-    given = {name: value for name, value in asdict(SweeperConf()).items() if name != "_target_"}
-    settings = study_settings(given | {"n_trials": 3})
-    folder = tmp_path / "runs/default"
-    folder.mkdir(parents=True)
-    left = StoredStudy(spec, settings, open_storage(settings, folder), "owner")
-    (run,) = left.ask().runs  # killed at work
+    left = stored(tmp_path, LR, n_trials=3)
+    opened = left.ask()
+    assert opened is not None
+    (run,) = opened.runs  # killed at work
     left.study.ask()  # killed while it was asked
     run.mkdir()
     child = subprocess.Popen(["sleep", "60"])
     (run / "lock.json").write_text(json.dumps({"host": socket.gethostname(), "pid": child.pid}))
-    (folder / "study.owner").write_text("owner")
 
     def end_after_the_others() -> None:
         deadline = time.monotonic() + 30

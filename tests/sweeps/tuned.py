@@ -25,9 +25,9 @@ class LockError(RuntimeError):
 def execute(run: RunConfig) -> dict[str, Any]:
     """`rollout.iterations` iterations, an evaluation after each; the folder above cache_dir has what it obeys.
 
-    behaviour.json: {"seconds": of an iteration, "long": {"<optimization.epochs>": seconds of an iteration}, "fates":
-    {"<start of a run id>": "raise" or "nan" or "locked", at the end}}. It goes on where metrics.jsonl ends, and writes
-    a line to spans.jsonl when it begins and when it ends.
+    behaviour.json: {"seconds": of an iteration, "input_seconds": of an SFT or reward-model run, "long":
+    {"<optimization.epochs>": seconds of an iteration}, "fates": {"<start of a run id>": "raise" or "nan" or "locked",
+    at the end}}. It goes on where metrics.jsonl ends, and writes a line to spans.jsonl when it begins and when it ends.
     """
     stopped: list[int] = []
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -45,8 +45,10 @@ def do(run: RunConfig, stopped: list[int]) -> dict[str, Any]:
     (folder / "config.yaml").write_text(yaml.safe_dump(config_to_mapping(run)))
     if run.stage.name == "online":
         _iterate(run, folder, _behaviour(here), stopped)
-    elif _fate(_behaviour(here), run) == "raise":
-        raise RuntimeError("the loss is not finite")
+    else:
+        time.sleep(_behaviour(here).get("input_seconds", 0.0))
+        if _fate(_behaviour(here), run) == "raise":
+            raise RuntimeError("the loss is not finite")
     summary: dict[str, Any] = {"status": "interrupted" if stopped else "finished", "kept": "yes"}
     (folder / "summary.json").write_text(json.dumps(summary))
     (folder / "lock.json").unlink()
