@@ -37,7 +37,7 @@ def evaluations(run: RunRecord) -> Evaluations:
     even, odd = run.column("eval/reward_even"), run.column("eval/reward_odd")
     if not (np.isfinite(even).any() and np.isfinite(odd).any()):
         even = odd = reward
-    made = np.array(["eval/reward" in row or "eval/kl" in row for row in run.rows], dtype=bool)
+    made = run.metrics.evaluated
     usable = made & np.isfinite(kl) & np.isfinite(reward) & np.isfinite(even) & np.isfinite(odd)
     if not usable.any():
         raise UnusableRunError("metrics.jsonl has no evaluation with a KL and a reward")

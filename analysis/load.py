@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ import numpy as np
 import yaml
 
 from analysis.labels import label_configs
+from analysis.metrics import Metrics, json_lines, to_metrics
 
 # libyaml's loader reads the same language ten times faster; PyYAML is sometimes built without it.
 _YAML_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -48,14 +50,15 @@ class RunRecord:
     status: str
     label: str
     config: dict[str, Any]
-    rows: list[dict[str, Any]]  # metrics.jsonl, one dict per logged step, in order
+    metrics: Metrics  # the rows of metrics.jsonl, in order
     summary: dict[str, Any]
     reason: str | None
     notes: tuple[str, ...]
 
     def column(self, name: str) -> np.ndarray:
         """(rows,) float64: metric `name` of each row, NaN where the row lacks it or holds no number."""
-        return np.array([_number(row.get(name)) for row in self.rows], dtype=np.float64)
+        found = self.metrics.columns.get(name)
+        return np.full(len(self.metrics), np.nan) if found is None else found
 
     def setting(self, path: str, default: Any = None) -> Any:
         """The value at a dotted path of the config, such as `dataset.kl_budgets`."""
@@ -86,6 +89,24 @@ def load_run(folder: Path) -> RunRecord:
     config = _read_config(folder / "config.yaml", problems)
     summary = _read_summary(folder / "summary.json", problems)
     rows = _read_metrics(folder / "metrics.jsonl", problems, notes)
+    return make_record(folder, config, rows, summary, problems, notes)
+
+
+def make_record(
+    folder: Path,
+    config: dict[str, Any],
+    rows: Sequence[dict[str, Any]],
+    summary: dict[str, Any],
+    problems: Sequence[str],
+    notes: Sequence[str],
+) -> RunRecord:
+    """A run from its parts, wherever they were kept.
+
+    Args:
+        rows: one dict per logged step, in order.
+        problems: what keeps the run from being compared, besides what its parts tell.
+    """
+    problems = list(problems)
     status = str(summary.get("status", "unfinished"))
     stage = str(_look_up(config, "stage.name", "online"))
     algo = str(_look_up(config, "algo.name", "")) if stage == "online" else ""
@@ -104,7 +125,7 @@ def load_run(folder: Path) -> RunRecord:
         status=status,
         label="",
         config=config,
-        rows=rows,
+        metrics=to_metrics(rows),
         summary=summary,
         reason=problems[0] if problems else None,
         notes=tuple(notes),
@@ -125,17 +146,12 @@ def read_samples(run: RunRecord) -> list[dict[str, Any]]:
     path = run.folder / "samples.jsonl"
     if not path.is_file():
         return []
-    rows, _ = _json_lines(path)
+    rows, _ = json_lines(path)
     return rows
 
 
 def _is_run(folder: Path) -> bool:
     return any((folder / name).is_file() for name in _RUN_FILES)
-
-
-def _number(value: Any) -> float:
-    """JSON's null, text or a missing key is NaN; so is the token NaN that Python writes."""
-    return float(value) if isinstance(value, int | float) else float("nan")
 
 
 def _look_up(config: dict[str, Any], path: str, default: Any) -> Any:
@@ -186,7 +202,7 @@ def _read_metrics(path: Path, problems: list[str], notes: list[str]) -> list[dic
     if not path.is_file():
         problems.append("metrics.jsonl is missing")
         return []
-    rows, bad_lines = _json_lines(path)
+    rows, bad_lines = json_lines(path)
     if not rows:
         problems.append("metrics.jsonl is empty")
     if bad_lines and bad_lines[-1] == len(rows) + len(bad_lines):
@@ -196,20 +212,3 @@ def _read_metrics(path: Path, problems: list[str], notes: list[str]) -> list[dic
     if bad_lines:
         problems.append(f"line {bad_lines[0]} of metrics.jsonl is not a JSON object")
     return rows
-
-
-def _json_lines(path: Path) -> tuple[list[dict[str, Any]], list[int]]:
-    """The objects of a JSON-lines file, and the numbers (from 1, blank lines not counted) of lines that are none."""
-    rows: list[dict[str, Any]] = []
-    bad_lines: list[int] = []
-    # Split bytes, not text: a cut inside a character must spoil its own line only.
-    for number, line in enumerate((line for line in path.read_bytes().split(b"\n") if line.strip()), start=1):
-        try:
-            row = json.loads(line)
-        except ValueError:
-            row = None
-        if isinstance(row, dict):
-            rows.append(row)
-        else:
-            bad_lines.append(number)
-    return rows, bad_lines

@@ -38,7 +38,7 @@ def test_truncated_last_line_is_left_out_and_said(tmp_path: Path) -> None:
     with (folder / "metrics.jsonl").open("ab") as file:
         file.write('{"step": 4, "note": "é'.encode()[:-1])
     run = load_run(folder)
-    assert run.reason is None and len(run.rows) == 2
+    assert run.reason is None and len(run.metrics) == 2
     assert run.notes == ("the last line of metrics.jsonl is cut off and was left out",)
 
 

@@ -8,7 +8,7 @@ from statistics import NormalDist
 import numpy as np
 import pytest
 
-from analysis.statistics import interval
+from analysis.statistics import interval, iqm_interval, spread_interval, versus
 
 
 @pytest.mark.parametrize("values", [[0.4], [0.4, 0.6]])
@@ -32,7 +32,8 @@ def test_student_t_by_hand() -> None:
 
 def test_bca_from_ten_seeds_agrees_with_its_formula() -> None:
     # Efron 1987 written out: bias from the share of resampled means below the mean, acceleration from the jackknife.
-    sample = np.array([0.1, 0.2, 0.2, 0.3, 0.35, 0.4, 0.5, 0.8, 1.5, 3.0])  # skewed: a plain percentile would differ
+    # Hesterberg 2015: sqrt(10 / 9) t_{0.975, 9} = 1.054093 * 2.262157 in place of the normal 1.96.
+    sample = np.array([0.1, 0.2, 0.2, 0.3, 0.35, 0.4, 0.5, 0.6, 0.8, 1.2])  # skewed: a plain percentile would differ
     means = sample[np.random.default_rng(7).integers(0, 10, size=(200_000, 10))].mean(axis=1)
     normal = NormalDist()
     bias = normal.inv_cdf(((means < sample.mean()).mean() + (means <= sample.mean()).mean()) / 2)
@@ -40,15 +41,16 @@ def test_bca_from_ten_seeds_agrees_with_its_formula() -> None:
     deviations = left_out.mean() - left_out
     acceleration = (deviations**3).sum() / (6 * (deviations**2).sum() ** 1.5)
 
-    def quantile(level: float) -> float:
-        z = bias + normal.inv_cdf(level)
+    def quantile(reach: float) -> float:
+        z = bias + reach
         return float(np.quantile(means, normal.cdf(bias + z / (1 - acceleration * z))))
 
     result = interval(sample.tolist())
     assert result.method == "bca"
-    assert result.low == pytest.approx(quantile(0.025), abs=0.02)
-    assert result.high == pytest.approx(quantile(0.975), abs=0.06)
-    assert quantile(0.975) - np.quantile(means, 0.975) > 0.15  # the correction is not idle here
+    reach = 1.054093 * 2.262157
+    assert result.low == pytest.approx(quantile(-reach), abs=0.02)
+    assert result.high == pytest.approx(quantile(reach), abs=0.02)
+    assert quantile(reach) - np.quantile(means, 0.975) > 0.05  # the correction is not idle here
     assert interval(sample.tolist()) == result  # a report can be remade
 
 
@@ -64,3 +66,68 @@ def test_bca_of_normal_values_is_close_to_student_t() -> None:
     result = interval(sample.tolist())
     assert result.low == pytest.approx(sample.mean() - half_width, abs=0.05)
     assert result.high == pytest.approx(sample.mean() + half_width, abs=0.05)
+
+
+def test_iqm_leaves_a_quarter_out_at_each_end() -> None:
+    assert iqm_interval([1.0] * 7) is None
+    eight = iqm_interval([100.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, -50.0])
+    assert eight is not None
+    assert (eight.mean, eight.low) == (3.5, None)  # of 2, 3, 4, 5; the interval begins at ten
+    ten = iqm_interval([float(value) for value in range(10)])
+    assert ten is not None and ten.low is not None and ten.high is not None
+    assert ten.mean == 4.5 and ten.low < 4.5 < ten.high
+    assert 4.5 - ten.low == pytest.approx(ten.high - 4.5, abs=0.5)
+
+
+def test_spread_by_hand() -> None:
+    assert spread_interval([1.0]) is None
+    two = spread_interval([1.0, 3.0])
+    assert two is not None and two.low is None and two.mean == pytest.approx(math.sqrt(2.0))
+    # s = 1, n = 3: chi^2_2 has the quantiles 0.0506356 and 7.377759, so sqrt(2 / 7.377759) and sqrt(2 / 0.0506356).
+    three = spread_interval([1.0, 2.0, 3.0])
+    assert three is not None
+    assert (three.mean, three.low, three.high) == pytest.approx((1.0, 0.520660, 6.284702), abs=1e-4)
+
+
+def test_versus_by_hand() -> None:
+    # Means 3 and 1, variances 1 and 1, three each: error sqrt(2 / 3), Welch's freedom 4, t = 2.776445.
+    result = versus([2.0, 3.0, 4.0], [0.0, 1.0, 2.0])
+    half = 2.776445 * math.sqrt(2.0 / 3.0)
+    assert result.difference == pytest.approx(2.0)
+    assert (result.low, result.high) == pytest.approx((2.0 - half, 2.0 + half), abs=1e-5)
+    # 8 of 9 pairs are won and one is a tie.
+    assert result.probability == pytest.approx(8.5 / 9.0)
+    # One-sided p of t = 2.44949 with 4 degrees of freedom: 0.03524.
+    assert result.better == pytest.approx(1.0 - 0.03524, abs=1e-4)
+
+
+def test_newcombes_interval_solves_its_equation() -> None:
+    """Also where every run of one beats every run of the other, of which a bootstrap would say [1, 1]."""
+    for a, b in (([2.0, 3.0, 5.0], [1.0, 2.5, 4.0, 0.5]), ([5.0, 6.0, 7.0], [1.0, 2.0, 3.0])):
+        result = versus(a, b)
+        m, n, p = len(a), len(b), result.probability
+        more = (m + n) / 2 - 1
+        for end in (result.probability_low, result.probability_high):
+            assert end is not None
+            variance = end * (1 - end) * (1 + more * ((1 - end) / (2 - end) + end / (1 + end))) / (m * n)
+            assert abs(p - end) == pytest.approx(1.959964 * math.sqrt(variance), abs=1e-6)
+    assert result.probability == 1.0 and result.probability_high == 1.0
+    assert result.probability_low is not None and 0.3 < result.probability_low < 0.7
+
+
+def test_versus_of_few_or_equal_seeds() -> None:
+    few = versus([1.0, 2.0], [0.0, 3.0, 1.0])
+    assert (few.low, few.probability_low, few.better) == (None, None, None) and few.probability == pytest.approx(
+        0.5833, abs=1e-4
+    )
+    same = versus([1.0] * 3, [1.0] * 3)
+    assert (same.difference, same.probability, same.better) == (0.0, 0.5, 0.5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seeds", [3, 5, 10, 30])
+def test_intervals_cover_what_they_say(seeds: int) -> None:
+    """1,000 repetitions with normal values; 95 % stated. `python -m tests.benchmarks.coverage` prints the table."""
+    from tests.benchmarks.coverage import coverage
+
+    assert coverage("normal", seeds)["mean"] == pytest.approx(0.95, abs=0.02)
