@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from typing import Any
 
 # Settings that cannot change what a run measures (`identity=False` in the config dataclasses, which this package may
@@ -21,6 +21,7 @@ _NOT_COMPARED += (
     "evaluation.samples",
     "checkpoint.checkpoint_every",
 )
+_ABSENT = object()
 _GROUPS_NOT_COMPARED = ("tracking.", "hydra.", "hardware.slurm.")
 
 
@@ -37,6 +38,21 @@ def label_configs(configs: list[dict[str, Any]]) -> list[str]:
         return leaf if leaf_counts[leaf] == 1 else key
 
     return [", ".join(f"{shown(key)}={_text(flat[key])}" for key in differing if key in flat) for flat in flats]
+
+
+def label_values(configs: Sequence[dict[str, Any]]) -> dict[str, list[Any]]:
+    """The settings of which labels are made: {dotted key: its value in each config, None where it is not there}."""
+    flats = [_flatten(config) for config in configs]
+    return {key: [flat.get(key) for flat in flats] for key in _differing_keys(flats)}
+
+
+def differing_settings(configs: Sequence[dict[str, Any]]) -> dict[str, list[str]]:
+    """Every setting that is not the same in all configs, those included that an algorithm brings: {dotted key: as text
+    in each config, a dash where it is not there}."""
+    flats = [_flatten(config) for config in configs]
+    keys = sorted(set().union(*flats)) if flats else []
+    differing = [key for key in keys if len({flat.get(key, _ABSENT) for flat in flats}) > 1]
+    return {key: [_text(flat[key]) if key in flat else "\N{EN DASH}" for flat in flats] for key in differing}
 
 
 def _differing_keys(flats: list[dict[str, Hashable]]) -> list[str]:

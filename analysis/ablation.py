@@ -1,0 +1,86 @@
+"""One number varied, as lambda or a KL coefficient: reward, KL and hypervolume over its values."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from analysis.labels import label_values
+from analysis.statistics import Interval, interval
+from analysis.summary import ComparedRun, Comparison, SettingSummary
+
+
+@dataclass(frozen=True)
+class AblationPoint:
+    """One value of the setting, over its seeds."""
+
+    value: float
+    setting: SettingSummary
+    hypervolume: Interval
+    """Reward times nats, of each run's evaluations."""
+
+
+@dataclass(frozen=True)
+class Ablation:
+    """The settings of one algorithm that differ in this one number alone."""
+
+    algo: str
+    key: str
+    """As typed, such as algo.lam."""
+    points: tuple[AblationPoint, ...]
+    """By rising value."""
+    hypervolume: Interval
+    """Of what the whole sweep reached: each seed's last evaluations under all values together."""
+
+    @property
+    def is_log(self) -> bool:
+        """Whether the values are spread over orders of magnitude."""
+        values = [point.value for point in self.points]
+        return min(values) > 0.0 and max(values) / min(values) >= 8.0
+
+
+def ablations(comparison: Comparison) -> list[Ablation]:
+    """One for each algorithm whose settings differ in one number; none of those that differ in more."""
+    found = []
+    for algo in dict.fromkeys(setting.algo for setting in comparison.settings):
+        settings = [setting for setting in comparison.settings if setting.algo == algo]
+        varied = label_values([setting.runs[0].record.config for setting in settings])
+        if len(settings) > 1 and len(varied) == 1:
+            ((key, values),) = varied.items()
+            if all(isinstance(value, int | float) and not isinstance(value, bool) for value in values):
+                found.append(_ablation(algo, key, [float(value) for value in values], settings))
+    return found
+
+
+def _ablation(algo: str, key: str, values: Sequence[float], settings: Sequence[SettingSummary]) -> Ablation:
+    budget = settings[0].headline.kl_budget
+    points = [
+        AblationPoint(value, setting, interval([_of_run(run, budget) for run in setting.runs]))
+        for value, setting in zip(values, settings, strict=True)
+    ]
+    ends: dict[int | None, list[tuple[float, float]]] = {}
+    for setting in settings:
+        for run in setting.runs:
+            gain = float(run.evaluations.reward[-1] - run.evaluations.reward[0])
+            ends.setdefault(run.record.seed, []).append((float(run.evaluations.kl[-1]), gain))
+    fronts = [np.array(one) for one in ends.values()]  # (values, 2) each
+    whole = interval([hypervolume(one[:, 0], one[:, 1], budget) for one in fronts])
+    return Ablation(algo, key, tuple(sorted(points, key=lambda point: point.value)), whole)
+
+
+def _of_run(run: ComparedRun, budget: float) -> float:
+    return hypervolume(run.evaluations.kl, run.evaluations.reward - run.evaluations.reward[0], budget)
+
+
+def hypervolume(kl: np.ndarray, gain: np.ndarray, budget: float) -> float:
+    """Area that the points dominate (more gain, less KL) of the box from no gain up, and from `budget` nats down."""
+    inside = (gain > 0.0) & (kl < budget)
+    order = np.lexsort((-gain[inside], kl[inside]))
+    area = best = 0.0
+    for k, g in zip(np.maximum(kl[inside][order], 0.0), gain[inside][order], strict=True):
+        if g > best:
+            area += (budget - k) * (g - best)
+            best = g
+    return float(area)

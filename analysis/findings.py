@@ -1,0 +1,36 @@
+"""All that a report tells of a sweep, computed once: the comparison, and what else the runs show."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from analysis.ablation import Ablation, ablations
+from analysis.diagnoses import Diagnosis, diagnose
+from analysis.measures import ClaimsTable, Sensitivity, claims_table, sensitivities
+from analysis.overoptimization import GoldFit, gold_fit
+from analysis.summary import Comparison
+
+
+@dataclass(frozen=True)
+class Findings:
+    comparison: Comparison
+    diagnoses: list[Diagnosis]
+    claims: ClaimsTable
+    sensitivities: list[Sensitivity]
+    """Empty where no algorithm was run with two settings."""
+    ablations: list[Ablation]
+    """Empty where no algorithm's settings differ in one number alone."""
+    gold_fits: list[GoldFit]
+    """Empty without a gold reward."""
+
+
+def findings(comparison: Comparison) -> Findings:
+    fits = [fit for setting in comparison.settings if (fit := gold_fit(setting))]
+    return Findings(
+        comparison=comparison,
+        diagnoses=diagnose(comparison),
+        claims=claims_table(comparison),
+        sensitivities=sensitivities(comparison),
+        ablations=ablations(comparison),
+        gold_fits=fits,
+    )
