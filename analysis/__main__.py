@@ -1,39 +1,42 @@
-"""Command line: `python -m analysis report runs/<sweep>`."""
+"""What did the runs show?
+
+`python -m analysis report|compare|figure|winrate|dashboard ...`; each with --help.
+"""
 
 from __future__ import annotations
 
 import argparse
+import importlib
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
-from analysis.load import SweepFolderError
+# name: (module with add_arguments(parser) and run(options) -> exit code, what it does).
+COMMANDS = {
+    "report": ("analysis.report_command", "tables, figures and one HTML page of a sweep, written into its folder"),
+    "compare": ("analysis.versus", "runs or sweeps against one another at equal KL"),
+    "figure": ("analysis.paper_figures", "a figure in the paper's form, 1 to 9"),
+    "winrate": ("analysis.winrate.command", "responses of two models judged pair by pair, as figure 1"),
+    "dashboard": ("analysis.dashboard", "a W&B workspace of a sweep, and its curves averaged over seeds"),
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; 0 when it worked, 2 for a folder that cannot be reported on (as argparse for a bad command)."""
+    """Run one command; 2 for a folder, file or option that cannot be (as argparse for a bad command)."""
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
     parser = argparse.ArgumentParser(prog="python -m analysis", description="What did the runs show?")
     commands = parser.add_subparsers(dest="command", required=True)
-    report = commands.add_parser("report", help="tables, figures and one HTML page of a sweep, written into its folder")
-    report.add_argument("sweep_folder", type=Path, help="a sweep's folder, such as runs/default")
+    for name, (module, text) in COMMANDS.items():
+        command = commands.add_parser(name, help=text, description=text)
+        if name in arguments[:1]:  # the others need not be imported
+            importlib.import_module(module).add_arguments(command)
     options = parser.parse_args(arguments)
+    from analysis.errors import AnalysisError
+
     try:
-        return _report(options.sweep_folder)
-    except SweepFolderError as error:
+        return importlib.import_module(COMMANDS[options.command][0]).run(options)
+    except AnalysisError as error:
         print(f"analysis: {error}", file=sys.stderr)
         return 2
-
-
-def _report(sweep_folder: Path) -> int:
-    from rich.console import Console
-
-    from analysis.report import summary_table, write_report
-
-    files = write_report(sweep_folder)
-    console = Console()
-    console.print(summary_table(files.comparison))
-    console.print(str(files.html), soft_wrap=True, markup=False, highlight=False)
-    return 0
 
 
 if __name__ == "__main__":

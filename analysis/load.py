@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import yaml
 
+from analysis.errors import AnalysisError
 from analysis.labels import label_configs
 from analysis.metrics import Metrics, json_lines, to_metrics
 
@@ -28,7 +29,7 @@ _RUN_FILES = ("config.yaml", "metrics.jsonl", "summary.json", "lock.json")
 _MISSING = object()
 
 
-class SweepFolderError(ValueError):
+class SweepFolderError(AnalysisError):
     """The folder given is not one that holds runs; the message is one line that says what to do."""
 
 
@@ -74,8 +75,8 @@ def load_sweep(sweep_folder: Path) -> list[RunRecord]:
     sweep_folder = Path(sweep_folder)
     if not sweep_folder.is_dir():
         raise SweepFolderError(f"{sweep_folder}: no such folder; give a sweep's folder, such as runs/default")
-    folders = [folder for folder in sorted(sweep_folder.iterdir()) if folder.is_dir() and _is_run(folder)]
-    if not folders and _is_run(sweep_folder):
+    folders = [folder for folder in sorted(sweep_folder.iterdir()) if folder.is_dir() and is_run(folder)]
+    if not folders and is_run(sweep_folder):
         raise SweepFolderError(f"{sweep_folder}: this is a single run; give the sweep's folder, {sweep_folder.parent}")
     if not folders:
         raise SweepFolderError(f"{sweep_folder}: holds no run folders; give a sweep's folder, such as runs/default")
@@ -150,7 +151,8 @@ def read_samples(run: RunRecord) -> list[dict[str, Any]]:
     return rows
 
 
-def _is_run(folder: Path) -> bool:
+def is_run(folder: Path) -> bool:
+    """Whether it has a run's files, rather than runs' folders."""
     return any((folder / name).is_file() for name in _RUN_FILES)
 
 

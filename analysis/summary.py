@@ -10,7 +10,7 @@ import numpy as np
 from analysis.evaluations import Evaluations, UnusableRunError, evaluations
 from analysis.kl_efficiency import GainCurve, gain_curve
 from analysis.load import RunRecord
-from analysis.statistics import Interval, interval
+from analysis.statistics import Interval, interval, iqm_interval
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,7 @@ class BudgetResult:
 
     kl_budget: float  # nats
     kl_efficiency: Interval  # units of reward
+    iqm: Interval | None  # interquartile mean of the KL efficiency; None below 8 seeds
     gain: Interval  # reward gain at KL <= budget
     short_runs: int  # runs that never spent the budget: their gain is continued as a constant
 
@@ -131,9 +132,11 @@ def _summarize(algo: str, label: str, runs: list[ComparedRun]) -> SettingSummary
 
 
 def _at_budget(budget: float, runs: list[ComparedRun]) -> BudgetResult:
+    efficiencies = [run.curve.efficiency(budget) for run in runs]
     return BudgetResult(
         kl_budget=budget,
-        kl_efficiency=interval([run.curve.efficiency(budget) for run in runs]),
+        kl_efficiency=interval(efficiencies),
+        iqm=iqm_interval(efficiencies),
         gain=interval([float(run.curve.gain(budget)) for run in runs]),
         short_runs=sum(not run.curve.reaches(budget) for run in runs),
     )

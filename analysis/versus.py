@@ -1,0 +1,222 @@
+"""`python -m analysis compare A B ...`: any runs or sweeps against one another at equal KL."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from analysis.labels import differing_settings
+from analysis.load import RunRecord, SweepFolderError, is_run, label_runs, load_run, load_sweep
+from analysis.matched import matched_settings
+from analysis.statistics import Interval, Versus, interval, versus
+from analysis.summary import SettingSummary, compare
+from analysis.tables import SHORT_MARK, interval_text, number, write_csv
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+# What makes a reward another quantity, or a KL one from another policy.
+_SAME_SCALE = ("dataset.", "model.", "reward.", "reward_model.", "sft.")
+_NAMED = 4
+
+
+@dataclass(frozen=True)
+class Side:
+    """One of those compared: the runs of one setting in one of the folders."""
+
+    name: str
+    setting: SettingSummary
+
+
+@dataclass(frozen=True)
+class Match:
+    """All sides at one KL: the reward that each of their runs gained within it."""
+
+    kl: float  # nats
+    why: str
+    gains: tuple[Interval, ...]  # by side
+    efficiencies: tuple[Interval, ...]
+    short: tuple[int, ...]  # runs of each side that never spent so much: their gain is continued as a constant
+    pairs: tuple[tuple[int, int, Versus, Versus], ...]  # two sides, the first against the second in gain, in E(K)
+
+
+@dataclass(frozen=True)
+class MatchedComparison:
+    sides: tuple[Side, ...]
+    matches: tuple[Match, ...]
+    notes: tuple[str, ...]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("folders", type=Path, nargs="+", help="sweeps' or runs' folders; runs are taken together")
+    parser.add_argument("--kl", type=float, help="nats at which to compare; otherwise the data set's KL budget")
+    parser.add_argument("--target-kl", type=float, help="choose each algorithm's setting nearest to this last KL, nats")
+    parser.add_argument("--all-settings", action="store_true", help="compare every setting, not one per algorithm")
+    parser.add_argument("--csv", type=Path, help="write the pairs there, too")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Print the comparison; raises SweepFolderError where there are not two things to compare."""
+    from rich.console import Console
+
+    if options.kl is not None and not options.kl > 0.0:
+        raise SweepFolderError(f"--kl: {options.kl:g} is not above 0 nats")
+    found = compare_folders(options.folders, options.kl, options.target_kl, options.all_settings)
+    console = Console()
+    for match in found.matches:
+        console.print(_sides_table(found, match), _pairs_table(found, match))
+    for note in found.notes:
+        console.print(note, markup=False, highlight=False)
+    if options.csv:
+        rows = csv_rows(found)
+        write_csv(options.csv, rows, list(rows[0]))
+        console.print(str(options.csv), markup=False, highlight=False, soft_wrap=True)
+    return 0
+
+
+def compare_folders(
+    folders: Sequence[Path], kl: float | None = None, target_kl: float | None = None, all_settings: bool = False
+) -> MatchedComparison:
+    """Sides from each sweep, and from all single runs together; at the budget, and at the KL that every run spent.
+
+    Raises:
+        SweepFolderError: a folder is none, or fewer than two settings have a finished run.
+    """
+    sources = _sources(folders)
+    sides: list[Side] = []
+    notes: list[str] = []
+    for name, records in sources.items():
+        comparison = compare(records)
+        prefix = f"{name}: " if len(sources) > 1 else ""
+        notes += [f"left out: {item.record.id}: {item.reason}" for item in comparison.excluded]
+        if not comparison.settings:
+            continue
+        settings = comparison.settings
+        if not all_settings and len(settings) > len({setting.algo for setting in settings}):
+            matched = matched_settings(settings, target_kl)
+            settings = list(matched.settings)
+            notes.append(prefix + matched.text)
+        sides += [Side(f"{prefix}{setting.name}", setting) for setting in settings]
+    if len(sides) < 2:
+        there = sides[0].name if sides else "nothing"
+        raise SweepFolderError(f"two settings with finished runs are needed, and there is {there}; give more folders")
+    notes += _scale_notes(sides)
+    return MatchedComparison(tuple(sides), _matches(sides, kl), tuple(notes))
+
+
+def _sources(folders: Sequence[Path]) -> dict[str, list[RunRecord]]:
+    """Records by sweep; single runs under the name ""."""
+    distinct = list(dict.fromkeys(folder.resolve() for folder in folders))
+    single = [folder for folder in distinct if is_run(folder)]
+    sweeps = [folder for folder in distinct if folder not in single]
+    names = [folder.name for folder in sweeps]
+    sources = {folder.name if names.count(folder.name) == 1 else str(folder): load_sweep(folder) for folder in sweeps}
+    if single:
+        records = [dataclasses.replace(load_run(folder), id=folder.name) for folder in single]
+        sources["runs" if sweeps else ""] = label_runs(records)
+    return sources
+
+
+def _matches(sides: Sequence[Side], kl: float | None) -> tuple[Match, ...]:
+    if kl is not None:
+        return (_match(sides, kl, "as asked"),)
+    budget = min(side.setting.headline.kl_budget for side in sides)
+    matches = [_match(sides, budget, "the KL budget")]
+    spent = min(run.curve.largest_kl for side in sides for run in side.setting.runs)
+    if 0.0 < spent < budget:
+        matches.append(_match(sides, spent, "the most that every run spent"))
+    return tuple(matches)
+
+
+def _match(sides: Sequence[Side], kl: float, why: str) -> Match:
+    gains = [[float(run.curve.gain(kl)) for run in side.setting.runs] for side in sides]
+    efficiencies = [[run.curve.efficiency(kl) for run in side.setting.runs] for side in sides]
+    return Match(
+        kl=kl,
+        why=why,
+        gains=tuple(interval(one) for one in gains),
+        efficiencies=tuple(interval(one) for one in efficiencies),
+        short=tuple(sum(not run.curve.reaches(kl) for run in side.setting.runs) for side in sides),
+        pairs=tuple(
+            (a, b, versus(gains[a], gains[b]), versus(efficiencies[a], efficiencies[b]))
+            for a, b in combinations(range(len(sides)), 2)
+        ),
+    )
+
+
+def _scale_notes(sides: Sequence[Side]) -> list[str]:
+    """Where rewards or KLs of the sides may not be the same quantity."""
+    configs = [side.setting.runs[0].record.config for side in sides]
+    differing = [key for key in differing_settings(configs) if key.startswith(_SAME_SCALE)]
+    if not differing:
+        return []
+    named = ", ".join(differing[:_NAMED]) + (f" and {len(differing) - _NAMED} more" if len(differing) > _NAMED else "")
+    return [f"{named} differ: rewards may not be on one scale, or KL not from one initial policy"]
+
+
+def _sides_table(found: MatchedComparison, match: Match) -> Table:
+    table = _table(f"within {match.kl:.3g} nats, {match.why}", "", "seeds", "last KL", "reward gained", "KL efficiency")
+    for side, gain, efficiency, short in zip(found.sides, match.gains, match.efficiencies, match.short, strict=True):
+        runs = len(side.setting.runs)
+        mark = f"{SHORT_MARK}{short}" if short else ""
+        cells = [str(runs), number(side.setting.kl.mean, 2), interval_text(gain) + mark, interval_text(efficiency)]
+        _add(table, side.name, *cells)
+    if any(match.short):
+        table.caption = f"{SHORT_MARK}: so many runs never spent it; beyond their largest KL the gain is constant."
+    return table
+
+
+def _pairs_table(found: MatchedComparison, match: Match) -> Table:
+    table = _table(None, "", "gain, difference", "a run beats a run", "higher mean")
+    for a, b, gain, _ in match.pairs:
+        first, second = found.sides[a].name, found.sides[b].name
+        probability = number(gain.probability, 2) + _bounds(gain.probability_low, gain.probability_high, 2)
+        sure = number(None)
+        if gain.better is not None:
+            share = max(gain.better, 1.0 - gain.better)
+            sure = f"{first if gain.better >= 0.5 else second}, {'> 99.9%' if share > 0.999 else f'{share:.1%}'}"
+        _add(
+            table,
+            f"{first} \N{MINUS SIGN} {second}",
+            number(gain.difference) + _bounds(gain.low, gain.high, 3),
+            probability,
+            sure,
+        )
+    return table
+
+
+def _table(title: str | None, *columns: str) -> Table:
+    from rich import box
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left", caption_justify="left", collapse_padding=True)
+    for column in columns:
+        table.add_column(column, no_wrap=bool(column), overflow="fold")
+    return table
+
+
+def _add(table: Table, *cells: str) -> None:
+    from rich.text import Text
+
+    table.add_row(*map(Text, cells))  # Text: brackets are not markup here
+
+
+def _bounds(low: float | None, high: float | None, digits: int) -> str:
+    return "" if low is None or high is None else f" [{number(low, digits)}, {number(high, digits)}]"
+
+
+def csv_rows(found: MatchedComparison) -> list[dict[str, Any]]:
+    """A row per pair, KL and measure (gain, kl_efficiency)."""
+    rows = []
+    for match in found.matches:
+        for a, b, gain, efficiency in match.pairs:
+            for measure, one in (("gain", gain), ("kl_efficiency", efficiency)):
+                sides = {"a": found.sides[a].name, "b": found.sides[b].name}
+                seeds = {"seeds_a": len(found.sides[a].setting.runs), "seeds_b": len(found.sides[b].setting.runs)}
+                rows.append({**sides, **seeds, "kl": match.kl, "measure": measure, **dataclasses.asdict(one)})
+    return rows

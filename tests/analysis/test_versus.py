@@ -1,0 +1,122 @@
+"""`python -m analysis compare` and the choice of settings at matched KL."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from analysis.__main__ import main
+from analysis.load import SweepFolderError, load_sweep
+from analysis.matched import matched_settings
+from analysis.summary import compare
+from analysis.versus import compare_folders
+from tests.analysis.made_up import config, rows, write_run
+
+
+def write(sweep: Path, algo: str, seed: int, kl: float, reward: float, **changes: Any) -> Path:
+    """A straight line in sqrt(KL) from nothing to `reward` at `kl` nats."""
+    name = "-".join([algo, f"s{seed}", *(f"{value}" for value in changes.values())])
+    return write_run(sweep, name, config(algo, seed, **changes), rows([0, kl], [0, reward]))
+
+
+def test_gains_within_the_budget_and_within_what_every_run_spent(tmp_path: Path) -> None:
+    for seed in range(3):
+        write(tmp_path / "s", "apa", seed, 1.0, 2.0 + seed)  # E(4): up to 1 nat half of it, then constant
+        write(tmp_path / "s", "ppo", seed, 4.0, 3.0 + seed)
+    found = compare_folders([tmp_path / "s"])
+    at_budget, spent = found.matches
+    assert (at_budget.kl, spent.kl) == (4.0, 1.0)
+    assert [gain.mean for gain in at_budget.gains] == [3.0, 4.0] and at_budget.short == (3, 0)
+    assert [gain.mean for gain in spent.gains] == [3.0, 2.0] and spent.short == (0, 0)
+    # sqrt(4) = 2: APA rises to 3 in the first half and stays, PPO rises to 4 all the way.
+    assert [one.mean for one in at_budget.efficiencies] == pytest.approx([(1.5 + 3.0) / 2, 2.0])
+    ((a, b, gain, efficiency),) = spent.pairs
+    assert (a, b, gain.difference, gain.probability) == (
+        0,
+        1,
+        1.0,
+        pytest.approx(7.5 / 9),
+    )  # 2, 3, 4 against 1.5, 2, 2.5
+    assert gain.better is not None and gain.better > 0.5 and efficiency.difference == pytest.approx(0.5)
+
+
+def test_the_probability_counts_pairs(tmp_path: Path) -> None:
+    for seed, (first, second) in enumerate([(1.0, 0.5), (2.0, 1.5), (3.0, 2.5)]):
+        write(tmp_path / "s", "apa", seed, 4.0, first)
+        write(tmp_path / "s", "ppo", seed, 4.0, second)
+    (match,) = compare_folders([tmp_path / "s"]).matches
+    # 1 beats 0.5; 2 beats 0.5 and 1.5; 3 beats all: 6 of 9.
+    assert match.pairs[0][2].probability == pytest.approx(6 / 9)
+
+
+def test_several_folders_and_single_runs(tmp_path: Path) -> None:
+    write(tmp_path / "one", "apa", 0, 4.0, 2.0)
+    write(tmp_path / "two", "apa", 0, 4.0, 3.0)
+    assert [side.name for side in compare_folders([tmp_path / "one", tmp_path / "two"]).sides] == [
+        "one: apa",
+        "two: apa",
+    ]
+    runs = [write(tmp_path / "three", algo, seed, 4.0, 1.0) for algo in ("apa", "ppo") for seed in (0, 1)]
+    found = compare_folders(runs)
+    assert [(side.name, len(side.setting.runs)) for side in found.sides] == [("apa", 2), ("ppo", 2)]
+    assert compare_folders([*runs, runs[0]]).sides[0].setting.seeds == [0, 1]
+
+
+def test_rewards_of_different_scales_are_said(tmp_path: Path) -> None:
+    write(tmp_path / "one", "apa", 0, 4.0, 2.0)
+    write(tmp_path / "two", "apa", 0, 4.0, 3.0, dataset__name="hh")
+    (note,) = compare_folders([tmp_path / "one", tmp_path / "two"]).notes
+    assert note.startswith("dataset.name differ: rewards may not be on one scale")
+
+
+def test_one_setting_each_at_matched_kl_whatever_it_gained(tmp_path: Path) -> None:
+    for lam, kl, reward in ((0.1, 8.0, 9.0), (0.5, 3.0, 1.0), (1.0, 0.5, 5.0)):
+        write(tmp_path, "apa", 0, kl, reward, algo__lam=lam)
+    for lam, kl in ((0.1, 2.9), (0.2, 20.0)):
+        write(tmp_path, "ppo", 0, kl, 1.0, algo__lam=lam)
+    settings = compare(load_sweep(tmp_path)).settings
+    chosen = matched_settings(settings)
+    assert [one.name for one in chosen.settings] == ["apa (lam=0.5)", "ppo (lam=0.1)"]
+    assert chosen.target_kl == 3.0 and chosen.ratio == pytest.approx(3.0 / 2.9) and "not matched" not in chosen.text
+    asked = matched_settings(settings, 9.0)
+    assert [one.name for one in asked.settings] == ["apa (lam=0.1)", "ppo (lam=0.2)"]
+    assert "not matched: the largest is 2.5 times the smallest" in asked.text
+    found = compare_folders([tmp_path])
+    assert len(found.sides) == 2 and found.notes[0].startswith("Settings (of 5 settings by KL alone, nearest to 3.00")
+    assert len(compare_folders([tmp_path], all_settings=True).sides) == 5
+
+
+def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for seed in range(3):
+        write(tmp_path / "s", "apa", seed, 4.0, 2.0 + seed)
+        write(tmp_path / "s", "ppo", seed, 4.0, 3.0 + seed)
+    assert main(["compare", str(tmp_path / "s"), "--csv", str(tmp_path / "pairs.csv")]) == 0
+    printed = capsys.readouterr().out
+    assert "within 4 nats, the KL budget" in printed and "apa \N{MINUS SIGN} ppo" in printed
+    assert max(map(len, printed.splitlines())) <= 80 or str(tmp_path) in printed
+    header, gain, efficiency = (tmp_path / "pairs.csv").read_text().splitlines()
+    assert header.startswith("a,b,seeds_a,seeds_b,kl,measure,difference,low,high,probability,")
+    assert gain.startswith("apa,ppo,3,3,4.0,gain,-1.0,") and ",kl_efficiency," in efficiency
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["nosuch"], "nosuch: no such folder; give a sweep's folder, such as runs/default"),
+        (["s"], "two settings with finished runs are needed, and there is apa; give more folders"),
+        (["s", "--kl", "-1"], "--kl: -1 is not above 0 nats"),
+    ],
+)
+def test_bad_input_is_one_line(tmp_path: Path, monkeypatch, capsys, words: list[str], line: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path / "s", "apa", 0, 4.0, 2.0)
+    assert main(["compare", *words]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("analysis: ") and error.strip().endswith(line) and error.count("\n") == 1
+
+
+def test_a_folder_without_runs_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(SweepFolderError, match="holds no run folders"):
+        compare_folders([tmp_path])
