@@ -6,6 +6,7 @@ import dataclasses
 import json
 import os
 import uuid
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,6 +21,7 @@ from rlhf.config.build import ConfigError
 from rlhf.config.identity import REVISION, fingerprint, sweep_folder
 from sweeps.driver import read_summary
 from sweeps.settings import StudySettings
+from sweeps.studies.objective import OBJECTIVES
 from sweeps.studies.study_spec import StudySpec
 
 JOURNAL = "study.journal"
@@ -124,6 +126,9 @@ def open_study(
     found = study.user_attrs.get(DEFINITION)
     if found is None and not study.get_trials(deepcopy=False):
         study.set_user_attr(DEFINITION, wanted)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            study.set_metric_names(list(OBJECTIVES[settings.objective].values))  # optuna-dashboard shows them
     elif found != wanted:
         differing = ["it was not made by this command"] if found is None else _differences(found, wanted)
         more = f" and {len(differing) - NAMED} more" if len(differing) > NAMED else ""

@@ -82,6 +82,7 @@ def test_two_objectives_end_in_their_pareto_front(search, tmp_path):
     code, printed = search(LR, n_trials=8, objective="reward_and_kl")
     study = load(tmp_path)
     assert code == 0 and [one.name for one in study.directions] == ["MAXIMIZE", "MINIMIZE"]
+    assert study.metric_names == ["reward", "kl"]
     points = [(trial.number, *trial.values) for trial in study.trials]
     front = [
         (kl, number)
