@@ -27,8 +27,8 @@ _GROUPS_NOT_COMPARED = ("tracking.", "hydra.", "hardware.slurm.")
 
 def label_configs(configs: list[dict[str, Any]]) -> list[str]:
     """One label per config, such as `lam=0.1, sft.seed=3`; all "" where nothing but the seed differs."""
-    flats = [_flatten(config) for config in configs]
-    differing = _differing_keys(flats)
+    flats = [flatten(config) for config in configs]
+    differing = differing_keys(flats)
     leaf_counts = Counter(key.rsplit(".", 1)[-1] for key in set().union(*flats)) if flats else Counter()
 
     def shown(key: str) -> str:
@@ -42,20 +42,20 @@ def label_configs(configs: list[dict[str, Any]]) -> list[str]:
 
 def label_values(configs: Sequence[dict[str, Any]]) -> dict[str, list[Any]]:
     """The settings of which labels are made: {dotted key: its value in each config, None where it is not there}."""
-    flats = [_flatten(config) for config in configs]
-    return {key: [flat.get(key) for flat in flats] for key in _differing_keys(flats)}
+    flats = [flatten(config) for config in configs]
+    return {key: [flat.get(key) for flat in flats] for key in differing_keys(flats)}
 
 
 def differing_settings(configs: Sequence[dict[str, Any]]) -> dict[str, list[str]]:
     """Every setting that is not the same in all configs, those included that an algorithm brings: {dotted key: as text
     in each config, a dash where it is not there}."""
-    flats = [_flatten(config) for config in configs]
+    flats = [flatten(config) for config in configs]
     keys = sorted(set().union(*flats)) if flats else []
     differing = [key for key in keys if len({flat.get(key, _ABSENT) for flat in flats}) > 1]
     return {key: [_text(flat[key]) if key in flat else "\N{EN DASH}" for flat in flats] for key in differing}
 
 
-def _differing_keys(flats: list[dict[str, Hashable]]) -> list[str]:
+def differing_keys(flats: list[dict[str, Hashable]]) -> list[str]:
     """Keys with more than one value, in order; a group's other keys only where they differ under one `name` too.
 
     (Another data set brings its own path, lengths and budgets: its name says it all.)
@@ -73,7 +73,7 @@ def _differing_keys(flats: list[dict[str, Hashable]]) -> list[str]:
     return kept
 
 
-def _flatten(config: dict[str, Any], prefix: str = "") -> dict[str, Hashable]:
+def flatten(config: dict[str, Any], prefix: str = "") -> dict[str, Hashable]:
     """Nested config -> {dotted key: value}; lists become tuples, so that values can be compared and hashed."""
     flat: dict[str, Hashable] = {}
     for name, value in config.items():
@@ -81,7 +81,7 @@ def _flatten(config: dict[str, Any], prefix: str = "") -> dict[str, Hashable]:
         if key in _NOT_COMPARED or f"{key}.".startswith(_GROUPS_NOT_COMPARED):
             continue
         if isinstance(value, dict):
-            flat |= _flatten(value, f"{key}.")
+            flat |= flatten(value, f"{key}.")
         else:
             flat[key] = tuple(map(str, value)) if isinstance(value, list) else value
     return flat

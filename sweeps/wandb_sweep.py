@@ -33,7 +33,7 @@ def log_sweep(run: RunConfig, folder: Path, comparison: Comparison) -> None:
         return
     own.mkdir(exist_ok=True)
     marker.touch()  # first: a command that is killed below would otherwise have every row logged twice
-    from analysis.curves import over_kl, over_samples
+    from analysis.wandb_run import log_curves, sweep_curves
     from rlhf.wandb_mirror import open_wandb_run
 
     wandb_run = open_wandb_run(
@@ -46,12 +46,5 @@ def log_sweep(run: RunConfig, folder: Path, comparison: Comparison) -> None:
         tags=[run.dataset.name, run.model.name, *run.tracking.tags],
         config={"runs": finished, "sweep_name": run.sweep_name},
     )
-    wandb_run.define_metric("over_samples/*", step_metric="samples")
-    wandb_run.define_metric("over_kl/*", step_metric="kl")
-    for row in [*over_samples(comparison), *over_kl(comparison)]:
-        wandb_run.log(row)
-    for setting in comparison.settings:
-        budget = setting.headline
-        wandb_run.summary[f"kl_efficiency/{setting.name}"] = budget.kl_efficiency.mean
-        wandb_run.summary[f"reward_gain_at_budget/{setting.name}"] = budget.gain.mean
+    log_curves(wandb_run, sweep_curves(comparison))
     wandb_run.finish()

@@ -73,6 +73,8 @@ def test_one_wandb_run_for_each_set_of_finished_runs(folder):
         check=True,
     )
     assert "over_kl/apa/reward_gain_mean" in done.stdout and "over_samples/ppo/kl_max" in done.stdout
+    assert "over_kl/apa/seeds" in done.stdout  # and no interval: two seeds carry none
+    assert "over_kl/apa/reward_gain_low" not in done.stdout
     assert "kl_efficiency/apa" in done.stdout and '"sweep"' in done.stdout
     run_experiment([*runs(folder), *runs(folder, "algo=awr")], COUNTING)
     assert len(found()) == 2

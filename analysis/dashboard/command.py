@@ -1,0 +1,137 @@
+"""The command: compare the runs, log the analysis run, write the workspace, save it where one is logged in."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from analysis.load import RunRecord, load_sweep
+from analysis.summary import Comparison, compare
+from analysis.wandb_run import Destination, WandbError, log_analysis, logged_in, one_line, sweep_curves
+
+FILE = "dashboard.json"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of `python -m analysis dashboard`."""
+    parser.add_argument("sweep_folder", type=Path, help="a sweep's folder, such as runs/default")
+    parser.add_argument(
+        "--entity", help="W&B user or team; tracking.entity of the runs, or the account's, if not given"
+    )
+    parser.add_argument("--project", help="W&B project; tracking.project of the runs if not given")
+    parser.add_argument("--output", type=Path, help=f"where the workspace is written as JSON; <sweep folder>/{FILE}")
+    parser.add_argument("--offline", action="store_true", help="write files only, though one is logged in")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Make the dashboard of one sweep and say where it is; 0.
+
+    Raises:
+        analysis.load.SweepFolderError: the folder does not exist or holds no runs.
+        WandbError: no finished run, wandb-workspaces is missing, or W&B takes neither run nor workspace.
+    """
+    folder = Path(options.sweep_folder)
+    comparison = compare(load_sweep(folder))
+    if not comparison.settings:
+        raise WandbError(f"{folder}: no finished RL run to show yet; python -m analysis report {folder} says why")
+    workspaces = _workspaces()
+    obstacle = _obstacle(options.offline)
+    offline = obstacle is not None
+    destination = _destination(comparison, options.entity, options.project, offline)
+    curves = sweep_curves(comparison)
+    workspace = workspaces.build_workspace(comparison, curves, destination)
+    file = options.output or folder / FILE
+    if file.is_file():
+        workspaces.reuse_saved(workspace, file.read_text(encoding="utf-8"))
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(workspaces.to_json(workspace) + "\n", encoding="utf-8")
+    files = log_analysis(folder, destination, comparison, curves)
+    if offline:
+        print(f"dashboard: {file}")
+        print(f"analysis run: {files}")
+        print(f"upload the runs: {sync_line(folder)}")
+        print(f"save the dashboard on W&B: the same command again, {obstacle}")
+        return 0
+    _save(workspace, file)
+    file.write_text(workspaces.to_json(workspace) + "\n", encoding="utf-8")  # with the name under which it was saved
+    if _unsynced(folder):
+        print(f"some runs were logged offline; upload them: {sync_line(folder)}")
+    print(f"dashboard: {workspace.url}")
+    return 0
+
+
+def sync_line(folder: Path) -> str:
+    """What uploads every offline W&B run of the sweep."""
+    patterns = ("*/wandb/offline-run-*", "wandb/offline-run-*")
+    return " ".join(["wandb sync", *(f"{folder}/{pattern}" for pattern in patterns if any(folder.glob(pattern)))])
+
+
+def _obstacle(asked: bool) -> str | None:
+    """What has to change for the dashboard to be saved; None where it can be."""
+    if asked:
+        return "without --offline"
+    if os.environ.get("WANDB_MODE", "online") != "online":
+        return "without WANDB_MODE"
+    return None if logged_in() else "after `wandb login`"
+
+
+def _unsynced(folder: Path) -> bool:
+    """Whether some run has W&B files that were never uploaded: `wandb sync` leaves a mark beside those that were."""
+    return any(not any(run.glob("*.synced")) for run in folder.glob("*/wandb/offline-run-*"))
+
+
+def _workspaces() -> Any:
+    try:
+        from analysis.dashboard import workspace
+    except ModuleNotFoundError as error:
+        if (error.name or "").split(".")[0] != "wandb_workspaces":
+            raise
+        raise WandbError("the dashboard needs one more package: pip install 'apa-rlhf[dashboard]'") from error
+    return workspace
+
+
+def _destination(comparison: Comparison, entity: str | None, project: str | None, offline: bool) -> Destination:
+    """Where the runs were logged to, unless told otherwise.
+
+    Raises:
+        WandbError: the account's default entity is needed and W&B does not tell it.
+    """
+    records = [run.record for setting in comparison.settings for run in setting.runs]
+    entity = entity or _shared(records, lambda record: record.setting("tracking.entity"))
+    project = project or _shared(records, lambda record: record.setting("tracking.project"))
+    if entity is None and not offline:
+        entity = _default_entity()
+    sweep = _shared(records, lambda record: record.sweep)
+    if project is None or sweep is None:
+        raise WandbError("the runs name no one sweep and project of W&B; --project gives the latter")
+    return Destination(entity, project, sweep, offline)
+
+
+def _shared(records: list[RunRecord], value: Callable[[RunRecord], Any]) -> Any:
+    """What all of the records have; None where they differ."""
+    values = {value(record) for record in records}
+    return values.pop() if len(values) == 1 else None
+
+
+def _default_entity() -> str:
+    import wandb
+
+    try:
+        entity = wandb.Api(timeout=30).default_entity
+    except Exception as error:  # whatever W&B raises for no network or a rejected key
+        raise WandbError(f"W&B does not answer: {one_line(error)}; --offline writes files only") from error
+    if not entity:
+        raise WandbError("W&B names no default entity of this account; --entity gives one")
+    return entity
+
+
+def _save(workspace: Any, file: Path) -> None:
+    try:
+        workspace.save()
+    except Exception as error:  # whatever W&B raises for no network, a rejected key or a view that was deleted
+        raise WandbError(
+            f"W&B did not save the dashboard: {one_line(error)}; {file} has it, and without that file a new one is made"
+        ) from error

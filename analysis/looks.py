@@ -1,0 +1,91 @@
+"""What lines look like, on paper and on the page: colour, dash pattern and marker, which settings get one, and how many
+runs may be drawn one by one.
+
+A colour for each algorithm, and with it a dash pattern and a marker for each line, so that grey print and the
+colour-blind still tell them apart.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from analysis.summary import SettingSummary
+
+# Okabe and Ito's palette, made for colour-blind readers, without black and yellow: they vanish on a dark or white page.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+# On, off, on, ... in line widths.
+DASHES: tuple[tuple[float, ...], ...] = ((), (5, 2), (5, 1.5, 1, 1.5), (1.2, 1.2), (8, 2, 2, 2), (3, 1))
+# Matplotlib's name, and the path inside the box from -1 to 1 that the page draws.
+MARKERS = (
+    ("o", "M1,0A1,1,0,1,1,-1,0A1,1,0,1,1,1,0Z"),
+    ("s", "M-.9,-.9H.9V.9H-.9Z"),
+    ("^", "M0,-1L1,.85H-1Z"),
+    ("D", "M0,-1.1L1.1,0L0,1.1L-1.1,0Z"),
+    ("v", "M0,1L1,-.85H-1Z"),
+    ("P", "M-.35,-1H.35V-.35H1V.35H.35V1H-.35V.35H-1V-.35H-.35Z"),
+    (">", "M1,0L-.85,1V-1Z"),
+    ("<", "M-1,0L.85,1V-1Z"),
+)
+# The known algorithms keep their look from report to report, whichever of them a sweep holds.
+_KNOWN = ("apa", "ppo", "awr", "ilql")
+OTHERS_COLOUR = "#8A8F98"
+
+# More lines than this cannot be told apart: the best keep their looks and the rest is grey.
+MOST_SETTINGS = 12
+# With more runs than this only means and bands are drawn: single runs would be a smear, and megabytes.
+MOST_RUNS = 60
+
+
+@dataclass(frozen=True)
+class Look:
+    """How one setting is drawn."""
+
+    colour: str
+    dash: tuple[float, ...]
+    marker: str
+    shape: str
+
+
+def looks(settings: Sequence[SettingSummary]) -> list[Look]:
+    """One for each setting: colour by algorithm (by place, where there is one algorithm alone), dash by algorithm (by
+    place among its settings, where one has several), marker by place."""
+    algos = _algorithms([setting.algo for setting in settings])
+    counts = Counter(setting.algo for setting in settings)
+    made: list[Look] = []
+    ranks: Counter[str] = Counter()
+    for place, setting in enumerate(settings):
+        index = algos.index(setting.algo)
+        hue = index if len(counts) > 1 else index + place
+        dash = index if max(counts.values()) == 1 else ranks[setting.algo]
+        ranks[setting.algo] += 1
+        marker, shape = MARKERS[place % len(MARKERS)]
+        made.append(Look(COLOURS[hue % len(COLOURS)], DASHES[dash % len(DASHES)], marker, shape))
+    return made
+
+
+def algorithm_looks(algos: Sequence[str]) -> list[Look]:
+    """One for each algorithm."""
+    known = _algorithms(algos)
+    indices = [known.index(algo) for algo in algos]
+    return [Look(COLOURS[i % len(COLOURS)], DASHES[i % len(DASHES)], *MARKERS[i % len(MARKERS)]) for i in indices]
+
+
+def _algorithms(algos: Sequence[str]) -> list[str]:
+    return [*_KNOWN, *sorted(set(algos) - set(_KNOWN))]
+
+
+def drawn_settings(settings: Sequence[SettingSummary]) -> tuple[list[SettingSummary], list[SettingSummary]]:
+    """Those that get a look of their own, in the order of the table, and the grey ones: with too many settings, those
+    of the highest KL efficiency get one."""
+    if len(settings) <= MOST_SETTINGS:
+        return list(settings), []
+    ranked = sorted(settings, key=lambda setting: -setting.headline.kl_efficiency.mean)
+    best = {id(setting) for setting in ranked[:MOST_SETTINGS]}
+    return [one for one in settings if id(one) in best], [one for one in settings if id(one) not in best]
+
+
+def draws_runs(settings: Sequence[SettingSummary]) -> bool:
+    """Whether single runs and evaluations are drawn beside means and bands."""
+    return sum(len(setting.runs) for setting in settings) <= MOST_RUNS
