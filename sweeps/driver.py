@@ -73,8 +73,9 @@ class Driver:
 
     @property
     def blocked(self) -> set[Path]:
-        """Runs that wait for their inputs, and take no slot meanwhile."""
-        return {one for one in self._waiting if any(need not in self.outcomes for need in self._needs[one])}
+        """Runs that wait for their inputs, and take no slot meanwhile; or wait in vain, until the next step."""
+        done = {folder for folder, outcome in self.outcomes.items() if outcome.status == "finished"}
+        return {one for one in self._waiting if not done.issuperset(self._needs[one])}
 
     def step(self, timeout: float = 0.2) -> dict[Path, Outcome]:
         """Start what can start, wait up to `timeout` seconds for something to end; returns what has ended."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import shlex
 import sys
@@ -14,6 +15,7 @@ from hydra.core.utils import JobReturn, JobStatus
 from rich.console import Console
 
 from rlhf.config import RunConfig
+from rlhf.config.build import ConfigError
 from rlhf.config.check import checked_config
 from rlhf.config.identity import input_runs, run_folder, run_id, sweep_folder
 from sweeps.child import one_line
@@ -82,12 +84,27 @@ def run_experiment(runs: Sequence[RunConfig], target: str = EXECUTE) -> list[Out
 
 
 def launcher_for(runs: Sequence[RunConfig], target: str = EXECUTE) -> RunLauncher:
-    """SLURM where the runs' hardware says so, children of this process otherwise."""
+    """SLURM where the runs' hardware says so, children of this process otherwise.
+
+    Raises:
+        ConfigError: there is no such target.
+    """
+    _check_target(target)
     if runs[0].hardware.slurm is None:
         return LocalRuns(target)
     from sweeps.slurm_launcher import SlurmRuns
 
     return SlurmRuns(target)
+
+
+def _check_target(target: str) -> None:
+    module, _, name = target.partition(":")
+    try:
+        there = bool(name) and importlib.util.find_spec(module) is not None
+    except (ImportError, ValueError):
+        there = False
+    if not there:
+        raise ConfigError([f"hydra.launcher.target: {target} is no module:function that can be imported"])
 
 
 def drive(todo: Sequence[RunConfig], launcher: RunLauncher, console: Console) -> dict[Path, Outcome]:

@@ -20,7 +20,7 @@ from sweeps.driver import finished, read_summary
 from sweeps.records import outcome_path, read_json, record_path, stop_path, write_record
 from sweeps.runs import OVER, Outcome
 from sweeps.slurm_queue import Queue, has_slurm, scancel
-from sweeps.slurm_submission import SubmissionError, job_log, packs_of, slurm_of, submit
+from sweeps.slurm_submission import SubmissionError, arrays_of, job_log, packs_of, slurm_of, submit
 
 # Jobs at a time where hardware.parallel_runs does not say.
 MANY = 1000
@@ -132,28 +132,43 @@ class SlurmRuns:
 
     def job_in_queue(self, run: RunConfig) -> str | None:
         """The job of an earlier command that still has this run to do."""
-        number = str(read_json(record_path(run)).get("job_id", ""))
+        record = read_json(record_path(run))
+        number = str(record.get("job_id", ""))
         if not number or run.overwrite or read_json(outcome_path(run)).get("status") == "failed":
             return None
         self.queue.refresh()
+        written_at = record.get("written_at", 0.0)
+        if number not in self.queue.jobs and written_at >= self.queue.answered_at:
+            self.queue.refresh(every=0.0)
         state = self.queue.jobs.get(number)
-        return None if state is None or state.ended else number
+        if state is None:  # another driver may have submitted it since squeue was asked
+            return number if written_at >= self.queue.answered_at else None
+        return None if state.ended else number
 
-    def send(self, dependency: str | None = None, at_most: int | None = None) -> list[str]:
-        """Submit what was gathered, as one array where it is more than one job; returns the jobs' numbers.
+    def send(self, dependency: str | None = None) -> list[str]:
+        """Submit all that was gathered, as one array where it is more than one job; returns the jobs' numbers.
 
         Raises:
-            SubmissionError: sbatch refused.
+            SubmissionError: sbatch refused; what it took before is known as submitted.
         """
         numbers = []
-        for _, alike in itertools.groupby(self._unsent[:at_most], key=lambda run: run.hardware):
-            runs = list(alike)
-            packs = packs_of(runs, self.target)
-            sent = submit(packs, self._slots, dependency)
-            self._jobs += [
-                self._job(run, number) for pack, number in zip(packs, sent, strict=True) for run in pack.runs
-            ]
-            self._unsent = self._unsent[len(runs) :]
+        while self._unsent:
+            numbers += self._send(self._first_alike(), dependency)
+        return numbers
+
+    def _first_alike(self) -> list[RunConfig]:
+        """The first runs of those not sent that ask for the same hardware."""
+        return list(next(itertools.groupby(self._unsent, key=lambda run: run.hardware))[1])
+
+    def _send(self, runs: Sequence[RunConfig], dependency: str | None) -> list[str]:
+        """Submit these, the first of those not sent."""
+        numbers = []
+        arrays = arrays_of(packs_of(runs, self.target))
+        for packs in arrays:
+            sent = submit(packs, max(1, self._slots // len(arrays)), dependency)
+            jobs = [self._job(run, number) for pack, number in zip(packs, sent, strict=True) for run in pack.runs]
+            self._jobs += jobs
+            self._unsent = self._unsent[len(jobs) :]
             numbers += sent
         return numbers
 
@@ -177,16 +192,24 @@ class SlurmRuns:
     def _try_to_send(self) -> None:
         if not self._unsent or time.monotonic() < self._send_after:
             return
-        # One array keeps to the limit by itself; several together do not.
-        room = max(0, self._slots - len(self._jobs)) if self._jobs else None
         try:
-            self.send(at_most=room)
+            while self._unsent and (runs := self._with_room()):
+                self._send(runs, None)
             self._refused = ""
         except SubmissionError as error:
             if not error.passing:
                 raise
             self._refused = str(error)
             self._send_after = time.monotonic() + SUBMIT_AGAIN_SECONDS
+
+    def _with_room(self) -> list[RunConfig]:
+        """What can be sent now: an array keeps to the limit by itself, several together do not."""
+        runs = self._first_alike()
+        room = max(0, self._slots - len(self._jobs))
+        if not self._jobs or len(runs) <= room:
+            return runs
+        pack = slurm_of(runs[0]).pack
+        return runs[: room // pack * pack]
 
     def cancel(self, folders: Collection[Path] | None = None, *, kill: bool = False) -> None:
         """Of jobs at work the single run is asked to stop; a job leaves the queue when all its runs are to stop."""

@@ -46,6 +46,8 @@ class Queue:
     asked_at: float = float("-inf")
     answers: int = 0
     """How often the controller has answered."""
+    answered_at: float = 0.0
+    """When it was asked for its last answer, in seconds since the epoch."""
     took: float = 0.0
     """Seconds of the last answer."""
     trouble: str = ""
@@ -54,7 +56,7 @@ class Queue:
     def refresh(self, every: float = ASK_EVERY_SECONDS) -> None:
         if time.monotonic() - self.asked_at < max(every, BUSY_FACTOR * self.took):
             return
-        began = time.monotonic()
+        began, now = time.monotonic(), time.time()
         command = ["squeue", "--noheader", "--array", "--states=all", f"--user={os.getuid()}"]
         command += ["--format=%i|%T|%N|%r"]
         try:
@@ -68,6 +70,7 @@ class Queue:
             rows = (line.split("|", 3) for line in done.stdout.splitlines() if line.count("|") >= 3)
             self.jobs = {number.strip(): JobState(state, node, reason) for number, state, node, reason in rows}
             self.answers += 1
+            self.answered_at = now
             self.trouble = ""
         self.asked_at = time.monotonic()
         self.took = self.asked_at - began

@@ -45,21 +45,18 @@ def packs_of(runs: Sequence[RunConfig], target: str) -> list[PackedRuns]:
     return [PackedRuns(part, target, [run_id(run) for run in part], list(map(times_emptied, part))) for part in parts]
 
 
+def arrays_of(packs: Sequence[PackedRuns]) -> list[Sequence[PackedRuns]]:
+    """Parts as large as the cluster takes an array."""
+    most = _largest_array()
+    return [packs[i : i + most] for i in range(0, len(packs), most)]
+
+
 def submit(packs: Sequence[PackedRuns], at_a_time: int, dependency: str | None) -> list[str]:
-    """Submit one job, or arrays of as many as the cluster takes; returns the jobs' numbers, 12 or 12_3.
+    """Submit one job, or one array; returns the jobs' numbers, 12 or 12_3.
 
     Raises:
-        SubmissionError: sbatch refused; what it took before is noted.
+        SubmissionError: sbatch refused.
     """
-    numbers: list[str] = []
-    most = _largest_array()
-    parts = [packs[i : i + most] for i in range(0, len(packs), most)]
-    for part in parts:
-        numbers += _sbatch(part, max(1, at_a_time // len(parts)), dependency)
-    return numbers
-
-
-def _sbatch(packs: Sequence[PackedRuns], at_a_time: int, dependency: str | None) -> list[str]:
     from submitit import SlurmExecutor
     from submitit.core.utils import FailedJobError, FailedSubmissionError
 

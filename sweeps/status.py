@@ -67,18 +67,28 @@ def sweep_status(folder: Path) -> tuple[list[RunStatus], list[str]]:
         try:
             statuses.append(_status(folder, name, record, queue))
         except (ConfigError, KeyError) as error:
-            first = str(error).splitlines()[0]
-            unreadable.append(f"{folder / 'jobs' / name}.json: not of this version of the program ({first})")
-    return _unfinished_inputs(statuses, queue) + statuses, unreadable
+            unreadable.append(_not_readable(folder / "jobs" / f"{name}.json", error))
+    return _unfinished_inputs(statuses, queue, unreadable) + statuses, unreadable
 
 
-def _unfinished_inputs(statuses: list[RunStatus], queue: Queue) -> list[RunStatus]:
+def _unfinished_inputs(statuses: list[RunStatus], queue: Queue, unreadable: list[str]) -> list[RunStatus]:
     needed = {run_folder(need): need for one in statuses if one.state not in OVER for need in input_runs(one.run)}
     found = []
     for folder, need in needed.items():
-        if (record := read_json(record_path(need))) and finished(need) is None:
+        record = read_json(record_path(need))
+        if not record or finished(need) is not None:
+            continue
+        if record.get("job_id") and not queue.answers and has_slurm():
+            queue.refresh()
+        try:
             found.append(_status(sweep_folder(need), folder.name, record, queue))
+        except (ConfigError, KeyError) as error:
+            unreadable.append(_not_readable(record_path(need), error))
     return [dataclasses.replace(one, is_input=True) for one in found]
+
+
+def _not_readable(record: Path, error: Exception) -> str:
+    return f"{record}: not of this version of the program ({str(error).splitlines()[0]})"
 
 
 def _status(folder: Path, name: str, record: dict[str, Any], queue: Queue) -> RunStatus:
@@ -90,8 +100,9 @@ def _status(folder: Path, name: str, record: dict[str, Any], queue: Queue) -> Ru
     lock = read_json(progress.folder / "lock.json")
     job = str(record.get("job_id", ""))
     in_queue = queue.jobs.get(job)
-    driver = _driver(record) if not job else None
-    state, reason = _state(run, record, lock, in_queue, driver, bool(job and queue.trouble))
+    driver = _driver(record)
+    queued = driver is not None and not job
+    state, reason = _state(run, record, lock, in_queue, queued, bool(job and queue.trouble))
     node = (in_queue.node if in_queue is not None else "") or str(lock.get("host", ""))
     return RunStatus(run, name, state, reason, progress, job, node, log_path(run), driver, record["target"])
 
@@ -101,7 +112,7 @@ def _state(
     record: dict[str, Any],
     lock: dict[str, Any],
     in_queue: JobState | None,
-    driver: int | None,
+    queued: bool,
     unanswered: bool,
 ) -> tuple[str, str]:
     summary = read_summary(run_folder(run))
@@ -116,7 +127,7 @@ def _state(
         return ("running", "") if in_queue.state == "RUNNING" else ("pending", _why_waiting(in_queue))
     if told:
         return told["status"], told["reason"]
-    if driver is not None:
+    if queued:
         return "queued", ""
     if summary.get("finished_at", 0.0) >= record["submitted_at"]:
         return summary["status"], str(summary.get("error", ""))

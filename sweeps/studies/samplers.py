@@ -107,14 +107,18 @@ class GridPoints(BaseSampler):
         if RETRY_OF in trial.user_attrs:
             return {}  # it has its values
         points = list(itertools.product(*(one.points or [] for one in self._dimensions)))
-        earlier = [one for one in study.get_trials(deepcopy=False) if one.number < trial.number]
-        place = sum(RETRY_OF not in one.user_attrs for one in earlier)
-        return dict(zip((one.key for one in self._dimensions), points[place % len(points)], strict=True))
+        point = points[place_of(study, trial.number) % len(points)]
+        return dict(zip((one.key for one in self._dimensions), point, strict=True))
 
     def sample_independent(
         self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
     ) -> Any:
         return self._others.sample_independent(study, trial, param_name, param_distribution)
+
+
+def place_of(study: optuna.Study, number: int) -> int:
+    """Which trial of the study it is, second tries not counted: the same for every driver that shares it."""
+    return sum(one.number < number and RETRY_OF not in one.user_attrs for one in study.get_trials(deepcopy=False))
 
 
 def distribution(one: Dimension) -> BaseDistribution:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import time
 import uuid
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -58,8 +59,10 @@ def only_driver(folder: Path) -> Iterator[None]:
 def owner_of(folder: Path) -> str:
     """Drivers of this folder, whatever machine they are on: a shared database says by this whose a trial is."""
     file = folder / "study.owner"
-    if not file.is_file():
-        file.write_text(uuid.uuid4().hex)
+    if not (file.is_file() and file.read_text()):
+        temporary = folder / f".study.owner.{os.getpid()}"
+        temporary.write_text(uuid.uuid4().hex)
+        temporary.replace(file)
     return file.read_text()
 
 
@@ -68,10 +71,10 @@ def open_storage(settings: StudySettings, folder: Path) -> BaseStorage:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     try:
         if settings.storage is not None and "://" in settings.storage:
-            return RDBStorage(settings.storage)
+            return _database(settings.storage)
         # Resolved: Optuna's lock on a relative path cannot be broken after a kill, and waits for ever.
         path = (folder / JOURNAL if settings.storage is None else Path(settings.storage).expanduser()).resolve()
-        path.parent.mkdir(parents=True, exist_ok=True)
+        path.parent.mkdir(exist_ok=True)  # not its parents: they may be misspelt
         seconds = OWN_LOCK_SECONDS if settings.storage is None else SHARED_LOCK_SECONDS
         lock = JournalFileSymlinkLock(str(path), grace_period=seconds)
         _drop_half_line(path, lock)
@@ -79,6 +82,15 @@ def open_storage(settings: StudySettings, folder: Path) -> BaseStorage:
     except Exception as error:  # of SQLAlchemy, a database's driver, the file system
         first = next(iter(str(error).splitlines()), type(error).__name__)
         raise ConfigError([f"hydra.sweeper.storage: {first}"]) from error
+
+
+def _database(url: str) -> RDBStorage:
+    """Of two drivers that make its tables at once one is refused, and finds them there a moment later."""
+    try:
+        return RDBStorage(url)
+    except Exception:  # of SQLAlchemy or the database's driver
+        time.sleep(1.0)
+        return RDBStorage(url)
 
 
 def _drop_half_line(journal: Path, lock: JournalFileSymlinkLock) -> None:

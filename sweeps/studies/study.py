@@ -20,7 +20,7 @@ from sweeps.records import outcome_path, write_json
 from sweeps.runs import Outcome, log_path
 from sweeps.settings import StudySettings
 from sweeps.studies.objective import OBJECTIVES, Measured, UnmeasuredError, measure
-from sweeps.studies.samplers import RETRY_OF, pruner, sampler
+from sweeps.studies.samplers import RETRY_OF, place_of, pruner, sampler
 from sweeps.studies.space import Dimension
 from sweeps.studies.storage import budget_of, open_study
 from sweeps.studies.study_spec import StudySpec
@@ -30,6 +30,7 @@ MARKED_WITHIN_SECONDS = 3.0
 
 # User attributes of a trial.
 STOPPED = "stopped"
+HOPELESS = "hopeless"
 
 
 @dataclass
@@ -55,8 +56,12 @@ class OpenTrial:
 
 
 class StoredStudy:
-    """One cell's study. In the trials' user attributes: `runs` (seed -> run id), `per_seed`, `reason`, `retry_of`,
-    `unmeasured` (its runs ended, without a value), `stopped` (ids of the runs that were stopped to prune it)."""
+    """One cell's study.
+
+    In the trials' user attributes: `owner` (its driver's folder), `runs` (seed -> run id), `per_seed`, `reason`,
+    `retry_of`, `hopeless` (its values cannot be together, or its runs ended without a measure), `stopped` (ids of the
+    runs that were stopped to prune it).
+    """
 
     def __init__(self, spec: StudySpec, settings: StudySettings, storage: BaseStorage, owner: str) -> None:
         self.spec = spec
@@ -66,6 +71,7 @@ class StoredStudy:
         self.target = _target(spec, settings)
         self._constraint = settings.constraint
         self._owner = owner
+        self._is_grid = settings.sampler == "grid"
         self._shared = settings.storage is not None
         made = (sampler(settings, spec.cell.dimensions), pruner(settings))
         self.study = open_study(spec, settings, self.objective.directions, storage, *made)
@@ -84,8 +90,8 @@ class StoredStudy:
         return [one for one in trials if one.state == TrialState.FAIL and one.number not in again]
 
     def worth_retrying(self) -> list[FrozenTrial]:
-        """Not those whose runs ended, for they would end the same."""
-        return [one for one in self.failed() if "unmeasured" not in one.user_attrs]
+        """Not those that would fail the same way."""
+        return [one for one in self.failed() if HOPELESS not in one.user_attrs]
 
     @property
     def started(self) -> int:
@@ -110,19 +116,26 @@ class StoredStudy:
     def _running(self) -> list[FrozenTrial]:
         return [one for one in self.trials if one.state == TrialState.RUNNING]
 
-    def ask(self) -> OpenTrial | None:
-        """A new trial; None where the values it got cannot be together: it has failed."""
-        return self.begin(self.study.ask())
+    def ask(self) -> OpenTrial | FrozenTrial:
+        """A new trial; as it is stored where it has ended at once: the values it got cannot be together, or a driver
+        that shares the grid has taken its last point meanwhile."""
+        trial = self.study.ask()
+        if self._is_grid and RETRY_OF not in trial.user_attrs and place_of(self.study, trial.number) >= self.target:
+            trial.set_user_attr("reason", "the grid has no point left")
+            self.study.tell(trial.number, state=TrialState.PRUNED, skip_if_finished=True)
+            return self.trials[trial.number]
+        return self.begin(trial)
 
-    def begin(self, trial: Trial) -> OpenTrial | None:
+    def begin(self, trial: Trial) -> OpenTrial | FrozenTrial:
         """Give a trial its values, those it has already included."""
         trial.set_user_attr("owner", self._owner)
         values = {one.key: _suggest(trial, one) for one in self.spec.cell.dimensions}
         try:
             runs = self.spec.runs(values)
         except ConfigError as error:
+            trial.set_user_attr(HOPELESS, True)
             self._fail(trial, "; ".join(error.problems))
-            return None
+            return self.trials[trial.number]
         trial.set_user_attr("runs", {str(run.seed): run_id(run) for run in runs})
         reported = set(self.trials[trial.number].intermediate_values)
         one = OpenTrial(self, trial, {run_folder(run): run for run in runs}, reported=reported)
@@ -153,7 +166,7 @@ class StoredStudy:
             try:
                 measured[str(run.seed)] = measure(folder, self.objective, self.budget)
             except UnmeasuredError as error:
-                one.trial.set_user_attr("unmeasured", True)
+                one.trial.set_user_attr(HOPELESS, True)
                 return self._fail(one.trial, f"{run_id(run)}: {error}")
         per_seed = {
             seed: {**dict(zip(self.objective.values, found.values, strict=True)), "eval/kl": found.kl}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from omegaconf import OmegaConf
 from rlhf.config import RunConfig
 from rlhf.config.build import ConfigError
 from rlhf.config.check import checked_config
-from rlhf.config.identity import run_id
+from rlhf.config.identity import input_runs, run_id
 from sweeps.cells import Cell
 
 
@@ -34,6 +35,17 @@ class StudySpec:
     def middle(self) -> list[RunConfig]:
         """A trial in the middle of the search space."""
         return self.runs({one.key: one.middle for one in self.cell.dimensions})
+
+    @cached_property
+    def shares_inputs(self) -> bool:
+        """Whether every trial needs the same SFT and reward-model runs: no setting of theirs is searched."""
+        centre = {one.key: one.middle for one in self.cell.dimensions}
+        found = {tuple(map(run_id, input_runs(self.middle[0])))}
+        for one in self.cell.dimensions:
+            for value in one.ends:
+                with contextlib.suppress(ConfigError):  # values that cannot be together have no runs
+                    found.add(tuple(map(run_id, input_runs(self.runs({**centre, one.key: value})[0]))))
+        return len(found) == 1
 
     def runs(self, values: Mapping[str, Any]) -> list[RunConfig]:
         """The runs of a trial, one for each seed.

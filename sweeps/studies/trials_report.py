@@ -20,7 +20,7 @@ from sweeps.experiment import Stopped, again, report_sweeps
 from sweeps.runs import Outcome, log_path
 from sweeps.studies.objective import OBJECTIVES
 from sweeps.studies.storage import DEFINITION
-from sweeps.studies.study import OpenTrial, StoredStudy
+from sweeps.studies.study import STOPPED, OpenTrial, StoredStudy
 
 # Where the output is no terminal: settings are there to be copied.
 WIDTH = 400
@@ -50,7 +50,11 @@ def told(study: StoredStudy, trial: FrozenTrial) -> str:
     if trial.state == TrialState.FAIL:
         return f"{name} failed: {trial.user_attrs.get('reason', '')}"
     if trial.state == TrialState.PRUNED:
-        return f"{name} pruned after {trial.last_step} samples"
+        if "reason" in trial.user_attrs:
+            return f"{name} not run: {trial.user_attrs['reason']}"
+        if trial.last_step is not None:
+            return f"{name} pruned after {trial.last_step} samples"
+        return f"{name} pruned {'unmeasured' if STOPPED in trial.user_attrs else 'as an earlier trial of its settings'}"
     return f"{name}: {_values(study, trial)}; {_settings(trial)}"
 
 

@@ -8,12 +8,13 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import TrialState
 
 from rlhf.config import RunConfig
 from rlhf.config.identity import input_runs, run_folder
 from sweeps.driver import Driver, finished
-from sweeps.records import read_json
+from sweeps.records import read_json, stop_path
 from sweeps.runs import Outcome
 from sweeps.studies.objective import Progress
 from sweeps.studies.study import OpenTrial, StoredStudy
@@ -80,13 +81,16 @@ class Tuner:
             if not able:
                 return
             study = min(able, key=lambda study: study.started)
-            if one := study.ask():
+            one = study.ask()
+            if isinstance(one, OpenTrial):
                 self._start(one)
             else:
-                self._driver.console.print(told(study, study.trials[-1]), markup=False)
+                self._driver.console.print(told(study, one), markup=False)
 
     def _waits_for_inputs(self, study: StoredStudy) -> bool:
         """Another trial of it would wait for the same, and learn nothing from this one."""
+        if not study.spec.shares_inputs:
+            return False
         blocked = self._driver.blocked
         return any(one.study is study and not blocked.isdisjoint(one.runs) for one in self._open)
 
@@ -122,20 +126,26 @@ class Tuner:
                 continue
             self._open.remove(one)
             outcomes = [outcome for folder in one.runs if (outcome := self._outcome(folder))]
-            if lacking := self._lacking_inputs(one):
+            if one.study.spec.shares_inputs and (lacking := self._lacking_inputs(one)):
                 self._end.lacking |= {f: outcome for f, outcome in lacking.items() if outcome.status == "failed"}
                 if not self._end.lacking:
                     self._end.interrupted.append(one)
                 self._studies = [study for study in self._studies if study is not one.study]
                 continue
-            if self._prunes and one.cancelled is None:
-                list(self._report(one))  # what runs reached since they were last looked at, for later trials
-            state = one.study.settle(one, outcomes)
+            try:
+                if self._prunes and one.cancelled is None:
+                    list(self._report(one))  # what runs reached since they were last looked at, for later trials
+                state = one.study.settle(one, outcomes)
+            except UpdateFinishedTrialError:
+                self._driver.console.print(f"{one.name}: told by another process", markup=False)
+                continue
             if state == TrialState.PRUNED:
                 stopped = [self._outcome(folder) for folder in one.cancelled or ()]
                 self._ended |= {o.folder: Outcome(o.run, "pruned") for o in stopped if o and o.status != "finished"}
             if state == TrialState.RUNNING:
                 self._end.interrupted.append(one)
+                if any(stop_path(run).exists() for run in one.runs.values()):
+                    self._studies = []  # `python -m sweeps cancel` means the sweep
             else:
                 self._driver.console.print(told(one.study, one.study.trials[one.trial.number]), markup=False)
 
@@ -147,8 +157,11 @@ class Tuner:
 
     def _prune(self) -> None:
         for one in self._open:
-            if one.cancelled is not None or not self._should_prune(one):
-                continue
+            try:
+                if one.cancelled is not None or not self._should_prune(one):
+                    continue
+            except UpdateFinishedTrialError:
+                continue  # by another process; its runs go on, and settling says so
             others = {folder for other in self._open if other is not one for folder in other.runs}
             chosen = frozenset(one.runs) - others
             if stopped := frozenset(folder for folder in chosen if self._outcome(folder) is None):

@@ -43,7 +43,8 @@ def tune(specs: Sequence[StudySpec], settings: StudySettings, launcher: Launcher
         storage, owner = open_storage(settings, folder), owner_of(folder)
         studies = [StoredStudy(spec, settings, storage, owner) for spec in distinct]
         end = End()
-        left = [one for study in studies for trial in study.left() if (one := study.begin(trial))]
+        begun = [study.begin(trial) for study in studies for trial in study.left()]
+        left = [one for one in begun if isinstance(one, OpenTrial)]
         _announce(studies, left, console)
         if not left and not any(study.wants_more for study in studies):
             console.print("all trials are there; a larger hydra.sweeper.n_trials adds some")
@@ -101,6 +102,10 @@ def _in_batches(studies: Sequence[StoredStudy], left: list[OpenTrial], launcher:
     name = type(launcher).__name__
     console.print(f"{name} is not this project's: trials go in batches of {size}, without pruning")
     end, index = End(), 0
+    decided = [one for one in left if one.cancelled is not None]
+    for one in decided:  # to be pruned, by a driver that was killed
+        one.study.settle(one, [])
+    left = [one for one in left if one not in decided]
     while not end.interrupted and (batch := [*left, *_asked(studies, size - len(left), console)]):
         left = []
         overrides = [runs for one in batch for runs in one.study.spec.overrides(one.trial.params)]
@@ -118,11 +123,12 @@ def _in_batches(studies: Sequence[StoredStudy], left: list[OpenTrial], launcher:
 def _asked(studies: Sequence[StoredStudy], number: int, console: Console) -> Iterator[OpenTrial]:
     while number > 0 and (wanting := [study for study in studies if study.wants_more]):
         study = min(wanting, key=lambda study: study.started)
-        if one := study.ask():
+        one = study.ask()
+        if isinstance(one, OpenTrial):
             number -= 1
             yield one
         else:
-            console.print(told(study, study.trials[-1]), markup=False)
+            console.print(told(study, one), markup=False)
 
 
 def _told_by(run: RunConfig, result: object) -> Outcome:

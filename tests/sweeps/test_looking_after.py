@@ -15,9 +15,10 @@ import pytest
 
 from rlhf.config import RunConfig
 from rlhf.config.build import ConfigError
-from rlhf.config.identity import run_folder
+from rlhf.config.identity import input_runs, run_folder
 from sweeps import resources
 from sweeps.local_launcher import LocalRuns
+from sweeps.records import record_path, write_record
 from sweeps.resources import Room, room_for
 from tests.config.composed import config
 
@@ -229,6 +230,21 @@ def test_what_failed_is_told_and_done_again_alone(tmp_path):
     code, said = tool(tmp_path, "rerun", "--failed")
     assert code == 0 and "1 of 1 run finished" in said, said
     assert [start["run"].partition("-")[0] for start in starts(tmp_path)] == ["apa", "ppo", "ppo", "ppo"]
+
+
+def test_an_input_of_another_version_is_one_line(tmp_path):
+    """Its record outlives changes of options that do not count towards its id."""
+    needed = run(tmp_path, "model.sft=true")
+    (sft,) = input_runs(needed)
+    for one in (needed, sft):
+        write_record(one, COUNTING)
+    record = json.loads(record_path(sft).read_text())
+    record["config"]["hardware"]["no_such_option"] = 1
+    record_path(sft).write_text(json.dumps(record))
+    for command in ("status", "cancel"):
+        code, said = tool(tmp_path, command)
+        assert code == 0 and "Traceback" not in said
+        assert f"{record_path(sft)}: not of this version of the program (hardware.no_such_option" in said
 
 
 def test_a_folder_without_a_sweep_is_one_line(tmp_path):

@@ -2,9 +2,18 @@
 
 from __future__ import annotations
 
-import pytest
+import threading
+import time
 
+import pytest
+from optuna.trial import FrozenTrial, TrialState
+
+from rlhf.config.build import ConfigError
+from rlhf.config.identity import input_runs, run_id
+from sweeps.launcher import HarnessLauncher
 from sweeps.studies import study as studies
+from sweeps.studies.study import OpenTrial
+from sweeps.studies.trials_report import told
 from tests.sweeps.studies import LR, behave, load, search, spans, states, stored, summary
 
 __all__ = ["search"]
@@ -15,7 +24,7 @@ EPOCHS = "optimization.epochs=range(1,5)"
 def test_a_trial_that_was_to_be_pruned_is_so_after_a_kill(search, tmp_path):
     killed = stored(tmp_path, "seed=0,1", LR, n_trials=2)
     decided = killed.ask()
-    assert decided is not None
+    assert isinstance(decided, OpenTrial)
     first, second = decided.runs
     first.mkdir(parents=True)  # at work; the other waits
     decided.stop(frozenset(decided.runs))  # and here the driver was killed, before it stopped them
@@ -27,7 +36,7 @@ def test_a_trial_that_was_to_be_pruned_is_so_after_a_kill(search, tmp_path):
 
 def test_a_pruned_trial_of_a_study_begun_afresh_is_forgotten(search, tmp_path):
     old = stored(tmp_path, LR, n_trials=1).ask()
-    assert old is not None
+    assert isinstance(old, OpenTrial)
     for folder in old.runs:
         folder.mkdir(parents=True)
     old.stop(frozenset(old.runs))
@@ -102,3 +111,73 @@ def test_a_pruner_reads_both_seeds(search, tmp_path, pruner):
     assert search("seed=0,1", LR, n_trials=2, pruner=pruner)[0] == 0
     for trial in load(tmp_path).trials:
         assert set(trial.intermediate_values) <= {64, 128, 192, 256} and trial.intermediate_values
+
+
+def test_values_that_cannot_be_together_are_not_tried_again(search, tmp_path):
+    sizes = [f"optimization.{name}=tag(search,choice(8,16))" for name in ("minibatch_size", "micro_batch_size")]
+    code, printed = search(*sizes, sampler="grid", n_trials=4)
+    assert code == 1 and states(load(tmp_path)).count("FAIL") == 1 and "retry_failed" not in printed
+    behave(tmp_path, fates={"apa": "raise"})
+    assert search(*sizes, "sweep_name=other", sampler="grid", n_trials=4)[0] == 1
+    behave(tmp_path)
+    code, _ = search(*sizes, "sweep_name=other", sampler="grid", n_trials=4, retry_failed=True)
+    retried = states(load(tmp_path, "other/algo=apa"))
+    assert code == 1 and retried == ["FAIL"] * 4 + ["COMPLETE"] * 3
+
+
+def test_a_search_over_inputs_own_settings_goes_on_without_the_one_that_failed(search, tmp_path):
+    rates = "reward_model.learning_rate=tag(search,choice(1e-4,1e-3,1e-2))"
+    spec = stored(tmp_path, rates, sampler="grid", n_trials=3).spec
+    assert not spec.shares_inputs and stored(tmp_path, LR, "sweep_name=b", n_trials=1).spec.shares_inputs
+    bad = input_runs(spec.runs({"reward_model.learning_rate": 1e-3})[0])[-1]
+    behave(tmp_path, fates={run_id(bad): "raise"}, input_seconds=1.0)
+    code, printed = search(rates, sampler="grid", n_trials=3)
+    assert (code, states(load(tmp_path))) == (1, ["COMPLETE", "FAIL", "COMPLETE"])
+    assert f"its input {run_id(bad)} failed" in load(tmp_path).trials[1].user_attrs["reason"] and "retry" in printed
+    begun = [note["time"] for note in spans(tmp_path, "begin", of=("reward_model",))]
+    assert len(begun) == 3 and begun[1] - begun[0] < 0.9  # side by side: each takes two of the four threads
+
+
+def test_a_trial_that_another_process_told_is_left_alone(search, tmp_path):
+    behave(tmp_path, seconds=0.3)
+
+    def tell() -> None:
+        deadline = time.monotonic() + 30
+        while not spans(tmp_path, "begin") and time.monotonic() < deadline:
+            time.sleep(0.02)
+        load(tmp_path).tell(0, state=TrialState.FAIL)
+
+    thread = threading.Thread(target=tell)
+    thread.start()
+    _, printed = search(LR, n_trials=2, pruner="median")
+    thread.join()
+    assert states(load(tmp_path)) == ["FAIL", "COMPLETE"] and "trial 0: told by another process" in printed
+
+
+def test_a_failed_input_leaves_one_trial_of_each_study(search, tmp_path):
+    behave(tmp_path, fates={"sft": "raise"})
+    assert search("algo=apa,ppo", LR, n_trials=4)[0] == 1
+    assert states(load(tmp_path)) == states(load(tmp_path, "default/algo=ppo")) == ["RUNNING"]
+
+
+def test_a_grid_that_drivers_share_has_no_trial_too_many(tmp_path):
+    storage = f"sqlite:///{tmp_path}/studies.db"
+    here = stored(tmp_path, EPOCHS, sampler="grid", n_trials=4, storage=storage)
+    assert all(isinstance(here.ask(), OpenTrial) for _ in range(4))
+    surplus = here.ask()  # as a driver would that saw three
+    assert isinstance(surplus, FrozenTrial) and surplus.state == TrialState.PRUNED
+    assert told(here, surplus).endswith("trial 4 not run: the grid has no point left")
+
+
+@pytest.mark.parametrize(
+    ("settings", "line"),
+    [
+        ({"storage": "{}/misspelt/there/study.journal"}, "hydra.sweeper.storage: [Errno 2] No such file or directory"),
+        ({"launcher": HarnessLauncher("tests.sweeps.misspelt:execute")}, "hydra.launcher.target: tests.sweeps.missp"),
+    ],
+)
+def test_misspelt_places_are_refused(search, tmp_path, settings, line):
+    settings = {name: one.format(tmp_path) if isinstance(one, str) else one for name, one in settings.items()}
+    with pytest.raises(ConfigError) as error:
+        search(LR, n_trials=1, **settings)
+    assert error.value.problems[0].startswith(line) and not (tmp_path / "misspelt").exists()

@@ -21,6 +21,7 @@ from analysis.kl_efficiency import GainCurve, gain_curve
 from analysis.load import load_run
 from rlhf.config.build import ConfigError
 from sweeps.studies.storage import only_driver
+from sweeps.studies.study import OpenTrial
 from tests.config.composed import config
 from tests.sweeps import tuned
 from tests.sweeps.studies import LR, behave, load, search, spans, states, stored, summary, trials_csv
@@ -271,7 +272,7 @@ def test_a_shared_database_and_trials_of_another_driver(search, tmp_path):
 def test_trials_of_a_killed_driver_wait_for_its_last_runs(search, tmp_path):
     left = stored(tmp_path, LR, n_trials=3)
     opened = left.ask()
-    assert opened is not None
+    assert isinstance(opened, OpenTrial)
     (run,) = opened.runs  # killed at work
     left.study.ask()  # killed while it was asked
     run.mkdir()
