@@ -20,6 +20,7 @@ _NOT_COMPARED = (
 _NOT_COMPARED += (
     "evaluation.samples",
     "checkpoint.checkpoint_every",
+    "checkpoint.save_final",
 )
 _ABSENT = object()
 _GROUPS_NOT_COMPARED = ("tracking.", "hydra.", "hardware.slurm.")

@@ -1,0 +1,164 @@
+"""The form of the paper: reward at the left, KL at the right, a row per model; mean over seeds in a band from their
+minimum to their maximum. Told apart in grey print and by colour-blind readers: colour, dash pattern and marker.
+"""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import to_hex
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
+
+from analysis.looks import DASHES, MARKERS, Look, algorithm_looks, looks
+from analysis.paper_figures.contents import Contents, Row
+from analysis.paper_figures.lines import Band, Line, band
+from analysis.paper_figures.table import PaperFigure
+from analysis.winrate.figure import win_rate_figure
+from analysis.winrate.results import PairResult
+
+_STYLE: Any = {
+    **{"axes.spines.top": False, "axes.spines.right": False, "axes.titlesize": "medium", "axes.titlelocation": "left"},
+    **{"font.size": 10.0, "legend.frameon": False, "svg.hashsalt": "analysis", "figure.constrained_layout.use": True},
+}
+_PANELS = {
+    "reward": "reward, score of the reward model",
+    "kl": "KL to the initial policy,\nnats per response",
+    "gold_reward": "gold reward",
+}
+_PANEL_WIDTH, _ROW_HEIGHT, _LEGEND_LINE = 4.0, 2.9, 0.22  # inches
+_LETTERS_PER_INCH, _SAMPLE_LETTERS = 11, 11  # of the legend; its line sample takes as much room
+_MARKS = 8
+"""Markers on a line, about."""
+_BEFORE_START = 0.015
+"""Room at the left for the marks of the initial policy, as a share of the axis."""
+LOG_KL_ABOVE = 30.0
+"""Highest KL of one line over that of another, above which the axis is logarithmic."""
+
+
+def draw(figure: PaperFigure, contents: Contents, gold: bool) -> Figure:
+    """A row of panels per model, one legend for all of them; `gold` adds a panel."""
+    quantities = ["reward", "kl", *(["gold_reward"] if gold else [])]
+    by_line = line_looks(figure, contents.rows)
+    width = _PANEL_WIDTH * len(quantities)
+    names = [textwrap.fill(name, int(width * _LETTERS_PER_INCH) - _SAMPLE_LETTERS) for name in by_line]
+    columns = _legend_columns(width, names)
+    lines = max(name.count("\n") + 1 for name in names) * -(-len(names) // columns)
+    height = _ROW_HEIGHT * len(contents.rows) + 0.4 + _LEGEND_LINE * lines
+    with matplotlib.rc_context(_STYLE):
+        drawn = Figure(figsize=(width, height))
+        FigureCanvasAgg(drawn)
+        panels = drawn.subplots(len(contents.rows), len(quantities), squeeze=False)
+        for row, row_panels in zip(contents.rows, panels, strict=True):
+            row_panels[0].set_title(f"Here: {row.title}, {_seed_count(row.lines)}")
+            for axes, quantity in zip(row_panels, quantities, strict=True):
+                _draw_panel(axes, row, by_line, quantity, contents.over)
+            if figure.log_kl:
+                _logarithmic_where_apart(row_panels[1], row.lines, contents.over)
+        for axes in panels[-1]:
+            axes.set_xlabel(_x_label(figure, contents.over))
+        drawn.suptitle(figure.title, x=0.01, ha="left", fontsize="large")
+        handles = [
+            Line2D([], [], color=look.colour, linestyle=(0, look.dash), marker=look.marker, markersize=5, linewidth=2.0)
+            for look in by_line.values()
+        ]
+        drawn.legend(handles, names, loc="outside lower center", ncols=columns, handlelength=4.5)
+        return drawn
+
+
+def draw_win_rates(figure: PaperFigure, pairs: Sequence[PairResult], judge: str) -> Figure:
+    """The win-rate figure under the paper's title."""
+    drawn = win_rate_figure(pairs, judge)
+    drawn.axes[0].set_title(figure.title, loc="left", fontsize="medium", pad=10.0)
+    return drawn
+
+
+def line_looks(figure: PaperFigure, rows: Sequence[Row]) -> dict[str, Look]:
+    """{name of a line: its look, the same in every row}, in the order of the legend."""
+    lines = {line.name: line for row in rows for line in row.lines}
+    ordered = sorted(lines.values(), key=lambda line: line.order)
+    algos = [line.algo for line in ordered]
+    if figure.lines == "lambda":
+        made = _shades(len(ordered))
+    elif figure.lines == "algorithm" and len(set(algos)) == len(algos):
+        made = algorithm_looks(algos)  # the same in every figure
+    else:
+        made = looks([line.setting for line in ordered])
+    return {line.name: look for line, look in zip(ordered, made, strict=True)}
+
+
+def _shades(count: int) -> list[Look]:
+    """One hue from light to dark."""
+    depths = np.linspace(0.45, 1.0, count) if count > 1 else [0.75]
+    return [
+        Look(to_hex(shade), DASHES[place % len(DASHES)], *MARKERS[place % len(MARKERS)])
+        for place, shade in enumerate(matplotlib.colormaps["Blues"](depths))
+    ]
+
+
+def _seed_count(lines: Sequence[Line]) -> str:
+    """`3 seeds`, or `2 to 3 seeds`."""
+    counts = sorted({len(line.runs) for line in lines})
+    if len(counts) > 1:
+        return f"{counts[0]} to {counts[-1]} seeds"
+    return f"{counts[0]} seed{'s' if counts[0] > 1 else ''}"
+
+
+def _x_label(figure: PaperFigure, over: str) -> str:
+    if over == "step":
+        return "training steps (optimizer updates)"
+    return "responses generated" if figure.stage == "online" else "responses trained on"
+
+
+def _draw_panel(axes: Axes, row: Row, by_line: Mapping[str, Look], quantity: str, over: str) -> None:
+    for line in row.lines:
+        found = band(line.runs, quantity, over)
+        if found is not None:
+            _draw_line(axes, found, by_line[line.name], line.name)
+    axes.set_ylabel(_PANELS[quantity])
+    axes.set_xlim(left=-_BEFORE_START * axes.dataLim.x1)
+    axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:,.0f}"))
+    if quantity == "kl":
+        axes.set_ylim(bottom=min(0.0, axes.dataLim.y0))
+
+
+def _draw_line(axes: Axes, found: Band, look: Look, name: str) -> None:
+    axes.plot(
+        found.x,
+        found.mean,
+        color=look.colour,
+        linestyle=(0, look.dash),
+        linewidth=2.0,
+        marker=look.marker,
+        markersize=5,
+        markevery=max(1, len(found.x) // _MARKS),
+        label=name,
+    )
+    axes.fill_between(found.x, found.low, found.high, color=look.colour, alpha=0.18, linewidth=0, label=name)
+
+
+def _logarithmic_where_apart(axes: Axes, lines: Sequence[Line], over: str) -> None:
+    """Logarithmic above a tenth of the lowest line's peak or so, linear below: the initial policy's KL is 0."""
+    bands = [found for line in lines if (found := band(line.runs, "kl", over)) is not None]
+    peaks = [peak for found in bands if (peak := float(found.mean.max())) > 0.0]
+    if not peaks or max(peaks) <= LOG_KL_ABOVE * min(peaks):
+        return
+    threshold = 10.0 ** np.floor(np.log10(min(peaks) / 2.0))
+    axes.set_yscale("symlog", linthresh=threshold, linscale=0.5)
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda kl, _: f"{kl:g}"))
+    axes.yaxis.set_minor_formatter(NullFormatter())
+    axes.set_ylim(min(0.0, axes.dataLim.y0), 1.4 * axes.dataLim.y1)
+    axes.set_ylabel(f"{_PANELS['kl']},\nlogarithmic from {threshold:g} on")
+
+
+def _legend_columns(width: float, names: Sequence[str]) -> int:
+    longest = max(len(line) for name in names for line in name.split("\n"))
+    return max(1, min(len(names), int(width * _LETTERS_PER_INCH / (longest + _SAMPLE_LETTERS))))

@@ -1,0 +1,107 @@
+"""Settings -> the lines of a figure: names, order, and mean with band over seeds."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from analysis.paper_figures.table import PaperFigure
+from analysis.summary import ComparedRun, SettingSummary
+
+_CONTROLLERS = ("none", "fixed", "adaptive")
+
+
+@dataclass(frozen=True)
+class Line:
+    """One line of a panel, over its seeds."""
+
+    name: str
+    order: tuple[Any, ...]
+    """Place in the legend."""
+    setting: SettingSummary
+
+    @property
+    def algo(self) -> str:
+        return self.setting.algo
+
+    @property
+    def runs(self) -> tuple[ComparedRun, ...]:
+        return self.setting.runs
+
+    @property
+    def seeds(self) -> list[int]:
+        return sorted(run.record.seed for run in self.runs if run.record.seed is not None)
+
+
+@dataclass(frozen=True)
+class Band:
+    """Mean, minimum and maximum over the seeds that got as far; all arrays are (points,)."""
+
+    x: np.ndarray
+    mean: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+
+
+def lines_of(figure: PaperFigure, settings: Sequence[SettingSummary]) -> tuple[Line, ...]:
+    """A line per setting, in the order of the legend; no two have the same name."""
+    named = [_named(figure, setting) for setting in settings]
+    counts = Counter(name for name, _ in named)
+    lines = [
+        Line(
+            name=name if counts[name] == 1 else f"{name} ({setting.label})",
+            order=(*order, setting.label),
+            setting=setting,
+        )
+        for setting, (name, order) in zip(settings, named, strict=True)
+    ]
+    return tuple(sorted(lines, key=lambda line: line.order))
+
+
+def controller_name(controller: str) -> str:
+    """As in the legend, without numbers."""
+    names = {"none": "no KL control", "fixed": "fixed KL coefficient", "adaptive": "adaptive KL control"}
+    return names.get(controller, controller)
+
+
+def _named(figure: PaperFigure, setting: SettingSummary) -> tuple[str, tuple[Any, ...]]:
+    """A line's name and its place in the legend."""
+    record = setting.runs[0].record
+    if figure.lines == "lambda":
+        lam = float(record.setting("algo.lam", math.nan))
+        return f"\N{GREEK SMALL LETTER LAMDA} = {lam:g}", (lam,)
+    if figure.lines == "controller":
+        controller = str(record.setting("algo.kl.controller", "none"))
+        start, target = (float(record.setting(f"algo.kl.{key}", math.nan)) for key in ("init_coef", "target"))
+        numbers = {"fixed": f" {start:g}", "adaptive": f" (from {start:g}, target {target:g} nats)"}
+        place = _CONTROLLERS.index(controller) if controller in _CONTROLLERS else len(_CONTROLLERS)
+        return controller_name(controller) + numbers.get(controller, ""), (place, start, target)
+    return setting.algo.upper(), (figure.algos.index(setting.algo),)
+
+
+def band(runs: Sequence[ComparedRun], quantity: str, over: str) -> Band | None:
+    """A quantity of the evaluations over `samples` or `step`; None where no run has it.
+
+    The points are those of all runs together. Between its own evaluations a run is taken as linear, beyond its last one
+    it is not counted.
+    """
+    curves = [_points(run, quantity, over) for run in runs]
+    curves = [(x, y) for x, y in curves if len(x)]
+    if not curves:
+        return None
+    grid = np.unique(np.concatenate([x for x, _ in curves]))
+    values = np.stack([np.interp(grid, x, y, left=np.nan, right=np.nan) for x, y in curves])  # (runs, points)
+    return Band(grid, np.nanmean(values, axis=0), np.nanmin(values, axis=0), np.nanmax(values, axis=0))
+
+
+def _points(run: ComparedRun, quantity: str, over: str) -> tuple[np.ndarray, np.ndarray]:
+    x, y = getattr(run.evaluations, over), getattr(run.evaluations, quantity)
+    if y is None:
+        return np.empty(0), np.empty(0)
+    known = np.isfinite(x) & np.isfinite(y)
+    return x[known], y[known]

@@ -1,0 +1,362 @@
+"""From made-up run folders with known numbers to what the figures of the paper show, read back from the drawing."""
+
+from __future__ import annotations
+
+import xml.etree.ElementTree as ElementTree
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from analysis.__main__ import main
+from analysis.load import SweepFolderError
+from analysis.paper_figures.contents import Choice, Contents, gather
+from analysis.paper_figures.drawing import draw, draw_win_rates
+from analysis.paper_figures.table import FIGURES
+from analysis.paper_figures.winrates import missing_pairs, read_winrates
+from tests.analysis.made_up import config, rows, write_run
+
+WINRATES = """model_a,model_b,prompts,wins,ties,losses,unparsed,win_rate,ci_low,ci_high
+sft,ppo,10,2,2,6,0,0.3,0.1,0.6
+sft,apa,10,1,1,8,1,0.15,,
+"""
+
+
+def add(sweep: Path, algo: str, seed: int, kl: list[float], reward: list[float], **more: Any) -> None:
+    """One run, 64 responses and 2 steps between evaluations; `more` are changes of its config and `write_run`'s
+    `status`, `name`, `gold` and `samples_per_row`."""
+    status = more.pop("status", "finished")
+    # As with the hash at the end of a real id, no two runs have the same.
+    name = more.pop("name", f"{algo}-s{seed}-{sweep.name}{len(list(sweep.glob('*')))}")
+    made = rows(kl, reward, gold=more.pop("gold", None), samples_per_row=more.pop("samples_per_row", 64))
+    changes = {"dataset__name": "hh", "model__name": "pythia_125m", **more}
+    write_run(sweep, name, config(algo, seed, **changes), made, status=status)
+
+
+def fill_hh(sweep: Path, **more: Any) -> None:
+    """Three algorithms on two seeds, one setting each."""
+    for place, algo in enumerate(("apa", "ppo", "awr")):
+        for seed in (0, 100):
+            add(sweep, algo, seed, [0, 1, 2 + place], [0, 1 + seed / 100, 2 + place], **more)
+
+
+def fill_lambdas(sweep: Path, lams: list[float]) -> None:
+    for lam in lams:
+        add(sweep, "apa", 0, [0, 1 / lam, 2 / lam], [0, 1, 1 + 1 / lam], algo__lam=lam)
+
+
+def fill_controllers(sweep: Path, kls: dict[str, float]) -> None:
+    for controller, kl in kls.items():
+        control = {"controller": controller, "init_coef": 0.05, "target": 6.0}
+        add(sweep, "ppo", 0, [0, kl / 2, kl], [0, 1, 2], algo__kl=control)
+
+
+def fill_offline(sweep: Path, **more: Any) -> None:
+    for algo in ("ilql", "awr", "apa"):
+        for seed in (0, 1):
+            add(sweep, algo, seed, [0, 1, 1 + seed], [0, 0.5, 0.5 * seed], stage__name="offline", **more)
+
+
+def drawn(number: int, *folders: Path, gold: bool = False, **choice: Any) -> tuple[Figure, Contents]:
+    contents = gather(FIGURES[number], folders, Choice(**choice))
+    return draw(FIGURES[number], contents, gold), contents
+
+
+def line(axes: Axes, name: str) -> Line2D:
+    return next(one for one in axes.lines if one.get_label() == name)
+
+
+def points(axes: Axes, name: str) -> list[tuple[float, ...]]:
+    """(x, low, mean, high) of a line and its band."""
+    mean = line(axes, name)
+    shape = next(one for one in axes.collections if one.get_label() == name).get_paths()[0]
+    corners = np.asarray(shape.vertices)
+    found = []
+    for x, y in np.asarray(mean.get_xydata()):
+        edges = corners[corners[:, 0] == x][:, 1]
+        found.append((float(x), float(edges.min()), float(y), float(edges.max())))
+    return found
+
+
+def legend(figure: Figure) -> list[str]:
+    return [text.get_text() for text in figure.legends[0].get_texts()]
+
+
+def styles(figure: Figure) -> list[tuple[Any, ...]]:
+    """Dash pattern and marker of each line, which grey print keeps."""
+    lines = figure.axes[0].lines
+    return [(tuple(one._unscaled_dash_pattern[1] or ()), one.get_marker()) for one in lines]  # type: ignore[attr-defined]
+
+
+def test_lines_are_means_and_bands_run_from_minimum_to_maximum(tmp_path: Path) -> None:
+    for seed, reward in ((0, [0.0, 1.0, 2.0]), (100, [0.0, 3.0, 2.5]), (1000, [0.3, 2.0, 6.0])):
+        add(tmp_path, "apa", seed, [0, 1 + seed / 100, 4], reward)
+    figure, contents = drawn(3, tmp_path)
+    left, right = figure.axes
+    assert points(left, "APA") == [(0, 0, pytest.approx(0.1), 0.3), (64, 1, 2, 3), (128, 2, 3.5, 6)]
+    assert points(right, "APA") == [(0, 0, 0, 0), (64, 1, pytest.approx(14 / 3), 11), (128, 4, 4, 4)]
+    assert left.get_xlabel() == "responses generated" and "nats" in right.get_ylabel()
+    assert left.get_title(loc="left") == "Here: pythia_125m on hh, 3 seeds"
+    assert contents.gaps == (
+        "figure 3 shows 1B; the model of these runs is pythia_125m",
+        "figure 3 shows ppo; the folder has no finished run of it",
+        "figure 3 shows awr; the folder has no finished run of it",
+    )
+
+
+def test_a_seed_that_is_shorter_or_missing(tmp_path: Path) -> None:
+    add(tmp_path, "apa", 0, [0, 2, 4], [0, 2, 4])
+    add(tmp_path, "apa", 1, [0, 8], [0, 8], name="short")
+    add(tmp_path, "apa", 2, [0, 9, 9], [0, 9, 9], name="broken", status="failed")
+    figure, contents = drawn(4, tmp_path)
+    assert points(figure.axes[0], "APA") == [(0, 0, 0, 0), (64, 2, 5, 8), (128, 4, 4, 4)]
+    assert contents.left_out == (
+        f"left out: {tmp_path.name}/broken: failed",
+        f"APA: {tmp_path.name}/short ends at 64 of 128; from there on it is not counted",
+    )
+
+
+def test_between_its_own_evaluations_a_run_is_linear(tmp_path: Path) -> None:
+    add(tmp_path, "apa", 0, [0, 2, 4], [0, 2, 4], samples_per_row=32)
+    add(tmp_path, "apa", 1, [0, 8], [0, 8])
+    figure, _ = drawn(4, tmp_path)
+    assert points(figure.axes[0], "APA") == [(0, 0, 0, 0), (32, 2, 3, 4), (64, 4, 6, 8)]
+
+
+def test_models_are_rows_in_the_papers_order(tmp_path: Path) -> None:
+    fill_hh(tmp_path / "b", model__name="pythia_1b")
+    fill_hh(tmp_path / "a", model__name="pythia_125m")
+    figure, contents = drawn(3, tmp_path / "b", tmp_path / "a")
+    assert [row.title for row in contents.rows] == ["pythia_125m on hh", "pythia_1b on hh"]
+    assert len(figure.axes) == 4 and contents.gaps == () and contents.left_out == ()
+    assert legend(figure) == ["APA", "PPO", "AWR"]
+    assert points(figure.axes[2], "PPO") == [(0, 0, 0, 0), (64, 1, 1.5, 2), (128, 3, 3, 3)]
+
+
+def test_an_algorithm_may_be_missing_for_one_model_alone(tmp_path: Path) -> None:
+    add(tmp_path, "apa", 0, [0, 1], [0, 1], model__name="gpt_neo_2_7b", dataset__name="tldr")
+    add(tmp_path, "ppo", 0, [0, 1], [0, 1], model__name="gpt_neo_2_7b", dataset__name="tldr")
+    add(tmp_path, "apa", 0, [0, 1], [0, 1], model__name="tldr_6b", dataset__name="tldr")
+    _, contents = drawn(5, tmp_path)
+    assert contents.gaps == (
+        "figure 5 shows ppo; there is no finished run of it for tldr_6b on tldr",
+        "figure 5 shows awr; the folder has no finished run of it",
+    )
+
+
+def test_other_data_sets_and_algorithms(tmp_path: Path) -> None:
+    fill_hh(tmp_path / "letters", dataset__name="letters", model__name="tiny")
+    _, contents = drawn(6, tmp_path / "letters")
+    assert contents.gaps == (
+        "figure 6 shows the data set HH; these runs are on letters",
+        "figure 6 shows Dolly-v2-7B; the model of these runs is tiny",
+    )
+    assert contents.left_out == ("left out: awr: figure 6 does not show it",)
+    fill_hh(tmp_path / "hh", model__name="dolly_7b")
+    _, contents = drawn(6, tmp_path / "letters", tmp_path / "hh")
+    assert [row.title for row in contents.rows] == ["dolly_7b on hh"] and contents.gaps == ()
+    assert contents.left_out[-1] == "left out: runs on letters: figure 6 shows HH"
+
+
+def test_settings_are_chosen_at_matched_kl(tmp_path: Path) -> None:
+    for lam, kl in ((0.1, 9.0), (1.0, 3.0)):
+        add(tmp_path, "apa", 0, [0, kl], [0, kl], algo__lam=lam)
+        add(tmp_path, "awr", 0, [0, 4 * kl], [0, kl], algo__lam=lam)
+    add(tmp_path, "ppo", 0, [0, 10], [0, 1])
+    figure, contents = drawn(3, tmp_path)
+    assert legend(figure) == ["APA", "PPO", "AWR"] and len(contents.chosen) == 1
+    assert points(figure.axes[1], "APA")[-1][2] == 9 and points(figure.axes[1], "AWR")[-1][2] == 12
+    figure, _ = drawn(3, tmp_path, target_kl=3.0)
+    assert points(figure.axes[1], "APA")[-1][2] == 3
+    figure, contents = drawn(2, tmp_path, all_settings=True)
+    assert legend(figure) == ["APA (lam=0.1)", "APA (lam=1)", "PPO", "AWR (lam=0.1)", "AWR (lam=1)"]
+    assert contents.chosen == () and len(set(styles(figure))) == 5
+
+
+def test_figure_2_always_says_how_kl_matches(tmp_path: Path) -> None:
+    fill_hh(tmp_path)
+    _, contents = drawn(2, tmp_path)
+    assert "2.00" in contents.chosen[0] and "4.00" in contents.chosen[0]
+    assert drawn(3, tmp_path)[1].chosen == ()
+
+
+def test_runs_of_several_folders_are_joined_and_each_counted_once(tmp_path: Path) -> None:
+    add(tmp_path / "a", "apa", 0, [0, 1], [0, 1], name="apa-s0-x")
+    add(tmp_path / "a", "apa", 1, [0, 1], [0, 9], name="apa-s1-x", status=None)
+    add(tmp_path / "b", "apa", 0, [0, 1], [0, 1], name="apa-s0-x")
+    add(tmp_path / "b", "apa", 1, [0, 1], [0, 3], name="apa-s1-x")
+    add(tmp_path / "b", "apa", 0, [0, 1], [0, 7], name="apa-s0-y")
+    figure, contents = drawn(4, tmp_path / "a", tmp_path / "b", tmp_path / "b" / "apa-s1-x")
+    assert points(figure.axes[0], "APA")[-1] == (64, 1, 2, 3)
+    assert sorted(contents.left_out) == [
+        "left out: a/apa-s1-x: the same run as b/apa-s1-x",
+        "left out: b/apa-s0-x: the same run as a/apa-s0-x",
+        "left out: b/apa-s0-y: the same algorithm, settings and seed as a/apa-s0-x",
+        "left out: b/apa-s1-x: the same run as b/apa-s1-x",
+    ]
+
+
+def test_lambdas_are_lines_in_order(tmp_path: Path) -> None:
+    lams = [10.0, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 0.05, 20.0]
+    fill_lambdas(tmp_path, lams)
+    figure, contents = drawn(7, tmp_path)
+    assert legend(figure) == [f"\N{GREEK SMALL LETTER LAMDA} = {lam:g}" for lam in sorted(lams)]
+    assert points(figure.axes[1], "\N{GREEK SMALL LETTER LAMDA} = 0.1")[-1][2] == 20
+    assert len(set(styles(figure))) == len({one.get_color() for one in figure.axes[0].lines}) == 9
+    assert contents.gaps == ()
+
+
+def test_gaps_of_the_lambda_figure(tmp_path: Path) -> None:
+    fill_lambdas(tmp_path, [0.3])
+    gaps = drawn(7, tmp_path)[1].gaps
+    assert gaps == ("figure 7 shows several lambdas; the runs of apa have 0.3 alone",)
+    add(tmp_path, "apa", 0, [0, 1], [0, 1], algo__lam=0.3, optimization__learning_rate=0.5)
+    figure, contents = drawn(7, tmp_path)
+    assert contents.gaps[-1] == "the lines do not differ in lambda alone, but in optimization.learning_rate too"
+    assert len(set(legend(figure))) == 2
+
+
+def test_controllers_are_lines(tmp_path: Path) -> None:
+    fill_controllers(tmp_path, {"adaptive": 4.0, "none": 400.0, "fixed": 10.0})
+    figure, contents = drawn(8, tmp_path)
+    names = ["no KL control", "fixed KL coefficient 0.05", "adaptive KL control (from 0.05, target 6 nats)"]
+    assert legend(figure) == names and contents.gaps == ()
+    assert points(figure.axes[1], names[0]) == [(0, 0, 0, 0), (64, 200, 200, 200), (128, 400, 400, 400)]
+    assert figure.axes[1].get_yscale() == "symlog" and figure.axes[0].get_yscale() == "linear"
+    assert len(set(styles(figure))) == 3
+
+
+def test_gaps_of_the_controller_figure(tmp_path: Path) -> None:
+    fill_controllers(tmp_path, {"adaptive": 4.0, "none": 100.0})  # 25 times
+    figure, contents = drawn(8, tmp_path)
+    gap = "figure 8 shows ppo with fixed KL coefficient; no finished run has algo.kl.controller=fixed"
+    assert contents.gaps == (gap,) and figure.axes[1].get_yscale() == "linear"
+
+
+@pytest.mark.parametrize(("samples", "label", "last"), [(0, "training steps", 4), (50, "responses trained on", 100)])
+def test_offline_runs(tmp_path: Path, samples: int, label: str, last: int) -> None:
+    fill_offline(tmp_path, samples_per_row=samples)
+    add(tmp_path, "ppo", 0, [0, 1], [0, 1])  # online
+    figure, contents = drawn(9, tmp_path)
+    assert legend(figure) == ["ILQL", "AWR", "APA"] and label in figure.axes[0].get_xlabel()
+    assert points(figure.axes[0], "ILQL")[-1] == (last, 0, 0.25, 0.5)
+    assert contents.gaps == ("figure 9 shows 1B; the model of these runs is pythia_125m",)
+    with pytest.raises(SweepFolderError, match="needs finished runs of apa or ppo or awr; there is none"):
+        drawn(3, tmp_path / f"ilql-s0-{tmp_path.name}0")
+
+
+def test_gold_is_a_panel_of_its_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    add(tmp_path / "gold", "apa", 0, [0, 1], [0, 1], gold=[0.5, 0.25])
+    figure, _ = drawn(3, tmp_path / "gold", gold=True)
+    assert len(figure.axes) == 3 and points(figure.axes[2], "APA")[-1] == (64, 0.25, 0.25, 0.25)
+    fill_hh(tmp_path / "none")
+    assert main(["figure", "3", str(tmp_path / "none"), "--gold"]) == 0
+    assert "--gold: no run drawn here has logged a gold reward" in capsys.readouterr().out
+
+
+def test_win_rates(tmp_path: Path) -> None:
+    (tmp_path / "winrates.csv").write_text(WINRATES)
+    pairs, judge = read_winrates([tmp_path])
+    assert missing_pairs(pairs) == ["figure 1 shows ppo vs apa; no such pair was judged"]
+    figure = draw_win_rates(FIGURES[1], pairs, judge)
+    widths = [bar.get_width() for bar in figure.axes[0].patches]  # type: ignore[attr-defined]
+    assert widths == pytest.approx([0.2, 0.2, 0.6, 0.1, 0.1, 0.8])
+    texts = [text.get_text() for text in figure.axes[0].texts]
+    assert "0.30 [0.10, 0.60]" in texts and "0.15" in texts
+
+
+def test_win_rates_of_the_winrate_command(tmp_path: Path) -> None:
+    for judge in ("a", "b"):
+        folder = tmp_path / "winrate" / judge
+        folder.mkdir(parents=True)
+        (folder / "winrates.csv").write_text(WINRATES)
+        (folder / "winrate.json").write_text(f'{{"judge": "{judge}"}}')
+    with pytest.raises(SweepFolderError, match="several winrates"):
+        read_winrates([tmp_path])
+    with pytest.raises(SweepFolderError, match="judged by a and b"):
+        read_winrates([tmp_path / "winrate" / "a", tmp_path / "winrate" / "b"])
+    assert read_winrates([tmp_path / "winrate" / "a"])[1] == "a"
+    (folder / "winrates.csv").write_text("model_a\nsft\n")
+    with pytest.raises(SweepFolderError, match="not a table of win rates"):
+        read_winrates([folder])
+
+
+FILLED = {
+    1: lambda folder: (folder / "winrates.csv").write_text(WINRATES),
+    **dict.fromkeys((2, 3, 4, 5, 6), fill_hh),
+    7: lambda folder: fill_lambdas(folder, [0.1, 1.0]),
+    8: lambda folder: fill_controllers(folder, {"adaptive": 4.0, "none": 400.0}),
+    9: fill_offline,
+}
+
+
+@pytest.mark.parametrize("number", FIGURES)
+def test_command_writes_each_figure(tmp_path: Path, capsys: pytest.CaptureFixture[str], number: int) -> None:
+    FILLED[number](tmp_path)
+    png, svg = (tmp_path / "out" / f"figure_{number}.{suffix}" for suffix in ("png", "svg"))
+    assert main(["figure", str(number), str(tmp_path), "--output", str(png.parent)]) == 0
+    assert png.read_bytes().startswith(b"\x89PNG")
+    ElementTree.parse(svg)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[:2] == [str(png), str(svg)]
+    assert lines[2].startswith(FIGURES[number].title) and any(one.startswith("The paper: ") for one in lines)
+
+
+def test_a_figure_can_be_remade(tmp_path: Path) -> None:
+    fill_hh(tmp_path)
+    written = []
+    for _ in range(2):
+        assert main(["figure", "3", str(tmp_path)]) == 0
+        written.append([(tmp_path / f"figure_3.{suffix}").read_bytes() for suffix in ("png", "svg")])
+    assert written[0] == written[1]
+
+
+def test_caption(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    fill_hh(tmp_path)
+    add(tmp_path, "apa", 1000, [0, 1, 2], [0, 1, 2])
+    assert main(["figure", "4", str(tmp_path), "--all-settings", "--target-kl", "3"]) == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert "APA seeds 0, 100, 1000, PPO seeds 0, 100, AWR seeds 0, 100" in text
+    assert "--target-kl: not used, figure 4 draws every setting here" in text
+    assert (tmp_path / "figure_4.png").is_file()
+
+
+@pytest.mark.parametrize(("number", "said"), [(1, "winrates.csv"), (3, "needs finished runs"), (9, "offline runs")])
+def test_nothing_to_draw_is_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], number: int, said: str
+) -> None:
+    add(tmp_path, "apa", 0, [0, 1], [0, 1], status="failed")
+    assert main(["figure", str(number), str(tmp_path)]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == "" and captured.err.count("\n") == 1 and said in captured.err
+    assert list(tmp_path.glob("figure_*")) == []
+
+
+def test_options_that_cannot_be(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    fill_hh(tmp_path)
+    assert main(["figure", "2", str(tmp_path), "--target-kl", "0"]) == 2
+    assert main(["figure", "2", str(tmp_path / "nonesuch")]) == 2
+    (tmp_path / "file").touch()
+    assert main(["figure", "2", str(tmp_path), "--output", str(tmp_path / "file")]) == 2
+    assert capsys.readouterr().err.count("\n") == 3
+    with pytest.raises(SystemExit):
+        main(["figure", "10", str(tmp_path)])
+
+
+def test_names_of_models_and_data_sets() -> None:
+    """Which figure a model's name belongs to."""
+    names = {
+        "pythia_125m": "125M",
+        "pythia_1b": "1B",
+        "pythia_6b": "6B",
+        "gpt_neo_2_7b": "2.7B",
+        "dolly_v2_7b": "Dolly",
+    }
+    for (name, model), figure in product(names.items(), FIGURES.values()):
+        for expected in figure.models:
+            assert expected.matches(name) == expected.name.startswith(model), (name, expected)
