@@ -36,6 +36,8 @@ OTHERS_COLOUR = "#8A8F98"
 MOST_SETTINGS = 12
 # With more runs than this only means and bands are drawn: single runs would be a smear, and megabytes.
 MOST_RUNS = 60
+# More bands on top of each other are mud: from here on they are faint.
+MOST_BANDS = 6
 
 
 @dataclass(frozen=True)
@@ -49,27 +51,31 @@ class Look:
 
 
 def looks(settings: Sequence[SettingSummary]) -> list[Look]:
-    """One for each setting: colour by algorithm (by place, where there is one algorithm alone), dash by algorithm (by
-    place among its settings, where one has several), marker by place."""
+    """One for each setting. Where every algorithm has one setting, all by algorithm; otherwise the dash goes by place
+    among the algorithm's settings, the marker by place, and so does the colour where there is one algorithm alone."""
     algos = _algorithms([setting.algo for setting in settings])
     counts = Counter(setting.algo for setting in settings)
+    if not counts or max(counts.values()) == 1:
+        return algorithm_looks([setting.algo for setting in settings])
     made: list[Look] = []
     ranks: Counter[str] = Counter()
     for place, setting in enumerate(settings):
         index = algos.index(setting.algo)
         hue = index if len(counts) > 1 else index + place
-        dash = index if max(counts.values()) == 1 else ranks[setting.algo]
+        dash = ranks[setting.algo]
         ranks[setting.algo] += 1
-        marker, shape = MARKERS[place % len(MARKERS)]
-        made.append(Look(COLOURS[hue % len(COLOURS)], DASHES[dash % len(DASHES)], marker, shape))
+        made.append(_look(hue, dash, place))
     return made
 
 
 def algorithm_looks(algos: Sequence[str]) -> list[Look]:
     """One for each algorithm."""
     known = _algorithms(algos)
-    indices = [known.index(algo) for algo in algos]
-    return [Look(COLOURS[i % len(COLOURS)], DASHES[i % len(DASHES)], *MARKERS[i % len(MARKERS)]) for i in indices]
+    return [_look(index, index, index) for index in map(known.index, algos)]
+
+
+def _look(hue: int, dash: int, place: int) -> Look:
+    return Look(COLOURS[hue % len(COLOURS)], DASHES[dash % len(DASHES)], *MARKERS[place % len(MARKERS)])
 
 
 def _algorithms(algos: Sequence[str]) -> list[str]:

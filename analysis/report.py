@@ -2,60 +2,110 @@
 
 from __future__ import annotations
 
+import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from analysis.load import load_sweep
-from analysis.page import render_page
+from analysis.findings import Findings, findings
+from analysis.load import RunRecord, SweepFolderError, load_sweep
+from analysis.measures import ClaimsTable
+from analysis.statistics import Interval
 from analysis.summary import Comparison, compare
 from analysis.tables import KL_EFFICIENCY_COLUMNS, kl_efficiency_rows, run_rows, summary_table, write_csv
 
 __all__ = ["ReportFiles", "summary_table", "write_report"]
 
-_FRONTIER_CAPTION = (
-    "Reward-KL frontier: the best reward reached within each KL; mean over seeds, band from their minimum to their "
-    "maximum. Small marks are single evaluations. A line ends at the largest KL of its longest run."
-)
-_CURVES_CAPTION = (
-    "Evaluations over responses generated: mean over the seeds that got as far, band from their minimum to their "
-    "maximum."
+_CLAIMS = ("mean_gain", "samples_to_target", "largest_fall", "kl_overshoot", "spread")
+_CLAIMS_COLUMNS = (
+    *("algo", "label", "seeds", "horizon", "target", "runs_at_target"),
+    *(f"{name}{end}" for name in _CLAIMS for end in ("", "_ci_low", "_ci_high")),
 )
 
 
 @dataclass(frozen=True)
 class ReportFiles:
-    """What `write_report` wrote, and the comparison behind it (for `summary_table`)."""
+    """What `write_report` wrote, and the findings behind it."""
 
-    comparison: Comparison
+    findings: Findings
     runs_csv: Path
     kl_efficiency_csv: Path
+    claims_csv: Path
+    diagnoses_txt: Path
     figures: tuple[Path, ...]  # PNG and SVG
     html: Path
 
+    @property
+    def comparison(self) -> Comparison:
+        """For `summary_table`."""
+        return self.findings.comparison
 
-def write_report(sweep_folder: Path) -> ReportFiles:
-    """Read every run of the sweep and write runs.csv, kl_efficiency.csv, the figures and report.html into it.
+
+def write_report(
+    sweep_folder: Path, records: Sequence[RunRecord] | None = None, output: Path | None = None
+) -> ReportFiles:
+    """Read every run of the sweep and write tables, figures and report.html into its folder.
+
+    Each file is written under another name first and then put in its place, so that a reader, or a report cut short,
+    never leaves half a file.
+
+    Args:
+        records: the runs, where they were read from elsewhere; the sweep folder then only gives the title.
+        output: the folder to write into instead of the sweep's.
 
     Raises:
         analysis.load.SweepFolderError: the folder does not exist or holds no runs.
     """
-    # matplotlib takes half a second to import; a table alone does not need it.
-    from analysis.figures import curves_figure, frontier_figure, inline_svg, save_figure
-
     folder = Path(sweep_folder)
-    comparison = compare(load_sweep(folder))
+    if records is None:
+        records = load_sweep(folder)
+    if not records:
+        raise SweepFolderError(f"{folder}: no runs to report on")
+    found = findings(compare(records))
+    target = folder if output is None else Path(output)
+    target.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".report-", dir=target) as scratch:
+        _write(Path(scratch), f"Report of {folder.resolve().name}", found)
+        paths = {path.name: path.replace(target / path.name) for path in sorted(Path(scratch).iterdir())}
+    return ReportFiles(
+        findings=found,
+        runs_csv=paths["runs.csv"],
+        kl_efficiency_csv=paths["kl_efficiency.csv"],
+        claims_csv=paths["claims.csv"],
+        diagnoses_txt=paths["diagnoses.txt"],
+        figures=tuple(path for path in paths.values() if path.suffix in (".png", ".svg")),
+        html=paths["report.html"],
+    )
+
+
+def _write(folder: Path, title: str, found: Findings) -> None:
+    # These take half a second to import; a table alone does not need them.
+    from analysis.figures import curves_figure, frontier_figure, save_figure
+    from analysis.page import render_page
+
+    comparison = found.comparison
     rows = run_rows(comparison)
     write_csv(folder / "runs.csv", rows, list(rows[0]))
     write_csv(folder / "kl_efficiency.csv", kl_efficiency_rows(comparison.settings), KL_EFFICIENCY_COLUMNS)
-    paths: list[Path] = []
-    inline: list[tuple[str, str]] = []
-    for name, draw, caption in (
-        ("frontier", frontier_figure, _FRONTIER_CAPTION),
-        ("reward_kl", curves_figure, _CURVES_CAPTION),
-    ):
-        figure = draw(comparison)
-        paths.extend(save_figure(figure, folder, name))
-        inline.append((inline_svg(figure, name, caption), caption))
-    html = folder / "report.html"
-    html.write_text(render_page(f"Report of {folder.resolve().name}", comparison, inline), encoding="utf-8")
-    return ReportFiles(comparison, folder / "runs.csv", folder / "kl_efficiency.csv", tuple(paths), html)
+    write_csv(folder / "claims.csv", claims_rows(found.claims), _CLAIMS_COLUMNS)
+    diagnoses = [diagnosis.text for diagnosis in found.diagnoses] or ["No problem found."]
+    (folder / "diagnoses.txt").write_text("\n".join(diagnoses) + "\n", encoding="utf-8")
+    save_figure(frontier_figure(comparison), folder, "frontier")
+    save_figure(curves_figure(comparison), folder, "reward_kl")
+    (folder / "report.html").write_text(render_page(title, found), encoding="utf-8")
+
+
+def claims_rows(claims: ClaimsTable) -> list[dict[str, Any]]:
+    """One row per setting: each measure with its interval; None where there is none."""
+    rows = []
+    for row in claims.rows:
+        setting = row.setting
+        made: dict[str, Any] = {"algo": setting.algo, "label": setting.label, "seeds": len(setting.runs)}
+        made |= {"horizon": claims.horizon, "target": claims.target, "runs_at_target": row.runs_at_target}
+        for name in _CLAIMS:
+            value: Interval | None = getattr(row, name)
+            ends = (None, None, None) if value is None else (value.mean, value.low, value.high)
+            made |= dict(zip((name, f"{name}_ci_low", f"{name}_ci_high"), ends, strict=True))
+        rows.append(made)
+    return rows

@@ -142,21 +142,32 @@ def _at_budget(budget: float, runs: list[ComparedRun]) -> BudgetResult:
     )
 
 
+def _short_runs(settings: Sequence[SettingSummary]) -> list[str]:
+    """One sentence for all budgets, the smallest first."""
+    counts: dict[float, tuple[int, int]] = {}
+    for setting in settings:
+        for budget in setting.budgets:
+            short, runs = counts.get(budget.kl_budget, (0, 0))
+            counts[budget.kl_budget] = (short + budget.short_runs, runs + len(setting.runs))
+    said = [f"{short} of {runs} never spent {kl:g} nats" for kl, (short, runs) in sorted(counts.items()) if short]
+    if not said:
+        return []
+    return [f"Of the compared runs {', '.join(said)}; beyond a run's largest KL its gain is taken as constant."]
+
+
 def _notes(compared: list[ComparedRun], settings: list[SettingSummary], excluded: list[ExcludedRun]) -> list[str]:
     """What a reader of the table must know, one sentence each."""
     notes = []
     seeds = {run.record.seed for run in compared} | {run.record.seed for run in excluded}
+    lacking: dict[str, list[str]] = {}
     for setting in settings:
         missing = sorted(seed for seed in seeds - set(setting.seeds) if seed is not None)
         if missing:
-            listed = ", ".join(map(str, missing))
-            notes.append(f"{setting.name} has no usable run of seed {listed}; its row rests on the others.")
-        for budget in setting.budgets:
-            if budget.short_runs:
-                notes.append(
-                    f"{setting.name}: {budget.short_runs} of {len(setting.runs)} runs never spent "
-                    f"{budget.kl_budget:g} nats; beyond a run's largest KL its gain is taken as constant."
-                )
+            lacking.setdefault(", ".join(map(str, missing)), []).append(setting.name)
+    for listed, names in lacking.items():
+        has = "has" if len(names) == 1 else "have"
+        notes.append(f"{', '.join(names)} {has} no usable run of seed {listed}; the row rests on the others.")
+    notes += _short_runs(settings)
     for run in compared:
         if run.evaluations.skipped:
             notes.append(f"{run.record.id}: {run.evaluations.skipped} evaluations without a finite KL and reward.")

@@ -5,14 +5,13 @@ from __future__ import annotations
 import csv
 import re
 import xml.etree.ElementTree as ElementTree
-from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 
 from analysis.__main__ import main
-from analysis.load import load_sweep
+from analysis.load import SweepFolderError, load_sweep
 from analysis.report import ReportFiles, write_report
 from analysis.summary import compare
 from analysis.tables import kl_efficiency_rows, summary_table
@@ -89,10 +88,25 @@ def test_runs_csv_lists_every_folder(report: ReportFiles) -> None:
     assert [float(apa[key]) for key in ("kl_efficiency", "largest_kl", "eval/reward")] == pytest.approx([3, 4, 6.5])
 
 
+def test_claims_csv(report: ReportFiles) -> None:
+    # PPO's runs end after 64 responses. By then APA has gained 1, 2 and 3, PPO 1 and 3: on average half of it.
+    apa, ppo = read_csv(report.claims_csv)
+    assert (apa["algo"], apa["seeds"], float(apa["horizon"])) == ("apa", "3", 64.0)
+    assert [float(apa["mean_gain"]), float(ppo["mean_gain"])] == pytest.approx([1.0, 1.0])
+    # Both gain 2 on average: the target is 0.8 of it, which one run of each does not reach.
+    assert (float(apa["target"]), apa["runs_at_target"], apa["samples_to_target"]) == (1.6, "2", "")
+    assert (float(apa["largest_fall"]), ppo["mean_gain_ci_low"]) == (0.0, "")
+
+
+def test_diagnoses_are_written(report: ReportFiles) -> None:
+    lines = report.diagnoses_txt.read_text(encoding="utf-8").splitlines()
+    assert lines == ([diagnosis.text for diagnosis in report.findings.diagnoses] or ["No problem found."])
+
+
 def test_notes_say_what_a_reader_must_know(report: ReportFiles) -> None:
     assert report.comparison.notes == [
-        "ppo has no usable run of seed 2; its row rests on the others.",
-        "ppo: 2 of 2 runs never spent 4 nats; beyond a run's largest KL its gain is taken as constant.",
+        "ppo has no usable run of seed 2; the row rests on the others.",
+        "Of the compared runs 2 of 5 never spent 4 nats; beyond a run's largest KL its gain is taken as constant.",
     ]
     assert [item.record.id for item in report.comparison.excluded] == ["awr-s0-00000000", "ppo-s2-00000000"]
 
@@ -106,52 +120,34 @@ def test_figures_are_images(report: ReportFiles) -> None:
             ElementTree.parse(path)
 
 
-class Text(HTMLParser):
-    """The words of a page, its tags and its ids."""
-
-    def __init__(self, html: str) -> None:
-        super().__init__()
-        self.words: list[str] = []
-        self.tags: list[str] = []
-        self.ids: list[str] = []
-        self.feed(html)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append(tag)
-        self.ids += [value for name, value in attrs if name == "id" and value]
-
-    def handle_data(self, data: str) -> None:
-        self.words.append(data)
-
-
-def test_page(report: ReportFiles) -> None:
-    html = report.html.read_text(encoding="utf-8")
-    page = Text(html)
-    text = re.sub(r"\s+", " ", " ".join(page.words))
-    assert "2.000 [\N{MINUS SIGN}0.484, 4.484]" in text and "1.500 (0.750 to 2.250)\N{DAGGER}" in text
-    assert "0.500 \N{RIGHTWARDS ARROW} 4.500" in text  # APA's reward, before 0.5, after 2.5, 4.5 and 6.5
-    assert "0.100 \N{RIGHTWARDS ARROW} 0.600" in text  # its gold reward, after 0.3, 0.6, 0.9
-    assert "failed: ValueError: <loss> is NaN" in text  # escaped in the source, whole on the page
-    assert "Say <hello>" in text and "no & never" in text and "hello there" in text
-    assert "reward \N{MINUS SIGN}0.500" in text and "cut off at the longest length" in text
-    for fact in ("0cde85c", "bench", "Some CPU", "torch 2.13.0", "62 in all", "321 MB", "cpu, fp32, 1"):
-        assert fact in text
-    assert page.tags.count("svg") == 2 and "script" not in page.tags
-    # Nothing from elsewhere: the only addresses are the names of SVG's own namespaces.
-    assert set(re.findall(r"https?://[^\"'<>\s)]+", html)) <= {
-        "http://www.w3.org/2000/svg",
-        "http://www.w3.org/1999/xlink",
-    }
-    assert len(page.ids) == len(set(page.ids))
-    assert set(re.findall(r'(?:url\(#|xlink:href="#)([^)"]+)', html)) <= set(page.ids)
-    assert "prefers-color-scheme: dark" in html
-
-
 def test_a_report_can_be_remade(report: ReportFiles) -> None:
-    paths = [report.runs_csv, report.kl_efficiency_csv, report.html, *report.figures]
+    paths = [report.runs_csv, report.kl_efficiency_csv, report.claims_csv, report.diagnoses_txt, report.html]
+    paths += report.figures
     before = [path.read_bytes() for path in paths]
     write_report(report.html.parent)
     assert [path.read_bytes() for path in paths] == before
+
+
+def test_nothing_half_written_is_left_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fill(tmp_path)
+    files = write_report(tmp_path)
+    before = files.html.read_bytes()
+    monkeypatch.setattr("analysis.page.render_page", lambda title, found: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        write_report(tmp_path)
+    assert files.html.read_bytes() == before
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+
+
+def test_runs_read_elsewhere_and_another_folder(tmp_path: Path) -> None:
+    fill(tmp_path / "made_up")
+    records = load_sweep(tmp_path / "made_up")
+    files = write_report(tmp_path / "far_away", records, output=tmp_path / "out" / "here")
+    assert files.html == tmp_path / "out" / "here" / "report.html"
+    assert "Report of far_away" in files.html.read_text(encoding="utf-8")
+    assert not (tmp_path / "far_away").exists() and not (tmp_path / "made_up" / "report.html").exists()
+    with pytest.raises(SweepFolderError, match="no runs to report on"):
+        write_report(tmp_path, records=[])
 
 
 def printed(table: object, width: int = 80) -> str:

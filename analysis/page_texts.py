@@ -1,0 +1,120 @@
+"""The page's sentences: what the numbers mean, what was looked for, what has to be said beside the tables."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from analysis import diagnoses as limits
+from analysis.diagnoses import Diagnosis
+from analysis.load import RunRecord
+from analysis.looks import drawn_settings
+from analysis.measures import TARGET_SHARE, ClaimsTable
+from analysis.samples import sample_pairs
+from analysis.summary import Comparison, SettingSummary
+from analysis.tables import number
+
+DEFINITION = (
+    "KL efficiency E(K) is the mean height of the reward gain over the square root of KL, from 0 to the budget K: how "
+    "much reward a run reached for the KL it spent. The gain at a KL is the best reward reached at or below it minus "
+    "the initial one, chosen on half of the evaluation prompts and scored on the other half, both ways round. "
+    "Intervals are over seeds and cover the randomness of RL alone: SFT policy and reward model are shared by the runs "
+    "of a sweep."
+)
+CHECKED = (
+    f"entropy (below {limits.ENTROPY_COLLAPSE:.0%} of the initial policy's)",
+    f"response length (below {limits.LENGTH_COLLAPSE:.0%} or above {limits.LENGTH_EXPLOSION:.0%} of the initial)",
+    f"responses cut off at the longest length (fewer than {limits.ENDED:.0%} ending by themselves)",
+    f"reward that falls while KL rises (more than {limits.FALL:.0%} of the best gain lost)",
+    f"KL that runs away (above {limits.KL_RUNAWAY:g} times the largest budget)",
+    f"over-optimisation (more than {limits.FALL:.0%} of the gold gain lost while the reward rises)",
+    f"seeds that diverge (last rewards further apart than {limits.SEED_RANGE:g} times the mean gain)",
+)
+# More of a response than this is no illustration, and many such would burst the page.
+_LONGEST_RESPONSE = 2000
+
+
+@dataclass(frozen=True)
+class SampleRow:
+    """A prompt with two responses, each with its scores in words."""
+
+    prompt: str
+    before: tuple[str, str]
+    after: tuple[str, str]
+
+
+@dataclass(frozen=True)
+class SampleGroup:
+    title: str
+    rows: Sequence[SampleRow]
+
+
+def counts(comparison: Comparison) -> str:
+    compared = sum(len(setting.runs) for setting in comparison.settings)
+    others = sum(record.stage != "online" for record in comparison.records)
+    text = f"{len(comparison.records)} run folders: {compared} compared, {len(comparison.excluded)} left out"
+    return f"{text}, {others} of other stages (see runs.csv)." if others else f"{text}."
+
+
+def diagnosis_summary(found: Sequence[Diagnosis]) -> str:
+    """`2 problems in 1 of 3 settings`, by kind where there are many."""
+    kinds = list(dict.fromkeys(one.kind for one in found))
+    by_kind = ", ".join(f"{kind} {sum(one.kind == kind for one in found)}" for kind in kinds)
+    places = len({one.setting for one in found})
+    problems = "1 problem" if len(found) == 1 else f"{len(found)} problems"
+    return f"{problems} in {places} {'setting' if places == 1 else 'settings'} ({by_kind})"
+
+
+def claims_note(claims: ClaimsTable) -> str:
+    target = (
+        "There is no target, since some setting gained nothing."
+        if claims.target is None
+        else f"The target is a gain of {number(claims.target)}: {TARGET_SHARE:.0%} of the best mean gain of the "
+        "setting that gained least; responses to it are counted until a run first has it."
+    )
+    return (
+        f"Mean gain: the reward gained over the initial policy, averaged over the first {claims.horizon:,.0f} "
+        f"responses, which is as many as the shortest run generated. {target} Largest fall: the most that the reward "
+        "lay below its best so far. KL overshoot: how far the largest KL of a run exceeds its last. Spread: standard "
+        "deviation between seeds of the last reward."
+    )
+
+
+SENSITIVITY_NOTE = (
+    "As many settings for each algorithm, the first ones of each by label. An algorithm whose worst setting is close "
+    "to its best needs less search."
+)
+
+
+def sample_groups(settings: Sequence[SettingSummary]) -> list[SampleGroup]:
+    """Of the lowest seed of each setting that the charts tell apart."""
+    groups = []
+    for setting in drawn_settings(settings)[0]:
+        record = setting.runs[0].record
+        if rows := _sample_rows(record):
+            groups.append(SampleGroup(f"{setting.name}, seed {record.seed}", rows))
+    return groups
+
+
+def _sample_rows(record: RunRecord) -> list[SampleRow]:
+    return [
+        SampleRow(_cut(pair.prompt), _response(pair.before), _response(pair.after)) for pair in sample_pairs(record)
+    ]
+
+
+def _response(sample: dict[str, Any]) -> tuple[str, str]:
+    scores = []
+    for name, key in (("reward", "reward"), ("gold", "gold_reward")):
+        value = sample.get(key)
+        if isinstance(value, int | float):
+            scores.append(f"{name} {number(float(value))}")
+    if sample.get("ended") is False:
+        scores.append("cut off at the longest length")
+    return _cut(str(sample.get("response", ""))), ", ".join(scores)
+
+
+def _cut(text: str) -> str:
+    if len(text) <= _LONGEST_RESPONSE:
+        return text
+    return f"{text[:_LONGEST_RESPONSE]}\N{HORIZONTAL ELLIPSIS} ({len(text):,} characters in all)"

@@ -1,0 +1,267 @@
+"""The page as text: what it holds, that its numbers are the comparison's, that nothing of a run is taken for HTML."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import itertools
+import json
+import re
+import time
+from dataclasses import dataclass, field
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from analysis.findings import Findings, findings
+from analysis.load import label_runs, load_sweep, make_record
+from analysis.page import render_page
+from analysis.summary import compare
+from tests.analysis.made_up import config, rows, write_run
+from tests.analysis.test_report import fill
+
+HOSTILE = "</script><script>alert('run')</script><img src=x onerror=alert(1)>"
+AWR = f"awr (model={HOSTILE})"
+
+
+@dataclass
+class Element:
+    tag: str
+    attributes: dict[str, str]
+    parent: Element | None
+    children: list[Element] = field(default_factory=list)
+    words: list[str] = field(default_factory=list)
+
+    @property
+    def text(self) -> str:
+        return re.sub(r"\s+", " ", "".join(self.words)).strip()
+
+    def all(self, tag: str) -> list[Element]:
+        found = [child for child in self.children if child.tag == tag]
+        return found + [one for child in self.children for one in child.all(tag)]
+
+
+class Page(HTMLParser):
+    """A tree of elements; every text belongs to all elements around it."""
+
+    VOID = ("meta", "br", "wbr", "img", "path")
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.root = self.here = Element("", {}, None)
+        self.order: list[Element] = []
+        self.feed(html)
+        assert self.here is self.root, f"<{self.here.tag}> is not closed"
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        made = Element(tag, {name: value or "" for name, value in attrs}, self.here)
+        self.here.children.append(made)
+        self.order.append(made)
+        if tag not in self.VOID:
+            self.here = made
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.handle_starttag(tag, attrs)
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag not in self.VOID:
+            assert self.here.tag == tag and self.here.parent is not None, f"</{tag}> closes <{self.here.tag}>"
+            self.here = self.here.parent
+
+    def handle_data(self, data: str) -> None:
+        at: Element | None = self.here
+        while at is not None:
+            at.words.append(data)
+            at = at.parent
+
+    def by_id(self, name: str) -> Element:
+        return next(one for one in self.order if one.attributes.get("id") == name)
+
+    def table(self, name: str) -> list[list[str]]:
+        """The rows of a table as text, its heading first."""
+        return [[cell.text for cell in row.all("th") + row.all("td")] for row in self.by_id(name).all("tr")]
+
+
+@dataclass
+class Made:
+    found: Findings
+    html: str
+    page: Page
+
+
+def made(found: Findings, title: str = "Report of made_up") -> Made:
+    html = render_page(title, found)
+    return Made(found, html, Page(html))
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory: pytest.TempPathFactory) -> Made:
+    """`fill`'s sweep, one run of which is out to break the page."""
+    sweep = tmp_path_factory.mktemp("runs") / "made_up"
+    fill(sweep)
+    samples = [{"step": step, "prompt": HOSTILE, "response": HOSTILE * 200, "reward": 1.0} for step in (0, 4)]
+    name = "awr-s1-" + HOSTILE.replace("/", "")
+    write_run(sweep, name, config("awr", 1, model__name=HOSTILE), rows([0, 2], [0, 1]), samples=samples)
+    return made(findings(compare(load_sweep(sweep))), f"Report of {HOSTILE}")
+
+
+def test_headline_numbers_are_the_comparison_own(report: Made) -> None:
+    apa, awr, ppo = report.page.table("headline")[1:]
+    minus, dagger, arrow = "\N{MINUS SIGN}", "\N{DAGGER}", "\N{RIGHTWARDS ARROW}"
+    # The values of `fill`: E = 1, 2, 3; reward from 0.5 to 2.5, 4.5 and 6.5; gold from 0.1 to 0.3, 0.6 and 0.9.
+    assert apa[:3] == ["apa", f"2.000 [{minus}0.484, 4.484]", f"0.500 {arrow} 4.500"]
+    assert (apa[3], apa[5]) == (f"0.100 {arrow} 0.600", "0, 1, 2")
+    assert ppo[1] == f"1.500 (0.750 to 2.250){dagger}" and awr[0] == AWR
+    cells = [row.all("td")[0] for row in report.page.by_id("headline").all("tr")[1:]]
+    exact = [setting.headline.kl_efficiency.mean for setting in report.found.comparison.settings]
+    assert [float(cell.attributes["data-sort"]) for cell in cells] == exact
+
+
+def test_budgets_rise_and_two_seeds_have_one_range(report: Made) -> None:
+    header, *lines = report.page.table("budgets-table")
+    assert header[:4] == ["algorithm", "budget, nats", "KL efficiency", "min to max"]
+    assert header[4:] == ["reward gain within it", "runs short of it"]
+    assert [(line[0], line[1]) for line in lines] == [(algo, k) for k in ("1", "4") for algo in ("apa", AWR, "ppo")]
+    assert lines[-1] == ["ppo", "4", "1.500", "0.750 to 2.250", "2.000 (1.000 to 3.000)", "2 of 2"]
+
+
+def test_interquartile_mean_from_eight_seeds_on() -> None:
+    records = [
+        make_record(Path(f"apa-s{seed}"), config("apa", seed), rows([0, 4], [0, seed]), {"status": "finished"}, [], [])
+        for seed in range(8)
+    ]
+    header, first, _ = made(findings(compare(records))).page.table("budgets-table")
+    # E = seed / 2; without the two smallest and the two largest, 1, 1.5, 2 and 2.5; at K = 1 half of it.
+    assert first[header.index("interquartile mean")].startswith("0.875")
+
+
+def test_claims_and_what_was_looked_for(report: Made) -> None:
+    claims = report.page.table("claims-table")
+    expected = [row.setting.name for row in report.found.claims.rows]
+    assert [line[0] for line in claims[1:]] == expected
+    assert f"first {report.found.claims.horizon:,.0f} responses" in report.page.root.text
+    diagnoses = report.page.by_id("diagnoses").text
+    assert all(one.text in diagnoses for one in report.found.diagnoses)
+    assert "entropy (below 20% of the initial policy's)" in diagnoses
+
+
+def test_no_problem_found() -> None:
+    records = [
+        make_record(Path(f"apa-s{seed}"), config("apa", seed), rows([0, 4], [0, 2]), {"status": "finished"}, [], [])
+        for seed in (0, 1)
+    ]
+    section = made(findings(compare(records))).page.by_id("diagnoses").text
+    assert "No problem found." in section and "What was looked for" in section
+
+
+def test_short_runs_are_told_in_one_sentence(report: Made) -> None:
+    said = [one.text for one in report.page.by_id("result").all("li") if "never spent" in one.text]
+    assert said == [
+        "Of the compared runs 3 of 6 never spent 4 nats; beyond a run's largest KL its gain is taken as constant."
+    ]
+
+
+def test_left_out_and_provenance(report: Made) -> None:
+    excluded = dict(report.page.table("excluded-table")[1:])
+    assert excluded["ppo-s2-00000000"] == "failed: ValueError: <loss> is NaN"
+    facts = dict(report.page.table("provenance-table"))
+    assert facts["commit"] == "0cde85c" and facts["processor"] == "Some CPU" and facts["machine"] == "bench"
+    assert facts["versions"] == "python 3.11.2, torch 2.13.0" and facts["device, precision, threads"] == "cpu, fp32, 1"
+    assert facts["seconds"] == "75 in all, 12 to 12 a run" and facts["peak memory, largest run"] == "321 MB"
+
+
+def test_settings_that_differ(report: Made) -> None:
+    header, *lines = report.page.table("settings-table")
+    assert header == ["setting", "apa", AWR, "ppo"]
+    assert lines == [["algo.name", "apa", "awr", "ppo"], ["model.name", "tiny", HOSTILE, "tiny"]]
+
+
+def test_responses_stand_side_by_side(report: Made) -> None:
+    samples = report.page.by_id("samples")
+    first = samples.all("table")[0].all("tr")[1]
+    prompt, before, after = [cell.text for cell in first.all("th") + first.all("td")]
+    assert prompt == "Say <hello>" and before.startswith("no & never") and "reward \N{MINUS SIGN}0.500" in before
+    assert after.startswith("hello there") and "cut off at the longest length" in samples.text
+    assert f"({len(HOSTILE) * 200:,} characters in all)" in samples.text
+
+
+def test_text_of_a_run_stays_text(report: Made) -> None:
+    page = report.page
+    assert "alert('run')" in page.root.text
+    assert [one for one in page.order if one.tag == "img"] == []
+    assert not [name for one in page.order for name in one.attributes if name.startswith("on")]
+    scripts = [one for one in page.order if one.tag == "script"]
+    assert not [one for one in scripts if "alert(" in one.text and one.attributes.get("type") != "application/json"]
+    for data in (one for one in scripts if one.attributes.get("type") == "application/json"):
+        spec: dict[str, Any] = json.loads(data.text, parse_constant=pytest.fail)  # NaN and Infinity are constants
+        assert spec["layer"] and "<" not in data.text
+
+
+def test_policy_names_every_script_and_no_address(report: Made) -> None:
+    page = report.page
+    (policy,) = (one.attributes["content"] for one in page.order if "http-equiv" in one.attributes)
+    assert policy.startswith("default-src 'none'; ") and "unsafe-eval" not in policy
+    scripts = [one for one in page.order if one.tag == "script" and "type" not in one.attributes]
+    sources = re.findall(r"<script>(.*?)</script>", report.html, flags=re.DOTALL)
+    assert len(scripts) == len(sources) == 5
+    for source in sources:
+        assert base64.b64encode(hashlib.sha256(source.encode()).digest()).decode() in policy
+    assert not [one for one in page.order if one.tag == "link" or "src" in one.attributes]
+    assert all(one.attributes["href"].startswith("#") for one in page.order if "href" in one.attributes)
+    assert "sourceMappingURL" not in report.html
+
+
+def test_structure_for_screen_readers(report: Made) -> None:
+    page = report.page
+    tags = [one.tag for one in page.order]
+    assert [tags.count(tag) for tag in ("h1", "header", "nav", "main")] == [1, 1, 1, 1]
+    levels = [int(tag[1]) for tag in tags if re.fullmatch("h[1-6]", tag)]
+    assert levels[0] == 1 and all(after <= before + 1 for before, after in itertools.pairwise(levels))
+    ids = [one.attributes["id"] for one in page.order if "id" in one.attributes]
+    assert len(ids) == len(set(ids))
+    named = [one.attributes["aria-labelledby"] for one in page.order if "aria-labelledby" in one.attributes]
+    links = [one.attributes["href"].removeprefix("#") for one in page.order if "href" in one.attributes]
+    assert set(named + links) <= set(ids) and page.order[tags.index("a")].attributes["class"] == "skip"
+    for table in (one for one in page.order if one.tag == "table" and "id" in one.attributes):
+        assert table.all("caption") and all("scope" in cell.attributes for cell in table.all("th"))
+        region = table.parent
+        assert region and (region.attributes["role"], region.attributes["tabindex"]) == ("region", "0")
+    drawn = [one for one in page.order if "data-spec" in one.attributes]
+    assert drawn and all(one.attributes["aria-label"] and one.attributes["data-spec"] in ids for one in drawn)
+    assert "frontier.png" in page.by_id("frontier").all("noscript")[0].text
+
+
+def test_no_run_to_compare() -> None:
+    record = make_record(Path("apa-s0"), config("apa", 0), [], {"status": "interrupted"}, [], [])
+    page = made(findings(compare([record]))).page
+    assert "No finished run to compare." in page.root.text and "interrupted" in page.root.text
+    links = {one.attributes["href"].removeprefix("#") for one in page.order if one.tag == "a"}
+    assert links <= {one.attributes.get("id") for one in page.order}
+
+
+def test_size_of_a_small_report(report: Made) -> None:
+    assert len(report.html.encode()) < 1_300_000
+
+
+def test_size_and_time_of_a_large_report() -> None:
+    # 200 runs of 100 settings; the million rows of 1,000 runs are `tests/benchmarks/report_scale.py`'s.
+    kl = [0.05 * index for index in range(100)]
+    records = [
+        make_record(
+            Path(f"apa-{lam}-s{seed}"),
+            config("apa", seed, algo__lam=float(lam)),
+            rows(kl, [0.3 * k**0.5 + 0.001 * lam for k in kl], gold=kl),
+            {"status": "finished"},
+            [],
+            [],
+        )
+        for lam in range(1, 101)
+        for seed in (0, 1)
+    ]
+    found = findings(compare(label_runs(records)))
+    start = time.perf_counter()
+    html = render_page("Report of many", found)
+    assert time.perf_counter() - start < 20.0  # 2 s on two idle cores
+    assert len(html.encode()) < 5_000_000
