@@ -15,6 +15,8 @@ LENGTH_COLLAPSE = 0.3
 LENGTH_EXPLOSION = 3.0
 # Of the best gain so far, while KL rose since.
 FALL = 0.25
+# Of the gain in reward: how much it must have risen while gold fell, less being noise.
+RISE = 0.1
 # Share of responses that ended by themselves rather than at the longest length.
 ENDED = 0.5
 # Times the largest KL budget.
@@ -124,10 +126,11 @@ def _gold_falls(run: ComparedRun) -> str | None:
         return None
     best, last = known[int(np.argmax(gold[known]))], known[-1]
     gain, fall = float(gold[best] - gold[known[0]]), float(gold[best] - gold[last])
-    rose = float(run.evaluations.reward[last] - run.evaluations.reward[best])
+    reward = run.evaluations.reward
+    rose = float(reward[last] - reward[best])
     # Without a gain there is nothing to lose a share of: then it is what fell below the initial policy.
     scale = gain if gain > 0.0 else float(np.nanstd(gold))
-    if rose <= 0.0 or fall <= FALL * scale:
+    if rose <= RISE * max(0.0, float(reward.max() - reward[0])) or fall <= FALL * scale:
         return None
     return f"gold fell by {fall:.2f} while the reward rose by {rose:.2f}"
 
@@ -140,7 +143,10 @@ _CHECKS: Sequence[_Check] = (
     _Check("reward falls", "reward fell while KL rose", f"{FALL:.0%} of the best gain lost", _reward_falls),
     _Check("KL", "KL ran away", f"{KL_RUNAWAY:g} times the largest budget", _kl_runs_away),
     _Check(
-        "over-optimisation", "the reward model was over-optimised", f"{FALL:.0%} of the gold gain lost", _gold_falls
+        "over-optimisation",
+        "the reward model was over-optimised",
+        f"{FALL:.0%} of the gold gain lost, the reward up by {RISE:.0%} of its gain",
+        _gold_falls,
     ),
 )
 

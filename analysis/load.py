@@ -19,6 +19,7 @@ import yaml
 from analysis.errors import AnalysisError
 from analysis.labels import label_configs
 from analysis.metrics import Metrics, json_lines, to_metrics
+from analysis.parallel import mapped
 
 # libyaml's loader reads the same language ten times faster; PyYAML is sometimes built without it.
 _YAML_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -80,7 +81,7 @@ def load_sweep(sweep_folder: Path) -> list[RunRecord]:
         raise SweepFolderError(f"{sweep_folder}: this is a single run; give the sweep's folder, {sweep_folder.parent}")
     if not folders:
         raise SweepFolderError(f"{sweep_folder}: holds no run folders; give a sweep's folder, such as runs/default")
-    return label_runs([load_run(folder) for folder in folders])
+    return label_runs(mapped(load_run, folders))
 
 
 def load_run(folder: Path) -> RunRecord:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -37,30 +38,37 @@ def to_metrics(rows: Sequence[dict[str, Any]]) -> Metrics:
     for index, row in enumerate(rows):
         alike.setdefault(tuple(row), []).append(index)
     for names, indices in alike.items():
-        matrix = _matrix([list(rows[index].values()) for index in indices])
+        matrix = _matrix([rows[index] for index in indices], len(names))
         for place, name in enumerate(names):
             columns.setdefault(name, np.full(len(rows), np.nan))[indices] = matrix[:, place]
         evaluated[indices] = any(key in names for key in _EVALUATION_KEYS)
     return Metrics(columns, evaluated)
 
 
-def _matrix(values: list[list[Any]]) -> np.ndarray:
-    """(rows, names) float64; null and what is no number is NaN."""
+def _matrix(rows: Sequence[dict[str, Any]], width: int) -> np.ndarray:
+    """(rows, width) float64 of rows with the same names; null and what is no number is NaN."""
+    values = chain.from_iterable(row.values() for row in rows)
     try:
-        matrix = np.array(values, dtype=np.float64)
-        if matrix.ndim == 2:
-            return matrix
+        flat = np.fromiter(values, dtype=np.float64, count=len(rows) * width)
     except (TypeError, ValueError):
-        pass
-    return np.array([[one if isinstance(one, float | int) else np.nan for one in row] for row in values])
+        numbers = ((one if isinstance(one, float | int) else np.nan) for row in rows for one in row.values())
+        flat = np.fromiter(numbers, dtype=np.float64, count=len(rows) * width)
+    return flat.reshape(len(rows), width)
 
 
 def json_lines(path: Path) -> tuple[list[dict[str, Any]], list[int]]:
     """The objects of a JSON-lines file, and the numbers (from 1, blank lines not counted) of lines that are none."""
+    # Bytes, not text: a cut inside a character must spoil its own line only.
+    content = path.read_bytes().strip()
+    try:
+        whole = orjson.loads(b"[" + content.replace(b"\n", b",") + b"]")  # a JSON string holds no newline
+        if all(type(row) is dict for row in whole):
+            return whole, []
+    except ValueError:
+        pass  # line by line, then
     rows: list[dict[str, Any]] = []
     bad_lines: list[int] = []
-    # Split bytes, not text: a cut inside a character must spoil its own line only.
-    for number, line in enumerate((line for line in path.read_bytes().split(b"\n") if line.strip()), start=1):
+    for number, line in enumerate((line for line in content.split(b"\n") if line.strip()), start=1):
         row = _parsed(line)
         if isinstance(row, dict):
             rows.append(row)

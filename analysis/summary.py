@@ -10,6 +10,7 @@ import numpy as np
 from analysis.evaluations import Evaluations, UnusableRunError, evaluations
 from analysis.kl_efficiency import GainCurve, gain_curve
 from analysis.load import RunRecord
+from analysis.parallel import mapped
 from analysis.statistics import Interval, interval, iqm_interval
 
 
@@ -81,15 +82,20 @@ class Comparison:
 
 def compare(records: Sequence[RunRecord]) -> Comparison:
     """Sort the runs of the online stage into compared and excluded ones, and summarise the former."""
-    compared: list[ComparedRun] = []
+    usable: list[tuple[RunRecord, Evaluations, tuple[float, ...]]] = []
     excluded: list[ExcludedRun] = []
     for record in records:
         if record.stage != "online":
             continue
         try:
-            compared.append(_compared(record))
+            usable.append((record, *_usable(record)))
         except UnusableRunError as error:
             excluded.append(ExcludedRun(record, str(error)))
+    curves = mapped(_curve, [points for _, points, _ in usable])
+    compared = [
+        ComparedRun(record, points, curve, budgets)
+        for (record, points, budgets), curve in zip(usable, curves, strict=True)
+    ]
     groups: dict[tuple[str, str], list[ComparedRun]] = {}
     for run in compared:
         groups.setdefault((run.record.algo, run.record.label), []).append(run)
@@ -98,14 +104,18 @@ def compare(records: Sequence[RunRecord]) -> Comparison:
     return Comparison(records=list(records), settings=settings, excluded=excluded, notes=notes)
 
 
-def _compared(record: RunRecord) -> ComparedRun:
+def _usable(record: RunRecord) -> tuple[Evaluations, tuple[float, ...]]:
+    """Its evaluations and KL budgets."""
     if record.reason is not None:
         raise UnusableRunError(record.reason)
     budgets = tuple(float(budget) for budget in record.setting("dataset.kl_budgets", ()))
     if not budgets:
         raise UnusableRunError("config.yaml has no dataset.kl_budgets")
-    points = evaluations(record)
-    return ComparedRun(record, points, gain_curve(points.kl, points.reward_even, points.reward_odd), budgets)
+    return evaluations(record), budgets
+
+
+def _curve(points: Evaluations) -> GainCurve:
+    return gain_curve(points.kl, points.reward_even, points.reward_odd)
 
 
 def _summarize(algo: str, label: str, runs: list[ComparedRun]) -> SettingSummary:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 # What makes a reward another quantity, or a KL one from another policy.
 _SAME_SCALE = ("dataset.", "model.", "reward.", "reward_model.", "sft.")
 _NAMED = 4
+_LONGEST_NAME = 10
 
 
 @dataclass(frozen=True)
@@ -161,11 +162,15 @@ def _scale_notes(sides: Sequence[Side]) -> list[str]:
 
 def _sides_table(found: MatchedComparison, match: Match) -> Table:
     table = _table(f"within {match.kl:.3g} nats, {match.why}", "", "seeds", "last KL", "reward gained", "KL efficiency")
-    for side, gain, efficiency, short in zip(found.sides, match.gains, match.efficiencies, match.short, strict=True):
+    shorts = _short_names(found.sides)
+    for index, (side, gain, efficiency, short) in enumerate(
+        zip(found.sides, match.gains, match.efficiencies, match.short, strict=True)
+    ):
         runs = len(side.setting.runs)
+        name = side.name if shorts[index] == side.name else f"{shorts[index]}: {side.name}"
         mark = f"{SHORT_MARK}{short}" if short else ""
         cells = [str(runs), number(side.setting.kl.mean, 2), interval_text(gain) + mark, interval_text(efficiency)]
-        _add(table, side.name, *cells)
+        _add(table, name, *cells)
     if any(match.short):
         table.caption = f"{SHORT_MARK}: so many runs never spent it; beyond their largest KL the gain is constant."
     return table
@@ -173,8 +178,9 @@ def _sides_table(found: MatchedComparison, match: Match) -> Table:
 
 def _pairs_table(found: MatchedComparison, match: Match) -> Table:
     table = _table(None, "", "gain, difference", "a run beats a run", "higher mean")
+    shorts = _short_names(found.sides)
     for a, b, gain, _ in match.pairs:
-        first, second = found.sides[a].name, found.sides[b].name
+        first, second = shorts[a], shorts[b]
         probability = number(gain.probability, 2) + _bounds(gain.probability_low, gain.probability_high, 2)
         sure = number(None)
         if gain.better is not None:
@@ -188,6 +194,18 @@ def _pairs_table(found: MatchedComparison, match: Match) -> Table:
             sure,
         )
     return table
+
+
+def _short_names(sides: Sequence[Side]) -> list[str]:
+    """Their names, or letters where a pair of names would not fit into a line of 80."""
+    names = [side.name for side in sides]
+    return names if max(map(len, names)) <= _LONGEST_NAME else [_letters(index) for index in range(len(names))]
+
+
+def _letters(index: int) -> str:
+    """A to Z, AA, AB ..."""
+    before = _letters(index // 26 - 1) if index >= 26 else ""
+    return before + chr(ord("A") + index % 26)
 
 
 def _table(title: str | None, *columns: str) -> Table:

@@ -1,0 +1,138 @@
+"""`python -m analysis winrate`: models in, win rates of every pair out."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from analysis.winrate.chat import INTERRUPTED, judge_by_chat
+from analysis.winrate.errors import Stopped, WinrateError
+from analysis.winrate.judgements import Judgement
+from analysis.winrate.matching import Comparison, Matching, make_comparisons, match_prompts, read_pairs
+from analysis.winrate.options import add_arguments
+from analysis.winrate.output import prepare_folder, results_table, write_results
+from analysis.winrate.results import summarise
+from analysis.winrate.scores import judge_by_score, stored_scores
+from analysis.winrate.sources import Model, output_home, read_models, read_references
+
+__all__ = ["add_arguments", "run"]
+
+
+def run(options: argparse.Namespace) -> int:
+    """0 when it worked or was only asked what it would cost; 1 when the user declined the cost, 130 after Ctrl-C.
+
+    Raises:
+        WinrateError: bad input, or a judge that cannot be asked.
+    """
+    models = read_models(options.models)
+    pairs = read_pairs(options.pairs, models)
+    used = [model for model in models if any(model.name in pair for pair in pairs)]
+    references = read_references(options.references) if options.references else {}
+    kind, _, field = options.judge.partition(":")
+    matching = match_prompts(used, references, needs_reference=kind == "chat", limit=options.limit)
+    comparisons = make_comparisons(models, pairs, matching)
+    print(matching.describe())
+    if any(len(model.sources) > 1 for model in used):
+        print(f"comparisons: {len(comparisons)}, seed by seed; a prompt counts once, with the mean over its seeds")
+    name = _judge_name(options, kind, field)
+    folder = options.output or output_home(models[0].sources[0]) / "winrate" / _slug(name)
+    try:
+        judgements, about_judge = _judge(options, kind, field, used, comparisons, folder)
+    except Stopped as stop:
+        print(stop, file=sys.stderr)
+        return stop.status
+    except KeyboardInterrupt:
+        print("interrupted: the same command goes on", file=sys.stderr)
+        return INTERRUPTED
+    _report(folder, judgements, {"judge": name} | about_judge | _about_input(options, models, matching))
+    return 0
+
+
+def _judge(
+    options: argparse.Namespace,
+    kind: str,
+    field: str,
+    models: list[Model],
+    comparisons: list[Comparison],
+    folder: Path,
+) -> tuple[list[Judgement], dict[str, Any]]:
+    """Judgements, and what to say of the judge."""
+    if kind == "chat":
+        return judge_by_chat(options, comparisons, folder)
+    if options.dry_run:
+        raise Stopped(0, f"dry run: --judge {options.judge} has {len(comparisons)} comparisons and sends nothing")
+    if kind == "scores":
+        score = stored_scores(models, field or "reward")
+        return judge_by_score(comparisons, score), {"field": field or "reward"}
+    from analysis.winrate.reward_model import reward_model_scores
+
+    score = reward_model_scores(options.reward_path)
+    return judge_by_score(comparisons, score), {"reward_path": options.reward_path}
+
+
+def _report(folder: Path, judgements: list[Judgement], about: dict[str, Any]) -> None:
+    from rich.console import Console
+
+    prepare_folder(folder)
+    results = summarise(judgements)
+    files = write_results(folder, results, judgements, about)
+    console = Console()
+    console.print(results_table(results, about["judge"]))
+    console.print(f"written to {folder}: {', '.join(file.name for file in files)}", soft_wrap=True, markup=False)
+
+
+def _judge_name(options: argparse.Namespace, kind: str, field: str) -> str:
+    """How the judge is called in files and figures; of a path, the last two parts.
+
+    Raises:
+        WinrateError: no such judge.
+    """
+    if kind == "chat" and not field:
+        return _ending(options.model)
+    if kind == "scores":
+        return f"scores:{field or 'reward'}"
+    if kind == "reward_model" and not field:
+        if not options.reward_path:
+            raise WinrateError("--judge reward_model needs --reward-path FOLDER_OR_NAME")
+        return f"reward_model:{_ending(options.reward_path)}"
+    raise WinrateError(f"--judge {options.judge}: give chat, scores[:FIELD] or reward_model")
+
+
+def _ending(path: str) -> str:
+    return "/".join(path.rstrip("/").split("/")[-2:])
+
+
+def _slug(name: str) -> str:
+    """A folder name: what is neither a letter, a digit, a dot nor a dash becomes a dash."""
+    return "".join(letter if letter.isalnum() or letter in "._-" else "-" for letter in name).strip(".-") or "judge"
+
+
+def _about_input(options: argparse.Namespace, models: list[Model], matching: Matching) -> dict[str, Any]:
+    sources = {
+        model.name: [
+            {
+                "path": str(source.path),
+                "evaluation": source.which,
+                "step": source.step,
+                "responses": len(source.answers),
+            }
+            for source in model.sources
+        ]
+        for model in models
+    }
+    return {
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "models": sources,
+        "references": str(options.references) if options.references else None,
+        "prompts": {
+            "judged": len(matching.prompts),
+            "shared": matching.shared,
+            "missing": matching.missing,
+            "duplicated": matching.duplicated,
+            "without_reference": matching.without_reference,
+            "beyond_limit": matching.limited,
+        },
+    }

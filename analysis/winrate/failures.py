@@ -1,0 +1,104 @@
+"""What came back from a server: a reply, or a failure and what follows from it."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
+from typing import Any, Literal
+
+from analysis.winrate.prompt import Reply
+
+_RETRIED_STATUS = frozenset({408, 409, 425, 429})
+_FATAL_STATUS = frozenset({401, 402, 403, 404, 405})
+_LONGEST_MESSAGE = 200
+
+
+class NotACompletion(Exception):
+    """The server answered 200 with something else, such as a proxy's error page."""
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why there is no reply.
+
+    `retry`: may go away. `fatal`: no request will go through. `refused`: this request will not.
+    """
+
+    kind: Literal["retry", "fatal", "refused"]
+    message: str  # part of a line
+    retry_after: float | None = None  # seconds that the server asks to wait
+
+
+def reply_of(completion: Any, key: str) -> Reply:
+    """The first choice of a chat completion; an empty text where the judge said nothing. The key, should the server
+    send it back, is struck out.
+
+    Raises:
+        NotACompletion: it is none.
+    """
+    choices = getattr(completion, "choices", None)
+    if not choices or choices[0].message is None:
+        raise NotACompletion(f"the server's answer is no chat completion: {_line(str(completion))}")
+    usage = getattr(completion, "usage", None)
+    return Reply(
+        content=redacted(choices[0].message.content or "", key),
+        model=str(completion.model or ""),
+        finish_reason=str(choices[0].finish_reason or ""),
+        prompt_tokens=getattr(usage, "prompt_tokens", None),
+        completion_tokens=getattr(usage, "completion_tokens", None),
+    )
+
+
+def failure_of(error: Exception, key: str) -> Failure | None:
+    """What an exception of a request means; None where it is no failure of the server's."""
+    import openai
+
+    if isinstance(error, TimeoutError | openai.APITimeoutError):
+        return Failure("retry", "no answer within --timeout")
+    message = redacted(_line(str(error)), key)
+    if isinstance(error, openai.APIStatusError):
+        return _status_failure(error, message)
+    if isinstance(error, openai.APIConnectionError):
+        reason = redacted(_line(str(error.__cause__ or "")), key)
+        return Failure("retry", f"connection error ({reason})" if reason else "connection error")
+    if isinstance(error, json.JSONDecodeError):
+        return Failure("retry", "the server's answer is no JSON")
+    if isinstance(error, NotACompletion | openai.APIError):
+        return Failure("retry", message)
+    return None
+
+
+def redacted(text: str, key: str) -> str:
+    """The text without the API key; short stand-ins for keys of local servers are no secrets."""
+    return text.replace(key, "***") if len(key) >= 8 else text
+
+
+def _status_failure(error: Any, message: str) -> Failure:
+    status = error.status_code
+    out_of_money = error.code == "insufficient_quota"  # a 429 that waiting does not cure
+    if status in _FATAL_STATUS or out_of_money:
+        return Failure("fatal", message)
+    if status >= 500 or status in _RETRIED_STATUS:
+        return Failure("retry", message, _retry_after(error.response.headers))
+    return Failure("refused", message)
+
+
+def _retry_after(headers: Any) -> float | None:
+    """Seconds, from `retry-after-ms` or from Retry-After in either of its forms (RFC 9110, 10.2.3)."""
+    try:
+        if "retry-after-ms" in headers:
+            return float(headers["retry-after-ms"]) / 1000.0
+        text = headers.get("retry-after")
+        if text is None:
+            return None
+        return float(text) if text.strip().isdigit() else parsedate_to_datetime(text).timestamp() - time.time()
+    except (ValueError, TypeError):
+        return None
+
+
+def _line(text: str) -> str:
+    """One line of bearable length."""
+    line = " ".join(text.split())
+    return line if len(line) <= _LONGEST_MESSAGE else line[: _LONGEST_MESSAGE - 1] + "\N{HORIZONTAL ELLIPSIS}"

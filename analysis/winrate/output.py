@@ -1,0 +1,125 @@
+"""Results as files and as a table in the terminal."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from analysis.winrate.errors import WinrateError
+from analysis.winrate.intervals import Rate
+from analysis.winrate.judgements import Asked, Judgement
+from analysis.winrate.results import PairResult, Results
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+_COUNTS = ("prompts", "comparisons", "wins", "ties", "losses", "inconsistent", "unparsed", "identical")
+_RATES = {"win_rate": "", "position_bias": "position_bias_", "agreement": "agreement_"}
+
+
+def rate_text(rate: Rate | None) -> str:
+    """`0.62 [0.51, 0.72]`; the value alone where there is no interval, a dash where there is no value."""
+    if rate is None:
+        return "\N{EN DASH}"
+    interval = "" if rate.low is None or rate.high is None else f" [{rate.low:.2f}, {rate.high:.2f}]"
+    return f"{rate.value:.2f}{interval}"
+
+
+def prepare_folder(folder: Path) -> None:
+    """Make the folder before anything is paid for.
+
+    Raises:
+        WinrateError: it cannot be made or written to.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / ".probe"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise WinrateError(f"--output {folder}: cannot be written ({error.strerror}); give another folder") from error
+
+
+def write_results(folder: Path, results: Results, judgements: Sequence[Judgement], about: dict[str, Any]) -> list[Path]:
+    """winrates.csv, judgements.jsonl, figure_1.png and .svg, and last winrate.json with `about` and the totals."""
+    from analysis.figures import save_figure
+    from analysis.tables import write_csv
+    from analysis.winrate.figure import win_rate_figure
+
+    rows = [_pair_row(pair) for pair in results.pairs]
+    write_csv(folder / "winrates.csv", rows, list(rows[0]))
+    lines = (json.dumps(_judgement_row(judgement), ensure_ascii=False) for judgement in judgements)
+    (folder / "judgements.jsonl").write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+    figures = save_figure(win_rate_figure(results.pairs, about["judge"]), folder, "figure_1")
+    totals = {
+        "pairs": rows,
+        "position_bias": results.position_bias and dataclasses.asdict(results.position_bias),
+        "agreement": results.agreement and dataclasses.asdict(results.agreement),
+    }
+    text = json.dumps(about | totals, indent=2, ensure_ascii=False)
+    (folder / "winrate.json").write_text(text + "\n", encoding="utf-8")
+    return [folder / "winrates.csv", folder / "judgements.jsonl", *figures, folder / "winrate.json"]
+
+
+def results_table(results: Results, judge: str) -> Table:
+    """One row per pair, in 80 columns as long as names are short."""
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    caption = [f"Judge: {judge}. Win rate of the left model, ties one half; [ ]: 95 % over prompts."]
+    if results.position_bias is not None:
+        caption.append(
+            f"First place preferred: {rate_text(results.position_bias)} of verdicts for either (0.50: no bias)."
+        )
+    if results.agreement is not None:
+        caption.append(f"Both orders agree: {rate_text(results.agreement)} of comparisons.")
+    table = Table(box=box.SIMPLE_HEAD, caption=Text("\n".join(caption)), caption_justify="left", collapse_padding=True)
+    table.add_column("models", overflow="fold")
+    for name in ("prompts", "wins", "ties", "losses", "incon-\nsistent", "un-\nparsed"):
+        table.add_column(name, justify="right")
+    table.add_column("win rate", no_wrap=True)
+    for pair in results.pairs:
+        counts = (pair.prompts, pair.wins, pair.ties, pair.losses, pair.inconsistent, pair.unparsed)
+        cells = [f"{pair.model_a} vs {pair.model_b}", *map(str, counts), rate_text(pair.win_rate)]
+        table.add_row(*(Text(cell) for cell in cells))
+    return table
+
+
+def _pair_row(pair: PairResult) -> dict[str, Any]:
+    row: dict[str, Any] = {"model_a": pair.model_a, "model_b": pair.model_b}
+    row |= {name: getattr(pair, name) for name in _COUNTS}
+    for name, prefix in _RATES.items():
+        rate: Rate | None = getattr(pair, name)
+        row |= {name: rate and rate.value, f"{prefix}ci_low": rate and rate.low, f"{prefix}ci_high": rate and rate.high}
+    return row
+
+
+def _judgement_row(judgement: Judgement) -> dict[str, Any]:
+    comparison = judgement.comparison
+    return {
+        "model_a": comparison.model_a,
+        "model_b": comparison.model_b,
+        "seed": comparison.seed,
+        "prompt": comparison.prompt,
+        "reference": comparison.reference,
+        "response_a": comparison.answer_a.response,
+        "response_b": comparison.answer_b.response,
+        "outcome": judgement.outcome,
+        "score": judgement.score,
+        "a_first": _asked_row(judgement.forward),
+        "b_first": _asked_row(judgement.backward),
+    }
+
+
+def _asked_row(asked: Asked) -> dict[str, Any]:
+    """`verdict` is by place: A is the response shown first."""
+    return {
+        "verdict": asked.verdict,
+        "answers": [reply.content for reply in asked.replies],
+        "finish_reasons": [reply.finish_reason for reply in asked.replies],
+        "refusal": asked.refusal or None,
+    }

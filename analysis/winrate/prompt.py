@@ -1,0 +1,129 @@
+"""What a judge is sent, and how its answer is read.
+
+Responses are not trusted: each text is put between lines with a code that it cannot hold (a hash of all the texts), the
+template says that nothing between them is an instruction, and only the last line of the judge's answer is read.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from analysis.winrate.errors import WinrateError
+from analysis.winrate.matching import Comparison
+
+Verdict = Literal["A", "B", "TIE"]
+Message = dict[str, str]
+
+DEFAULT_TEMPLATE = Path(__file__).with_name("judge_prompt.txt")
+REMINDER = "Your answer has no verdict on its last line. Answer with one line only: [[A]], [[B]] or [[TIE]]."
+_TITLES = {
+    "prompt": "PROMPT",
+    "reference": "REFERENCE ANSWER",
+    "response_a": "RESPONSE A",
+    "response_b": "RESPONSE B",
+}
+_VERDICTS: tuple[Verdict, ...] = ("A", "B", "TIE")
+_PLACEHOLDER = re.compile(r"\{(" + "|".join(_TITLES) + r")\}")
+# The token alone, or after the likes of "Final verdict:"; a sentence that only mentions a token is none.
+_LAST_LINE = re.compile(
+    r"[\s*_`#>-]*(?:(?:(?:so|my|the|final|overall)[\s,]+)*(?:verdict|answer|judge?ment|decision)(?:\s+is)?[\s:*_`]*)?"
+    r"\[\[\s*(A|B|TIE)\s*\]\][\s*_`.!]*",
+    re.IGNORECASE,
+)
+
+
+@dataclass(frozen=True)
+class Template:
+    """A judge template that holds all it must."""
+
+    path: Path
+    text: str
+
+    @property
+    def hash(self) -> str:
+        return hashlib.sha256(self.text.encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class Request:
+    """One question to a judge. `attempt` counts from 0; from 1 on it asks again after an answer without verdict."""
+
+    messages: tuple[Message, ...]
+    attempt: int
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What a judge answered, and what it says that this cost."""
+
+    content: str
+    model: str  # as the server names it
+    finish_reason: str
+    prompt_tokens: int | None  # None where the server does not count
+    completion_tokens: int | None
+
+
+def read_template(path: Path) -> Template:
+    """The template of a file.
+
+    Raises:
+        WinrateError: it cannot be read, or lacks a placeholder or a verdict.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise WinrateError(f"--template {path}: cannot be read as UTF-8 text; give a text file") from error
+    needed = [f"{{{name}}}" for name in _TITLES] + [f"[[{verdict}]]" for verdict in _VERDICTS]
+    missing = [part for part in needed if part not in text]
+    if missing:
+        raise WinrateError(f"--template {path}: lacks {', '.join(missing)}; start from {DEFAULT_TEMPLATE}")
+    return Template(path, text)
+
+
+def render(template: Template, comparison: Comparison, *, swapped: bool) -> str:
+    """The message that shows model_a's response as A, or as B when `swapped`."""
+    responses = [comparison.answer_a.response, comparison.answer_b.response]
+    texts = [comparison.prompt, comparison.reference or "", *sorted(responses)]  # both orders have one code
+    code = hashlib.sha256("\0".join(texts).encode()).hexdigest()[:16]
+    first, second = reversed(responses) if swapped else responses
+    values = {
+        "prompt": comparison.prompt,
+        "reference": comparison.reference or "",
+        "response_a": first,
+        "response_b": second,
+    }
+
+    def delimited(match: re.Match[str]) -> str:
+        title = _TITLES[match[1]]
+        return f"BEGIN {title} {code}\n{values[match[1]]}\nEND {title} {code}"
+
+    # One pass over the template alone: a response that holds `{response_b}` stays as it is.
+    return _PLACEHOLDER.sub(delimited, template.text)
+
+
+def parse_verdict(reply: Reply) -> Verdict | None:
+    """The verdict on the last line that is not blank; None where there is none, or where the answer was cut off."""
+    lines = [line for line in reply.content.splitlines() if line.strip()]
+    if not lines or reply.finish_reason == "length":
+        return None
+    match = _LAST_LINE.fullmatch(lines[-1])
+    return next((verdict for verdict in _VERDICTS if match and match[1].upper() == verdict), None)
+
+
+def next_request(message: str, replies: Sequence[Reply], parse_retries: int) -> Request | None:
+    """What to ask after these replies about one order; None once there is a verdict, or no retry is left.
+
+    A retry shows the judge its last answer and a reminder: at temperature 0 the same question has the same answer.
+    """
+    opening: Message = {"role": "user", "content": message}
+    if not replies:
+        return Request((opening,), 0)
+    if parse_verdict(replies[-1]) is not None or len(replies) > parse_retries:
+        return None
+    said: Message = {"role": "assistant", "content": replies[-1].content}
+    return Request((opening, said, {"role": "user", "content": REMINDER}), len(replies))

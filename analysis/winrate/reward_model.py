@@ -1,0 +1,63 @@
+"""`--judge reward_model`: scores by a sequence classifier of transformers with a single logit."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from analysis.winrate.errors import WinrateError
+from analysis.winrate.scores import Score
+from analysis.winrate.sources import Answer
+
+
+def reward_model_scores(path: str) -> Score:
+    """The model at a folder or hub name as a score of (prompt, answer); each text is scored once.
+
+    The text is prompt, response and, unless the row says `"ended": false`, the EOS, as reward models of this project
+    read it. One text at a time: no padding, so nothing hangs on which token a model takes for padding. A text longer
+    than the model can read loses the start of its prompt.
+
+    Raises:
+        WinrateError: nothing there that transformers can load, weights missing, or a head of several logits.
+    """
+    tokenizer, model = _load(path)
+    longest = getattr(model.config, "max_position_embeddings", None)
+    known: dict[tuple[str, str, bool], float] = {}
+
+    def score(prompt: str, answer: Answer) -> float:
+        ended = answer.row.get("ended") is not False
+        place = (prompt, answer.response, ended)
+        if place not in known:
+            tokens = [
+                *tokenizer(prompt)["input_ids"],
+                *tokenizer(answer.response, add_special_tokens=False)["input_ids"],
+            ]
+            if ended and tokenizer.eos_token_id is not None:
+                tokens.append(tokenizer.eos_token_id)
+            known[place] = _logit(tokenizer, model, tokens[-longest:] if longest else tokens)
+        return known[place]
+
+    return score
+
+
+def _load(path: str) -> tuple[Any, Any]:
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path)
+        model, loading = AutoModelForSequenceClassification.from_pretrained(path, output_loading_info=True)
+    except Exception as error:  # whatever transformers and safetensors raise on what they cannot load
+        reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
+        raise WinrateError(f"--reward-path {path}: cannot be loaded ({reason})") from error
+    if loading["missing_keys"]:
+        names = ", ".join(sorted(loading["missing_keys"]))
+        raise WinrateError(f"--reward-path {path}: lacks the weights {names}; give a reward model, not a policy")
+    if model.config.num_labels != 1:
+        raise WinrateError(
+            f"--reward-path {path}: gives {model.config.num_labels} logits; give a model with a single one"
+        )
+    return tokenizer, model.eval().requires_grad_(False)
+
+
+def _logit(tokenizer: Any, model: Any, tokens: list[int]) -> float:
+    batch = tokenizer.pad({"input_ids": [tokens]}, return_tensors="pt")
+    return float(model(**batch).logits[0, 0])

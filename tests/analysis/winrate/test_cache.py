@@ -1,0 +1,70 @@
+"""The file of paid answers outlives kills, bad lines and second evaluations."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from analysis.winrate.asking import JudgeSettings
+from analysis.winrate.cache import AnswerCache
+from analysis.winrate.errors import WinrateError
+from analysis.winrate.prompt import Reply, Request
+
+REPLY = Reply("é [[A]]", "judge", "stop", 3, None)
+SETTINGS = JudgeSettings(
+    model="m",
+    base_url="http://u:secret@host/v1/?k=secret",
+    max_tokens=9,
+    reasoning=False,
+    timeout=1.0,
+    concurrency=1,
+    max_retries=1,
+    backoff=1.0,
+)
+
+
+def test_answers_come_back(tmp_path: Path) -> None:
+    file = tmp_path / "new" / "cache.jsonl"
+    with AnswerCache(file) as cache:
+        cache.put("k", REPLY)
+        assert AnswerCache(file).get("k") == REPLY  # on disk already
+    assert AnswerCache(file).get("other") is None
+
+
+def test_a_line_cut_off_costs_that_answer_alone(tmp_path: Path) -> None:
+    file = tmp_path / "cache.jsonl"
+    with AnswerCache(file) as cache:
+        cache.put("first", REPLY)
+        cache.put("second", REPLY)
+    file.write_bytes(b'[1]\n{"key": "x"}\n' + file.read_bytes()[:-20])
+    with AnswerCache(file) as cache:
+        assert cache.get("first") == REPLY and cache.get("second") is None and cache.get("x") is None
+        cache.put("third", REPLY)
+    assert AnswerCache(file).get("third") == REPLY
+
+
+def test_second_evaluation_is_refused_while_the_first_runs(tmp_path: Path) -> None:
+    file = tmp_path / "cache.jsonl"
+    with AnswerCache(file), pytest.raises(WinrateError, match="is in use by another evaluation"), AnswerCache(file):
+        pass
+    with AnswerCache(file):
+        pass
+
+
+def test_unwritable_place_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(WinrateError, match=r"--cache .*cannot be"), AnswerCache(tmp_path / "file" / "cache.jsonl"):
+        pass
+
+
+def test_key_holds_all_that_changes_an_answer_and_no_credentials() -> None:
+    request = Request(({"role": "user", "content": "?"},), 0)
+    key = SETTINGS.key(request)
+    changes = [{"model": "n"}, {"base_url": "http://other/v1"}, {"max_tokens": 8}, {"reasoning": True}]
+    assert len({key, *(dataclasses.replace(SETTINGS, **change).key(request) for change in changes)}) == 5
+    assert key != SETTINGS.key(Request(request.messages, 1))
+    same = dataclasses.replace(SETTINGS, timeout=5.0, concurrency=8, base_url="http://host/v1")
+    assert same.key(request) == key
+    assert SETTINGS.public_url == "http://host/v1"

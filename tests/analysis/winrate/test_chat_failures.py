@@ -1,0 +1,163 @@
+"""The whole command against a server that fails: what is tried again, what ends it, what is kept and not told."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from analysis.winrate.errors import WinrateError
+from tests.analysis.winrate.judge_server import Call, Say, judging, longer
+from tests.analysis.winrate.made_up import (
+    FAST,
+    KEY,
+    REQUESTS,
+    RIGHT,
+    about,
+    pair_rows,
+    totals,
+    winrate,
+)
+
+
+def test_every_kind_of_failure_in_turn_and_nothing_paid_twice(tmp_path: Path, sources: list[str]) -> None:
+    """Of each question the first tries meet 500, a stall, a proxy's page, 429, an empty 200, and then a paid answer
+    without verdict; the question that reminds is answered at once."""
+
+    def script(call: Call) -> Say:
+        if len(call.messages) == 3:  # the reminder
+            return longer(call)
+        answer = [
+            Say("oops", status=500),
+            Say("late", delay=30.0),
+            Say(raw=b"<html>gateway</html>", headers={"Content-Type": "text/html"}),
+            Say("slow down", status=429, headers={"Retry-After": "0"}),
+            Say(raw=b""),
+            Say("I think A is nice."),
+        ]
+        return answer[call.number]
+
+    with judging(script) as server:
+        arguments = (*sources, "--base-url", server.url, "--backoff", "0.01", "--timeout", "3", "--yes")
+        assert winrate(tmp_path, *arguments, "--concurrency", "24", "--max-retries", "5") == 0
+        assert totals(tmp_path) == RIGHT
+        assert len(server.calls) == REQUESTS * 7
+        # The question and its reminder, each billed once.
+        assert len(server.answered) == 2 * REQUESTS and set(server.answered.values()) == {1}
+    assert about(tmp_path)["usage_of_this_run"]["answers"] == 2 * REQUESTS
+    assert len((tmp_path / "cache.jsonl").read_text().splitlines()) == 2 * REQUESTS
+
+
+def test_retry_after_is_waited_for(tmp_path: Path, sources: list[str]) -> None:
+    times: list[float] = []
+
+    def script(call: Call) -> Say:
+        import time
+
+        times.append(time.monotonic())
+        return longer(call) if call.number else Say("slow", status=429, headers={"Retry-After": "1"})
+
+    with judging(script) as server:
+        arguments = (*sources, "--pairs", "sft:apa", "--limit", "1", "--base-url", server.url, *FAST)
+        assert winrate(tmp_path, *arguments, "--concurrency", "1") == 0
+    assert [times[1] - times[0] >= 1.0, times[3] - times[2] >= 1.0] == [True, True] and len(times) == 4
+
+
+def test_an_answer_that_comes_in_drips_meets_the_timeout(tmp_path: Path, sources: list[str]) -> None:
+    """The client's own timeout is for each read; a byte in time must not keep a request alive for ever."""
+    import socket
+    import threading
+    import time
+
+    listener = socket.create_server(("127.0.0.1", 0))
+
+    def drip() -> None:
+        while True:
+            try:
+                connection, _ = listener.accept()
+            except OSError:
+                return
+            with connection:
+                try:
+                    connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n")
+                    for _ in range(200):
+                        connection.sendall(b" ")
+                        time.sleep(0.05)
+                except OSError:
+                    continue
+
+    threading.Thread(target=drip, daemon=True).start()
+    url = f"http://127.0.0.1:{listener.getsockname()[1]}/v1"
+    start = time.monotonic()
+    arguments = (*sources, "--limit", "1", "--pairs", "sft:apa", "--base-url", url, "--timeout", "0.3")
+    with pytest.raises(WinrateError, match=r"failed 2 times in a row \(no answer within --timeout\)"):
+        winrate(tmp_path, *arguments, "--max-retries", "1", "--backoff", "0.01", "--concurrency", "1")
+    assert time.monotonic() - start < 5.0
+    listener.close()
+
+
+@pytest.mark.parametrize(
+    ("say", "message"),
+    [
+        (Say(f"Incorrect API key provided: {KEY}", status=401), r"401 - Incorrect API key provided: \*\*\*$"),
+        (Say("not allowed", status=403), "403 - not allowed"),
+        (Say("no model gpt-4", status=404), "404 - no model gpt-4"),
+        (Say("quota", status=429, headers={"X-Code": "insufficient_quota"}), "429 - quota"),
+        (Say("no max_tokens here", status=400), "refused every request: .*400 - no max_tokens here"),
+        (Say("later", status=429, headers={"Retry-After": "4000"}), "asks to wait 4000 s .*the same command goes on"),
+    ],
+)
+def test_hopeless_cases_end_at_once_in_one_line(tmp_path: Path, sources: list[str], say: Say, message: str) -> None:
+    with judging(lambda _: say) as server:
+        with pytest.raises(WinrateError, match=message) as caught:
+            winrate(tmp_path, *sources, "--base-url", server.url, *FAST, "--concurrency", "1")
+        assert len(server.calls) <= 3
+    assert "\n" not in str(caught.value) and KEY not in str(caught.value)
+
+
+def test_a_server_that_stays_down_ends_it_and_keeps_what_came(tmp_path: Path, sources: list[str]) -> None:
+    down = False
+
+    def script(call: Call) -> Say:
+        return Say("down", status=503) if down or call.total >= 10 else longer(call)
+
+    with judging(script) as server:
+        arguments = (*sources, "--base-url", server.url, *FAST, "--concurrency", "2")
+        with pytest.raises(WinrateError, match=r"failed 3 times in a row .*503.*the same command goes on"):
+            winrate(tmp_path, *arguments, "--max-retries", "2")
+        assert sum(server.answered.values()) == 10
+        server.script = longer
+        assert winrate(tmp_path, *arguments) == 0
+        assert totals(tmp_path) == RIGHT and set(server.answered.values()) == {1}
+
+
+def test_one_refused_request_does_not_end_the_others(tmp_path: Path, sources: list[str]) -> None:
+    def script(call: Call) -> Say:
+        return Say("too long", status=400) if "ppppp" in call.responses else longer(call)
+
+    with judging(script) as server:
+        assert winrate(tmp_path, *sources, "--base-url", server.url, *FAST) == 0
+    assert [row["unparsed"] for row in pair_rows(tmp_path)] == ["1", "0", "1"]
+    assert about(tmp_path)["refused"] == 4
+    assert "400 - too long" in (tmp_path / "out" / "judgements.jsonl").read_text()
+
+
+def test_the_key_is_sent_and_nowhere_written(tmp_path: Path, sources: list[str], capsys: Any) -> None:
+    """Not even where the server says it back."""
+
+    def script(call: Call) -> Say:
+        return Say(f"Hello {call.authorization}\n[[A]]") if call.number else Say(f"busy, {KEY}", status=500)
+
+    with judging(script) as server:
+        assert winrate(tmp_path / "plain", *sources, "--base-url", server.url, *FAST) == 0
+        assert {call.authorization for call in server.calls} == {f"Bearer {KEY}"}
+        server.script = longer
+        url = server.url.replace("http://", "http://user:password-9@")
+        assert winrate(tmp_path / "named", *sources, "--base-url", url, *FAST) == 0
+    output = capsys.readouterr()
+    written = [file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()]
+    assert any(b"Hello Bearer ***" in content for content in written)
+    for secret in (KEY, "password-9"):
+        assert not any(secret.encode() in content for content in written)
+        assert secret not in output.out + output.err
