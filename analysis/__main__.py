@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import io
+import os
 import sys
 from collections.abc import Sequence
 
@@ -21,7 +23,12 @@ COMMANDS = {
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; 2 for a folder, file or option that cannot be (as argparse for a bad command)."""
+    """Run one command; 2 for a folder, file or option that cannot be (as argparse for a bad command).
+
+    130 where it was interrupted, 141 where nobody reads what it prints: what a shell expects of a program.
+    """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a terminal without a table's arrows shows question marks
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     parser = argparse.ArgumentParser(prog="python -m analysis", description="What did the runs show?")
     commands = parser.add_subparsers(dest="command", required=True)
@@ -33,10 +40,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from analysis.errors import AnalysisError
 
     try:
-        return importlib.import_module(COMMANDS[options.command][0]).run(options)
+        code = importlib.import_module(COMMANDS[options.command][0]).run(options)
+        sys.stdout.flush()
+        return code
     except AnalysisError as error:
         print(f"analysis: {error}", file=sys.stderr)
         return 2
+    except BrokenPipeError:
+        # What is still buffered would fail again when Python ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except OSError as error:
+        named = error.filename is not None and error.strerror is not None
+        said = f"{error.filename}: {error.strerror}" if named else " ".join(str(error).split())
+        print(f"analysis: {said or type(error).__name__}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
 
 
 if __name__ == "__main__":

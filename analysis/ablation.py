@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -31,8 +32,11 @@ class Ablation:
     """As typed, such as algo.lam."""
     points: tuple[AblationPoint, ...]
     """By rising value."""
-    hypervolume: Interval
-    """Of what the whole sweep reached: each seed's last evaluations under all values together."""
+    hypervolume: Interval | None
+    """Of what the whole sweep reached: each seed's last evaluations under all values together, over the seeds that have
+    a run of every value (`hypervolume.seeds` of them); None where no seed has."""
+    incomplete_seeds: int
+    """Seeds left out of it, since they miss a value."""
 
     @property
     def is_log(self) -> bool:
@@ -50,24 +54,31 @@ def ablations(comparison: Comparison) -> list[Ablation]:
         if len(settings) > 1 and len(varied) == 1:
             ((key, values),) = varied.items()
             if all(isinstance(value, int | float) and not isinstance(value, bool) for value in values):
-                found.append(_ablation(algo, key, [float(value) for value in values], settings))
+                pairs = zip(values, settings, strict=True)
+                finite = [(float(value), setting) for value, setting in pairs if math.isfinite(value)]
+                if len(finite) > 1:
+                    found.append(_ablation(algo, key, finite))
     return found
 
 
-def _ablation(algo: str, key: str, values: Sequence[float], settings: Sequence[SettingSummary]) -> Ablation:
-    budget = settings[0].headline.kl_budget
+def _ablation(algo: str, key: str, pairs: Sequence[tuple[float, SettingSummary]]) -> Ablation:
+    budget = pairs[0][1].headline.kl_budget
     points = [
         AblationPoint(value, setting, interval([_of_run(run, budget) for run in setting.runs]))
-        for value, setting in zip(values, settings, strict=True)
+        for value, setting in pairs
     ]
+    seeds = [{run.record.seed for run in setting.runs} for _, setting in pairs]
+    complete = set.intersection(*seeds)
     ends: dict[int | None, list[tuple[float, float]]] = {}
-    for setting in settings:
+    for _, setting in pairs:
         for run in setting.runs:
             gain = float(run.evaluations.reward[-1] - run.evaluations.reward[0])
-            ends.setdefault(run.record.seed, []).append((float(run.evaluations.kl[-1]), gain))
+            if run.record.seed in complete:
+                ends.setdefault(run.record.seed, []).append((float(run.evaluations.kl[-1]), gain))
     fronts = [np.array(one) for one in ends.values()]  # (values, 2) each
-    whole = interval([hypervolume(one[:, 0], one[:, 1], budget) for one in fronts])
-    return Ablation(algo, key, tuple(sorted(points, key=lambda point: point.value)), whole)
+    whole = interval([hypervolume(one[:, 0], one[:, 1], budget) for one in fronts]) if fronts else None
+    left_out = len(set.union(*seeds) - complete)
+    return Ablation(algo, key, tuple(sorted(points, key=lambda point: point.value)), whole, left_out)
 
 
 def _of_run(run: ComparedRun, budget: float) -> float:

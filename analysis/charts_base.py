@@ -24,6 +24,8 @@ LINE_WIDTH = 2.0
 POINTS, POINTS_OF_MANY, POINTS_OF_OTHERS = 120, 60, 20
 # Single evaluations in one chart; above it every n-th is drawn.
 MOST_MARKS = 3000
+# Grey lines: more of them are one grey area of megabytes.
+MOST_GREY = 100
 
 _FONT = "system-ui, sans-serif"
 _CONFIG: Spec = {
@@ -77,6 +79,8 @@ class Scene:
     looks: Sequence[Look]
     with_runs: bool
     """Whether single runs are drawn."""
+    undrawn: int = 0
+    """Settings that are not even grey."""
 
     @property
     def points(self) -> int:
@@ -99,9 +103,11 @@ class Scene:
         """What was left out of the charts, to end a caption with."""
         said = []
         if self.others:
+            count = len(self.settings) + len(self.others) + self.undrawn
+            grey = f"next {len(self.others)}" if self.undrawn else "others"
             said.append(
-                f"Of {len(self.settings) + len(self.others)} settings the {len(self.settings)} of the highest KL "
-                "efficiency are told apart; the others are grey."
+                f"Of {count} settings the {len(self.settings)} of the highest KL efficiency are told apart; the {grey} "
+                "are grey."
             )
         if not self.with_runs:
             said.append("There are too many runs to draw one by one: means and bands only, with fewer points.")
@@ -112,7 +118,8 @@ class Scene:
 
 def scene(settings: Sequence[SettingSummary]) -> Scene:
     drawn, others = drawn_settings(settings)
-    return Scene(drawn, others, looks(drawn), draws_runs(settings))
+    grey = sorted(others, key=lambda setting: -setting.headline.kl_efficiency.mean)[:MOST_GREY]
+    return Scene(drawn, grey, looks(drawn), draws_runs(settings), len(others) - len(grey))
 
 
 def spec(layers: list[Spec], height: int, names: Sequence[str], runs: Iterable[ComparedRun] = ()) -> Spec:

@@ -44,14 +44,18 @@ def overoptimization_chart(fits: Sequence[GoldFit]) -> ChartFigure:
         "with d = sqrt(KL) of Gao, Schulman and Hilton (2022) through all seeds, as far as their runs went. A large "
         "mark stands where a line is highest: beyond it more of the reward model is less of what was wanted."
     )
-    peaks = [
-        f"{fit.setting.name} is highest at {fit.peak_kl:.1f} nats" if fit.peak_kl else f"{fit.setting.name} only rises"
-        for fit in drawn
-    ]
-    description = f"Gold reward gained over KL with fitted lines: {'; '.join(peaks)}. The table below has the fits."
+    courses = "; ".join(f"{fit.setting.name} {_course(fit)}" for fit in drawn)
+    description = f"Gold reward gained over KL with fitted lines: {courses}. The table below has the fits."
     chart = Chart("Gold reward gained", description, _gold_spec(shown, drawn, end))
     whole = " ".join(part for part in (caption, shown.remarks()) if part)
     return ChartFigure("overoptimization", "Over-optimisation", whole, shown.legend(), [chart])
+
+
+def _course(fit: GoldFit) -> str:
+    """What the line does within the reach of its runs."""
+    if fit.peak_kl is not None:
+        return f"is highest at {fit.peak_kl:.1f} nats"
+    return "only falls" if fit.trend == "falls" else "still rises where its runs end"
 
 
 def _gold_spec(shown: Scene, fits: Sequence[GoldFit], end: float) -> Spec:
@@ -110,13 +114,22 @@ def _ablation_figure(key: str, ablations: Sequence[Ablation], place: int) -> Cha
         Chart(title, _ablation_description(title, key, ablations, of), _ablation_spec(key, ablations, legend, of))
         for title, of in quantities.items()
     ]
-    whole = "; ".join(f"{one.algo} {interval_text(one.hypervolume)}" for one in ablations)
+    whole = "; ".join(_hypervolume_text(one) for one in ablations)
     caption = (
         f"Means over seeds at each value of {key}; bars are 95 % intervals, from minimum to maximum where there are "
         "fewer than 3 seeds. The hypervolume is the area that a run's evaluations dominate in the plane of reward "
         f"gained and KL, within the headline budget. Of all values together, each run's last evaluation: {whole}."
     )
     return ChartFigure(f"ablation-{place}", f"Over {key}", caption, legend, charts)
+
+
+def _hypervolume_text(ablation: Ablation) -> str:
+    if ablation.hypervolume is None:
+        return f"{ablation.algo} none, since no seed has a run of every value"
+    text = f"{ablation.algo} {interval_text(ablation.hypervolume)}"
+    if not ablation.incomplete_seeds:
+        return text
+    return f"{text} without {ablation.incomplete_seeds} of the seeds, which lack a value"
 
 
 def _ablation_description(

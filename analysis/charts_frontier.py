@@ -39,6 +39,7 @@ _MARKS_OF_A_LINE = 8
 _CAPTION = (
     "Best reward reached within each KL, on an axis on which the square root of KL is evenly spaced. Lines are means "
     "over seeds, bands run from their minimum to their maximum, and a line ends at the largest KL of its longest run. "
+    "The best point is chosen on one half of the prompts and scored on the other, so that a line can dip. "
     "Beside a line stands the optimizer step at which that reward was reached, mean over seeds, between evaluations "
     "as if it rose evenly."
 )

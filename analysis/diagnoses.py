@@ -13,23 +13,34 @@ from analysis.summary import ComparedRun, Comparison, SettingSummary
 ENTROPY_COLLAPSE = 0.2
 LENGTH_COLLAPSE = 0.3
 LENGTH_EXPLOSION = 3.0
-# Of the best gain so far, while KL rose since.
+# Of the best gain so far, while KL rose since; a fall must also exceed NOISE standard errors of what is compared.
 FALL = 0.25
+# Compared are single evaluations, and means of SMOOTHED neighbouring ones where there are at least MIN_SMOOTHED: one
+# lucky evaluation is then no peak. Of 2,000 simulated runs of 20 (and 8) evaluations with white noise and KL rising,
+# "reward fell" is said of 5 % (4 %) that learn nothing and of 1 % (2 %) that rise and stay, with noise of 0.15 of the
+# gain; "below the initial one" of 1 % (2 %) that learn nothing; "over-optimised" of 6 % (6 %) whose gold is noise. A
+# rise that then loses half the gain is found in 100 % (88 %) with noise of 0.05 of the gain, 94 % (50 %) with 0.1 and
+# 68 % (30 %) with 0.15. "Seeds diverge" is said of at most 0.1 % of 3 or 10 that learn nothing or rise and stay.
+NOISE = 4.0
+SMOOTHED = 3
+MIN_SMOOTHED = 10
+# With fewer, the scatter about a straight line says nothing of a curve's noise.
+MIN_NOISE = 5
 # Of the gain in reward: how much it must have risen while gold fell, less being noise.
 RISE = 0.1
 # Share of responses that ended by themselves rather than at the longest length.
 ENDED = 0.5
 # Times the largest KL budget.
 KL_RUNAWAY = 4.0
-# Times the mean gain: the range of the seeds' last rewards.
-SEED_RANGE = 1.0
+# Times the mean gain: the standard deviation between the seeds' last rewards.
+SEED_SPREAD = 0.5
 
 
 @dataclass(frozen=True)
 class Diagnosis:
     """One finding about one setting; `text` is a sentence with the number seen and the threshold."""
 
-    kind: str  # "entropy", "length", "reward falls", "endings", "KL", "over-optimisation" or "seeds"
+    kind: str  # "entropy", "length", "reward falls", "endings", "not a number", "KL", "over-optimisation", "seeds"
     setting: str
     runs: tuple[str, ...]  # ids of the runs it was seen in
     text: str
@@ -97,14 +108,71 @@ def _longer(run: ComparedRun) -> str | None:
     )
 
 
-def _reward_falls(run: ComparedRun) -> str | None:
+@dataclass(frozen=True)
+class _Levels:
+    """A curve's evaluations, or the means of neighbouring ones, (M,), and the standard error of each."""
+
+    values: np.ndarray
+    error: float
+
+    def significant(self, fall: float) -> bool:
+        return fall > NOISE * self.error
+
+
+def _levels(values: np.ndarray, least_error: float = 0.0) -> _Levels:
+    error = max(_noise(values), least_error)
+    return _Levels(_smooth(values), error / float(np.sqrt(SMOOTHED)) if len(values) >= MIN_SMOOTHED else error)
+
+
+def _smooth(values: np.ndarray) -> np.ndarray:
+    if len(values) < MIN_SMOOTHED:
+        return values
+    return np.lib.stride_tricks.sliding_window_view(values, SMOOTHED).mean(axis=-1)
+
+
+def _noise(values: np.ndarray) -> float:
+    """Standard deviation of one evaluation about its curve. Second differences of white noise have sqrt(6) times its
+    standard deviation, and 1.4826 times the median of their sizes estimates that whatever a few bends add."""
+    if len(values) < MIN_NOISE:
+        return 0.0
+    return float(1.4826 * np.median(np.abs(np.diff(values, n=2))) / np.sqrt(6.0))
+
+
+def _sampling_error(run: ComparedRun) -> float:
+    """Of one eval/reward over its prompts; 0 where spread or number of prompts is not known."""
+    spread, prompts = _evaluated(run, "eval/reward_std"), run.record.setting("dataset.num_eval_prompts")
+    if not len(spread) or not isinstance(prompts, int) or prompts < 1:
+        return 0.0
+    return float(np.median(spread) / np.sqrt(prompts))
+
+
+def _reward_below_initial(run: ComparedRun) -> str | None:
     points = run.evaluations
-    best = int(np.argmax(points.reward))
-    gain = float(points.reward[best] - points.reward[0])
-    fall = float(points.reward[best] - points.reward[-1])
-    if gain <= 0.0 or fall <= FALL * gain or points.kl[-1] <= points.kl[best]:
+    error = max(_noise(points.reward), _sampling_error(run))
+    last, kl = float(_smooth(points.reward)[-1]), float(_smooth(points.kl)[-1])
+    if points.reward[0] - last <= NOISE * error or kl <= points.kl[0]:
         return None
-    return f"by {fall:.2f} from {points.reward[best]:.2f}, KL from {points.kl[best]:.1f} to {points.kl[-1]:.1f} nats"
+    return f"from {points.reward[0]:.2f} to {last:.2f}, KL to {kl:.1f} nats"
+
+
+def _reward_falls(run: ComparedRun) -> str | None:
+    if _reward_below_initial(run):
+        return None
+    reward, kl = _levels(run.evaluations.reward, _sampling_error(run)), _smooth(run.evaluations.kl)
+    best = int(np.argmax(reward.values))
+    gain = float(reward.values[best] - run.evaluations.reward[0])
+    fall = float(reward.values[best] - reward.values[-1])
+    if gain <= 0.0 or fall <= FALL * gain or not reward.significant(fall) or kl[-1] <= kl[best]:
+        return None
+    return f"by {fall:.2f} from {reward.values[best]:.2f}, KL from {kl[best]:.1f} to {kl[-1]:.1f} nats"
+
+
+def _not_a_number(run: ComparedRun) -> str | None:
+    made = run.record.metrics.evaluated
+    finite = np.isfinite(run.record.column("eval/reward")[made]) & np.isfinite(run.record.column("eval/kl")[made])
+    if not len(finite) or finite[-1]:
+        return None
+    return f"reward or KL is missing in {int((~finite).sum())} of {len(finite)} evaluations, the last among them"
 
 
 def _cut_off(run: ComparedRun) -> str | None:
@@ -121,49 +189,62 @@ def _gold_falls(run: ComparedRun) -> str | None:
     gold = run.evaluations.gold_reward
     if gold is None:
         return None
-    known = np.flatnonzero(np.isfinite(gold))
-    if len(known) < 2:
+    known = np.isfinite(gold)
+    if known.sum() < 2:
         return None
-    best, last = known[int(np.argmax(gold[known]))], known[-1]
-    gain, fall = float(gold[best] - gold[known[0]]), float(gold[best] - gold[last])
-    reward = run.evaluations.reward
-    rose = float(reward[last] - reward[best])
+    levels, reward = _levels(gold[known]), _smooth(run.evaluations.reward[known])
+    best = int(np.argmax(levels.values))
+    gain, fall = float(levels.values[best] - gold[known][0]), float(levels.values[best] - levels.values[-1])
+    rose = float(reward[-1] - reward[best])
+    rewards = run.evaluations.reward
     # Without a gain there is nothing to lose a share of: then it is what fell below the initial policy.
     scale = gain if gain > 0.0 else float(np.nanstd(gold))
-    if rose <= RISE * max(0.0, float(reward.max() - reward[0])) or fall <= FALL * scale:
+    if rose <= RISE * max(0.0, float(rewards.max() - rewards[0])):
+        return None
+    if fall <= FALL * scale or not levels.significant(fall):
         return None
     return f"gold fell by {fall:.2f} while the reward rose by {rose:.2f}"
 
 
+_BEYOND = f"and more than {NOISE:g} standard errors"
 _CHECKS: Sequence[_Check] = (
     _Check("entropy", "entropy collapsed", f"{ENTROPY_COLLAPSE:.0%} of the initial entropy", _entropy),
     _Check("length", "responses became short", f"{LENGTH_COLLAPSE:.0%} of the initial length", _shorter),
     _Check("length", "responses became long", f"{LENGTH_EXPLOSION:g} times the initial length", _longer),
     _Check("endings", "responses are cut off at the longest length", f"{ENDED:.0%} ended by themselves", _cut_off),
-    _Check("reward falls", "reward fell while KL rose", f"{FALL:.0%} of the best gain lost", _reward_falls),
+    _Check("not a number", "the last evaluation is not a number", "any", _not_a_number),
+    _Check(
+        "reward falls",
+        "reward fell below the initial one while KL rose",
+        f"{NOISE:g} times the evaluation noise",
+        _reward_below_initial,
+    ),
+    _Check("reward falls", "reward fell while KL rose", f"{FALL:.0%} of the best gain lost, {_BEYOND}", _reward_falls),
     _Check("KL", "KL ran away", f"{KL_RUNAWAY:g} times the largest budget", _kl_runs_away),
     _Check(
         "over-optimisation",
         "the reward model was over-optimised",
-        f"{FALL:.0%} of the gold gain lost, the reward up by {RISE:.0%} of its gain",
+        f"{FALL:.0%} of the gold gain lost, {_BEYOND}, the reward up by {RISE:.0%} of its gain",
         _gold_falls,
     ),
 )
 
 
 def _seeds(setting: SettingSummary) -> Iterator[Diagnosis]:
-    """One for seeds that end apart by more than was gained."""
+    """One for seeds that end apart by more than their evaluations scatter, and by much of what was gained."""
     if len(setting.runs) < 2:
         return
     ends = [float(run.evaluations.reward[-1]) for run in setting.runs]
     gains = [end - float(run.evaluations.reward[0]) for end, run in zip(ends, setting.runs, strict=True)]
-    spread, gain = max(ends) - min(ends), float(np.mean(gains))
-    if spread <= SEED_RANGE * abs(gain):
+    spread, gain = float(np.std(ends, ddof=1)), float(np.mean(gains))
+    noise = float(np.median([max(_noise(run.evaluations.reward), _sampling_error(run)) for run in setting.runs]))
+    if spread <= SEED_SPREAD * abs(gain) or spread <= NOISE * noise:
         return
     apart = (setting.runs[int(np.argmin(ends))], setting.runs[int(np.argmax(ends))])
     text = (
-        f"{setting.name}: seeds diverge: the last rewards lie {spread:.2f} apart, from {min(ends):.2f} (seed "
-        f"{apart[0].record.seed}) to {max(ends):.2f} (seed {apart[1].record.seed}), while the mean gain is {gain:.2f} "
-        f"(threshold: {SEED_RANGE:g} times the mean gain)."
+        f"{setting.name}: seeds diverge: the last rewards have a standard deviation of {spread:.2f}, from "
+        f"{min(ends):.2f} (seed {apart[0].record.seed}) to {max(ends):.2f} (seed {apart[1].record.seed}), while the "
+        f"mean gain is {gain:.2f} (threshold: {SEED_SPREAD:g} times the mean gain, and {NOISE:g} times the evaluation "
+        f"noise, {noise:.2g})."
     )
     yield Diagnosis("seeds", setting.name, tuple(run.record.id for run in apart), text)

@@ -27,6 +27,7 @@ _INK = "#20262E"
 _STYLE: Any = {
     **dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), _INK),
     **{"axes.spines.top": False, "axes.spines.right": False, "axes.titlesize": "medium", "axes.titlelocation": "left"},
+    **{"text.parse_math": False},  # a run's text may hold dollars
     **{"font.size": 10.0, "legend.frameon": False, "svg.hashsalt": "analysis", "figure.constrained_layout.use": True},
 }
 _GRID_POINTS, _GREY_POINTS = 400, 60

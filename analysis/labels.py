@@ -23,6 +23,7 @@ _NOT_COMPARED += (
     "checkpoint.save_final",
 )
 _ABSENT = object()
+_NAN = float("nan")
 _GROUPS_NOT_COMPARED = ("tracking.", "hydra.", "hardware.slurm.")
 
 
@@ -84,11 +85,23 @@ def flatten(config: dict[str, Any], prefix: str = "") -> dict[str, Hashable]:
         if isinstance(value, dict):
             flat |= flatten(value, f"{key}.")
         else:
-            flat[key] = tuple(map(str, value)) if isinstance(value, list) else value
+            flat[key] = _hashable(value)
     return flat
+
+
+def _hashable(value: Any) -> Hashable:
+    if isinstance(value, list | tuple):
+        return tuple(map(str, value))
+    if isinstance(value, float) and value != value:
+        return _NAN  # one object: in a set it is then one value, unlike two NaN
+    return value if isinstance(value, Hashable) else str(value)
 
 
 def _text(value: Hashable) -> str:
     if isinstance(value, tuple):
         return "[" + ",".join(map(str, value)) + "]"
-    return "null" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
+    if value is None:
+        return "null"
+    if isinstance(value, float):  # in full where fewer digits would be another value, and so another setting
+        return short if float(short := f"{value:g}") == value else repr(value)
+    return str(value)

@@ -14,20 +14,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 
 from analysis.errors import AnalysisError
 from analysis.labels import label_configs
 from analysis.metrics import Metrics, json_lines, to_metrics
 from analysis.parallel import mapped
-
-# libyaml's loader reads the same language ten times faster; PyYAML is sometimes built without it.
-_YAML_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+from analysis.plain import NotPlainError, plain, read_yaml, whole_text
 
 # A folder with any of these is a run's; others in a sweep folder (logs, caches) are not looked at.
 _RUN_FILES = ("config.yaml", "metrics.jsonl", "summary.json", "lock.json")
 
 _MISSING = object()
+
+_TEXTS = ("git_commit", "hostname", "cpu")
 
 
 class SweepFolderError(AnalysisError):
@@ -109,6 +108,13 @@ def make_record(
         problems: what keeps the run from being compared, besides what its parts tell.
     """
     problems = list(problems)
+    summary = _plain_or_problem("summary.json", summary, problems, {"status": "corrupt"})
+    problems += [
+        f"summary.json: {key} is not text" for key in _TEXTS if not isinstance(summary.get(key, ""), str | None)
+    ]
+    summary = {key: None if key in _TEXTS and not isinstance(value, str) else value for key, value in summary.items()}
+    config = _plain_or_problem("config.yaml", config, problems, {})
+    metrics = _metrics_or_problem(rows, problems)
     status = str(summary.get("status", "unfinished"))
     stage = str(_look_up(config, "stage.name", "online"))
     algo = str(_look_up(config, "algo.name", "")) if stage == "online" else ""
@@ -118,16 +124,16 @@ def make_record(
     if status not in ("finished", "corrupt"):
         problems.insert(0, _why_not_finished(status, summary))  # explains the rest, such as a missing file
     return RunRecord(
-        id=folder.name,
+        id=whole_text(folder.name),
         folder=folder,
         algo=algo,
         stage=stage,
         seed=seed if isinstance(seed, int) else None,
-        sweep=str(_look_up(config, "sweep_name", folder.parent.name)),
+        sweep=str(_look_up(config, "sweep_name", whole_text(folder.parent.name))),
         status=status,
         label="",
         config=config,
-        metrics=to_metrics(rows),
+        metrics=metrics,
         summary=summary,
         reason=problems[0] if problems else None,
         notes=tuple(notes),
@@ -136,11 +142,12 @@ def make_record(
 
 def label_runs(runs: list[RunRecord]) -> list[RunRecord]:
     """The same runs with `label` naming what differs between those of one algorithm."""
-    labels: dict[str, str] = {}
+    labels = [""] * len(runs)
     for algo in {run.algo for run in runs if run.stage == "online"}:
-        members = [run for run in runs if run.stage == "online" and run.algo == algo and run.config]
-        labels |= {run.id: text for run, text in zip(members, label_configs([r.config for r in members]), strict=True)}
-    return [dataclasses.replace(run, label=labels.get(run.id, "")) for run in runs]
+        places = [i for i, run in enumerate(runs) if run.stage == "online" and run.algo == algo and run.config]
+        for place, text in zip(places, label_configs([runs[i].config for i in places]), strict=True):
+            labels[place] = text
+    return [dataclasses.replace(run, label=label) for run, label in zip(runs, labels, strict=True)]
 
 
 def read_samples(run: RunRecord) -> list[dict[str, Any]]:
@@ -148,8 +155,11 @@ def read_samples(run: RunRecord) -> list[dict[str, Any]]:
     path = run.folder / "samples.jsonl"
     if not path.is_file():
         return []
-    rows, _ = json_lines(path)
-    return rows
+    try:
+        rows, _ = json_lines(path)
+    except OSError:
+        return []
+    return [made for row in rows if (made := _sample(row)) is not None]
 
 
 def is_run(folder: Path) -> bool:
@@ -172,14 +182,42 @@ def _why_not_finished(status: str, summary: dict[str, Any]) -> str:
     return f"{status}: {last_line}" if last_line else status
 
 
+def _sample(row: dict[str, Any]) -> dict[str, Any] | None:
+    try:
+        return plain(row)
+    except NotPlainError:
+        return None
+
+
+def _plain_or_problem(
+    name: str, values: dict[str, Any], problems: list[str], otherwise: dict[str, Any]
+) -> dict[str, Any]:
+    try:
+        return plain(values)
+    except NotPlainError as error:
+        problems.append(f"{name} {error}")
+        return otherwise
+
+
+def _metrics_or_problem(rows: Sequence[dict[str, Any]], problems: list[str]) -> Metrics:
+    try:
+        return to_metrics(rows)
+    except OverflowError:
+        problems.append("metrics.jsonl holds a whole number that is too large")
+        return to_metrics([])
+
+
 def _read_config(path: Path, problems: list[str]) -> dict[str, Any]:
     try:
-        config = yaml.load(path.read_bytes(), Loader=_YAML_LOADER)
+        config = read_yaml(path)
     except FileNotFoundError:
         problems.append("config.yaml is missing")
         return {}
-    except (yaml.YAMLError, UnicodeDecodeError):
-        problems.append("config.yaml is not readable YAML")
+    except OSError as error:
+        problems.append(f"config.yaml cannot be read: {error.strerror}")
+        return {}
+    except NotPlainError as error:
+        problems.append(f"config.yaml {error}")
         return {}
     if not isinstance(config, dict):
         problems.append("config.yaml is empty")
@@ -193,7 +231,7 @@ def _read_summary(path: Path, problems: list[str]) -> dict[str, Any]:
         return {}
     try:
         summary = json.loads(path.read_bytes())
-    except ValueError:
+    except (OSError, ValueError, RecursionError):
         summary = None
     if not isinstance(summary, dict):
         problems.append("summary.json is not readable JSON")
@@ -205,7 +243,11 @@ def _read_metrics(path: Path, problems: list[str], notes: list[str]) -> list[dic
     if not path.is_file():
         problems.append("metrics.jsonl is missing")
         return []
-    rows, bad_lines = json_lines(path)
+    try:
+        rows, bad_lines = json_lines(path)
+    except OSError as error:
+        problems.append(f"metrics.jsonl cannot be read: {error.strerror}")
+        return []
     if not rows:
         problems.append("metrics.jsonl is empty")
     if bad_lines and bad_lines[-1] == len(rows) + len(bad_lines):

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 
 from analysis.summary import SettingSummary
 
 # Beyond this largest over smallest KL the settings are not matched, and it is said so.
 MATCHED_WITHIN = 1.25
+# Of the headline budget: what spent less hardly left the initial policy.
+MOVED = 0.01
 _SMALLEST_KL = 1e-6  # nats: what did not move has no logarithm
 
 
 @dataclass(frozen=True)
 class MatchedSettings:
     settings: tuple[SettingSummary, ...]
-    """One per algorithm, in the order given."""
+    """One per algorithm (or other group), in the order given."""
     target_kl: float
     """Nats at the last evaluation, mean over seeds, that the choice came closest to."""
     ratio: float
@@ -25,23 +27,48 @@ class MatchedSettings:
     """How they were chosen, and whether they match, in a sentence."""
 
 
-def matched_settings(settings: Sequence[SettingSummary], target_kl: float | None = None) -> MatchedSettings:
+def matched_settings(
+    settings: Sequence[SettingSummary],
+    target_kl: float | None = None,
+    group: Callable[[SettingSummary], Hashable] = lambda setting: setting.algo,
+    name: Callable[[SettingSummary], str] = lambda setting: setting.name,
+) -> MatchedSettings:
     """Of each algorithm the setting whose last KL is nearest to the target, by their ratio.
+
+    Settings that hardly left the initial policy are no candidates where an algorithm has others.
 
     Args:
         settings: at least one.
-        target_kl: nats; None: the one of the settings' own KLs for which the chosen lie closest together, the largest
-            of those where several do.
+        target_kl: nats; None: of the settings' own KLs the largest for which the chosen match, or else the one for
+            which they lie closest together.
+        group: of which one setting each is chosen.
+        name: what a setting is called in the text.
     """
     assert settings
-    by_algo: dict[str, list[SettingSummary]] = {}
+    groups: dict[Hashable, list[SettingSummary]] = {}
     for setting in settings:
-        by_algo.setdefault(setting.algo, []).append(setting)
-    targets = sorted({_kl(setting) for setting in settings}, reverse=True) if target_kl is None else [target_kl]
-    choices = [(target, [_nearest(own, target) for own in by_algo.values()]) for target in targets]
-    target, chosen = min(choices, key=lambda choice: round(_ratio(choice[1]), 9))  # the first of equals
-    ratio = _ratio(chosen)
-    return MatchedSettings(tuple(chosen), target, ratio, _text(chosen, target, ratio, target_kl is None, len(settings)))
+        groups.setdefault(group(setting), []).append(setting)
+    candidates = [[one for one in own if _moved(one)] or own for own in groups.values()]
+    chosen = [own[0] for own in candidates]
+    if target_kl is not None:
+        target = target_kl
+        chosen = [_nearest(own, target) for own in candidates]
+    else:
+        target = 0.0
+        best = math.inf
+        for kl in sorted({_kl(one) for own in candidates for one in own}, reverse=True):
+            choice = [_nearest(own, kl) for own in candidates]
+            if (ratio := _ratio(choice)) < best:
+                target, chosen, best = kl, choice, ratio
+            if best <= MATCHED_WITHIN:
+                break
+    spent = {name(one): one.kl.mean for one in chosen}
+    text = _text(spent, _ratio(chosen), target, target_kl is None, len(settings))
+    return MatchedSettings(tuple(chosen), target, _ratio(chosen), text)
+
+
+def _moved(setting: SettingSummary) -> bool:
+    return setting.kl.mean >= MOVED * setting.headline.kl_budget
 
 
 def _kl(setting: SettingSummary) -> float:
@@ -57,9 +84,12 @@ def _ratio(chosen: Sequence[SettingSummary]) -> float:
     return max(kls) / min(kls)
 
 
-def _text(chosen: Sequence[SettingSummary], target: float, ratio: float, own: bool, tried: int) -> str:
-    spent = ", ".join(f"{setting.name} {setting.kl.mean:.2f}" for setting in chosen)
-    how = f"of {tried} settings by KL alone, nearest to {target:.2f} nats" if tried > len(chosen) else "all there is"
-    why = ", where they lie closest together" if own and tried > len(chosen) else ""
+def _text(spent: Mapping[str, float], ratio: float, target: float, own: bool, tried: int) -> str:
+    how = "all there is"
+    if tried > len(spent):
+        how = f"of {tried} by KL alone, nearest to {target:.2f} nats"
+        if own:
+            how += ", the most at which they match" if ratio <= MATCHED_WITHIN else ", where they lie closest together"
+    listed = ", ".join(f"{name} {kl:.2f}" for name, kl in spent.items())
     match = "" if ratio <= MATCHED_WITHIN else f"; not matched: the largest is {ratio:.1f} times the smallest"
-    return f"Settings ({how}{why}), KL at the last evaluation: {spent} nats{match}."
+    return f"Settings ({how}), KL at the last evaluation: {listed} nats{match}."

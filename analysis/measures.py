@@ -3,8 +3,10 @@ sensitivity to settings."""
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -12,26 +14,30 @@ from analysis.evaluations import Evaluations
 from analysis.statistics import Interval, interval, spread_interval
 from analysis.summary import Comparison, SettingSummary
 
-# Of the smallest best gain among the settings: a gain that each of them reaches, but for single seeds.
+# Of the median over algorithms of the best mean gain: one that most settings reach, and that a dead one cannot lower.
 TARGET_SHARE = 0.8
+# Statuses of runs that have not yet shown anything of their setting.
+_OPEN = ("unfinished", "interrupted", "corrupt")
+_SUBSETS = 2000
 
 
 @dataclass(frozen=True)
 class Claims:
-    """One setting over its seeds."""
+    """One setting over its seeds, up to the horizon. All measures are None where a run lacks a `samples` column, by
+    which it would be cut there."""
 
     setting: SettingSummary
-    mean_gain: Interval
+    mean_gain: Interval | None
     """Sample efficiency: mean of eval/reward minus the initial one, over the responses generated up to the horizon."""
     samples_to_target: Interval | None
     """Responses generated until the gain is the target; None where a run never got there, or there is no target."""
     runs_at_target: int
-    largest_fall: Interval
+    largest_fall: Interval | None
     """Stability: the most that eval/reward lay below its best so far."""
-    kl_overshoot: Interval
-    """Nats by which the largest eval/kl exceeds the last one: how far the policy went and came back from."""
+    kl_overshoot: Interval | None
+    """Nats by which the largest eval/kl exceeds the headline KL budget; 0 for a run that never does."""
     spread: Interval | None
-    """Standard deviation between seeds of the last eval/reward; None for one seed."""
+    """Standard deviation between seeds of eval/reward at the horizon; None for one seed."""
 
 
 @dataclass(frozen=True)
@@ -40,64 +46,108 @@ class ClaimsTable:
     horizon: float
     """Responses that every compared run generated, so that a longer run is not favoured."""
     target: float | None
-    """Gain in eval/reward; None where some setting gained nothing."""
+    """Gain in eval/reward; None where the median algorithm gained nothing."""
 
 
 @dataclass(frozen=True)
 class Sensitivity:
-    """One algorithm over the settings tried, as many for each algorithm: how much hangs on finding the right one."""
+    """One algorithm over the settings tried: what to expect of `settings` of them drawn at random, as many for each
+    algorithm. Settings without a result count as 0, the initial policy's KL efficiency."""
 
     algo: str
     settings: int
+    """How many are drawn: as many as the algorithm with the fewest tried."""
+    tried: int
+    failed: int
+    """Settings among those tried of which no run has a result: failed, pruned or without a usable evaluation."""
     best: float
-    """Of the settings' KL efficiencies at the headline budget, each a mean over seeds."""
+    """Expected, over all subsets, of KL efficiencies at the headline budget, each a mean over seeds."""
     median: float
     worst: float
-    spread: Interval | None
-    """Standard deviation between settings."""
 
 
 def claims_table(comparison: Comparison) -> ClaimsTable:
     """Empty where nothing was compared."""
     runs = [run for setting in comparison.settings for run in setting.runs]
-    lengths = [float(np.nanmax(run.evaluations.samples)) for run in runs if np.isfinite(run.evaluations.samples).any()]
+    lengths = [float(np.nanmax(run.evaluations.samples)) for run in runs if _is_measurable(run.evaluations)]
     horizon = min(lengths, default=0.0)
     target = _target(comparison.settings, horizon)
     return ClaimsTable(tuple(_claims(one, horizon, target) for one in comparison.settings), horizon, target)
 
 
 def _target(settings: Sequence[SettingSummary], horizon: float) -> float | None:
-    best = [float(np.mean([_gains(run.evaluations, horizon)[1].max() for run in setting.runs])) for setting in settings]
-    smallest = min(best, default=0.0)
-    return TARGET_SHARE * smallest if smallest > 0.0 else None
+    best: dict[str, float] = {}
+    for setting in settings:
+        if all(_is_measurable(run.evaluations) for run in setting.runs):
+            gain = float(np.mean([_up_to(run.evaluations, horizon).gain.max() for run in setting.runs]))
+            best[setting.algo] = max(gain, best.get(setting.algo, gain))
+    median = float(np.median(list(best.values()))) if best else 0.0
+    return TARGET_SHARE * median if median > 0.0 else None
 
 
 def _claims(setting: SettingSummary, horizon: float, target: float | None) -> Claims:
     points = [run.evaluations for run in setting.runs]
+    if not all(map(_is_measurable, points)):
+        return Claims(setting, None, None, 0, None, None, None)
     reached = [] if target is None else [samples_to(one, target, horizon) for one in points]
     known = [one for one in reached if one is not None]
+    budget = setting.headline.kl_budget
     return Claims(
         setting=setting,
-        mean_gain=interval([mean_gain(one, horizon) for one in points]),
-        samples_to_target=interval(known) if known and len(known) == len(points) else None,
+        mean_gain=interval([mean_gain(one, horizon) or 0.0 for one in points]),
+        samples_to_target=_not_negative(known) if known and len(known) == len(points) else None,
         runs_at_target=len(known),
-        largest_fall=interval([largest_fall(one) for one in points]),
-        kl_overshoot=interval([float(one.kl.max() - one.kl[-1]) for one in points]),
-        spread=spread_interval([float(one.reward[-1]) for one in points]),
+        largest_fall=_not_negative([largest_fall(one, horizon) for one in points]),
+        kl_overshoot=_not_negative([kl_overshoot(one, budget, horizon) for one in points]),
+        spread=spread_interval([float(_up_to(one, horizon).gain[-1] + one.reward[0]) for one in points]),
     )
 
 
-def mean_gain(points: Evaluations, horizon: float) -> float:
-    """Mean over responses 0 .. `horizon` of the reward gained, linear between evaluations."""
-    samples, gains = _gains(points, horizon)
-    if horizon <= 0.0 or len(samples) < 2:
-        return 0.0
-    return float(np.sum(np.diff(samples) * (gains[1:] + gains[:-1]) / 2.0) / horizon)
+def _not_negative(values: Sequence[float]) -> Interval:
+    """The interval of values that cannot be below 0, cut off there."""
+    found = interval(values)
+    return found if found.low is None else replace(found, low=max(0.0, found.low))
+
+
+@dataclass(frozen=True)
+class _UpTo:
+    """(N,) each, by rising number of responses."""
+
+    samples: np.ndarray
+    gain: np.ndarray
+    kl: np.ndarray
+
+
+def _is_measurable(points: Evaluations) -> bool:
+    """Whether its evaluations have a place on the axis of responses."""
+    samples = points.samples[np.isfinite(points.samples)]
+    return len(samples) > 1 and bool((np.diff(samples) >= 0.0).all()) and float(samples[-1]) > 0.0
+
+
+def _up_to(points: Evaluations, horizon: float) -> _UpTo:
+    """Up to the horizon, where a point is put between two."""
+    known = np.isfinite(points.samples)
+    samples, gain, kl = (one[known] for one in (points.samples, points.reward - points.reward[0], points.kl))
+    inside = samples <= horizon
+    if inside.all():
+        return _UpTo(samples, gain, kl)
+    ends = [np.append(one[inside], np.interp(horizon, samples, one)) for one in (samples, gain, kl)]
+    return _UpTo(*ends)
+
+
+def mean_gain(points: Evaluations, horizon: float) -> float | None:
+    """Mean over responses 0 .. `horizon` of the reward gained, linear between evaluations; None where it is not known
+    how many responses were generated."""
+    if horizon <= 0.0 or not _is_measurable(points):
+        return None
+    cut = _up_to(points, horizon)
+    return float(np.sum(np.diff(cut.samples) * (cut.gain[1:] + cut.gain[:-1]) / 2.0) / horizon)
 
 
 def samples_to(points: Evaluations, gain: float, horizon: float) -> float | None:
     """Responses until the reward has first gained `gain`, linear between evaluations; None if not by `horizon`."""
-    samples, gains = _gains(points, horizon)
+    cut = _up_to(points, horizon)
+    samples, gains = cut.samples, cut.gain
     above = np.flatnonzero(gains >= gain)
     if not len(above):
         return None
@@ -108,35 +158,46 @@ def samples_to(points: Evaluations, gain: float, horizon: float) -> float | None
     return float(samples[index - 1] + share * (samples[index] - samples[index - 1]))
 
 
-def largest_fall(points: Evaluations) -> float:
+def largest_fall(points: Evaluations, horizon: float) -> float:
     """At least 0, in units of reward."""
-    return float(np.max(np.maximum.accumulate(points.reward) - points.reward))
+    gain = _up_to(points, horizon).gain
+    return float(np.max(np.maximum.accumulate(gain) - gain))
 
 
-def _gains(points: Evaluations, horizon: float) -> tuple[np.ndarray, np.ndarray]:
-    """Responses generated and the reward gained by then, up to the horizon, where a point is put between two."""
-    known = np.isfinite(points.samples)
-    samples, gains = points.samples[known], (points.reward - points.reward[0])[known]
-    if not len(samples):
-        return np.zeros(1), np.zeros(1)
-    inside = samples <= horizon
-    if not inside.all():
-        at_end = float(np.interp(horizon, samples, gains))
-        samples, gains = np.append(samples[inside], horizon), np.append(gains[inside], at_end)
-    return samples, gains
+def kl_overshoot(points: Evaluations, budget: float, horizon: float) -> float:
+    """At least 0, nats."""
+    return max(0.0, float(_up_to(points, horizon).kl.max()) - budget)
 
 
 def sensitivities(comparison: Comparison) -> list[Sensitivity]:
-    """Of algorithms with at least two settings, each over as many: the first ones of each, in the order of their
-    labels, whatever came out. Empty where fewer than two settings of an algorithm were tried."""
+    """Of algorithms with at least two settings tried and one of them compared. Empty where there is none."""
     by_algo: dict[str, list[float]] = {}
     for setting in comparison.settings:
         by_algo.setdefault(setting.algo, []).append(setting.headline.kl_efficiency.mean)
-    searched = {algo: values for algo, values in by_algo.items() if len(values) > 1}
-    count = min((len(values) for values in searched.values()), default=0)
-    found = []
-    for algo, values in searched.items():
-        taken = values[:count]
-        best, median, worst = max(taken), float(np.median(taken)), min(taken)
-        found.append(Sensitivity(algo, count, best, median, worst, spread_interval(taken)))
-    return found
+    compared = {(setting.algo, setting.label) for setting in comparison.settings}
+    closed = [
+        run.record for run in comparison.excluded if run.record.status not in _OPEN and run.record.algo in by_algo
+    ]
+    lost = {(record.algo, record.label) for record in closed} - compared
+    failed = {algo: sum(name == algo for name, _ in lost) for algo in by_algo}
+    searched = {algo: values + [0.0] * failed[algo] for algo, values in by_algo.items()}
+    searched = {algo: values for algo, values in searched.items() if len(values) > 1}
+    count = min(map(len, searched.values()), default=0)
+    return [
+        Sensitivity(algo, count, len(values), failed[algo], *expected_order(values, count))
+        for algo, values in searched.items()
+    ]
+
+
+def expected_order(values: Sequence[float], count: int) -> tuple[float, float, float]:
+    """Expected largest, median and smallest of `count` of the values drawn without replacement. The median is over all
+    subsets up to 2,000 of them, and over 2,000 random ones (always the same) beyond that."""
+    rising = np.sort(np.asarray(values, dtype=np.float64))
+    total = math.comb(len(rising), count)
+    # The i-th smallest is the largest of as many subsets as draw the others from the i below it.
+    weights = np.array([math.comb(below, count - 1) / total for below in range(len(rising))])
+    if total <= _SUBSETS:
+        drawn = np.array(list(itertools.combinations(rising, count)))
+    else:
+        drawn = rising[np.random.default_rng(0).random((_SUBSETS, len(rising))).argsort(axis=1)[:, :count]]
+    return float(weights @ rising), float(np.median(drawn, axis=1).mean()), float(weights @ rising[::-1])

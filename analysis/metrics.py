@@ -14,6 +14,7 @@ import orjson
 
 # A row with one of these is an evaluation, whatever its values are.
 _EVALUATION_KEYS = ("eval/reward", "eval/kl")
+_NUMBERS = frozenset((float, int, bool))
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,11 @@ class Metrics:
 
 
 def to_metrics(rows: Sequence[dict[str, Any]]) -> Metrics:
-    """One dict per row."""
+    """One dict per row.
+
+    Raises:
+        OverflowError: a whole number is larger than any float.
+    """
     columns: dict[str, np.ndarray] = {}
     evaluated = np.zeros(len(rows), dtype=bool)
     # Rows of the same metrics make a matrix at once: ten times faster than value by value.
@@ -46,14 +51,11 @@ def to_metrics(rows: Sequence[dict[str, Any]]) -> Metrics:
 
 
 def _matrix(rows: Sequence[dict[str, Any]], width: int) -> np.ndarray:
-    """(rows, width) float64 of rows with the same names; null and what is no number is NaN."""
-    values = chain.from_iterable(row.values() for row in rows)
-    try:
-        flat = np.fromiter(values, dtype=np.float64, count=len(rows) * width)
-    except (TypeError, ValueError):
-        numbers = ((one if isinstance(one, float | int) else np.nan) for row in rows for one in row.values())
-        flat = np.fromiter(numbers, dtype=np.float64, count=len(rows) * width)
-    return flat.reshape(len(rows), width)
+    """(rows, width) float64 of rows with the same names; null and what is no number is NaN, text always."""
+    values = list(chain.from_iterable(row.values() for row in rows))
+    if not _NUMBERS.issuperset(map(type, values)):  # NumPy would read text such as "1.5" as a number
+        values = [one if isinstance(one, float | int) else np.nan for one in values]
+    return np.fromiter(values, dtype=np.float64, count=len(rows) * width).reshape(len(rows), width)
 
 
 def json_lines(path: Path) -> tuple[list[dict[str, Any]], list[int]]:
@@ -84,5 +86,5 @@ def _parsed(line: bytes) -> Any:
         pass
     try:
         return json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
@@ -16,6 +17,8 @@ from analysis.summary import ComparedRun, SettingSummary
 
 # A fit through fewer points, or through ones that hardly differ in KL, says nothing.
 MIN_POINTS = 4
+
+Trend = Literal["rises", "falls", "peaks", "peaks beyond reach"]
 
 
 @dataclass(frozen=True)
@@ -31,7 +34,10 @@ class GoldFit:
     explained: float
     """Share of the pooled gold gains' variance about 0 that the line explains."""
     peak_kl: float | None
-    """Nats at which the pooled line is highest; None where it only rises (beta <= 0), or within no run's reach."""
+    """Nats at which the pooled line is highest; None unless `trend` is "peaks"."""
+    trend: Trend
+    """Of the pooled line from the least KL it was fitted at to the largest. A line that bends upwards (beta <= 0) rises
+    or falls by its two ends."""
 
     def gain(self, d: np.ndarray) -> np.ndarray:
         """Of the pooled line, at each sqrt(KL) of `d`."""
@@ -50,15 +56,29 @@ def gold_fit(setting: SettingSummary) -> GoldFit | None:
     alpha, beta = pooled
     left = float(((gain - _line(d, alpha, beta)) ** 2).sum())
     total = float((gain**2).sum())
-    peak = math.exp(2.0 * (alpha / beta - 1.0)) if beta > 0.0 and alpha / beta < 50.0 else math.inf
+    trend, peak = _trend(alpha, beta, float(d.min()), float(d.max()))
     return GoldFit(
         setting=setting,
         alpha=interval([fit[0] for fit in each]),
         beta=interval([fit[1] for fit in each]),
         pooled=pooled,
         explained=1.0 - left / total if total > 0.0 else 0.0,
-        peak_kl=peak if peak <= float((d**2).max()) else None,
+        peak_kl=peak,
+        trend=trend,
     )
+
+
+def _trend(alpha: float, beta: float, nearest: float, farthest: float) -> tuple[Trend, float | None]:
+    """Of the line between these two sqrt(KL), and its peak in nats where that lies between them."""
+    if beta <= 0.0:
+        start, end = _line(np.array([nearest, farthest]), alpha, beta)
+        return ("rises" if end > start else "falls"), None
+    if alpha / beta >= 50.0:  # a peak beyond e^98 nats is none
+        return "rises", None
+    peak = math.exp(alpha / beta - 1.0)
+    if peak > farthest:
+        return "peaks beyond reach", None
+    return ("falls", None) if peak < nearest else ("peaks", peak**2)
 
 
 def _points(run: ComparedRun) -> tuple[np.ndarray, np.ndarray]:
@@ -79,7 +99,7 @@ def _fitted(d: np.ndarray, gain: np.ndarray) -> tuple[float, float] | None:
     if np.linalg.matrix_rank(design) < 2:
         return None
     alpha, beta = np.linalg.lstsq(design, gain, rcond=None)[0]
-    return float(alpha), float(beta)
+    return (float(alpha), float(beta)) if np.isfinite([alpha, beta]).all() else None
 
 
 def _line(d: np.ndarray, alpha: float, beta: float) -> np.ndarray:

@@ -18,6 +18,9 @@ from analysis.tables import change_text, efficiency_header, efficiency_text, int
 
 _NONE = "\N{EN DASH}"
 _LISTED_SEEDS = 5
+_TRENDS = {"rises": "only rises", "falls": "only falls", "peaks beyond reach": "not within reach"}
+MOST_ROWS = 100
+"""Of hundreds of settings or runs a page would grow to many megabytes; the CSV files have them all."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,29 @@ class PageTable:
     rows: Sequence[Sequence[Cell]]
     numbers: frozenset[int] = frozenset()
     sortable: bool = True
+    whole: int | None = None
+    """How many rows there would be, where not all are shown."""
+
+    @property
+    def count(self) -> int:
+        return len(self.rows) if self.whole is None else self.whole
+
+
+def _best(settings: Sequence[SettingSummary]) -> list[SettingSummary]:
+    """Those of the highest KL efficiency, in the order they have; all, where they are few."""
+    ranked = sorted(settings, key=lambda setting: -setting.headline.kl_efficiency.mean)
+    kept = {id(setting) for setting in ranked[:MOST_ROWS]}
+    return [setting for setting in settings if id(setting) in kept]
+
+
+def _of_settings(caption: str, count: int, file: str) -> str:
+    if count <= MOST_ROWS:
+        return caption
+    return f"{caption}: the {MOST_ROWS} of {count} settings of the highest KL efficiency; {file} has all"
+
+
+def _of_rows(caption: str, count: int, where: str) -> str:
+    return caption if count <= MOST_ROWS else f"{caption}: the first {MOST_ROWS} of {count}; {where}"
 
 
 def _cell(value: Interval | None, digits: int = 3) -> Cell:
@@ -67,7 +93,7 @@ def headline_table(settings: Sequence[SettingSummary]) -> PageTable:
     with_gold = any(setting.gold_after for setting in settings)
     header = ["algorithm", efficiency_header(settings), "reward", *(["gold reward"] if with_gold else [])]
     rows = []
-    for setting in settings:
+    for setting in _best(settings):
         gold = setting.gold_after
         gold_cell = Cell(change_text(setting.gold_before, gold, 3), "" if gold is None else gold.mean)
         cells = [
@@ -79,14 +105,15 @@ def headline_table(settings: Sequence[SettingSummary]) -> PageTable:
             Cell(_seeds(setting.seeds), len(setting.runs)),
         ]
         rows.append(cells)
-    caption = "The result: before and after training, means over seeds"
+    caption = "The result, before and after training, means over seeds"
+    caption = _of_settings(caption, len(settings), "kl_efficiency.csv")
     whole = (*header, "KL, nats", "seeds")
     return PageTable("headline", caption, whole, rows, frozenset(range(1, len(whole))))
 
 
 def budget_table(settings: Sequence[SettingSummary]) -> PageTable:
     """By rising budget; the columns of several seeds only where some setting has them."""
-    pairs = [(setting, budget) for setting in settings for budget in setting.budgets]
+    pairs = [(setting, budget) for setting in _best(settings) for budget in setting.budgets]
     pairs.sort(key=lambda pair: pair[1].kl_budget)
     with_range = any(len(setting.runs) > 1 for setting in settings)
     with_iqm = any(budget.iqm is not None for _, budget in pairs)
@@ -108,7 +135,7 @@ def budget_table(settings: Sequence[SettingSummary]) -> PageTable:
     ]
     extra = [*(["min to max"] if with_range else []), *(["interquartile mean"] if with_iqm else [])]
     header = ("algorithm", "budget, nats", "KL efficiency", *extra, "reward gain within it", "runs short of it")
-    caption = "KL efficiency and reward gain at each KL budget"
+    caption = _of_settings("KL efficiency and reward gain at each KL budget", len(settings), "kl_efficiency.csv")
     return PageTable("budgets-table", caption, header, rows, frozenset(range(1, len(header))))
 
 
@@ -120,6 +147,7 @@ def claims_page_table(claims: ClaimsTable) -> PageTable:
             return Cell(_NONE, "")
         return Cell(f"reached by {row.runs_at_target} of {len(row.setting.runs)} runs", "")
 
+    best = {id(setting) for setting in _best([row.setting for row in claims.rows])}
     rows = [
         [
             Cell(row.setting.name),
@@ -130,6 +158,7 @@ def claims_page_table(claims: ClaimsTable) -> PageTable:
             Cell(_NONE, "") if row.spread is None else _mean(row.spread),
         ]
         for row in claims.rows
+        if id(row.setting) in best
     ]
     header = (
         "algorithm",
@@ -139,7 +168,7 @@ def claims_page_table(claims: ClaimsTable) -> PageTable:
         "KL overshoot, nats",
         "spread over seeds",
     )
-    caption = "Sample efficiency and stability"
+    caption = _of_settings("Sample efficiency and stability", len(claims.rows), "claims.csv")
     return PageTable("claims-table", caption, header, rows, frozenset(range(1, len(header))))
 
 
@@ -148,26 +177,29 @@ def sensitivity_table(found: Sequence[Sensitivity]) -> PageTable:
         [
             Cell(one.algo),
             Cell(str(one.settings), one.settings),
+            Cell(str(one.tried), one.tried),
+            Cell(str(one.failed), one.failed),
             *(_plain(value) for value in (one.best, one.median, one.worst)),
-            Cell(_NONE, "") if one.spread is None else _mean(one.spread),
         ]
         for one in found
     ]
-    header = ("algorithm", "settings", "best", "median", "worst", "spread between settings")
-    caption = "KL efficiency at the headline budget over the settings tried"
+    header = ("algorithm", "settings drawn", "tried", "without a result", "best", "median", "worst")
+    caption = "KL efficiency at the headline budget to expect of settings drawn from those tried"
     return PageTable("sensitivity-table", caption, header, rows, frozenset(range(1, len(header))))
 
 
 def gold_table(fits: Sequence[GoldFit]) -> PageTable:
+    best = {id(setting) for setting in _best([fit.setting for fit in fits])}
     rows = [
         [
             Cell(fit.setting.name),
             _cell(fit.alpha),
             _cell(fit.beta),
-            Cell("not within reach", "") if fit.peak_kl is None else _plain(fit.peak_kl, 1),
+            Cell(_TRENDS[fit.trend], "") if fit.peak_kl is None else _plain(fit.peak_kl, 1),
             _plain(fit.explained, 2),
         ]
         for fit in fits
+        if id(fit.setting) in best
     ]
     header = ("algorithm", "alpha", "beta", "highest at, nats", "share explained")
     caption = "The fitted lines: gold gain = d (alpha \N{MINUS SIGN} beta log d) with d = sqrt(KL)"
@@ -175,8 +207,10 @@ def gold_table(fits: Sequence[GoldFit]) -> PageTable:
 
 
 def excluded_table(comparison: Comparison) -> PageTable:
-    rows = [[Cell(item.record.id), Cell(item.reason)] for item in comparison.excluded]
-    return PageTable("excluded-table", "Runs left out of the comparison", ("run", "reason"), rows)
+    count = len(comparison.excluded)
+    rows = [[Cell(item.record.id), Cell(item.reason)] for item in comparison.excluded[:MOST_ROWS]]
+    caption = _of_rows("Runs left out of the comparison", count, "runs.csv has all")
+    return PageTable("excluded-table", caption, ("run", "reason"), rows, whole=count)
 
 
 def settings_table(settings: Sequence[SettingSummary]) -> PageTable:
@@ -186,7 +220,9 @@ def settings_table(settings: Sequence[SettingSummary]) -> PageTable:
     columns = [place for place, setting in enumerate(settings) if any(setting is one for one in drawn)]
     rows = [[Cell(key), *(Cell(values[place]) for place in columns)] for key, values in differing.items()]
     header = ("setting", *(settings[place].name for place in columns))
-    return PageTable("settings-table", "Settings that are not the same in all runs", header, rows, sortable=False)
+    where = "the runs' config.yaml files have all, kl_efficiency.csv the labels"
+    caption = _of_rows("Settings that are not the same in all runs", len(rows), where)
+    return PageTable("settings-table", caption, header, rows[:MOST_ROWS], sortable=False, whole=len(rows))
 
 
 def provenance_table(findings: Findings) -> PageTable:

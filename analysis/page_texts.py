@@ -26,10 +26,14 @@ CHECKED = (
     f"entropy (below {limits.ENTROPY_COLLAPSE:.0%} of the initial policy's)",
     f"response length (below {limits.LENGTH_COLLAPSE:.0%} or above {limits.LENGTH_EXPLOSION:.0%} of the initial)",
     f"responses cut off at the longest length (fewer than {limits.ENDED:.0%} ending by themselves)",
-    f"reward that falls while KL rises (more than {limits.FALL:.0%} of the best gain lost)",
+    f"reward that falls while KL rises (more than {limits.FALL:.0%} of the best gain lost and "
+    f"{limits.NOISE:g} standard errors of its evaluations, or that far below the initial one)",
     f"KL that runs away (above {limits.KL_RUNAWAY:g} times the largest budget)",
-    f"over-optimisation (more than {limits.FALL:.0%} of the gold gain lost while the reward rises)",
-    f"seeds that diverge (last rewards further apart than {limits.SEED_RANGE:g} times the mean gain)",
+    f"over-optimisation (more than {limits.FALL:.0%} of the gold gain lost and {limits.NOISE:g} "
+    "standard errors while the reward rises)",
+    f"seeds that diverge (a standard deviation of the last rewards above {limits.SEED_SPREAD:g} times the mean gain "
+    f"and {limits.NOISE:g} times the evaluation noise)",
+    "a last evaluation that is not a number",
 )
 # More of a response than this is no illustration, and many such would burst the page.
 _LONGEST_RESPONSE = 2000
@@ -68,22 +72,24 @@ def diagnosis_summary(found: Sequence[Diagnosis]) -> str:
 
 def claims_note(claims: ClaimsTable) -> str:
     target = (
-        "There is no target, since some setting gained nothing."
+        "There is no target, since the median algorithm gained nothing."
         if claims.target is None
         else f"The target is a gain of {number(claims.target)}: {TARGET_SHARE:.0%} of the best mean gain of the "
-        "setting that gained least; responses to it are counted until a run first has it."
+        "median algorithm's best setting; responses to it are counted until a run first has it."
     )
     return (
         f"Mean gain: the reward gained over the initial policy, averaged over the first {claims.horizon:,.0f} "
         f"responses, which is as many as the shortest run generated. {target} Largest fall: the most that the reward "
-        "lay below its best so far. KL overshoot: how far the largest KL of a run exceeds its last. Spread: standard "
-        "deviation between seeds of the last reward."
+        "lay below its best so far. KL overshoot: how far the largest KL of a run exceeds the headline budget, 0 "
+        "where it never does. Spread: standard deviation between seeds of the reward then reached. All are of the same "
+        "first responses."
     )
 
 
 SENSITIVITY_NOTE = (
-    "As many settings for each algorithm, the first ones of each by label. An algorithm whose worst setting is close "
-    "to its best needs less search."
+    "Best, median and worst are what to expect of as many settings drawn at random from those of each algorithm; a "
+    "setting without a result (failed or pruned) counts as 0, the initial policy. An algorithm whose worst setting is "
+    "close to its best needs less search."
 )
 
 

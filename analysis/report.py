@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 import tempfile
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +19,8 @@ from analysis.tables import KL_EFFICIENCY_COLUMNS, kl_efficiency_rows, run_rows,
 
 __all__ = ["ReportFiles", "summary_table", "write_report"]
 
+_SCRATCH = ".report-"
+_ABANDONED = 3600.0  # seconds after which no report is still writing
 _CLAIMS = ("mean_gain", "samples_to_target", "largest_fall", "kl_overshoot", "spread")
 _CLAIMS_COLUMNS = (
     *("algo", "label", "seeds", "horizon", "target", "runs_at_target"),
@@ -56,6 +60,7 @@ def write_report(
 
     Raises:
         analysis.load.SweepFolderError: the folder does not exist or holds no runs.
+        OSError: the folder cannot be written.
     """
     folder = Path(sweep_folder)
     if records is None:
@@ -65,7 +70,8 @@ def write_report(
     found = findings(compare(records))
     target = folder if output is None else Path(output)
     target.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".report-", dir=target) as scratch:
+    _remove_abandoned(target)
+    with tempfile.TemporaryDirectory(prefix=_SCRATCH, dir=target) as scratch:
         _write(Path(scratch), f"Report of {folder.resolve().name}", found)
         paths = {path.name: path.replace(target / path.name) for path in sorted(Path(scratch).iterdir())}
     return ReportFiles(
@@ -79,6 +85,13 @@ def write_report(
     )
 
 
+def _remove_abandoned(target: Path) -> None:
+    """Folders of reports that were killed while they wrote."""
+    for path in target.glob(f"{_SCRATCH}*"):
+        if path.is_dir() and not path.is_symlink() and path.stat().st_mtime < time.time() - _ABANDONED:
+            shutil.rmtree(path, ignore_errors=True)
+
+
 def _write(folder: Path, title: str, found: Findings) -> None:
     # These take half a second to import; a table alone does not need them.
     from analysis.figures import curves_figure, frontier_figure, save_figure
@@ -90,10 +103,11 @@ def _write(folder: Path, title: str, found: Findings) -> None:
     write_csv(folder / "kl_efficiency.csv", kl_efficiency_rows(comparison.settings), KL_EFFICIENCY_COLUMNS)
     write_csv(folder / "claims.csv", claims_rows(found.claims), _CLAIMS_COLUMNS)
     diagnoses = [diagnosis.text for diagnosis in found.diagnoses] or ["No problem found."]
-    (folder / "diagnoses.txt").write_text("\n".join(diagnoses) + "\n", encoding="utf-8")
+    (folder / "diagnoses.txt").write_text("\n".join(diagnoses) + "\n", encoding="utf-8", errors="replace")
     save_figure(frontier_figure(comparison), folder, "frontier")
     save_figure(curves_figure(comparison), folder, "reward_kl")
-    (folder / "report.html").write_text(render_page(title, found), encoding="utf-8")
+    # The folder's name may hold bytes that are no text.
+    (folder / "report.html").write_text(render_page(title, found), encoding="utf-8", errors="replace")
 
 
 def claims_rows(claims: ClaimsTable) -> list[dict[str, Any]]:

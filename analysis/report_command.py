@@ -5,9 +5,18 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from analysis.errors import AnalysisError
 from analysis.load import RunRecord
+
+if TYPE_CHECKING:
+    from analysis.findings import Findings
+
+_MOST_REASONS, _MOST_DIAGNOSES = 5, 10
+_NARROWEST = 80
+_NO_TERMINAL = 120
+"""Columns of a table in a file or a pipe, which has no width of its own."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -30,12 +39,32 @@ def run(options: argparse.Namespace) -> int:
 
     folder, records = _source(options)
     files = write_report(folder, records, options.output)
-    console = Console()
+    terminal = Console()
+    console = Console(width=max(_NARROWEST if terminal.is_terminal else _NO_TERMINAL, terminal.width))
     console.print(summary_table(files.comparison))
-    for diagnosis in files.findings.diagnoses:
-        console.print(diagnosis.text, markup=False, highlight=False)
+    if options.from_wandb or options.wandb is not None:
+        console.print(
+            "note: read from W&B, which keeps no versions and no samples: the page lacks both", highlight=False
+        )
+    for text in _said(files.findings):
+        console.print(text, markup=False, highlight=False)
     console.print(str(files.html), soft_wrap=True, markup=False, highlight=False)
     return 0
+
+
+def _said(found: Findings) -> list[str]:
+    """Below the table: notes, why runs were left out, diagnoses."""
+    excluded = [f"left out: {item.record.id}: {item.reason}" for item in found.comparison.excluded]
+    return [
+        *(f"note: {note}" for note in found.comparison.notes),
+        *_first(excluded, _MOST_REASONS, "runs.csv has all"),
+        *_first([diagnosis.text for diagnosis in found.diagnoses], _MOST_DIAGNOSES, "diagnoses.txt has all"),
+    ]
+
+
+def _first(lines: Sequence[str], most: int, where: str) -> list[str]:
+    more = len(lines) - most
+    return [*lines[:most], *([f"and {more} more; {where}"] if more > 0 else [])]
 
 
 def _source(options: argparse.Namespace) -> tuple[Path, Sequence[RunRecord] | None]:

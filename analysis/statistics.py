@@ -35,14 +35,18 @@ class Interval:
 
 
 def interval(values: Sequence[float], level: float = LEVEL) -> Interval:
-    """The interval of the mean at confidence `level`: none below 3 values, Student t to 9, BCa bootstrap from 10."""
+    """The interval of the mean at confidence `level`: none below 3 values, Student t to 9, BCa bootstrap from 10.
+
+    Raises:
+        ValueError: there is no value, or one that is not finite. Callers leave such runs out.
+    """
     sample = _checked(values)
     if len(sample) < MIN_SEEDS_STUDENT:
         return _made(sample, sample.mean(), None, "none")
     if len(sample) < MIN_SEEDS_BOOTSTRAP:
         half_width = stdtrit(len(sample) - 1, (1.0 + level) / 2.0) * sample.std(ddof=1) / np.sqrt(len(sample))
         return _made(sample, sample.mean(), (sample.mean() - half_width, sample.mean() + half_width), "student_t")
-    return _made(sample, sample.mean(), _bca(sample, _mean, level), "bca")
+    return _bootstrapped(sample, _mean, level)
 
 
 def iqm_interval(values: Sequence[float], level: float = LEVEL) -> Interval | None:
@@ -51,8 +55,9 @@ def iqm_interval(values: Sequence[float], level: float = LEVEL) -> Interval | No
     sample = _checked(values)
     if len(sample) < MIN_SEEDS_IQM:
         return None
-    bounds = _bca(sample, _iqm, level) if len(sample) >= MIN_SEEDS_BOOTSTRAP else None
-    return _made(sample, float(_iqm(sample)), bounds, "none" if bounds is None else "bca")
+    if len(sample) < MIN_SEEDS_BOOTSTRAP:
+        return _made(sample, float(_iqm(sample)), None, "none")
+    return _bootstrapped(sample, _iqm, level)
 
 
 def spread_interval(values: Sequence[float], level: float = LEVEL) -> Interval | None:
@@ -72,8 +77,17 @@ def spread_interval(values: Sequence[float], level: float = LEVEL) -> Interval |
 
 def _checked(values: Sequence[float]) -> np.ndarray:
     sample = np.asarray(values, dtype=np.float64)
-    assert sample.ndim == 1 and len(sample) > 0 and np.isfinite(sample).all()
+    if sample.ndim != 1 or not len(sample):
+        raise ValueError(f"an interval needs at least one value in a row, not the shape {sample.shape}")
+    if not np.isfinite(sample).all():
+        place = int(np.flatnonzero(~np.isfinite(sample))[0])
+        raise ValueError(f"no interval of values that are not finite: {sample[place]} at place {place}")
     return sample
+
+
+def _bootstrapped(sample: np.ndarray, statistic: Statistic, level: float) -> Interval:
+    bounds = _bca(sample, statistic, level)
+    return _made(sample, float(statistic(sample)), bounds, "none" if bounds is None else "bca")
 
 
 def _made(sample: np.ndarray, value: float, bounds: tuple[float, float] | None, method: str) -> Interval:
@@ -91,20 +105,23 @@ def _iqm(sample: np.ndarray) -> np.ndarray:
     return np.sort(sample, axis=-1)[..., cut : sample.shape[-1] - cut].mean(axis=-1)
 
 
-def _bca(sample: np.ndarray, statistic: Statistic, level: float) -> tuple[float, float]:
+def _bca(sample: np.ndarray, statistic: Statistic, level: float) -> tuple[float, float] | None:
     """Bias-corrected and accelerated bootstrap (Efron 1987), its tails widened for small samples (Hesterberg 2015).
 
     Plain BCa of 10 normal values covers 90 to 92 % instead of 95 %: resamples vary by (n - 1) / n too little, and the
     normal quantile stands for Student's. With the tail Phi(-sqrt(n / (n - 1)) t_{n-1}) it covers what it says.
+
+    None where the values differ and the resampled statistic does not between the two ends, such as the interquartile
+    mean of seeds most of which have one value: an interval of no width would claim certainty.
     """
     count = len(sample)
     whole = float(statistic(sample))
+    if np.ptp(sample) == 0.0:
+        return whole, whole
     left_out = statistic(np.stack([np.delete(sample, index) for index in range(count)]))
     deviations = left_out.mean() - left_out
     scale = float((deviations**2).sum())
-    if np.ptp(sample) == 0.0 or scale == 0.0:  # the acceleration would be 0 / 0
-        return whole, whole
-    acceleration = float((deviations**3).sum()) / (6.0 * scale**1.5)
+    acceleration = float((deviations**3).sum()) / (6.0 * scale**1.5) if scale > 0.0 else 0.0
     resampled = np.sort(statistic(sample[_draws(count)]))
     below = np.searchsorted(resampled, whole, side="left") + np.searchsorted(resampled, whole, side="right")
     share = min(max(below / (2.0 * _RESAMPLES), 1.0 / _RESAMPLES), 1.0 - 1.0 / _RESAMPLES)
@@ -113,7 +130,7 @@ def _bca(sample: np.ndarray, statistic: Statistic, level: float) -> tuple[float,
     shifted = bias + np.array([-reach, reach])
     levels = ndtr(bias + shifted / (1.0 - acceleration * shifted))
     low, high = np.quantile(resampled, levels)
-    return float(low), float(high)
+    return (float(low), float(high)) if low < high else None
 
 
 @functools.lru_cache(maxsize=8)
@@ -137,7 +154,8 @@ class Versus:
 
 def versus(a: Sequence[float], b: Sequence[float], level: float = LEVEL) -> Versus:
     """Difference of means by Welch's t, and the probability of improvement P(A > B) by Mann and Whitney's estimate with
-    Newcombe's interval (2006, method 5), which does not shrink to nothing where all of A lie above all of B."""
+    Newcombe's interval (2006, method 5), which does not shrink to nothing where all of A lie above all of B. At 3
+    seeds against 3 that interval of P(A > B) covers about 90 % instead of 95 %."""
     first, second = _checked(a), _checked(b)
     difference = float(first.mean() - second.mean())
     wins = (first[:, None] > second[None, :]).mean() + (first[:, None] == second[None, :]).mean() / 2.0

@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from analysis.evaluations import Evaluations, UnusableRunError, evaluations
 from analysis.kl_efficiency import GainCurve, gain_curve
+from analysis.labels import differing_settings
 from analysis.load import RunRecord
 from analysis.parallel import mapped
 from analysis.statistics import Interval, interval, iqm_interval
+
+# Sums and squares of more would not be finite.
+_LARGEST = 1e100
+# Settings that make a reward another quantity, or a KL one from another policy.
+_SAME_SCALE = ("dataset.", "model.", "reward.", "reward_model.", "sft.")
+_KEYS_NAMED = 4
 
 
 @dataclass(frozen=True)
@@ -84,11 +93,17 @@ def compare(records: Sequence[RunRecord]) -> Comparison:
     """Sort the runs of the online stage into compared and excluded ones, and summarise the former."""
     usable: list[tuple[RunRecord, Evaluations, tuple[float, ...]]] = []
     excluded: list[ExcludedRun] = []
+    taken: dict[tuple[str, str, int | None], str] = {}
     for record in records:
         if record.stage != "online":
             continue
         try:
-            usable.append((record, *_usable(record)))
+            found = _usable(record)
+            place = (record.algo, record.label, record.seed)
+            if place in taken:
+                raise UnusableRunError(f"of the same algorithm, settings and seed as {taken[place]}, which counts")
+            taken[place] = record.id
+            usable.append((record, *found))
         except UnusableRunError as error:
             excluded.append(ExcludedRun(record, str(error)))
     curves = mapped(_curve, [points for _, points, _ in usable])
@@ -108,10 +123,19 @@ def _usable(record: RunRecord) -> tuple[Evaluations, tuple[float, ...]]:
     """Its evaluations and KL budgets."""
     if record.reason is not None:
         raise UnusableRunError(record.reason)
-    budgets = tuple(float(budget) for budget in record.setting("dataset.kl_budgets", ()))
-    if not budgets:
+    given = record.setting("dataset.kl_budgets", ())
+    if not given:
         raise UnusableRunError("config.yaml has no dataset.kl_budgets")
-    return evaluations(record), budgets
+    if not isinstance(given, list) or not all(_is_budget(one) for one in given):
+        raise UnusableRunError(f"dataset.kl_budgets: {given!r} is no list of numbers above 0")
+    points = evaluations(record)
+    if max(float(np.abs(values).max()) for values in (points.kl, points.reward)) > _LARGEST:
+        raise UnusableRunError(f"a KL or reward of its evaluations lies beyond {_LARGEST:g}")
+    return points, tuple(map(float, given))
+
+
+def _is_budget(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0.0 < value < _LARGEST
 
 
 def _curve(points: Evaluations) -> GainCurve:
@@ -152,6 +176,16 @@ def _at_budget(budget: float, runs: list[ComparedRun]) -> BudgetResult:
     )
 
 
+def scale_notes(configs: Sequence[dict[str, Any]]) -> list[str]:
+    """Where rewards or KLs of these runs may not be the same quantity; at most one sentence."""
+    differing = [key for key in differing_settings(configs) if key.startswith(_SAME_SCALE)]
+    if not differing:
+        return []
+    more = len(differing) - _KEYS_NAMED
+    named = ", ".join(differing[:_KEYS_NAMED]) + (f" and {more} more" if more > 0 else "")
+    return [f"Not the same in all runs: {named}. Rewards may not be on one scale, or KL not from one initial policy."]
+
+
 def _short_runs(settings: Sequence[SettingSummary]) -> list[str]:
     """One sentence for all budgets, the smallest first."""
     counts: dict[float, tuple[int, int]] = {}
@@ -182,7 +216,11 @@ def _notes(compared: list[ComparedRun], settings: list[SettingSummary], excluded
         if run.evaluations.skipped:
             notes.append(f"{run.record.id}: {run.evaluations.skipped} evaluations without a finite KL and reward.")
         notes.extend(f"{run.record.id}: {note}." for note in run.record.notes)
-    commits = {commit for run in compared if (commit := run.record.summary.get("git_commit"))}
+        last = run.record.summary.get("eval/reward")
+        if isinstance(last, float) and not math.isclose(last, float(run.evaluations.reward[-1]), rel_tol=1e-6):
+            notes.append(f"{run.record.id}: the last evaluation in summary.json is not in metrics.jsonl.")
+    notes += scale_notes([run.record.config for run in compared])
+    commits = {commit for run in compared if isinstance(commit := run.record.summary.get("git_commit"), str)}
     if len(commits) > 1:
         notes.append(f"The runs come from {len(commits)} different commits.")
     return notes

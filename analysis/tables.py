@@ -103,10 +103,11 @@ def summary_table(comparison: Comparison) -> Table:
     with_gold = any(setting.gold_after for setting in settings) and not any(setting.label for setting in settings)
     lines = [explanation(settings)] if settings else ["No finished run to compare."]
     if comparison.excluded:
-        lines.append(f"Left out: {len(comparison.excluded)} runs; the report says why.")
+        count = len(comparison.excluded)
+        lines.append(f"Left out: {count} run{'s' if count > 1 else ''}; the report says why.")
     caption = Text("\n".join(line for line in lines if line), justify="left")  # Text: brackets are not markup here
     table = Table(box=box.SIMPLE_HEAD, caption=caption, caption_justify="left", collapse_padding=True)
-    table.add_column("algorithm", overflow="fold")
+    table.add_column("algorithm", overflow="fold", min_width=9)
     table.add_column("seeds", justify="right")
     table.add_column("reward", justify="right", no_wrap=True)
     if with_gold:

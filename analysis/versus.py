@@ -4,26 +4,28 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from analysis.labels import differing_settings
 from analysis.load import RunRecord, SweepFolderError, is_run, label_runs, load_run, load_sweep
 from analysis.matched import matched_settings
 from analysis.statistics import Interval, Versus, interval, versus
-from analysis.summary import SettingSummary, compare
+from analysis.summary import SettingSummary, compare, scale_notes
 from analysis.tables import SHORT_MARK, interval_text, number, write_csv
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-# What makes a reward another quantity, or a KL one from another policy.
-_SAME_SCALE = ("dataset.", "model.", "reward.", "reward_model.", "sft.")
-_NAMED = 4
+# Of a pair of names that fit into a line of 80.
 _LONGEST_NAME = 10
+_LEGEND = (
+    "E: KL efficiency. [ ]: 95 % interval over seeds, ( ): min to max of two. A run beats a run: the share of pairs of "
+    "runs in which the first has more. Higher mean: how sure it is (one-sided) that its mean is the higher one."
+)
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,8 @@ class Side:
     """One of those compared: the runs of one setting in one of the folders."""
 
     name: str
+    source: str
+    """Of which sweep; "" for runs given one by one."""
     setting: SettingSummary
 
 
@@ -65,14 +69,17 @@ def run(options: argparse.Namespace) -> int:
     """Print the comparison; raises SweepFolderError where there are not two things to compare."""
     from rich.console import Console
 
-    if options.kl is not None and not options.kl > 0.0:
-        raise SweepFolderError(f"--kl: {options.kl:g} is not above 0 nats")
+    for name in ("kl", "target_kl"):
+        value = getattr(options, name)
+        if value is not None and not 0.0 < value < math.inf:
+            raise SweepFolderError(f"--{name.replace('_', '-')}: {value:g} is not a number of nats above 0")
     found = compare_folders(options.folders, options.kl, options.target_kl, options.all_settings)
     console = Console()
     for match in found.matches:
         console.print(_sides_table(found, match), _pairs_table(found, match))
-    for note in found.notes:
-        console.print(note, markup=False, highlight=False)
+    console.print(_LEGEND, markup=False, highlight=False)
+    for note in dict.fromkeys(found.notes):
+        console.print(f"note: {note}", markup=False, highlight=False)
     if options.csv:
         rows = csv_rows(found)
         write_csv(options.csv, rows, list(rows[0]))
@@ -94,19 +101,26 @@ def compare_folders(
     for name, records in sources.items():
         comparison = compare(records)
         prefix = f"{name}: " if len(sources) > 1 else ""
-        notes += [f"left out: {item.record.id}: {item.reason}" for item in comparison.excluded]
-        if not comparison.settings:
-            continue
-        settings = comparison.settings
-        if not all_settings and len(settings) > len({setting.algo for setting in settings}):
-            matched = matched_settings(settings, target_kl)
-            settings = list(matched.settings)
-            notes.append(prefix + matched.text)
-        sides += [Side(f"{prefix}{setting.name}", setting) for setting in settings]
+        notes += [f"{prefix}left out: {item.record.id}: {item.reason}" for item in comparison.excluded]
+        notes += [prefix + note for note in comparison.notes]
+        sides += [Side(f"{prefix}{setting.name}", name, setting) for setting in comparison.settings]
+    groups = {(side.source, side.setting.algo) for side in sides}
+    if not all_settings and 1 < len(groups) < len(sides):
+        by_setting = {id(side.setting): side for side in sides}
+        matched = matched_settings(
+            [side.setting for side in sides],
+            target_kl,
+            group=lambda one: (by_setting[id(one)].source, one.algo),
+            name=lambda one: by_setting[id(one)].name,
+        )
+        chosen = set(map(id, matched.settings))
+        sides = [side for side in sides if id(side.setting) in chosen]
+        notes.append(matched.text)
     if len(sides) < 2:
         there = sides[0].name if sides else "nothing"
         raise SweepFolderError(f"two settings with finished runs are needed, and there is {there}; give more folders")
-    notes += _scale_notes(sides)
+    if len(sources) > 1:
+        notes += scale_notes([side.setting.runs[0].record.config for side in sides])
     return MatchedComparison(tuple(sides), _matches(sides, kl), tuple(notes))
 
 
@@ -150,16 +164,6 @@ def _match(sides: Sequence[Side], kl: float, why: str) -> Match:
     )
 
 
-def _scale_notes(sides: Sequence[Side]) -> list[str]:
-    """Where rewards or KLs of the sides may not be the same quantity."""
-    configs = [side.setting.runs[0].record.config for side in sides]
-    differing = [key for key in differing_settings(configs) if key.startswith(_SAME_SCALE)]
-    if not differing:
-        return []
-    named = ", ".join(differing[:_NAMED]) + (f" and {len(differing) - _NAMED} more" if len(differing) > _NAMED else "")
-    return [f"{named} differ: rewards may not be on one scale, or KL not from one initial policy"]
-
-
 def _sides_table(found: MatchedComparison, match: Match) -> Table:
     table = _table(f"within {match.kl:.3g} nats, {match.why}", "", "seeds", "last KL", "reward gained", "KL efficiency")
     shorts = _short_names(found.sides)
@@ -177,19 +181,27 @@ def _sides_table(found: MatchedComparison, match: Match) -> Table:
 
 
 def _pairs_table(found: MatchedComparison, match: Match) -> Table:
-    table = _table(None, "", "gain, difference", "a run beats a run", "higher mean")
+    table = _table(None, "", "", "difference", "a run beats a run", "higher mean")
     shorts = _short_names(found.sides)
-    for a, b, gain, _ in match.pairs:
+    for a, b, measure, one in (
+        (a, b, measure, one)
+        for a, b, gain, efficiency in match.pairs
+        for measure, one in (("gain", gain), ("E", efficiency))
+    ):
         first, second = shorts[a], shorts[b]
-        probability = number(gain.probability, 2) + _bounds(gain.probability_low, gain.probability_high, 2)
+        several = min(len(found.sides[place].setting.runs) for place in (a, b)) > 1
+        probability = number(one.probability, 2) if several else number(None)
+        probability += _bounds(one.probability_low, one.probability_high, 2)
         sure = number(None)
-        if gain.better is not None:
-            share = max(gain.better, 1.0 - gain.better)
-            sure = f"{first if gain.better >= 0.5 else second}, {'> 99.9%' if share > 0.999 else f'{share:.1%}'}"
+        if one.better is not None:
+            share = max(one.better, 1.0 - one.better)
+            sure = f"{first if one.better >= 0.5 else second}, {'> 99.9%' if share > 0.999 else f'{share:.1%}'}"
+        difference = number(one.difference) + _bounds(one.low, one.high, 3)
         _add(
             table,
-            f"{first} \N{MINUS SIGN} {second}",
-            number(gain.difference) + _bounds(gain.low, gain.high, 3),
+            f"{first} \N{MINUS SIGN} {second}" if measure == "gain" else "",
+            measure,
+            difference,
             probability,
             sure,
         )
@@ -214,7 +226,7 @@ def _table(title: str | None, *columns: str) -> Table:
 
     table = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left", caption_justify="left", collapse_padding=True)
     for column in columns:
-        table.add_column(column, no_wrap=bool(column), overflow="fold")
+        table.add_column(column, no_wrap=bool(column), overflow="fold", min_width=0 if column else 5)
     return table
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from analysis.curves import over_kl, over_samples
+from analysis.curves import gains_within, over_kl, over_samples, seeds_that_spent
 from analysis.errors import AnalysisError
 from analysis.samples import sample_pairs
 from analysis.statistics import interval
@@ -39,7 +39,9 @@ class SweepCurves:
     """What the sweep-level run logs."""
 
     over_samples: list[dict[str, float]]  # rows of analysis.curves.over_samples
-    over_kl: list[dict[str, float]]  # rows of analysis.curves.over_kl, with `seeds` and from 3 on `low` and `high`
+    over_kl: list[
+        dict[str, float]
+    ]  # rows of analysis.curves.over_kl, with `seeds` that spent it, and from 3 on `low` and `high`
     summary: dict[str, float]  # kl_efficiency/<setting> and reward_gain_at_budget/<setting>, at the headline budget
 
     @property
@@ -55,12 +57,13 @@ class Destination:
     entity: str | None  # user or team; None: the account's default
     project: str
     sweep: str  # the group of its runs
+    name: str  # of the sweep's folder: a copy has its own analysis run and dashboard, and the group of the original
     offline: bool
 
     @property
     def run_id(self) -> str:
         """The same for every call, so that W&B replaces the analysis run instead of adding one."""
-        return f"{self.sweep}-{JOB_TYPE}"
+        return f"{self.name}-{JOB_TYPE}"
 
 
 def sweep_curves(comparison: Comparison) -> SweepCurves:
@@ -72,10 +75,10 @@ def sweep_curves(comparison: Comparison) -> SweepCurves:
     rows = over_kl(comparison)
     for row in rows:
         for setting in comparison.settings:
-            gains = [float(run.curve.gain(row["kl"])) for run in setting.runs if run.curve.reaches(row["kl"])]
+            gains = gains_within(setting, row["kl"])
             if gains:
                 spread, name = interval(gains), f"over_kl/{setting.name}"
-                row[f"{name}/seeds"] = len(gains)
+                row[f"{name}/seeds"] = seeds_that_spent(setting, row["kl"])
                 if spread.low is not None and spread.high is not None:
                     row |= {f"{name}/reward_gain_low": spread.low, f"{name}/reward_gain_high": spread.high}
     return SweepCurves(over_samples(comparison), rows, summary)
@@ -98,11 +101,14 @@ def log_analysis(folder: Path, destination: Destination, comparison: Comparison,
         The folder of its W&B files.
 
     Raises:
-        WandbError: online, and W&B does not take it.
+        WandbError: the folder cannot be written, or W&B does not take the run.
     """
     import wandb
 
-    (folder / "wandb").mkdir(exist_ok=True)
+    try:
+        (folder / "wandb").mkdir(exist_ok=True)
+    except OSError as error:
+        raise WandbError(f"{folder / 'wandb'}: cannot be made ({error.strerror}); W&B's files go there") from error
     earlier = list((folder / "wandb").glob(f"offline-run-*-{destination.run_id}"))
     tables: dict[str, Any] = {EFFICIENCY_TABLE: (KL_EFFICIENCY_COLUMNS, kl_efficiency_rows(comparison.settings))}
     if samples := sample_rows(comparison):
@@ -174,11 +180,11 @@ def _open(folder: Path, destination: Destination, comparison: Comparison) -> Any
         entity=destination.entity,
         project=destination.project,
         id=destination.run_id,
-        name=f"{destination.sweep} {JOB_TYPE}",
+        name=f"{destination.name} {JOB_TYPE}",
         group=destination.sweep,
         job_type=JOB_TYPE,
         dir=str(folder),
-        config={"runs": sorted(record.id for record in records), "sweep_name": destination.sweep},
+        config={"runs": sorted(record.id for record in records), "sweep_name": destination.name},
         mode="offline" if destination.offline else "online",
         settings=wandb.Settings(
             init_timeout=INIT_TIMEOUT, silent=True, console="off", disable_git=True, disable_code=True

@@ -38,7 +38,12 @@
 
   async function drawAll() {
     for (const container of document.querySelectorAll(".chart")) {
-      await draw(container);
+      try {
+        await draw(container);
+      } catch (error) {  // the others are drawn all the same
+        console.error(error);
+        container.textContent = "This chart could not be drawn; the tables have its numbers.";
+      }
     }
     document.documentElement.dataset.drawn = String(views.length);
   }

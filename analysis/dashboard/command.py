@@ -31,23 +31,24 @@ def run(options: argparse.Namespace) -> int:
 
     Raises:
         analysis.load.SweepFolderError: the folder does not exist or holds no runs.
-        WandbError: no finished run, wandb-workspaces is missing, or W&B takes neither run nor workspace.
+        WandbError: no finished run, wandb-workspaces is missing, the files cannot be written, or W&B takes neither run
+            nor workspace.
     """
     folder = Path(options.sweep_folder)
+    file = options.output or folder / FILE
+    if options.output and (file.is_dir() or not file.parent.is_dir()):
+        raise WandbError(f"--output {file}: give a file in a folder that exists")
     comparison = compare(load_sweep(folder))
     if not comparison.settings:
         raise WandbError(f"{folder}: no finished RL run to show yet; python -m analysis report {folder} says why")
     workspaces = _workspaces()
     obstacle = _obstacle(options.offline)
     offline = obstacle is not None
-    destination = _destination(comparison, options.entity, options.project, offline)
+    destination = _destination(comparison, options.entity, options.project, folder.resolve().name, offline)
     curves = sweep_curves(comparison)
     workspace = workspaces.build_workspace(comparison, curves, destination)
-    file = options.output or folder / FILE
-    if file.is_file():
-        workspaces.reuse_saved(workspace, file.read_text(encoding="utf-8"))
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(workspaces.to_json(workspace) + "\n", encoding="utf-8")
+    workspaces.reuse_saved(workspace, _saved(file))
+    _write(file, workspaces.to_json(workspace))
     files = log_analysis(folder, destination, comparison, curves)
     if offline:
         print(f"dashboard: {file}")
@@ -56,7 +57,7 @@ def run(options: argparse.Namespace) -> int:
         print(f"save the dashboard on W&B: the same command again, {obstacle}")
         return 0
     _save(workspace, file)
-    file.write_text(workspaces.to_json(workspace) + "\n", encoding="utf-8")  # with the name under which it was saved
+    _write(file, workspaces.to_json(workspace))  # with the name under which it was saved
     if _unsynced(folder):
         print(f"some runs were logged offline; upload them: {sync_line(folder)}")
     print(f"dashboard: {workspace.url}")
@@ -75,7 +76,28 @@ def _obstacle(asked: bool) -> str | None:
         return "without --offline"
     if os.environ.get("WANDB_MODE", "online") != "online":
         return "without WANDB_MODE"
-    return None if logged_in() else "after `wandb login`"
+    try:
+        return None if logged_in() else "after `wandb login`"
+    except WandbError as error:
+        return f"once that is mended: {error}"
+
+
+def _saved(file: Path) -> str:
+    """What an earlier call wrote; empty where there is none."""
+    try:
+        return file.read_text(encoding="utf-8", errors="replace") if file.is_file() else ""
+    except OSError as error:
+        raise WandbError(f"{file}: cannot be read ({error.strerror}); --output gives another file") from error
+
+
+def _write(file: Path, text: str) -> None:
+    """In one step: whoever reads it, or is killed here, has the file before or after."""
+    temporary = file.with_name(f".{file.name}.new")
+    try:
+        temporary.write_text(text + "\n", encoding="utf-8")
+        temporary.replace(file)
+    except OSError as error:
+        raise WandbError(f"{file}: cannot be written ({error.strerror}); --output gives another file") from error
 
 
 def _unsynced(folder: Path) -> bool:
@@ -93,7 +115,9 @@ def _workspaces() -> Any:
     return workspace
 
 
-def _destination(comparison: Comparison, entity: str | None, project: str | None, offline: bool) -> Destination:
+def _destination(
+    comparison: Comparison, entity: str | None, project: str | None, name: str, offline: bool
+) -> Destination:
     """Where the runs were logged to, unless told otherwise.
 
     Raises:
@@ -107,7 +131,7 @@ def _destination(comparison: Comparison, entity: str | None, project: str | None
     sweep = _shared(records, lambda record: record.sweep)
     if project is None or sweep is None:
         raise WandbError("the runs name no one sweep and project of W&B; --project gives the latter")
-    return Destination(entity, project, sweep, offline)
+    return Destination(entity, project, sweep, name, offline)
 
 
 def _shared(records: list[RunRecord], value: Callable[[RunRecord], Any]) -> Any:

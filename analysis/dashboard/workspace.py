@@ -68,11 +68,13 @@ def build_workspace(comparison: Comparison, curves: SweepCurves, destination: De
         "Training": [panel for name in _TRAINING if name in logged for panel in _grouped(sweep, name)],
     }
     # Neither SFT and reward models nor the curves that each end of the sweep left.
-    shown = And(Metric("Group") == destination.sweep, Metric("JobType").isin(["online", JOB_TYPE]))
+    shown = [Metric("Group") == destination.sweep, Metric("JobType").isin(["online", JOB_TYPE])]
+    if destination.name != destination.sweep:  # nor, for a copied folder, the averages of the original
+        shown.append(Metric("ID") != f"{destination.sweep}-{JOB_TYPE}")
     return ws.Workspace(
         entity=destination.entity or "",
         project=destination.project,
-        name=f"{destination.sweep} reward and KL",
+        name=f"{destination.name} reward and KL",
         sections=[
             ws.Section(name=name, panels=panels, is_open=True, layout_settings=_layout(panels))
             for name, panels in sections.items()
@@ -80,7 +82,7 @@ def build_workspace(comparison: Comparison, curves: SweepCurves, destination: De
         ],
         settings=ws.WorkspaceSettings(max_runs=max(_MAX_GROUPS, min(_MAX_RUNS, len(records) + 1))),
         runset_settings=ws.RunsetSettings(
-            filters=shown,
+            filters=And(*shown),
             run_settings=_run_settings(comparison),
             pinned_columns=["summary:eval/reward", "summary:eval/kl", "config:algo.value.name", "config:seed.value"],
         ),

@@ -90,13 +90,11 @@ def _win_rates(figure: PaperFigure, options: argparse.Namespace) -> tuple[Figure
     from analysis.paper_figures.winrates import missing_pairs, read_winrates
 
     pairs, judge = read_winrates(options.folders)
-    from analysis.paper_figures.drawing import draw_win_rates
+    from analysis.paper_figures.drawing import draw_win_rates, prompts_text
 
-    prompts = sorted({pair.prompts for pair in pairs})
-    counted = f"{prompts[0]} to {prompts[-1]}" if len(prompts) > 1 else f"{prompts[0]}"
     caption = [
-        f"{figure.title}. Here judged by {judge} on {counted} prompts; at the right the win rate of the left model, "
-        "ties one half, with its interval over prompts.",
+        f"{figure.title}. Here judged by {judge} on {prompts_text(pairs)}; at the right the win rate of the left "
+        "model, ties one half, with its interval over prompts.",
         f"The paper: {figure.finds}.",
     ]
     unparsed = [f"{pair.unparsed} of {pair.model_a} vs {pair.model_b}" for pair in pairs if pair.unparsed]

@@ -76,7 +76,11 @@ def gather(figure: PaperFigure, folders: Sequence[Path], choice: Choice) -> Cont
     left_out += _reasons(excluded)
     if not rows:
         raise SweepFolderError(_nothing(figure, folders, left_out))
-    over = _axis([run for row in rows for line in row.lines for run in line.runs])
+    runs = [run for row in rows for line in row.lines for run in line.runs]
+    over = _axis(runs)
+    for run in runs:
+        if not np.isfinite(getattr(run.evaluations, over)).any():
+            raise SweepFolderError(f"{place(run.record)}: metrics.jsonl has no {over} to draw its evaluations over")
     gaps = missing_inputs(figure, [row.lines[0].runs[0].record for row in rows])
     gaps += missing_algos(figure, {row.title: row.lines for row in rows})
     gaps += [gap for row in rows for gap in line_gaps(figure, row.lines)]
@@ -176,6 +180,8 @@ def _cut_short(line: Line, over: str) -> list[str]:
             notes.append(f"{line.name}: {name} ends at {end:,.0f} of {longest:,.0f}; from there on it is not counted")
     for run in line.runs:
         if run.evaluations.skipped:
-            notes.append(f"left out: {place(run.record)}: {run.evaluations.skipped} evaluations without KL or reward")
+            count = run.evaluations.skipped
+            some = "1 evaluation has" if count == 1 else f"{count} evaluations have"
+            notes.append(f"note: {place(run.record)} is drawn, but {some} no KL or no reward and no point")
         notes += [f"{place(run.record)}: {note}" for note in run.record.notes]
     return notes

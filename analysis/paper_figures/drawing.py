@@ -26,6 +26,7 @@ from analysis.winrate.results import PairResult
 
 _STYLE: Any = {
     **{"axes.spines.top": False, "axes.spines.right": False, "axes.titlesize": "medium", "axes.titlelocation": "left"},
+    **{"text.parse_math": False},  # a run's text may hold dollars
     **{"font.size": 10.0, "legend.frameon": False, "svg.hashsalt": "analysis", "figure.constrained_layout.use": True},
 }
 _PANELS = {
@@ -64,7 +65,7 @@ def draw(figure: PaperFigure, contents: Contents, gold: bool) -> Figure:
                 _logarithmic_where_apart(row_panels[1], row.lines, contents.over)
         for axes in panels[-1]:
             axes.set_xlabel(_x_label(figure, contents.over))
-        drawn.suptitle(figure.title, x=0.01, ha="left", fontsize="large")
+        drawn.suptitle(_title(figure), x=0.01, ha="left", fontsize="large")
         handles = [
             Line2D([], [], color=look.colour, linestyle=(0, look.dash), marker=look.marker, markersize=5, linewidth=2.0)
             for look in by_line.values()
@@ -74,10 +75,25 @@ def draw(figure: PaperFigure, contents: Contents, gold: bool) -> Figure:
 
 
 def draw_win_rates(figure: PaperFigure, pairs: Sequence[PairResult], judge: str) -> Figure:
-    """The win-rate figure under the paper's title."""
+    """The win-rate figure in the paper's form."""
     drawn = win_rate_figure(pairs, judge)
-    drawn.axes[0].set_title(figure.title, loc="left", fontsize="medium", pad=10.0)
+    here = f"Here: judged by {judge} on {prompts_text(pairs)}"
+    with matplotlib.rc_context(_STYLE):
+        drawn.axes[0].set_title(f"{_title(figure)}\n{here}", loc="left", fontsize="medium", pad=10.0)
     return drawn
+
+
+def prompts_text(pairs: Sequence[PairResult]) -> str:
+    """`50 prompts`, or `48 to 50 prompts` where pairs differ."""
+    counts = sorted({pair.prompts for pair in pairs})
+    if len(counts) > 1:
+        return f"{counts[0]} to {counts[-1]} prompts"
+    return f"{counts[0]} prompt{'s' if counts[0] != 1 else ''}"
+
+
+def _title(figure: PaperFigure) -> str:
+    """Without the paper's data set and model: the line `Here` names those that are drawn."""
+    return f"In the form of figure {figure.number}: {figure.shows}"
 
 
 def line_looks(figure: PaperFigure, rows: Sequence[Row]) -> dict[str, Look]:

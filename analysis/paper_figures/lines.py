@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from analysis.load import RunRecord, SweepFolderError
 from analysis.paper_figures.table import PaperFigure
 from analysis.summary import ComparedRun, SettingSummary
 
@@ -73,15 +74,23 @@ def _named(figure: PaperFigure, setting: SettingSummary) -> tuple[str, tuple[Any
     """A line's name and its place in the legend."""
     record = setting.runs[0].record
     if figure.lines == "lambda":
-        lam = float(record.setting("algo.lam", math.nan))
+        lam = _number(record, "algo.lam")
         return f"\N{GREEK SMALL LETTER LAMDA} = {lam:g}", (lam,)
     if figure.lines == "controller":
         controller = str(record.setting("algo.kl.controller", "none"))
-        start, target = (float(record.setting(f"algo.kl.{key}", math.nan)) for key in ("init_coef", "target"))
+        start, target = (_number(record, f"algo.kl.{key}") for key in ("init_coef", "target"))
         numbers = {"fixed": f" {start:g}", "adaptive": f" (from {start:g}, target {target:g} nats)"}
         place = _CONTROLLERS.index(controller) if controller in _CONTROLLERS else len(_CONTROLLERS)
         return controller_name(controller) + numbers.get(controller, ""), (place, start, target)
     return setting.algo.upper(), (figure.algos.index(setting.algo),)
+
+
+def _number(record: RunRecord, key: str) -> float:
+    """NaN where the run has no such setting."""
+    value = record.setting(key, math.nan)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise SweepFolderError(f"{record.folder}: {key}={value} is not a number; take the run out to draw the others")
+    return float(value)
 
 
 def band(runs: Sequence[ComparedRun], quantity: str, over: str) -> Band | None:

@@ -33,6 +33,8 @@ GRACE = 15.0
 """Seconds that an ending evaluation waits for answers under way."""
 GOES_ON = "; every answer so far is kept, the same command goes on from there"
 _REFUSALS_TO_GIVE_UP = 3
+_FAILURES_TO_GIVE_UP = 3
+"""Requests that failed in every try, with no answer in between."""
 _SECONDS_BETWEEN_NOTES = 5.0
 
 
@@ -62,6 +64,12 @@ class JudgeSettings:
         parts = urlsplit(self.base_url)
         return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path.rstrip("/"), "", ""))
 
+    @property
+    def at_openai(self) -> bool:
+        """However the URL is written; OpenAI's regions are names before this one."""
+        host = (urlsplit(self.base_url).hostname or "").rstrip(".")
+        return f".{host}".endswith(f".{urlsplit(OPENAI_URL).hostname}")
+
     def key(self, request: Request) -> str:
         """Two requests with one key get one answer. The URL is part of it: `default` is another model elsewhere."""
         parts = {"base_url": self.public_url, "model": self.model, "parameters": self.parameters}
@@ -85,6 +93,10 @@ class Usage:
         self.uncounted += reply.prompt_tokens is None or reply.completion_tokens is None
 
 
+class GivenUp(Exception):
+    """This request failed in every try; others may go through, and the evaluation ends once they are done."""
+
+
 class Refused(Exception):
     """The server will not answer this one request, such as one that is too long; others may go through."""
 
@@ -100,6 +112,9 @@ class Asker:
     usage: Usage = field(default_factory=Usage)  # what this process paid for
     _error: WinrateError | None = None
     _refusals: int = 0
+    _given_up: int = 0  # requests that failed in every try
+    _in_a_row: int = 0  # of those, with no answer since
+    _last_failure: str = ""
     _last_note: float = -_SECONDS_BETWEEN_NOTES
     _fetching: dict[str, asyncio.Task[Reply]] = field(default_factory=dict)
     _sending: set[asyncio.Task[Reply]] = field(default_factory=set)
@@ -125,6 +140,7 @@ class Asker:
 
         Raises:
             Refused: for this request there will be none.
+            GivenUp: for this request there is none now; `check_complete` tells.
             WinrateError: the evaluation cannot go on.
         """
         key = self.settings.key(request)
@@ -152,7 +168,26 @@ class Asker:
                 self._end_if_hopeless(failure)
                 if tried < self.settings.max_retries:
                     await self._wait(failure, tried)
-        raise self._end(f" failed {self.settings.max_retries + 1} times in a row ({failure.message})" + GOES_ON)
+        self._given_up += 1
+        self._in_a_row += 1
+        self._last_failure = failure.message
+        if self._in_a_row >= _FAILURES_TO_GIVE_UP:
+            raise self._end(self._what_failed(self._in_a_row))
+        raise GivenUp(failure.message)
+
+    def check_complete(self) -> None:
+        """Call when every request has been tried.
+
+        Raises:
+            WinrateError: some were given up.
+        """
+        if self._given_up:
+            raise self._end(self._what_failed(self._given_up))
+
+    def _what_failed(self, requests: int) -> str:
+        who = "one request" if requests == 1 else f"{requests} requests"
+        each = "" if requests == 1 else " each"
+        return f": {who} failed {self.settings.max_retries + 1} times{each}: {self._last_failure}" + GOES_ON
 
     def _sent(self, sending: asyncio.Task[Reply]) -> None:
         self._sending.discard(sending)
@@ -171,6 +206,7 @@ class Asker:
         reply = reply_of(completion, self._key)
         self.cache.put(key, reply)
         self.usage.add(reply)
+        self._in_a_row = 0
         return reply
 
     def _end_if_hopeless(self, failure: Failure) -> None:

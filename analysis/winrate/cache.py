@@ -18,6 +18,10 @@ from filelock import FileLock, Timeout
 
 from analysis.winrate.errors import WinrateError
 from analysis.winrate.prompt import Reply
+from analysis.winrate.sources import without_half_surrogates
+
+_TEXTS = ("content", "model", "finish_reason")
+_COUNTS = ("prompt_tokens", "completion_tokens")
 
 
 class AnswerCache:
@@ -77,12 +81,25 @@ def _read(path: Path) -> dict[str, Reply]:
         raise WinrateError(f"--cache {path}: cannot be read ({error.strerror})") from error
     for line in lines:
         try:
-            row: dict[str, Any] = json.loads(line)
-            key = row.pop("key")
-            replies[key] = Reply(**row)
-        except (ValueError, TypeError, KeyError, AttributeError):
+            row = json.loads(line)
+        except (ValueError, RecursionError):  # the latter for what is nested too deep
             continue
+        reply = _reply_of(row)
+        if reply is not None:
+            replies[row["key"]] = reply
     return replies
+
+
+def _reply_of(row: Any) -> Reply | None:
+    """None where it is no reply with a key."""
+    if not isinstance(row, dict) or row.keys() != {"key", *_TEXTS, *_COUNTS}:
+        return None
+    if not all(isinstance(row[name], str) for name in ("key", *_TEXTS)):
+        return None
+    if not all(row[name] is None or type(row[name]) is int for name in _COUNTS):  # True is no count
+        return None
+    texts = {name: without_half_surrogates(row[name]) for name in _TEXTS}
+    return Reply(**texts, **{name: row[name] for name in _COUNTS})
 
 
 def _ends_within_a_line(path: Path) -> bool:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import argparse
 import asyncio
 import os
+import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -37,7 +39,7 @@ def judge_by_chat(
     """Judgements, and what to say of the judge.
 
     Raises:
-        Stopped: by --dry-run, a No to the cost, or Ctrl-C; every answer that came is in the cache.
+        Stopped: by --dry-run, a No to the cost, Ctrl-C or SIGTERM; every answer that came is in the cache.
         WinrateError: the judge cannot be asked.
     """
     settings, price = _settings(options), _price(options)
@@ -49,7 +51,7 @@ def judge_by_chat(
     if options.dry_run:
         print("one of the requests:\n\n" + render(template, comparisons[0], swapped=False))
         raise Stopped(0, "dry run: nothing was sent")
-    if needs_consent(expected, own_server=settings.base_url != OPENAI_URL) and not options.yes:
+    if needs_consent(expected, own_server=not settings.at_openai) and not options.yes:
         _ask_consent(expected)
     client = _client(settings) if expected.requests else None
     prepare_folder(folder)
@@ -85,7 +87,7 @@ def _ask_consent(expected: Estimate) -> None:
 
 def _settings(options: argparse.Namespace) -> JudgeSettings:
     url = options.base_url or os.environ.get("OPENAI_BASE_URL") or OPENAI_URL
-    if urlsplit(url).scheme not in ("http", "https"):
+    if not _is_web_address(url):
         raise WinrateError(f"--base-url {url}: give a URL such as http://localhost:8000/v1")
     return JudgeSettings(
         model=options.model,
@@ -97,6 +99,14 @@ def _settings(options: argparse.Namespace) -> JudgeSettings:
         max_retries=options.max_retries,
         backoff=options.backoff,
     )
+
+
+def _is_web_address(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+        return parts.scheme in ("http", "https") and bool(parts.hostname)
+    except ValueError:  # such as half an IPv6 address
+        return False
 
 
 def _price(options: argparse.Namespace) -> Price | None:
@@ -114,7 +124,7 @@ def _client(settings: JudgeSettings) -> AsyncOpenAI:
     except ImportError as error:
         raise WinrateError("--judge chat needs the package openai: pip install 'apa-rlhf[winrate]'") from error
     key = os.environ.get("OPENAI_API_KEY")
-    if not key and settings.base_url == OPENAI_URL:
+    if not key and settings.at_openai:
         raise WinrateError("OPENAI_API_KEY is not set; export it, or give --base-url URL of a server of your own")
     return openai.AsyncOpenAI(
         api_key=key or "none", base_url=settings.base_url, max_retries=0, timeout=settings.timeout
@@ -129,7 +139,7 @@ def _evaluate(
     comparisons: Sequence[Comparison],
     retries: int,
 ) -> tuple[list[Judgement], Usage]:
-    """All judgements and what was paid for them; Ctrl-C waits for the answers under way."""
+    """All judgements and what was paid for them; Ctrl-C and SIGTERM wait for the answers under way."""
     done = 0
 
     async def evaluate(advance: Callable[[], None], say: Callable[[str], None]) -> tuple[list[Judgement], Usage]:
@@ -142,7 +152,7 @@ def _evaluate(
             return await judge_comparisons(comparisons, template, asker, retries, judged), asker.usage
 
     try:
-        with _progress(len(comparisons)) as (advance, say):
+        with _terminated_like_interrupted(), _progress(len(comparisons)) as (advance, say):
             return asyncio.run(evaluate(advance, say))
     except KeyboardInterrupt:
         raise Stopped(
@@ -153,8 +163,29 @@ def _evaluate(
 
 
 @contextmanager
+def _terminated_like_interrupted() -> Iterator[None]:
+    """SIGTERM, as schedulers send it before they kill, does what Ctrl-C does."""
+
+    def interrupt(_: int, frame: Any) -> None:
+        ctrl_c = signal.getsignal(signal.SIGINT)
+        if not callable(ctrl_c):  # ignored, as for background jobs of a script
+            raise KeyboardInterrupt
+        ctrl_c(signal.SIGINT, frame)
+
+    if threading.current_thread() is not threading.main_thread():  # elsewhere signals cannot be set
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
 def _progress(total: int) -> Iterator[tuple[Callable[[], None], Callable[[str], None]]]:
-    """A bar on stderr where that is a terminal: functions to advance it, and to print a line above it."""
+    """A bar on stderr where that is a terminal, else a line at every tenth: functions to advance it, and to print a
+    line above it."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -162,10 +193,19 @@ def _progress(total: int) -> Iterator[tuple[Callable[[], None], Callable[[str], 
     columns = (TextColumn("judged"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
         task = progress.add_task("judged", total=total)
-        yield (
-            lambda: progress.advance(task),
-            lambda line: console.print(line, soft_wrap=True, markup=False, highlight=False),
-        )
+        done = 0
+
+        def say(line: str) -> None:
+            console.print(line, soft_wrap=True, markup=False, highlight=False)
+
+        def advance() -> None:
+            nonlocal done
+            done += 1
+            progress.advance(task)
+            if not console.is_terminal and done * 10 // total > (done - 1) * 10 // total:
+                say(f"judged {done:,} of {total:,}")
+
+        yield advance, say
 
 
 def _about(

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import sys
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -11,18 +13,22 @@ from typing import Any
 from analysis.winrate.chat import INTERRUPTED, judge_by_chat
 from analysis.winrate.errors import Stopped, WinrateError
 from analysis.winrate.judgements import Judgement
-from analysis.winrate.matching import Comparison, Matching, make_comparisons, match_prompts, read_pairs
+from analysis.winrate.matching import Comparison, Matching, Pair, make_comparisons, match_prompts, read_pairs
 from analysis.winrate.options import add_arguments
 from analysis.winrate.output import prepare_folder, results_table, write_results
 from analysis.winrate.results import summarise
 from analysis.winrate.scores import judge_by_score, stored_scores
-from analysis.winrate.sources import Model, output_home, read_models, read_references
+from analysis.winrate.sources import Model, output_home, read_models, read_references, without_half_surrogates
 
 __all__ = ["add_arguments", "run"]
 
+NOTHING_READ = 1
+_FEW_PROMPTS = 16
+
 
 def run(options: argparse.Namespace) -> int:
-    """0 when it worked or was only asked what it would cost; 1 when the user declined the cost, 130 after Ctrl-C.
+    """0 when it worked or was only asked what it would cost; 1 when the user declined the cost or the judge gave
+    no verdict at all, 130 after Ctrl-C or SIGTERM.
 
     Raises:
         WinrateError: bad input, or a judge that cannot be asked.
@@ -35,10 +41,13 @@ def run(options: argparse.Namespace) -> int:
     matching = match_prompts(used, references, needs_reference=kind == "chat", limit=options.limit)
     comparisons = make_comparisons(models, pairs, matching)
     print(matching.describe())
+    from_runs = any(source.step is not None for model in used for source in model.sources)
+    if matching.shared <= _FEW_PROMPTS and from_runs:
+        print("more prompts: evaluation.samples decides how many a run keeps")
     if any(len(model.sources) > 1 for model in used):
         print(f"comparisons: {len(comparisons)}, seed by seed; a prompt counts once, with the mean over its seeds")
-    name = _judge_name(options, kind, field)
-    folder = options.output or output_home(models[0].sources[0]) / "winrate" / _slug(name)
+    name = without_half_surrogates(_judge_name(options, kind, field))
+    folder = options.output or output_home(models[0].sources[0]) / "winrate" / _slug(f"{name}-{_pairs_name(pairs)}")
     try:
         judgements, about_judge = _judge(options, kind, field, used, comparisons, folder)
     except Stopped as stop:
@@ -48,7 +57,7 @@ def run(options: argparse.Namespace) -> int:
         print("interrupted: the same command goes on", file=sys.stderr)
         return INTERRUPTED
     _report(folder, judgements, {"judge": name} | about_judge | _about_input(options, models, matching))
-    return 0
+    return _warn_of_unparsed(name, judgements)
 
 
 def _judge(
@@ -82,6 +91,24 @@ def _report(folder: Path, judgements: list[Judgement], about: dict[str, Any]) ->
     console = Console()
     console.print(results_table(results, about["judge"]))
     console.print(f"written to {folder}: {', '.join(file.name for file in files)}", soft_wrap=True, markup=False)
+
+
+def _warn_of_unparsed(judge: str, judgements: Sequence[Judgement]) -> int:
+    """A line on stderr, and the status, where nothing that the judge was asked counts; 0 otherwise."""
+    unparsed = [judgement for judgement in judgements if judgement.score is None]
+    if not unparsed or not all(judgement.score is None or judgement.comparison.identical for judgement in judgements):
+        return 0
+    line = f"warning: no verdict of {judge} could be read ({len(unparsed)} comparisons); these results say nothing"
+    print(f"{line}; judgements.jsonl has its answers", file=sys.stderr)
+    return NOTHING_READ
+
+
+def _pairs_name(pairs: Sequence[Pair]) -> str:
+    """The models' names where every two of them meet, else pair by pair."""
+    names = list(dict.fromkeys(name for pair in pairs for name in pair))
+    if {frozenset(pair) for pair in pairs} == {frozenset(pair) for pair in itertools.combinations(names, 2)}:
+        return "-".join(names)
+    return "-".join(f"{first}-vs-{second}" for first, second in pairs)
 
 
 def _judge_name(options: argparse.Namespace, kind: str, field: str) -> str:

@@ -9,6 +9,7 @@ from email.utils import parsedate_to_datetime
 from typing import Any, Literal
 
 from analysis.winrate.prompt import Reply
+from analysis.winrate.sources import without_half_surrogates
 
 _RETRIED_STATUS = frozenset({408, 409, 425, 429})
 _FATAL_STATUS = frozenset({401, 402, 403, 404, 405})
@@ -39,15 +40,20 @@ def reply_of(completion: Any, key: str) -> Reply:
         NotACompletion: it is none.
     """
     choices = getattr(completion, "choices", None)
-    if not choices or choices[0].message is None:
-        raise NotACompletion(f"the server's answer is no chat completion: {_line(str(completion))}")
+    choice = choices[0] if isinstance(choices, list) and choices else None
+    message = getattr(choice, "message", None)
+    content = getattr(message, "content", None)
+    if message is None or not isinstance(content, str | None):
+        raise NotACompletion(f"the server's answer is no chat completion: {_line(str(completion), key)}")
     usage = getattr(completion, "usage", None)
+    texts = (content, getattr(completion, "model", None), getattr(choice, "finish_reason", None))
+    content, model, finish_reason = (redacted(without_half_surrogates(str(text or "")), key) for text in texts)
     return Reply(
-        content=redacted(choices[0].message.content or "", key),
-        model=str(completion.model or ""),
-        finish_reason=str(choices[0].finish_reason or ""),
-        prompt_tokens=getattr(usage, "prompt_tokens", None),
-        completion_tokens=getattr(usage, "completion_tokens", None),
+        content=content,
+        model=model,
+        finish_reason=finish_reason,
+        prompt_tokens=_token_count(getattr(usage, "prompt_tokens", None)),
+        completion_tokens=_token_count(getattr(usage, "completion_tokens", None)),
     )
 
 
@@ -57,11 +63,11 @@ def failure_of(error: Exception, key: str) -> Failure | None:
 
     if isinstance(error, TimeoutError | openai.APITimeoutError):
         return Failure("retry", "no answer within --timeout")
-    message = redacted(_line(str(error)), key)
+    message = _line(str(error), key)
     if isinstance(error, openai.APIStatusError):
         return _status_failure(error, message)
     if isinstance(error, openai.APIConnectionError):
-        reason = redacted(_line(str(error.__cause__ or "")), key)
+        reason = _line(str(error.__cause__ or ""), key)
         return Failure("retry", f"connection error ({reason})" if reason else "connection error")
     if isinstance(error, json.JSONDecodeError):
         return Failure("retry", "the server's answer is no JSON")
@@ -98,7 +104,13 @@ def _retry_after(headers: Any) -> float | None:
         return None
 
 
-def _line(text: str) -> str:
-    """One line of bearable length."""
-    line = " ".join(text.split())
+def _token_count(value: Any) -> int | None:
+    """The client does not check what a server sends."""
+    return value if isinstance(value, int) and not isinstance(value, bool) else None
+
+
+def _line(text: str, key: str) -> str:
+    """One line of bearable length without the key, which is struck out before the line is cut: the cut may fall within
+    it."""
+    line = " ".join(redacted(without_half_surrogates(text), key).split())
     return line if len(line) <= _LONGEST_MESSAGE else line[: _LONGEST_MESSAGE - 1] + "\N{HORIZONTAL ELLIPSIS}"

@@ -25,6 +25,7 @@ _STYLE: Any = {
     "svg.hashsalt": "analysis",
     "hatch.linewidth": 0.5,
     "figure.constrained_layout.use": True,
+    "text.parse_math": False,  # names may hold dollars
 }
 _NARROW = 0.06
 """Share of a bar below which a segment has no room for its number."""

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from analysis.winrate.asking import Asker, JudgeSettings, Refused
+from analysis.winrate.asking import Asker, GivenUp, JudgeSettings, Refused
 from analysis.winrate.cache import AnswerCache
 from analysis.winrate.judgements import Asked, Judgement
 from analysis.winrate.matching import Comparison
@@ -50,35 +50,45 @@ async def judge_comparisons(
     retries: int,
     judged: Callable[[], None],
 ) -> list[Judgement]:
-    """Every comparison in both orders, in the given order; `judged` is called as each is done."""
+    """Every comparison in both orders, in the given order; `judged` is called as each is done.
 
-    async def judge(comparison: Comparison) -> Judgement:
+    Raises:
+        WinrateError: the evaluation could not go on, or a request was given up after all others were answered.
+    """
+
+    async def judge(comparison: Comparison) -> Judgement | None:
         judgement = await _judge(comparison, template, asker, retries)
-        judged()
+        if judgement is not None:
+            judged()
         return judgement
 
     tasks = [asyncio.create_task(judge(comparison)) for comparison in comparisons]
     try:
-        return await asyncio.gather(*tasks)
+        judgements = await asyncio.gather(*tasks)
+        asker.check_complete()
+        return [judgement for judgement in judgements if judgement is not None]
     finally:  # of the first that failed, or when all of this is cancelled
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-async def _judge(comparison: Comparison, template: Template, asker: Asker, retries: int) -> Judgement:
+async def _judge(comparison: Comparison, template: Template, asker: Asker, retries: int) -> Judgement | None:
+    """None where a request was given up."""
     if comparison.identical:
         return Judgement(comparison, Asked("TIE"), Asked("TIE"))
     messages = [render(template, comparison, swapped=swapped) for swapped in (False, True)]
     forward, backward = await asyncio.gather(*(_ask(message, asker, retries) for message in messages))
-    return Judgement(comparison, forward, backward)
+    return None if forward is None or backward is None else Judgement(comparison, forward, backward)
 
 
-async def _ask(message: str, asker: Asker, retries: int) -> Asked:
+async def _ask(message: str, asker: Asker, retries: int) -> Asked | None:
     replies: list[Reply] = []
     try:
         while (request := next_request(message, replies, retries)) is not None:
             replies.append(await asker.reply(request))
     except Refused as refusal:
         return Asked(None, tuple(replies), str(refusal))
+    except GivenUp:
+        return None
     return Asked(parse_verdict(replies[-1]), tuple(replies))

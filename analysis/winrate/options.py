@@ -19,12 +19,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NAME=SOURCE",
         help="two or more; SOURCE is a run folder (its last evaluation; FOLDER@first: the first, of the SFT policy) or "
         "a JSONL file with prompt, response and optionally reference and scores; seeds of one model: "
-        "NAME=SOURCE1,SOURCE2",
+        "NAME=SOURCE1,SOURCE2, or a pattern, NAME=runs/default/apa-*",
     )
     parser.add_argument("--pairs", metavar="A:B,C:D", help="which models to compare (default: all pairs)")
     parser.add_argument("--references", type=Path, metavar="FILE", help="JSONL with prompt and reference")
     parser.add_argument("--limit", type=_count, metavar="N", help="only the first N shared prompts")
-    parser.add_argument("--output", type=Path, metavar="FOLDER", help="default: winrate/<judge>/ in the sweep folder")
+    parser.add_argument(
+        "--output", type=Path, metavar="FOLDER", help="default: winrate/<judge>-<models>/ beside the runs"
+    )
     parser.add_argument(
         "--judge",
         default="chat",
@@ -79,16 +81,18 @@ def _add_cost_arguments(group: argparse._ArgumentGroup) -> None:
 
 
 def _natural(text: str) -> int:
-    value = int(text) if text.strip().isdecimal() else -1
-    if value < 0:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0 on")
-    return value
+    return _whole(text, least=0)
 
 
 def _count(text: str) -> int:
-    if _natural(text) == 0:
-        raise argparse.ArgumentTypeError("must be at least 1")
-    return _natural(text)
+    return _whole(text, least=1)
+
+
+def _whole(text: str, least: int) -> int:
+    value = int(text) if text.strip().isdecimal() else -1
+    if value < least:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from {least} on")
+    return value
 
 
 def _price(text: str) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,6 +29,12 @@ def rate_text(rate: Rate | None) -> str:
     return f"{rate.value:.2f}{interval}"
 
 
+def _percent_text(rate: Rate) -> str:
+    """`62% [51%, 72%]`."""
+    interval = "" if rate.low is None or rate.high is None else f" [{rate.low:.0%}, {rate.high:.0%}]"
+    return f"{rate.value:.0%}{interval}"
+
+
 def prepare_folder(folder: Path) -> None:
     """Make the folder before anything is paid for.
 
@@ -44,7 +51,23 @@ def prepare_folder(folder: Path) -> None:
 
 
 def write_results(folder: Path, results: Results, judgements: Sequence[Judgement], about: dict[str, Any]) -> list[Path]:
-    """winrates.csv, judgements.jsonl, figure_1.png and .svg, and last winrate.json with `about` and the totals."""
+    """winrates.csv, judgements.jsonl, figure_1.png and .svg, and last winrate.json with `about` and the totals.
+
+    They take the place of earlier ones once all of them are there.
+
+    Raises:
+        WinrateError: they cannot be written.
+    """
+    try:
+        with tempfile.TemporaryDirectory(prefix=".new-", dir=folder) as scratch:
+            made = _write_all(Path(scratch), results, judgements, about)
+            return [file.replace(folder / file.name) for file in made]
+    except OSError as error:
+        why = error.strerror or type(error).__name__
+        raise WinrateError(f"--output {folder}: cannot be written ({why}); mend that and type it again") from error
+
+
+def _write_all(folder: Path, results: Results, judgements: Sequence[Judgement], about: dict[str, Any]) -> list[Path]:
     from analysis.figures import save_figure
     from analysis.tables import write_csv
     from analysis.winrate.figure import win_rate_figure
@@ -52,7 +75,9 @@ def write_results(folder: Path, results: Results, judgements: Sequence[Judgement
     rows = [_pair_row(pair) for pair in results.pairs]
     write_csv(folder / "winrates.csv", rows, list(rows[0]))
     lines = (json.dumps(_judgement_row(judgement), ensure_ascii=False) for judgement in judgements)
-    (folder / "judgements.jsonl").write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+    # Paths and model names come from the command line, where there may be bytes that are no UTF-8.
+    with (folder / "judgements.jsonl").open("w", encoding="utf-8", errors="replace") as file:
+        file.writelines(line + "\n" for line in lines)
     figures = save_figure(win_rate_figure(results.pairs, about["judge"]), folder, "figure_1")
     totals = {
         "pairs": rows,
@@ -60,7 +85,7 @@ def write_results(folder: Path, results: Results, judgements: Sequence[Judgement
         "agreement": results.agreement and dataclasses.asdict(results.agreement),
     }
     text = json.dumps(about | totals, indent=2, ensure_ascii=False)
-    (folder / "winrate.json").write_text(text + "\n", encoding="utf-8")
+    (folder / "winrate.json").write_text(text + "\n", encoding="utf-8", errors="replace")
     return [folder / "winrates.csv", folder / "judgements.jsonl", *figures, folder / "winrate.json"]
 
 
@@ -72,9 +97,7 @@ def results_table(results: Results, judge: str) -> Table:
 
     caption = [f"Judge: {judge}. Win rate of the left model, ties one half; [ ]: 95 % over prompts."]
     if results.position_bias is not None:
-        caption.append(
-            f"First place preferred: {rate_text(results.position_bias)} of verdicts for either (0.50: no bias)."
-        )
+        caption.append(f"A was preferred in {_percent_text(results.position_bias)} of verdicts that were not ties.")
     if results.agreement is not None:
         caption.append(f"Both orders agree: {rate_text(results.agreement)} of comparisons.")
     table = Table(box=box.SIMPLE_HEAD, caption=Text("\n".join(caption)), caption_justify="left", collapse_padding=True)

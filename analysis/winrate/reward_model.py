@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from analysis.winrate.errors import WinrateError
@@ -42,6 +43,8 @@ def reward_model_scores(path: str) -> Score:
 def _load(path: str) -> tuple[Any, Any]:
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
+    if _is_path(path) and not Path(path).is_dir():
+        raise WinrateError(f"--reward-path {path}: no such folder; give one that holds a reward model")
     try:
         tokenizer = AutoTokenizer.from_pretrained(path)
         model, loading = AutoModelForSequenceClassification.from_pretrained(path, output_loading_info=True)
@@ -56,6 +59,11 @@ def _load(path: str) -> tuple[Any, Any]:
             f"--reward-path {path}: gives {model.config.num_labels} logits; give a model with a single one"
         )
     return tokenizer, model.eval().requires_grad_(False)
+
+
+def _is_path(name: str) -> bool:
+    """A hub name is a word, or two around one slash."""
+    return name.startswith(("/", ".", "~")) or name.endswith("/") or name.count("/") > 1
 
 
 def _logit(tokenizer: Any, model: Any, tokens: list[int]) -> float:

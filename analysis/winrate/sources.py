@@ -2,11 +2,13 @@
 
 A source is a run folder, of whose samples.jsonl one evaluation counts (the last, or with `@first` the first: the SFT
 policy before RL), or a JSONL file with `prompt`, `response` and optionally `reference` and scores. A file whose rows
-have a `step`, such as a samples.jsonl, is read like a run's.
+have a `step`, such as a samples.jsonl, is read like a run's. A pattern stands for all that it matches: no shell expands
+`apa=runs/default/apa-*`.
 """
 
 from __future__ import annotations
 
+import glob
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -83,15 +85,26 @@ def _read_model(argument: str) -> Model:
     name, equals, places = argument.partition("=")
     if not equals or not name or not places or _NOT_IN_NAMES & set(name):
         raise WinrateError(f"{argument}: write NAME=SOURCE, such as apa=runs/default/apa-s0-fcb5736b")
-    return Model(name, tuple(_read_source(place) for place in places.split(",")))
+    sources = [source for place in places.split(",") for source in _read_sources(place)]
+    return Model(without_half_surrogates(name), tuple(sources))
 
 
-def _read_source(place: str) -> Source:
+def _read_sources(place: str) -> list[Source]:
+    """One, or of a pattern as many as it matches, in the order of their names."""
     which: Which = "last"
-    path = Path(place)
     if place.endswith(("@first", "@last")):
         place, _, ending = place.rpartition("@")
-        path, which = Path(place), "first" if ending == "first" else "last"
+        which = "first" if ending == "first" else "last"
+    if not glob.has_magic(place) or Path(place).exists():
+        return [_read_source(Path(place), which)]
+    found = [Path(match) for match in sorted(glob.glob(place))]
+    if not found:
+        raise WinrateError(f"{place}: matches no run folder and no file; `ls {Path(place).parent}` shows what is there")
+    folders = [path for path in found if path.is_dir()]  # a run's lock may lie beside it
+    return [_read_source(path, which) for path in folders or found]
+
+
+def _read_source(path: Path, which: Which) -> Source:
     file = path / SAMPLES if path.is_dir() else path
     if not file.is_file():
         what = f"holds no {SAMPLES}" if path.is_dir() else "no such run folder or JSONL file"
@@ -110,7 +123,9 @@ def _read_source(place: str) -> Source:
             duplicates += 1
             continue
         reference = row.get("reference")
-        answers[prompt] = Answer(response, _clean(reference) if isinstance(reference, str) else None, row)
+        answers[prompt] = Answer(
+            response, without_half_surrogates(reference) if isinstance(reference, str) else None, row
+        )
     if not answers:
         raise WinrateError(f"{file}: holds no responses; give a run that has been evaluated")
     return Source(path, which, step, answers, duplicates)
@@ -149,9 +164,9 @@ def _text(path: Path, number: int, row: Mapping[str, Any], field: str) -> str:
     value = row.get(field)
     if not isinstance(value, str):
         raise WinrateError(f"{path}: line {number} has no text {field!r}; each line needs it")
-    return _clean(value)
+    return without_half_surrogates(value)
 
 
-def _clean(text: str) -> str:
-    """Half surrogate pairs, which JSON can hold and UTF-8 cannot, become question marks."""
+def without_half_surrogates(text: str) -> str:
+    """Half surrogate pairs, which JSON and file names can hold and UTF-8 cannot, become question marks."""
     return text.encode("utf-8", "replace").decode("utf-8")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from analysis.charts import charts
-from analysis.charts_base import ChartFigure, rows, scene, script_json
+from analysis.charts_base import MOST_GREY, ChartFigure, rows, scene, script_json
 from analysis.charts_data import frontier_steps, samples_band, square_root_ticks, thinned
 from analysis.charts_samples import curves_chart
 from analysis.findings import Findings, findings
@@ -123,6 +123,28 @@ def test_ablation_chart_holds_the_means(ablation: Findings) -> None:
     assert wide.charts[0].spec["layer"][0]["encoding"]["x"]["scale"]["type"] == "log"
 
 
+@pytest.mark.parametrize(
+    ("gold", "said"),
+    [
+        (lambda d: d * (1.0 - 0.5 * np.log(d)), "apa is highest at 7.4 nats"),  # d = exp(1 / 0.5 - 1), squared
+        (lambda d: d * (1.0 + 0.5 * np.log(d)), "apa still rises where its runs end"),
+        (lambda d: -d, "apa only falls"),
+    ],
+)
+def test_what_the_gold_line_does_is_said(gold: Callable[[np.ndarray], np.ndarray], said: str) -> None:
+    kl = np.array([1.0, 2.0, 4.0, 8.0, 16.0, 32.0])
+    made = evaluations([0.0, *kl], [0.0, *kl], gold=[0.0, *gold(np.sqrt(kl)).tolist()])
+    run = make_record(Path("apa"), config("apa", 0), made, {"status": "finished"}, [], [])
+    figure = next(one for one in charts(findings(compare([run]))) if one.id == "overoptimization")
+    assert said in figure.charts[0].description
+
+
+def test_an_ablation_of_which_no_seed_has_every_value() -> None:
+    runs = [record("apa", seed, [0, 1], [0, 1], algo__lam=float(seed + 1)) for seed in (0, 1)]
+    figure = charts(findings(compare(label_runs(runs))))[-1]
+    assert "apa none, since no seed has a run of every value" in figure.caption
+
+
 def test_of_many_settings_the_best_are_told_apart() -> None:
     comparison = comparison_of(settings=MOST_SETTINGS + 3, seeds=1)
     drawn, others = drawn_settings(comparison.settings)
@@ -137,6 +159,13 @@ def test_of_many_settings_the_best_are_told_apart() -> None:
     # One algorithm alone: no two lines look alike.
     pairs = [(look.colour, look.dash, look.marker) for look in looks(drawn)]
     assert len(set(pairs)) == len(pairs)
+
+
+def test_of_very_many_settings_not_all_are_grey() -> None:
+    many = scene(comparison_of(settings=MOST_SETTINGS + MOST_GREY + 3, seeds=1).settings)
+    assert len(many.others) == MOST_GREY and many.undrawn == 3
+    assert f"Of {MOST_SETTINGS + MOST_GREY + 3} settings" in many.remarks()
+    assert f"the next {MOST_GREY} are grey" in many.remarks()
 
 
 def test_of_many_runs_means_and_bands_alone() -> None:

@@ -29,7 +29,7 @@ from analysis.wandb_run import Destination, WandbError, sample_rows, sweep_curve
 from tests.analysis.made_up import config, rows, write_run
 from tests.analysis.wandb_stand_in import Server
 
-HERE = Destination("me", "mine", "made_up", offline=True)
+HERE = Destination("me", "mine", "made_up", "made_up", offline=True)
 PROJECT = {"tracking__project": "mine", "tracking__entity": None}
 
 
@@ -156,13 +156,38 @@ def test_the_json_is_what_the_library_itself_reads_and_writes(which, request):
     assert all(type(panel).__name__ != "UnknownPanel" for section in again.sections for panel in section.panels)
 
 
-def test_intervals_over_kl_are_those_of_the_seeds_that_spent_as_much(sweep, varied):
+def test_intervals_over_kl_are_those_of_the_seeds(sweep, varied):
     comparison = compare(load_sweep(sweep))
     row = sweep_curves(comparison).over_kl[-1]
     gains = interval([float(run.curve.gain(row["kl"])) for run in comparison.settings[0].runs])
     assert (row["over_kl/apa/reward_gain_low"], row["over_kl/apa/reward_gain_high"]) == (gains.low, gains.high)
     assert row["over_kl/apa/seeds"] == 3 and row["over_kl/apa/reward_gain_mean"] == gains.mean
     assert not any(key.endswith("_low") for key in sweep_curves(compare(load_sweep(varied))).keys)  # two seeds
+
+
+def test_curves_are_those_of_the_report(tmp_path):
+    """A seed evaluated at other numbers of responses is linear in between, until it ends; one that spent less KL keeps
+    its gain, and only `seeds` counts it out."""
+    from analysis.charts_data import frontier_band, samples_band
+
+    for seed, largest in ((0, 4.0), (1, 1.0)):
+        logged = rows([0.0, largest / 2, largest], [0.0, 0.5 + seed, 1.0 + seed])
+        for row, samples in zip(logged, ((0, 64, 128), (0, 96, 192))[seed], strict=True):
+            row["samples"] = samples
+        write_run(tmp_path, f"apa-s{seed}", config("apa", seed), logged)
+    comparison = compare(load_sweep(tmp_path))
+    (setting,), curves = comparison.settings, sweep_curves(comparison)
+    band = samples_band(setting, "reward")
+    assert band is not None
+    name = "over_samples/apa/reward"
+    found = [[row[key] for key in ("samples", f"{name}_mean", f"{name}_min")] for row in curves.over_samples]
+    assert found == [list(point) for point in zip(band.x, band.mean, band.low, strict=True)]
+    assert found[1] == [64.0, pytest.approx((0.5 + 1.0) / 2), 0.5]  # the second: 64 / 96 of 1.5
+    assert found[-1][:2] == [192.0, 2.0]  # the first has ended
+    last = curves.over_kl[-1]
+    report = frontier_band(setting, last["kl"] ** 0.5, 2)
+    assert last["over_kl/apa/reward_gain_mean"] == pytest.approx(report.mean[-1])
+    assert (last["over_kl/apa/reward_gain_max"], last["over_kl/apa/seeds"]) == (2.0, 1)
 
 
 def test_samples_are_shown_before_and_after_with_their_scores(sweep):
@@ -182,7 +207,9 @@ def test_a_view_that_was_saved_is_saved_over_in_its_own_project_alone(sweep):
     saved = build_workspace(comparison, sweep_curves(comparison), HERE)
     saved._internal_name, saved._internal_id = "nw-abc-v", "view1"
     for entity, kept in (("me", "view1"), (None, "view1"), ("you", "")):
-        later = build_workspace(comparison, sweep_curves(comparison), Destination(entity, "mine", "made_up", True))
+        later = build_workspace(
+            comparison, sweep_curves(comparison), Destination(entity, "mine", "made_up", "made_up", True)
+        )
         reuse_saved(later, to_json(saved))
         assert later._internal_id == kept
     reuse_saved(later, "{")
@@ -202,6 +229,7 @@ def keys_of(run_folder: Path) -> str:
 
 def test_offline_it_is_two_files_however_often_it_is_called(sweep, capsys):
     assert run(options(str(sweep), "--offline")) == 0
+    (sweep / "there").mkdir()
     assert run(options(str(sweep), "--offline", "--output", str(sweep / "there/it.json"))) == 0
     printed = capsys.readouterr().out
     assert f"wandb sync {sweep}/wandb/offline-run-*" in printed and "without --offline" in printed
@@ -230,6 +258,48 @@ def test_what_cannot_be_shown_is_one_line(sweep, tmp_path, monkeypatch):
     monkeypatch.delattr("analysis.dashboard.workspace")
     with pytest.raises(WandbError, match=r"pip install 'apa-rlhf\[dashboard\]'"):
         run(options(str(sweep), "--offline"))
+
+
+def test_places_that_cannot_be_written_are_one_line(sweep, tmp_path):
+    for place in (tmp_path / "nope/d.json", tmp_path):
+        with pytest.raises(WandbError, match=r"^--output .*: give a file in a folder that exists$"):
+            run(options(str(sweep), "--offline", "--output", str(place)))
+    assert not (tmp_path / "nope").exists()
+    (sweep / "wandb").touch()
+    with pytest.raises(WandbError, match="wandb: cannot be made"):
+        run(options(str(sweep), "--offline"))
+    assert not list(sweep.glob(".*"))  # the dashboard was written and put in its place
+    (sweep / ".dashboard.json.new").mkdir()  # root may write anywhere, but not into a folder
+    with pytest.raises(WandbError, match=r"dashboard\.json: cannot be written \(Is a directory\); --output"):
+        run(options(str(sweep), "--offline"))
+
+
+def test_credentials_that_cannot_be_read_leave_it_offline(sweep, monkeypatch, capsys):
+    def unreadable() -> bool:
+        raise WandbError("W&B's credentials cannot be read: bad netrc")
+
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    monkeypatch.setattr("analysis.dashboard.command.logged_in", unreadable)
+    assert run(options(str(sweep))) == 0
+    assert "once that is mended: W&B's credentials cannot be read: bad netrc" in capsys.readouterr().out
+    assert len(list((sweep / "wandb").glob("offline-run-*"))) == 1
+
+
+def test_a_copied_folder_has_an_analysis_run_and_a_dashboard_of_its_own(sweep):
+    import shutil
+
+    copy = shutil.copytree(sweep, sweep.parent / "copied")
+    assert run(options(str(copy), "--offline")) == 0
+    (analysis_run,) = (copy / "wandb").glob("offline-run-*")
+    assert analysis_run.name.endswith("-copied-analysis")
+    view = json.loads((copy / "dashboard.json").read_text())
+    assert view["displayName"] == "copied reward and KL"
+    shown = view["spec"]["section"]["runSets"][0]["filters"]["filters"]
+    assert [(one["key"]["name"], one["op"], one["value"]) for one in shown] == [
+        ("group", "=", "made_up"),
+        ("jobType", "IN", ["online", "analysis"]),
+        ("name", "!=", "made_up-analysis"),
+    ]
 
 
 @pytest.fixture

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
+from analysis import labels
 from analysis.evaluations import UnusableRunError, evaluations
 from analysis.labels import label_configs
 from analysis.load import SweepFolderError, load_run, load_sweep, read_samples
 from tests.analysis.made_up import config, rows, write_run
+from tests.config.composed import config as composed_config
 
 
 def test_a_whole_run(tmp_path: Path) -> None:
@@ -164,3 +169,24 @@ def test_loading_imports_nothing_heavy() -> None:
     )
     root = Path(__file__).parents[2]
     subprocess.run([sys.executable, "-c", code], check=True, cwd=root)
+
+
+def test_settings_that_change_no_result_are_those_of_a_runs_identity() -> None:
+    """This package may not import rlhf, so that it has a list of its own."""
+
+    def fields(config: Any, prefix: str = "") -> Iterator[tuple[str, bool]]:
+        for one in dataclasses.fields(config):
+            value, path = getattr(config, one.name), f"{prefix}{one.name}"
+            yield from [(path, one.metadata["identity"])]
+            if dataclasses.is_dataclass(value):
+                yield from fields(value, f"{path}.")
+
+    found = dict(fields(composed_config("hardware=slurm")))
+    ignored = {path for path in found if path in labels._NOT_COMPARED or path.startswith(labels._GROUPS_NOT_COMPARED)}
+    # A run that keeps less of its weights has another id, and the same results.
+    assert {path for path in ignored if found[path]} - {"tracking", "hardware.slurm"} <= {
+        "seed",
+        "checkpoint.save_final",
+    }
+    others = {path for path, identity in found.items() if not identity} - ignored - {"tracking", "hardware.slurm"}
+    assert others == set()

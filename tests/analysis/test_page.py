@@ -265,3 +265,28 @@ def test_size_and_time_of_a_large_report() -> None:
     html = render_page("Report of many", found)
     assert time.perf_counter() - start < 20.0  # 2 s on two idle cores
     assert len(html.encode()) < 5_000_000
+
+
+def test_tables_of_very_many_settings_are_cut() -> None:
+    # The k-th gains k at each KL; every second has a setting that the others lack. Half of them were pruned.
+    status = {True: "finished", False: "pruned"}
+    records = [
+        make_record(
+            Path(f"apa-{lam}"),
+            config("apa", 0, algo__lam=float(lam), **({f"model__k{lam}": lam} if lam % 2 else {})),
+            rows([0, 4], [0, lam]),
+            {"status": status[lam <= 150]},
+            [],
+            [],
+        )
+        for lam in range(1, 301)
+    ]
+    page = made(findings(compare(label_runs(records)))).page
+    files = {"headline": "kl_efficiency.csv", "budgets-table": "kl_efficiency.csv", "claims-table": "claims.csv"}
+    for name, file in files.items():
+        shown = {float(re.split("[=,)]", line[0])[1]) for line in page.table(name)[1:]}
+        assert shown == set(range(51, 151))
+        caption = page.by_id(f"{name}-caption").text
+        assert caption.endswith(f": the 100 of 150 settings of the highest KL efficiency; {file} has all")
+    assert len(page.table("excluded-table")) == 101 and "150 runs were left out" in page.by_id("excluded").text
+    assert page.by_id("excluded-table-caption").text.endswith("the first 100 of 150; runs.csv has all")

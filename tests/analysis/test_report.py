@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import os
 import re
+import time
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
@@ -137,6 +139,23 @@ def test_nothing_half_written_is_left_behind(tmp_path: Path, monkeypatch: pytest
         write_report(tmp_path)
     assert files.html.read_bytes() == before
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+
+
+def test_folders_of_killed_reports_are_removed(tmp_path: Path) -> None:
+    fill(tmp_path)
+    for name, age in ((".report-old", 7200.0), (".report-new", 60.0)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "report.html").touch()
+        os.utime(tmp_path / name, (time.time() - age,) * 2)
+    write_report(tmp_path)
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == [".report-new"]
+
+
+def test_dollars_are_text(tmp_path: Path) -> None:
+    for seed, name in enumerate(("a $x", "b $\\nonesuch$", "c")):
+        write_run(tmp_path, f"apa-s{seed}", config("apa", 0, model__name=name), rows([0, 1], [0, 1]))
+    svg = write_report(tmp_path).figures[1]
+    assert svg.suffix == ".svg" and "apa (model=b $\\nonesuch$)" in svg.read_text(encoding="utf-8")
 
 
 def test_runs_read_elsewhere_and_another_folder(tmp_path: Path) -> None:

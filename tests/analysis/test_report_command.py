@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 
 from analysis.__main__ import COMMANDS, main
+from analysis.load import load_sweep
+from analysis.report_command import _first
 from tests.analysis.made_up import config, rows, write_run
 
 
@@ -33,6 +35,46 @@ def test_diagnoses_end_the_table_and_output_is_elsewhere(tmp_path: Path, capsys)
     printed = capsys.readouterr().out
     assert "apa: reward fell while KL rose in the run" in printed and str(tmp_path / "there/report.html") in printed
     assert (tmp_path / "there/report.html").is_file() and not (tmp_path / "s/report.html").exists()
+
+
+def test_what_a_reader_must_know_is_printed(tmp_path: Path, capsys) -> None:
+    good = rows([0, 1], [0, 1])
+    long = "a_setting_with_quite_a_long_name_" * 2
+    write_run(tmp_path, "apa-s0", config("apa", 0, model__name=long), good)
+    write_run(tmp_path, "apa-t0", config("apa", 0, model__name="b"), good)
+    for seed in range(1, 8):
+        write_run(tmp_path, f"apa-s{seed}", config("apa", seed), good, status="failed", error=f"OSError: [{seed}]")
+    assert main(["report", str(tmp_path)]) == 0
+    printed = capsys.readouterr().out
+    assert f"apa (model={long})" in printed  # in one line: what is not a terminal is wide enough
+    assert "\nnote: Of the compared runs 2 of 2 never spent" in printed
+    assert "left out: apa-s5: failed: OSError: [5]\nand 2 more; runs.csv has all\n" in printed
+    assert "apa-s6" not in printed
+
+
+def test_what_wandb_does_not_keep_is_said(tmp_path: Path, monkeypatch, capsys) -> None:
+    write_run(tmp_path, "apa-s0", config("apa", 0), rows([0, 1], [0, 1]))
+    monkeypatch.setattr("analysis.wandb_rows.load_wandb_offline", load_sweep)
+    assert main(["report", str(tmp_path), "--from-wandb"]) == 0
+    assert "note: read from W&B, which keeps no versions and no samples" in capsys.readouterr().out
+    assert main(["report", str(tmp_path)]) == 0
+    assert "W&B" not in capsys.readouterr().out
+
+
+def test_many_diagnoses_are_cut() -> None:
+    assert _first(["a", "b", "c"], 2, "x has all") == ["a", "b", "and 1 more; x has all"]
+    assert _first(["a", "b"], 2, "x has all") == ["a", "b"]
+
+
+@pytest.mark.parametrize("columns", [30, 80, 200])
+def test_a_narrow_terminal_keeps_the_algorithm(tmp_path: Path, monkeypatch, capsys, columns: int) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    monkeypatch.setenv("FORCE_COLOR", "1")  # taken for a terminal
+    monkeypatch.setenv("TERM", "dumb")
+    write_run(tmp_path, "apa-s0", config("apa", 0), rows([0, 1], [0, 1]))
+    assert main(["report", str(tmp_path)]) == 0
+    printed = capsys.readouterr().out
+    assert "algorithm" in printed and " apa " in printed
 
 
 @pytest.mark.parametrize("name", COMMANDS)

@@ -68,7 +68,9 @@ def test_rewards_of_different_scales_are_said(tmp_path: Path) -> None:
     write(tmp_path / "one", "apa", 0, 4.0, 2.0)
     write(tmp_path / "two", "apa", 0, 4.0, 3.0, dataset__name="hh")
     (note,) = compare_folders([tmp_path / "one", tmp_path / "two"]).notes
-    assert note.startswith("dataset.name differ: rewards may not be on one scale")
+    assert note.startswith("Not the same in all runs: dataset.name. Rewards may not be on one scale")
+    write(tmp_path / "one", "ppo", 0, 4.0, 2.0, dataset__name="hh")  # within one sweep, too
+    assert any("dataset.name" in note for note in compare(load_sweep(tmp_path / "one")).notes)
 
 
 def test_one_setting_each_at_matched_kl_whatever_it_gained(tmp_path: Path) -> None:
@@ -84,8 +86,68 @@ def test_one_setting_each_at_matched_kl_whatever_it_gained(tmp_path: Path) -> No
     assert [one.name for one in asked.settings] == ["apa (lam=0.1)", "ppo (lam=0.2)"]
     assert "not matched: the largest is 2.5 times the smallest" in asked.text
     found = compare_folders([tmp_path])
-    assert len(found.sides) == 2 and found.notes[0].startswith("Settings (of 5 settings by KL alone, nearest to 3.00")
+    assert len(found.sides) == 2
+    assert found.notes[-1].startswith("Settings (of 5 by KL alone, nearest to 3.00 nats, the most at which they match)")
     assert len(compare_folders([tmp_path], all_settings=True).sides) == 5
+
+
+def test_settings_of_two_sweeps_are_matched_to_one_another(tmp_path: Path) -> None:
+    for sweep, algo, kls in (("a", "apa", (1.0, 5.0, 20.0)), ("b", "ppo", (1.1, 5.2, 100.0))):
+        for index, kl in enumerate(kls):
+            write(tmp_path / sweep, algo, 0, kl, 1.0, algo__lam=0.1 * (index + 1))
+    found = compare_folders([tmp_path / "a", tmp_path / "b"])
+    assert [side.setting.kl.mean for side in found.sides] == [5.0, 5.2]
+    assert "a: apa (lam=0.2) 5.00, b: ppo (lam=0.2) 5.20 nats." in found.notes[-1]
+
+
+def test_settings_that_never_moved_are_no_match(tmp_path: Path) -> None:
+    for algo, kls in (("apa", (0.0, 5.0)), ("ppo", (0.0, 5.2))):
+        for index, kl in enumerate(kls):
+            write(tmp_path, algo, 0, kl, 1.0, algo__lam=0.1 * (index + 1))
+    assert [side.setting.kl.mean for side in compare_folders([tmp_path]).sides] == [5.0, 5.2]
+
+
+def test_all_settings_of_one_algorithm_alone(tmp_path: Path) -> None:
+    for lam in (0.1, 0.2, 0.3):
+        write(tmp_path, "apa", 0, 4.0, lam, algo__lam=lam)
+    assert len(compare_folders([tmp_path]).sides) == 3
+
+
+def test_the_smaller_of_two_budgets(tmp_path: Path) -> None:
+    write(tmp_path, "apa", 0, 9.0, 1.0)
+    write(tmp_path, "ppo", 0, 9.0, 1.0, dataset__kl_budgets=[2.0])
+    assert compare_folders([tmp_path]).matches[0].kl == 2.0
+
+
+def test_a_seed_counts_once(tmp_path: Path) -> None:
+    """Whatever lets two of its runs be: what does not count as a setting, or copies in two sweeps."""
+    for index in range(3):
+        changed = config("apa", 0)
+        changed["checkpoint"] = {"save_final": ("full", "trained", "none")[index]}
+        write_run(tmp_path / "s", f"apa-s0-{index}", changed, rows([0, 4], [0, 1]))
+    found = compare(load_sweep(tmp_path / "s"))
+    assert [run.record.id for run in found.settings[0].runs] == ["apa-s0-0"]
+    assert found.excluded[0].reason == "of the same algorithm, settings and seed as apa-s0-0, which counts"
+
+
+def test_settings_that_print_alike_stay_apart(tmp_path: Path) -> None:
+    for lam in (0.1234567, 0.1234568):
+        write(tmp_path, "apa", 0, 4.0, 1.0, algo__lam=lam)
+    assert [one.label for one in compare(load_sweep(tmp_path)).settings] == ["lam=0.1234567", "lam=0.1234568"]
+
+
+@pytest.mark.parametrize("budgets", [4.0, [0], [-1], [float("nan")], [float("inf")], ["a"], [None], [True]])
+def test_budgets_that_cannot_be_leave_the_run_out(tmp_path: Path, budgets: Any) -> None:
+    write(tmp_path, "apa", 0, 4.0, 1.0, dataset__kl_budgets=budgets)
+    (left_out,) = compare(load_sweep(tmp_path)).excluded
+    assert left_out.reason.startswith("dataset.kl_budgets: ") and left_out.reason.endswith(
+        "is no list of numbers above 0"
+    )
+
+
+def test_rewards_too_large_to_add_leave_the_run_out(tmp_path: Path) -> None:
+    write(tmp_path, "apa", 0, 4.0, 1e308)
+    assert "lies beyond" in compare(load_sweep(tmp_path)).excluded[0].reason
 
 
 def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -106,7 +168,8 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     [
         (["nosuch"], "nosuch: no such folder; give a sweep's folder, such as runs/default"),
         (["s"], "two settings with finished runs are needed, and there is apa; give more folders"),
-        (["s", "--kl", "-1"], "--kl: -1 is not above 0 nats"),
+        (["s", "--kl", "-1"], "--kl: -1 is not a number of nats above 0"),
+        (["s", "--target-kl", "inf"], "--target-kl: inf is not a number of nats above 0"),
     ],
 )
 def test_bad_input_is_one_line(tmp_path: Path, monkeypatch, capsys, words: list[str], line: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 
 import pytest
@@ -43,6 +44,35 @@ def test_a_line_cut_off_costs_that_answer_alone(tmp_path: Path) -> None:
         assert cache.get("first") == REPLY and cache.get("second") is None and cache.get("x") is None
         cache.put("third", REPLY)
     assert AnswerCache(file).get("third") == REPLY
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"content": None}, {"prompt_tokens": "1"}, {"completion_tokens": True}, {"model": 3}, {"key": ["x"]}, {"more": 1}],
+)
+def test_a_row_of_a_wrong_type_costs_that_answer_alone(tmp_path: Path, change: dict) -> None:
+    file = tmp_path / "cache.jsonl"
+    good = {"key": "good", **dataclasses.asdict(REPLY)}
+    deep = "[" * 100_000
+    file.write_text("\n".join([json.dumps(good | {"key": "bad"} | change), deep, json.dumps(good)]))
+    cache = AnswerCache(file)
+    assert cache.get("good") == REPLY and cache.get("bad") is None
+
+
+def test_half_surrogates_kept_by_an_earlier_version_are_mended(tmp_path: Path) -> None:
+    file = tmp_path / "cache.jsonl"
+    file.write_text(json.dumps({"key": "k", **dataclasses.asdict(REPLY), "content": "\ud800 [[A]]"}))
+    reply = AnswerCache(file).get("k")
+    assert reply is not None and reply.content == "? [[A]]"
+
+
+def test_openai_is_known_however_its_url_is_written() -> None:
+    def at(url: str) -> bool:
+        return dataclasses.replace(SETTINGS, base_url=url).at_openai
+
+    hosts = ("https://api.openai.com/v1/", "https://API.openai.com:443/v1", "https://eu.api.openai.com/v1")
+    assert all(at(url) for url in hosts)
+    assert not any(at(url) for url in ("http://localhost:8000/v1", "https://notapi.openai.com.evil/v1"))
 
 
 def test_second_evaluation_is_refused_while_the_first_runs(tmp_path: Path) -> None:

@@ -65,11 +65,39 @@ def test_second_time_nothing_is_sent_and_no_key_is_needed(
     assert second["usage_of_all_answers"] == first["usage_of_all_answers"]
 
 
-def test_a_judge_that_always_says_a(tmp_path: Path, sources: list[str]) -> None:
+def test_a_judge_without_any_verdict_is_warned_of(tmp_path: Path, sources: list[str], capsys: Any) -> None:
+    """Its name holds what matplotlib would take for mathematics; ppo and apa have one text in common, a tie."""
+    arguments = (*sources, "--model", r"a$\frac$b$", "--parse-retries", "0")
+    with judging(lambda _: Say("hm")) as server:
+        assert winrate(tmp_path, *arguments, "--base-url", server.url, *FAST) == 1
+    error = capsys.readouterr().err
+    assert r"warning: no verdict of a$\frac$b$ could be read (11 comparisons); these results say nothing" in error
+    assert [line for line in error.splitlines() if line.startswith("judged")][-1] == "judged 12 of 12"
+    assert len([line for line in error.splitlines() if line.startswith("judged")]) == 10
+
+
+def test_new_results_take_the_place_of_old_ones_all_at_once(
+    tmp_path: Path, sources: list[str], fair: JudgeServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = (*sources, "--base-url", fair.url, *FAST)
+    assert winrate(tmp_path, *arguments) == 0
+    before = {file.name: file.read_bytes() for file in (tmp_path / "out").iterdir()}
+
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("analysis.figures.save_figure", full)
+    with pytest.raises(WinrateError, match=r"--output .*out: cannot be written \(No space left on device\)"):
+        winrate(tmp_path, *arguments, "--limit", "1")
+    assert {file.name: file.read_bytes() for file in (tmp_path / "out").iterdir()} == before
+
+
+def test_a_judge_that_always_says_a(tmp_path: Path, sources: list[str], capsys: Any) -> None:
     with judging(lambda _: Say("[[A]]")) as server:
         assert winrate(tmp_path, *sources, "--base-url", server.url, *FAST) == 0
     made = about(tmp_path)
     assert made["position_bias"]["value"] == 1.0 and made["agreement"]["value"] == 0.0
+    assert "A was preferred in 100% [" in capsys.readouterr().out
     assert totals(tmp_path) == [
         ("sft", "ppo", "0", "0", "0", "4", "0", "0.5"),
         ("sft", "apa", "0", "0", "0", "4", "0", "0.5"),
@@ -147,7 +175,7 @@ def test_same_question_at_the_same_time_is_sent_once(tmp_path: Path) -> None:
 
 
 def test_missing_key_package_and_bad_options(
-    tmp_path: Path, sources: list[str], monkeypatch: pytest.MonkeyPatch, fair: JudgeServer
+    tmp_path: Path, sources: list[str], monkeypatch: pytest.MonkeyPatch, fair: JudgeServer, capsys: Any
 ) -> None:
     with pytest.raises(WinrateError, match="--price-in and --price-out go together"):
         winrate(tmp_path, *sources, "--price-in", "3")
@@ -155,11 +183,17 @@ def test_missing_key_package_and_bad_options(
         winrate(tmp_path, *sources, "--base-url", "localhost:1")
     with pytest.raises(WinrateError, match=r"--judge score: give chat, scores\[:FIELD\] or reward_model"):
         winrate(tmp_path, *sources, "--judge", "score")
-    with pytest.raises(SystemExit):
-        winrate(tmp_path, *sources, "--limit", "0")
+    for url in ("http://[::1", "http://"):
+        with pytest.raises(WinrateError, match="give a URL such as"):
+            winrate(tmp_path, *sources, "--base-url", url)
+    for limit in ("0", "-3"):
+        with pytest.raises(SystemExit):
+            winrate(tmp_path, *sources, "--limit", limit)
+        assert f"argument --limit: '{limit}' is not a whole number from 1 on" in capsys.readouterr().err
     monkeypatch.delenv("OPENAI_API_KEY")
-    with pytest.raises(WinrateError, match="OPENAI_API_KEY is not set; export it, or give --base-url"):
-        winrate(tmp_path, *sources, "--yes")
+    for slash in ("", "/"):
+        with pytest.raises(WinrateError, match="OPENAI_API_KEY is not set; export it, or give --base-url"):
+            winrate(tmp_path, *sources, "--yes", "--base-url", f"https://api.openai.com/v1{slash}")
     assert winrate(tmp_path, *sources, "--base-url", fair.url, *FAST) == 0  # a server of one's own needs none
     monkeypatch.setitem(sys.modules, "openai", None)
     with pytest.raises(WinrateError, match=r"needs the package openai: pip install 'apa-rlhf\[winrate\]'"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -91,7 +92,7 @@ def test_an_answer_that_comes_in_drips_meets_the_timeout(tmp_path: Path, sources
     url = f"http://127.0.0.1:{listener.getsockname()[1]}/v1"
     start = time.monotonic()
     arguments = (*sources, "--limit", "1", "--pairs", "sft:apa", "--base-url", url, "--timeout", "0.3")
-    with pytest.raises(WinrateError, match=r"failed 2 times in a row \(no answer within --timeout\)"):
+    with pytest.raises(WinrateError, match=r"2 requests failed 2 times each: no answer within --timeout;"):
         winrate(tmp_path, *arguments, "--max-retries", "1", "--backoff", "0.01", "--concurrency", "1")
     assert time.monotonic() - start < 5.0
     listener.close()
@@ -124,10 +125,24 @@ def test_a_server_that_stays_down_ends_it_and_keeps_what_came(tmp_path: Path, so
 
     with judging(script) as server:
         arguments = (*sources, "--base-url", server.url, *FAST, "--concurrency", "2")
-        with pytest.raises(WinrateError, match=r"failed 3 times in a row .*503.*the same command goes on"):
+        with pytest.raises(WinrateError, match=r"3 requests failed 3 times each: .*503.*the same command goes on"):
             winrate(tmp_path, *arguments, "--max-retries", "2")
         assert sum(server.answered.values()) == 10
         server.script = longer
+        assert winrate(tmp_path, *arguments) == 0
+        assert totals(tmp_path) == RIGHT and set(server.answered.values()) == {1}
+
+
+def test_one_request_that_keeps_failing_does_not_stop_the_others(tmp_path: Path, sources: list[str]) -> None:
+    def script(call: Call) -> Say:
+        failing = call.responses == ("ss", "ppppp")
+        return Say("mishap", status=500) if failing and call.number < 2 else longer(call)
+
+    with judging(script) as server:
+        arguments = (*sources, "--base-url", server.url, *FAST, "--max-retries", "1", "--concurrency", "1")
+        with pytest.raises(WinrateError, match=r"one request failed 2 times: .*500.*the same command goes on"):
+            winrate(tmp_path, *arguments)
+        assert sum(server.answered.values()) == REQUESTS - 1 and not (tmp_path / "out" / "winrate.json").exists()
         assert winrate(tmp_path, *arguments) == 0
         assert totals(tmp_path) == RIGHT and set(server.answered.values()) == {1}
 
@@ -141,6 +156,14 @@ def test_one_refused_request_does_not_end_the_others(tmp_path: Path, sources: li
     assert [row["unparsed"] for row in pair_rows(tmp_path)] == ["1", "0", "1"]
     assert about(tmp_path)["refused"] == 4
     assert "400 - too long" in (tmp_path / "out" / "judgements.jsonl").read_text()
+
+
+def test_half_surrogates_in_an_answer_are_written(tmp_path: Path, sources: list[str]) -> None:
+    raw = json.dumps({"choices": [{"message": {"content": "\ud800 [[A]]\n[[A]]"}, "finish_reason": "stop"}]})
+    page = {"Content-Type": "application/json"}
+    with judging(lambda _: Say(raw=raw.encode(), headers=page)) as server:
+        assert winrate(tmp_path, *sources, "--base-url", server.url, *FAST) == 0
+    assert "? [[A]]" in (tmp_path / "out" / "judgements.jsonl").read_text()
 
 
 def test_the_key_is_sent_and_nowhere_written(tmp_path: Path, sources: list[str], capsys: Any) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from email.utils import formatdate
+from types import SimpleNamespace
 from typing import Any
 
 import httpx2
@@ -14,8 +15,8 @@ from analysis.winrate.asking import LONGEST_WAIT, Usage, waiting_time
 from analysis.winrate.chat import needs_consent
 from analysis.winrate.cost import KNOWN_PRICES, Estimate, Price, describe_usage, dollars, estimate
 from analysis.winrate.errors import WinrateError
-from analysis.winrate.failures import failure_of
-from analysis.winrate.prompt import Request
+from analysis.winrate.failures import NotACompletion, failure_of, reply_of
+from analysis.winrate.prompt import Reply, Request
 
 KEY = "sk-0123456789abcdef"
 
@@ -40,6 +41,29 @@ def test_which_failures_are_tried_again(error: Exception, kind: str) -> None:
     failure = failure_of(error, KEY)
     assert failure is not None and failure.kind == kind
     assert "\n" not in failure.message and KEY not in failure.message
+
+
+def test_the_key_is_struck_out_across_the_cut() -> None:
+    for width in range(160, 210):
+        text = "x" * width + KEY
+        lost = openai.APIConnectionError(request=httpx2.Request("POST", "http://host"))
+        lost.__cause__ = ValueError(text)
+        for error in (lost, NotACompletion(text)):
+            failure = failure_of(error, KEY)
+            assert failure is not None and "sk-" not in failure.message
+        with pytest.raises(NotACompletion) as caught:
+            reply_of(text, KEY)
+        assert "sk-" not in str(caught.value)
+
+
+def test_a_reply_holds_no_key_no_half_surrogates_and_no_counts_that_are_none() -> None:
+    choice = SimpleNamespace(message=SimpleNamespace(content=f"\ud800{KEY}"), finish_reason=KEY)
+    usage = SimpleNamespace(prompt_tokens="1", completion_tokens=True)
+    reply = reply_of(SimpleNamespace(choices=[choice], model=f"m-{KEY}", usage=usage), KEY)
+    assert reply == Reply("?***", "m-***", "***", None, None)
+    choice.message.content = ["no text"]
+    with pytest.raises(NotACompletion):
+        reply_of(SimpleNamespace(choices=[choice]), KEY)
 
 
 def test_our_own_errors_are_no_failures_of_the_server() -> None:

@@ -8,6 +8,8 @@ import subprocess
 import time
 from pathlib import Path
 
+import pytest
+
 from tests.analysis.winrate.judge_server import Call, JudgeServer, Say, judging, longer
 from tests.analysis.winrate.made_up import COMMAND, ROOT, answers, pair_rows
 
@@ -62,11 +64,12 @@ def test_kill_9_repeats_at_most_what_was_under_way(tmp_path: Path) -> None:
     assert (row["wins"], row["comparisons"], row["win_rate"]) == (str(PROMPTS), str(PROMPTS), "1.0")
 
 
-def test_ctrl_c_keeps_what_is_under_way_and_says_so(tmp_path: Path) -> None:
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_and_sigterm_keep_what_is_under_way_and_say_so(tmp_path: Path, sent: signal.Signals) -> None:
     with judging(slow) as server:
         first = start(tmp_path, server)
         wait_for(server, 8)
-        first.send_signal(signal.SIGINT)
+        first.send_signal(sent)
         _, error = first.communicate(timeout=20)
         assert first.returncode == 130
         assert "Traceback" not in error

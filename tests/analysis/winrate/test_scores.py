@@ -35,7 +35,7 @@ def test_a_score_that_is_not_there_is_named(tmp_path: Path) -> None:
         winrate(tmp_path, f"a={a}", f"b={a}", "--judge", "scores:helpful")
 
 
-def test_default_place_is_beside_the_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_default_place_is_beside_the_runs_and_one_for_each_set_of_pairs(tmp_path: Path, capsys: Any) -> None:
     import argparse
 
     from analysis.winrate.command import add_arguments, run
@@ -44,8 +44,15 @@ def test_default_place_is_beside_the_runs(tmp_path: Path, monkeypatch: pytest.Mo
     runs = [write_rows(tmp_path / "sweep" / name / "samples.jsonl", rows).parent for name in ("a-s0", "b-s0")]
     parser = argparse.ArgumentParser()
     add_arguments(parser)
-    assert run(parser.parse_args([f"a={runs[0]}", f"b={runs[1]}", "--judge", "scores:reward"])) == 0
-    assert (tmp_path / "sweep" / "winrate" / "scores-reward" / "winrate.json").is_file()
+    arguments = [f"a={runs[0]}", f"b={runs[1]}", f"c={runs[1]}", "--judge", "scores:reward"]
+    for pairs in ([], ["--pairs", "a:b"], ["--pairs", "a:b,a:c"]):
+        assert run(parser.parse_args([*arguments, *pairs])) == 0
+    assert sorted(file.parent.name for file in (tmp_path / "sweep" / "winrate").glob("*/winrate.json")) == [
+        "scores-reward-a-b",
+        "scores-reward-a-b-c",
+        "scores-reward-a-vs-b-a-vs-c",
+    ]
+    assert "more prompts: evaluation.samples decides how many a run keeps" in capsys.readouterr().out
 
 
 @pytest.fixture(scope="module")
@@ -114,7 +121,8 @@ def test_what_is_no_reward_model_is_refused(tmp_path: Path, tiny: dict[str, Path
     a = answers(tmp_path / "a.jsonl", {"p0": "good"})
     for path, message in (
         (None, "--judge reward_model needs --reward-path"),
-        (tmp_path / "none", r"--reward-path .*none: cannot be loaded"),
+        (tmp_path / "none", r"--reward-path .*none: no such folder"),
+        (tmp_path, r"--reward-path .*: cannot be loaded"),
         (tiny["two"], "gives 2 logits; give a model with a single one"),
         (tiny["policy"], r"lacks the weights score\.weight; give a reward model, not a policy"),
     ):

@@ -31,6 +31,18 @@ def test_last_and_first_evaluation_of_a_run(tmp_path: Path) -> None:
     assert [m.sources[0].step for m in (first, last, file)] == [0, 16, 16]
 
 
+def test_a_pattern_stands_for_the_seeds_that_it_matches(tmp_path: Path) -> None:
+    """As the README writes it: no shell expands a pattern behind `name=`."""
+    for seed in (1, 0):
+        run_folder(tmp_path, f"apa-s{seed}", {0: {"p": f"before {seed}"}, 8: {"p": f"after {seed}"}})
+    (tmp_path / "apa-s0.lock").touch()
+    odd = run_folder(tmp_path, "odd[1]", {0: {"p": "odd"}})
+    sft, apa, literal = read_models([f"sft={tmp_path}/apa-s*@first", f"apa={tmp_path}/apa-s1*", f"odd={odd}"])
+    assert [source.answers["p"].response for source in sft.sources] == ["before 0", "before 1"]
+    assert [source.answers["p"].response for source in apa.sources] == ["after 1"]
+    assert literal.sources[0].answers["p"].response == "odd"
+
+
 def test_counts_of_matching_and_limit(tmp_path: Path) -> None:
     """a: p1 p2 p3 p4, p1 again; b: p4 p3 p2 p5. Shared: p2 p3 p4; missing: p1 p5; p3 has no reference anywhere."""
     rows = [{"prompt": f"p{i}", "response": "x"} | ({"reference": "r"} if i != 3 else {}) for i in (1, 2, 3, 4, 1)]
@@ -82,6 +94,7 @@ def test_pairs_by_name(tmp_path: Path) -> None:
         (["{good}", "b={good}"], "write NAME=SOURCE"),
         (["a:b={good}", "b={good}"], "write NAME=SOURCE"),
         (["a={good}", "b={folder}/none"], "none: no such run folder or JSONL file"),
+        (["a={good}", "b={folder}/ppo-*"], r"ppo-\*: matches no run folder and no file; `ls "),
         (["a={good}", "b={folder}"], "holds no samples.jsonl; give a run's folder"),
         (["a={good}@first", "b={good}"], "@first: its rows have no step"),
         (["a={good}", "b={broken}"], "broken.jsonl: line 1 is not a JSON object"),

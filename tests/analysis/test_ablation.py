@@ -1,0 +1,130 @@
+"""Ablations and the fits of over-optimisation against numbers worked by hand."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from analysis.ablation import ablations, hypervolume
+from analysis.findings import findings
+from analysis.load import load_sweep
+from analysis.overoptimization import gold_fit
+from analysis.summary import Comparison, compare
+from tests.analysis.made_up import config, rows, write_run
+
+
+def sweep(folder: Path) -> Comparison:
+    return compare(load_sweep(folder))
+
+
+def write(folder: Path, algo: str, seed: int, made: list[dict[str, Any]], **changes: Any) -> None:
+    name = f"{algo}-s{seed}-{abs(hash(str(changes))):x}"[:24]
+    write_run(folder, name, config(algo, seed, **changes), made)
+
+
+# --- over-optimisation -----------------------------------------------------------------------------------------------
+
+
+def test_gold_fit_finds_the_coefficients_it_was_made_of(tmp_path: Path) -> None:
+    kl = np.array([0.0, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0])
+    d = np.sqrt(kl)
+    for seed, (alpha, beta) in enumerate([(1.0, 0.5), (1.2, 0.7), (0.8, 0.3)]):
+        gold = 3.0 + d * (alpha - beta * np.log(np.where(d > 0, d, 1.0)))
+        write(tmp_path, "apa", seed, rows(kl.tolist(), d.tolist(), gold=gold.tolist()))
+    (fit,) = [gold_fit(setting) for setting in sweep(tmp_path).settings]
+    assert fit is not None
+    assert (fit.alpha.minimum, fit.alpha.maximum) == pytest.approx((0.8, 1.2))
+    assert (fit.beta.mean, fit.pooled[1]) == pytest.approx((0.5, 0.5))
+    assert fit.gain(np.array([0.0, 1.0])) == pytest.approx([0.0, 1.0])
+    # d (1 - log d / 2) is highest where log d = 1, at d^2 = e^2 = 7.39.
+    assert fit.peak_kl == pytest.approx(math.exp(2.0), rel=1e-6)
+    assert 0.9 < fit.explained <= 1.0
+
+
+def test_no_gold_fit_of_nothing(tmp_path: Path) -> None:
+    write(tmp_path, "apa", 0, rows([0, 1, 2], [0, 1, 2]))
+    write(tmp_path, "ppo", 0, rows([0, 1, 2], [0, 1, 2], gold=[0, 1, 2]))  # two points
+    write(tmp_path, "awr", 0, rows([0, 1, 1, 1, 1], [0, 1, 2, 2, 2], gold=[0, 1, 2, 1, 2]))  # one KL
+    assert findings(sweep(tmp_path)).gold_fits == []
+
+
+@pytest.mark.parametrize(
+    ("alpha", "beta", "trend"),
+    [
+        (1.0, 0.5, "peaks"),  # at d = e, 7.4 nats
+        (1.0, 0.3, "peaks beyond reach"),  # at d = exp(7 / 3), 106 nats
+        (1.0, -0.1, "rises"),
+        (-1.0, 0.0, "falls"),
+        (0.0, 1.5, "falls"),  # highest at d = 1 / e, below the first evaluation
+        (-1.0, -0.1, "falls"),  # it turns at exp(9)
+    ],
+)
+def test_trend_of_the_fitted_line(tmp_path: Path, alpha: float, beta: float, trend: str) -> None:
+    kl = np.array([0.0, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0])
+    d = np.sqrt(kl)
+    gold = d * (alpha - beta * np.log(np.where(d > 0, d, 1.0)))
+    write(tmp_path, "apa", 0, rows(kl.tolist(), d.tolist(), gold=gold.tolist()))
+    fit = gold_fit(sweep(tmp_path).settings[0])
+    assert fit is not None and fit.trend == trend and (fit.peak_kl is not None) == (trend == "peaks")
+
+
+# --- ablations -------------------------------------------------------------------------------------------------------
+
+
+def test_hypervolume_by_hand() -> None:
+    kl, gain = np.array([0.0, 1.0, 2.0, 3.0, 5.0]), np.array([0.0, 1.0, 0.5, 3.0, 9.0])
+    # Budget 4: 1 from 1 nat on (area 3), then 3 from 3 nats on (1 * 2 more); what costs 5 is outside.
+    assert hypervolume(kl, gain, 4.0) == 5.0
+    assert hypervolume(kl[::-1], gain[::-1], 4.0) == 5.0
+    assert hypervolume(np.array([1.0]), np.array([-1.0]), 4.0) == 0.0
+
+
+def test_an_ablation_of_one_number(tmp_path: Path) -> None:
+    for lam, end in ((1.0, 1.0), (0.1, 3.0)):
+        for seed in (0, 1):
+            write(tmp_path, "apa", seed, rows([0, end], [0, end + seed]), algo__lam=lam)
+    write(tmp_path, "ppo", 0, rows([0, 1], [0, 1]))
+    (found,) = ablations(sweep(tmp_path))
+    assert (found.algo, found.key, found.is_log) == ("apa", "algo.lam", True)
+    assert [point.value for point in found.points] == [0.1, 1.0]
+    # Budget 4: (4 - 3) * 3 and * 4; (4 - 1) * 1 and * 2.
+    assert [point.hypervolume.mean for point in found.points] == [3.5, 4.5]
+    assert found.hypervolume is not None and found.incomplete_seeds == 0
+    # Seed 0 has (1, 1) and (3, 3): 3 + 2; seed 1 has (1, 2) and (3, 4): 6 + 2.
+    assert (found.hypervolume.minimum, found.hypervolume.maximum) == (5.0, 8.0)
+
+
+def test_no_ablation_of_two_settings_or_of_words(tmp_path: Path) -> None:
+    write(tmp_path, "apa", 0, rows([0, 1], [0, 1]), algo__lam=1.0, optimization__learning_rate=1.0)
+    write(tmp_path, "apa", 0, rows([0, 1], [0, 1]), algo__lam=2.0, optimization__learning_rate=2.0)
+    write(tmp_path, "ppo", 0, rows([0, 1], [0, 1]), model__name="a")
+    write(tmp_path, "ppo", 0, rows([0, 1], [0, 1]), model__name="b")
+    assert ablations(sweep(tmp_path)) == []
+
+
+def test_a_seed_that_misses_a_value_is_left_out_of_the_whole(tmp_path: Path) -> None:
+    for lam, seed in ((0.1, 0), (1.0, 0), (0.1, 1), (1.0, 2)):
+        write(tmp_path, "apa", seed, rows([0, 1], [0, 1.0 + seed]), algo__lam=lam)
+    (found,) = ablations(sweep(tmp_path))
+    assert found.hypervolume is not None and (found.hypervolume.seeds, found.hypervolume.mean) == (1, 3.0)
+    assert found.incomplete_seeds == 2
+
+
+def test_no_seed_with_every_value_has_no_whole(tmp_path: Path) -> None:
+    for lam, seed in ((0.1, 0), (1.0, 1)):
+        write(tmp_path, "apa", seed, rows([0, 1], [0, 1]), algo__lam=lam)
+    (found,) = ablations(sweep(tmp_path))
+    assert (found.hypervolume, found.incomplete_seeds, len(found.points)) == (None, 2, 2)
+
+
+def test_no_point_at_a_value_that_is_not_finite(tmp_path: Path) -> None:
+    for lam in (0.1, 1.0, math.inf):
+        write(tmp_path, "apa", 0, rows([0, 1], [0, 1]), algo__lam=lam)
+    for lam in (0.1, math.nan):
+        write(tmp_path, "ppo", 0, rows([0, 1], [0, 1]), algo__lam=lam)
+    (found,) = ablations(sweep(tmp_path))
+    assert (found.algo, [point.value for point in found.points]) == ("apa", [0.1, 1.0])
