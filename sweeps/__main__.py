@@ -72,7 +72,8 @@ def _cancel(statuses: list[RunStatus], console: Console) -> int:
         stop_path(status.run).touch()  # its job lets the iteration at work end, however long that is
     running = {status.job for status in in_jobs if status.state == "running"}
     complaint = scancel({status.job for status in in_jobs} - running)
-    drivers = {status.driver for status in at_work if status.driver is not None}
+    # A driver ends by itself once its jobs have; one whose runs are no jobs yet would submit them.
+    drivers = {status.driver for status in at_work if status.driver is not None and not status.job}
     for driver in drivers:
         with contextlib.suppress(ProcessLookupError):
             os.kill(driver, signal.SIGTERM)
