@@ -237,7 +237,7 @@ def test_an_input_of_another_version_is_one_line(tmp_path):
     needed = run(tmp_path, "model.sft=true")
     (sft,) = input_runs(needed)
     for one in (needed, sft):
-        write_record(one, COUNTING)
+        write_record(one, COUNTING, driver_started=0)  # or this process would be the driver that is told to stop
     record = json.loads(record_path(sft).read_text())
     record["config"]["hardware"]["no_such_option"] = 1
     record_path(sft).write_text(json.dumps(record))
