@@ -70,24 +70,30 @@ def frontier_steps(run: ComparedRun, kl: np.ndarray) -> np.ndarray:
 
 
 def samples_band(setting: SettingSummary, quantity: str, points: int | None = None) -> Band | None:
-    """Over responses generated, of the runs that got as far; between its own evaluations a run is taken as linear.
-    None where no run has the quantity; thinned to about `points`, both ends kept."""
-    runs = [(run.evaluations.samples, getattr(run.evaluations, quantity)) for run in setting.runs]
-    runs = [(samples, values) for samples, values in runs if values is not None]
-    if not runs:
+    """`evaluations_band` over responses generated."""
+    return evaluations_band(setting.runs, quantity, "samples", points)
+
+
+def evaluations_band(runs: Sequence[ComparedRun], quantity: str, over: str, points: int | None = None) -> Band | None:
+    """A quantity of the evaluations over `samples` or `step`; None where no run has it.
+
+    The points are those of all runs together, thinned to about `points`, both ends kept. Between its own evaluations a
+    run is taken as linear, beyond its last one it is not counted.
+    """
+    curves = [(x, y) for x, y in (_known(run, quantity, over) for run in runs) if len(x)]
+    if not curves:
         return None
-    grid = np.unique(np.concatenate([samples for samples, _ in runs]))
-    grid = thinned(grid[np.isfinite(grid)], points)
-    curves = np.full((len(runs), len(grid)), np.nan)
-    for row, (samples, values) in zip(curves, runs, strict=True):
-        known = np.isfinite(samples) & np.isfinite(values)
-        if known.any():
-            row[:] = np.interp(grid, samples[known], values[known], left=np.nan, right=np.nan)
-    reached = np.isfinite(curves).any(axis=0)
-    if not reached.any():
-        return None
-    grid, curves = grid[reached], curves[:, reached]
-    return Band(grid, np.nanmean(curves, axis=0), np.nanmin(curves, axis=0), np.nanmax(curves, axis=0))
+    grid = thinned(np.unique(np.concatenate([x for x, _ in curves])), points)
+    values = np.stack([np.interp(grid, x, y, left=np.nan, right=np.nan) for x, y in curves])  # (runs, points)
+    return Band(grid, np.nanmean(values, axis=0), np.nanmin(values, axis=0), np.nanmax(values, axis=0))
+
+
+def _known(run: ComparedRun, quantity: str, over: str) -> tuple[np.ndarray, np.ndarray]:
+    x, y = getattr(run.evaluations, over), getattr(run.evaluations, quantity)
+    if y is None:
+        return np.empty(0), np.empty(0)
+    known = np.isfinite(x) & np.isfinite(y)
+    return x[known], y[known]
 
 
 def thinned(values: np.ndarray, points: int | None) -> np.ndarray:

@@ -17,9 +17,10 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 
+from analysis.charts_data import Band, evaluations_band
 from analysis.looks import DASHES, MARKERS, Look, algorithm_looks, looks
 from analysis.paper_figures.contents import Contents, Row
-from analysis.paper_figures.lines import Band, Line, band
+from analysis.paper_figures.lines import Line
 from analysis.paper_figures.table import PaperFigure
 from analysis.winrate.figure import win_rate_figure
 from analysis.winrate.results import PairResult
@@ -135,7 +136,7 @@ def _x_label(figure: PaperFigure, over: str) -> str:
 
 def _draw_panel(axes: Axes, row: Row, by_line: Mapping[str, Look], quantity: str, over: str) -> None:
     for line in row.lines:
-        found = band(line.runs, quantity, over)
+        found = evaluations_band(line.runs, quantity, over)
         if found is not None:
             _draw_line(axes, found, by_line[line.name], line.name)
     axes.set_ylabel(_PANELS[quantity])
@@ -163,7 +164,7 @@ def _draw_line(axes: Axes, found: Band, look: Look, name: str) -> None:
 
 def _logarithmic_where_apart(axes: Axes, lines: Sequence[Line], over: str) -> None:
     """Logarithmic above a tenth of the lowest line's peak or so, linear below: the initial policy's KL is 0."""
-    bands = [found for line in lines if (found := band(line.runs, "kl", over)) is not None]
+    bands = [found for line in lines if (found := evaluations_band(line.runs, "kl", over)) is not None]
     peaks = [peak for found in bands if (peak := float(found.mean.max())) > 0.0]
     if not peaks or max(peaks) <= LOG_KL_ABOVE * min(peaks):
         return

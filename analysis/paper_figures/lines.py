@@ -8,8 +8,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from analysis.load import RunRecord, SweepFolderError
 from analysis.paper_figures.table import PaperFigure
 from analysis.summary import ComparedRun, SettingSummary
@@ -37,16 +35,6 @@ class Line:
     @property
     def seeds(self) -> list[int]:
         return sorted(run.record.seed for run in self.runs if run.record.seed is not None)
-
-
-@dataclass(frozen=True)
-class Band:
-    """Mean, minimum and maximum over the seeds that got as far; all arrays are (points,)."""
-
-    x: np.ndarray
-    mean: np.ndarray
-    low: np.ndarray
-    high: np.ndarray
 
 
 def lines_of(figure: PaperFigure, settings: Sequence[SettingSummary]) -> tuple[Line, ...]:
@@ -91,26 +79,3 @@ def _number(record: RunRecord, key: str) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise SweepFolderError(f"{record.folder}: {key}={value} is not a number; take the run out to draw the others")
     return float(value)
-
-
-def band(runs: Sequence[ComparedRun], quantity: str, over: str) -> Band | None:
-    """A quantity of the evaluations over `samples` or `step`; None where no run has it.
-
-    The points are those of all runs together. Between its own evaluations a run is taken as linear, beyond its last one
-    it is not counted.
-    """
-    curves = [_points(run, quantity, over) for run in runs]
-    curves = [(x, y) for x, y in curves if len(x)]
-    if not curves:
-        return None
-    grid = np.unique(np.concatenate([x for x, _ in curves]))
-    values = np.stack([np.interp(grid, x, y, left=np.nan, right=np.nan) for x, y in curves])  # (runs, points)
-    return Band(grid, np.nanmean(values, axis=0), np.nanmin(values, axis=0), np.nanmax(values, axis=0))
-
-
-def _points(run: ComparedRun, quantity: str, over: str) -> tuple[np.ndarray, np.ndarray]:
-    x, y = getattr(run.evaluations, over), getattr(run.evaluations, quantity)
-    if y is None:
-        return np.empty(0), np.empty(0)
-    known = np.isfinite(x) & np.isfinite(y)
-    return x[known], y[known]
