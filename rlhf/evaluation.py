@@ -16,10 +16,10 @@ from rlhf.data.examples import GoldScorer
 from rlhf.kl import exact_kl
 from rlhf.masked import entropy, masked_mean
 from rlhf.models import PolicyModels
-from rlhf.models.reward_model import RewardModel
 from rlhf.random import sampling_uniforms
 from rlhf.rewards import score_responses
 from rlhf.rollout import generate
+from rlhf.scorers import Scorer
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Evaluator:
     tokenizer: PreTrainedTokenizerBase
     prompts: PromptBatch
     """B prompts in the data set's order; even and odd ones are the two halves of the KL efficiency."""
-    reward_model: RewardModel
+    scorer: Scorer
     gold: GoldScorer | None
 
     def run(self, models: PolicyModels) -> tuple[dict[str, float], list[dict[str, Any]]]:
@@ -47,7 +47,7 @@ class Evaluator:
             temperature=config.rollout.temperature,
             stop_strings=config.dataset.stop_strings,
         )
-        scores = score_responses(self.reward_model, rollouts, config.reward.missing_eos_score).double()
+        scores = score_responses(self.scorer, rollouts, config.reward.missing_eos_score).double()
         token_kl, token_entropy = policy_distance(models, rollouts, config.optimization.micro_batch_size)
         metrics = {
             "eval/reward": float(scores.mean()),

@@ -9,12 +9,12 @@ from torch import Tensor
 
 from rlhf.batches import Rollouts
 from rlhf.config import RewardConfig
-from rlhf.models.reward_model import RewardModel
+from rlhf.scorers import Scorer
 
 
-def score_responses(model: RewardModel, rollouts: Rollouts, missing_eos_score: float | None) -> Tensor:
-    """(B,) float32 on the CPU: the reward model's score, or `missing_eos_score` where a response never ended."""
-    scores = model.score(rollouts.prompts, rollouts.responses)
+def score_responses(scorer: Scorer, rollouts: Rollouts, missing_eos_score: float | None) -> Tensor:
+    """(B,) float32 on the CPU: the score, or `missing_eos_score` where a response never ended."""
+    scores = scorer.score(rollouts.prompts, rollouts.responses)
     if missing_eos_score is None:
         return scores
     return torch.where(rollouts.ended.cpu(), scores, missing_eos_score)

@@ -27,7 +27,7 @@ from filelock import FileLock, Timeout
 from rlhf.checkpoint import Checkpoint, flush_to_disk, load_checkpoint
 from rlhf.config import RunConfig
 from rlhf.config.build import config_to_mapping
-from rlhf.config.identity import input_runs, run_folder, run_id
+from rlhf.config.identity import SCORING_STAGES, input_runs, run_folder, run_id
 from rlhf.lock import WAIT_FOR_LOCK, LockError, RunLock
 from rlhf.stages import STAGES
 from rlhf.stages.context import Interrupted, RunContext, StopFlag, input_fingerprints
@@ -69,7 +69,7 @@ def _execute(config: RunConfig, stop: StopFlag) -> dict[str, Any]:
         if summary["status"] != "finished":
             return summary
         inputs[needed.stage.name] = run_folder(needed) / "final"
-    if config.stage.name == "online" and config.reward.path is not None:
+    if config.stage.name in SCORING_STAGES and config.reward.path is not None:
         inputs["reward_model"] = Path(config.reward.path)
     folder.mkdir(parents=True, exist_ok=True)
     waits = WAIT_FOR_LOCK in os.environ

@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from rlhf.config import RunConfig
+from rlhf.config import RL_STAGES, RunConfig
 from rlhf.config.identity import run_folder, run_id
 from sweeps.runs import Outcome
 
@@ -38,7 +38,8 @@ class RunProgress:
         self.state = "queued"
         self.folder = run_folder(run)
         self.total, self.unit = {
-            "online": (run.rollout.iterations, "iteration"),
+            **dict.fromkeys(RL_STAGES, (run.rollout.iterations, "iteration")),
+            "evaluate": (1, "evaluation"),
             "sft": (run.sft.steps, "step"),
             "reward_model": (run.reward_model.steps, "step"),
         }[run.stage.name]

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from hydra.core.utils import JobReturn, JobStatus
 from rich.console import Console
 
-from rlhf.config import RunConfig
+from rlhf.config import RL_STAGES, RunConfig
 from rlhf.config.build import ConfigError
 from rlhf.config.check import checked_config
 from rlhf.config.identity import input_runs, run_folder, run_id, sweep_folder
@@ -135,7 +135,7 @@ def drive(todo: Sequence[RunConfig], launcher: RunLauncher, console: Console) ->
 
 def report_sweeps(outcomes: Iterable[Outcome], console: Console) -> None:
     """The table, the files and the W&B curves of each sweep that has a finished RL run."""
-    compared = [one.run for one in outcomes if one.run.stage.name == "online" and one.status == "finished"]
+    compared = [one.run for one in outcomes if one.run.stage.name in RL_STAGES and one.status == "finished"]
     for folder, run in {sweep_folder(run): run for run in compared}.items():
         try:
             _report(folder, run, console)

@@ -17,6 +17,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+import rlhf.stages.loop as loop
 import rlhf.stages.online as online
 import rlhf.stages.supervised as supervised
 from rlhf.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
@@ -222,14 +223,14 @@ def test_overwrite_starts_afresh(tmp_path, cache):
 
 def signal_at(monkeypatch, iteration: int, number: int = signal.SIGTERM) -> None:
     """This process gets a signal in the middle of an iteration."""
-    original = online.one_iteration
+    original = loop.one_iteration
 
-    def one_iteration(config, setup, progress, now):
+    def one_iteration(config, setup, responses, progress, now):
         if now == iteration:
             os.kill(os.getpid(), number)
-        return original(config, setup, progress, now)
+        return original(config, setup, responses, progress, now)
 
-    monkeypatch.setattr(online, "one_iteration", one_iteration)
+    monkeypatch.setattr(loop, "one_iteration", one_iteration)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -272,7 +273,7 @@ def test_a_signal_in_the_last_iteration_still_finishes(never_stopped, monkeypatc
 KILLER = """
 import os, signal, sys
 import yaml
-import rlhf.checkpoint, rlhf.run, rlhf.stages.context, rlhf.stages.online, rlhf.stages.supervised, rlhf.update
+import rlhf.checkpoint, rlhf.run, rlhf.stages.context, rlhf.stages.loop, rlhf.stages.supervised, rlhf.update
 from rlhf.config.build import build_config
 
 def die(*_, **__):
@@ -286,7 +287,7 @@ def at_call(number, original):
     return call
 
 def patch(place):
-    update, online, checkpoint = rlhf.update, rlhf.stages.online, rlhf.checkpoint
+    update, loop, checkpoint = rlhf.update, rlhf.stages.loop, rlhf.checkpoint
     if place == "first iteration":
         update.clip_and_step = at_call(2, update.clip_and_step)
     elif place == "third iteration":
@@ -296,7 +297,7 @@ def patch(place):
     elif place == "in the second checkpoint":
         checkpoint._sha256 = at_call(2, checkpoint._sha256)
     elif place == "final weights":
-        online.save_policy = die
+        loop.save_policy = die
     elif place == "sft":
         rlhf.stages.supervised.clip_and_step = at_call(3, rlhf.stages.supervised.clip_and_step)
 
@@ -404,7 +405,7 @@ def test_seconds_are_those_of_all_sessions_however_a_session_ends(monkeypatch, t
     save_checkpoint(run_folder(run), state["step"], checkpoint.tensors, {**state, "seconds": 1000.0})
     assert 1000 < stopped_at(2)["wall_seconds"] < 1100
     with monkeypatch.context() as patch:
-        patch.setattr(online, "one_iteration", lambda *_: 1 / 0)
+        patch.setattr(loop, "one_iteration", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             execute(run)
     assert 1000 < json.loads((run_folder(run) / "summary.json").read_text())["wall_seconds"] < 1100
@@ -486,14 +487,14 @@ def test_a_full_disk_is_one_line_and_the_run_goes_on_from_its_checkpoint(never_s
 def test_a_run_that_was_taken_over_stops_without_a_write(monkeypatch, tmp_path, cache, never_stopped):
     never_stopped("apa")
     run = tiny(tmp_path, cache, "apa")
-    folder, original = run_folder(run), online.one_iteration
+    folder, original = run_folder(run), loop.one_iteration
 
     def one_iteration(*arguments):
         holder = json.loads((folder / "lock.json").read_text())
         (folder / "lock.json").write_text(json.dumps({**holder, "token": "theirs"}))
         return original(*arguments)
 
-    monkeypatch.setattr(online, "one_iteration", one_iteration)
+    monkeypatch.setattr(loop, "one_iteration", one_iteration)
     with pytest.raises(LockError, match="taken this run over"):
         execute(run)
     assert [row["iteration"] for row in read_rows(folder)] == [0]

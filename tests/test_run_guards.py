@@ -13,7 +13,7 @@ import pytest
 import torch
 from filelock import FileLock
 
-import rlhf.stages.online as online
+import rlhf.stages.loop as loop
 from rlhf.checkpoint import load_checkpoint
 from rlhf.config import RunConfig
 from rlhf.config.identity import input_runs, run_folder
@@ -84,8 +84,8 @@ def test_a_signal_is_heard_while_another_process_makes_the_input(tmp_path):
 
 
 def test_a_summary_holds_no_nan(monkeypatch, tmp_path, cache):
-    evaluate = online.evaluate
-    monkeypatch.setattr(online, "evaluate", lambda *given: evaluate(*given) | {"eval/gold_reward": float("nan")})
+    evaluate = loop.evaluate
+    monkeypatch.setattr(loop, "evaluate", lambda *given: evaluate(*given) | {"eval/gold_reward": float("nan")})
     run = small(tmp_path, cache)
     execute(run)
     text = (run_folder(run) / "summary.json").read_text()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from rlhf.config.algo import ALGO_CONFIGS, AlgoConfig, APAConfig, AWRConfig, KLControlConfig, PPOConfig
+from rlhf.config.algo import ALGO_CONFIGS, AlgoConfig, APAConfig, AWRConfig, ILQLConfig, KLControlConfig, PPOConfig
 from rlhf.config.dataset import DatasetConfig
 from rlhf.config.hardware import HardwareConfig, SlurmConfig
 from rlhf.config.model import ModelConfig, TrainableConfig, ValueConfig
@@ -12,16 +12,18 @@ from rlhf.config.online import (
     AdvantagesConfig,
     CheckpointConfig,
     EvaluationConfig,
+    OfflineConfig,
     OptimizationConfig,
     RolloutConfig,
 )
 from rlhf.config.reward import RewardConfig
 from rlhf.config.setting import setting
-from rlhf.config.stage import RewardModelConfig, SFTConfig, StageConfig, SupervisedConfig
+from rlhf.config.stage import RL_STAGES, RewardModelConfig, SFTConfig, StageConfig, SupervisedConfig
 from rlhf.config.tracking import TrackingConfig
 
 __all__ = [
     "ALGO_CONFIGS",
+    "RL_STAGES",
     "APAConfig",
     "AWRConfig",
     "AdvantagesConfig",
@@ -30,8 +32,10 @@ __all__ = [
     "DatasetConfig",
     "EvaluationConfig",
     "HardwareConfig",
+    "ILQLConfig",
     "KLControlConfig",
     "ModelConfig",
+    "OfflineConfig",
     "OptimizationConfig",
     "PPOConfig",
     "RewardConfig",
@@ -60,7 +64,7 @@ class RunConfig:
     )
     overwrite: bool = setting("start afresh instead of skipping or resuming", identity=False)
     stage: StageConfig = setting("which stage runs")
-    algo: AlgoConfig = setting("the algorithm of stage=online")
+    algo: AlgoConfig = setting("the algorithm of stage=online and stage=offline")
     dataset: DatasetConfig = setting("prompts, SFT texts, preference pairs")
     model: ModelConfig = setting("the policy")
     value: ValueConfig = setting("the value network")
@@ -68,6 +72,7 @@ class RunConfig:
     sft: SFTConfig = setting("supervised fine-tuning")
     reward_model: RewardModelConfig = setting("reward-model training")
     rollout: RolloutConfig = setting("sampling")
+    offline: OfflineConfig = setting("what stage=offline does in place of sampling")
     advantages: AdvantagesConfig = setting("advantage estimation")
     optimization: OptimizationConfig = setting("policy updates")
     evaluation: EvaluationConfig = setting("evaluation on held-out prompts")

@@ -52,4 +52,23 @@ class PPOConfig(AlgoConfig):
     kl: KLControlConfig = setting("the KL penalty in the reward, which PPO alone has")
 
 
-ALGO_CONFIGS: dict[str, type[AlgoConfig]] = {"apa": APAConfig, "ppo": PPOConfig, "awr": AWRConfig}
+@dataclass(kw_only=True)
+class ILQLConfig(AlgoConfig):
+    """Offline alone; `value_clip`, `value.*` and `advantages.*` have no part in it."""
+
+    gamma: float = setting("discount per token of the Q heads' target", above=0, high=1)
+    tau: float = setting("expectile that V regresses to", above=0, high=1)
+    two_qs: bool = setting("two Q heads, of which the smaller counts")
+    cql_scale: float = setting("weight of the cross entropy of Q as logits, which holds unseen tokens down", low=0)
+    awac_scale: float = setting("weight of the language model's own cross entropy", low=0)
+    awac_beta: float = setting("that cross entropy is weighted by exp(awac_beta (Q - V)); 0: plain", low=0)
+    polyak: float = setting("share of the Q heads that goes into their targets at a sync", above=0, high=1)
+    sync_every: int = setting("optimizer steps between syncs of the target heads", low=1)
+    top_k: int = setting("tokens that the sampler chooses from", low=1)
+    betas: list[float] = setting(
+        "beta of the sampler softmax(top_k(log pi + beta (min Q - V))), each evaluated; the first is the headline",
+        low=0,
+    )
+
+
+ALGO_CONFIGS: dict[str, type[AlgoConfig]] = {"apa": APAConfig, "ppo": PPOConfig, "awr": AWRConfig, "ilql": ILQLConfig}

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from rlhf.config import KLControlConfig, PPOConfig, RunConfig, SupervisedConfig, TrainableConfig
+from rlhf.config import ILQLConfig, KLControlConfig, PPOConfig, RunConfig, SupervisedConfig, TrainableConfig
 from rlhf.config.build import ConfigError, build_config
 
 # What can stand in a folder's name and in a W&B id.
@@ -38,7 +38,7 @@ def check(config: RunConfig) -> list[str]:
             f"sweep_name: {config.sweep_name!r} is no folder name of letters, digits and . _ - that starts with a "
             "letter or digit"
         )
-    parts = (_batches, _model, _dataset, _algorithm, _slurm, _paths)
+    parts = (_batches, _model, _frozen_weights, _dataset, _reward, _algorithm, _stage, _ranks, _slurm, _paths)
     return problems + [problem for part in parts for problem in part(config)]
 
 
@@ -108,6 +108,11 @@ def _dataset(config: RunConfig) -> list[str]:
         problems.append(f"dataset.num_eval_prompts: {dataset.num_eval_prompts} is odd, and evaluations need two halves")
     if not dataset.kl_budgets:
         problems.append("dataset.kl_budgets: empty; the first is the headline budget")
+    if dataset.max_total_length <= dataset.max_new_tokens:
+        problems.append(
+            f"dataset.max_total_length: {dataset.max_total_length} leaves no room for a prompt beside "
+            f"dataset.max_new_tokens = {dataset.max_new_tokens}"
+        )
     if "" in dataset.stop_strings:
         problems.append("dataset.stop_strings: an empty text would end every response before its first token")
     return problems
@@ -137,6 +142,66 @@ def _adaptive_controller(kl: KLControlConfig, num_responses: int) -> list[str]:
     return problems
 
 
+def _frozen_weights(config: RunConfig) -> list[str]:
+    kept, mode = config.model.frozen_weights, config.model.train.mode
+    if kept in ("int8", "int4") and mode != "lora":
+        return [
+            f"model.frozen_weights: {kept} needs model.train.mode=lora, where all whole weights are frozen; not {mode}"
+        ]
+    if kept != "float32" and mode == "all":
+        return [f"model.frozen_weights: {kept}, but model.train.mode=all freezes nothing of the policy; use float32"]
+    return []
+
+
+def _reward(config: RunConfig) -> list[str]:
+    reward = config.reward
+    problems = []
+    if reward.name == "http" and reward.url is None:
+        problems.append("reward.url: missing; reward=http needs the address of a server that scores texts")
+    if reward.name in ("hh_gptj", "tldr_gptj") and (reward.path is None or reward.checkpoint_file is None):
+        problems.append(f"reward.path: reward={reward.name} needs path and checkpoint_file of a state dict")
+    if reward.name in ("hh_gptj", "tldr_gptj") and reward.base is None:
+        problems.append(f"reward.base: missing; reward={reward.name} needs the architecture of its state dict")
+    return problems
+
+
+def _stage(config: RunConfig) -> list[str]:
+    stage, algo = config.stage.name, config.algo
+    problems = []
+    if stage == "offline" and isinstance(algo, PPOConfig):
+        problems.append("stage.name: ppo learns from its own rollouts alone; stage=offline takes apa, awr and ilql")
+    if stage == "online" and isinstance(algo, ILQLConfig):
+        problems.append("stage.name: ilql learns from a data set; use stage=offline")
+    if stage != "evaluate" and config.evaluation.policy is not None:
+        problems.append("evaluation.policy: is what stage=evaluate measures; other stages evaluate their own policy")
+    return problems
+
+
+def _ranks(config: RunConfig) -> list[str]:
+    hardware, ranks = config.hardware, config.hardware.ranks
+    problems = []
+    if hardware.sharding == "fsdp" and ranks == 1:
+        problems.append("hardware.sharding: fsdp shares weights among ranks; hardware.ranks is 1")
+    if hardware.sharding == "fsdp" and config.model.frozen_weights in ("int8", "int4"):
+        problems.append("hardware.sharding: fsdp cannot cut up int8 or int4; use model.frozen_weights=bfloat16")
+    if ranks == 1:
+        return problems
+    for path, size in {
+        "rollout.num_responses": config.rollout.num_responses,
+        "optimization.minibatch_size": config.optimization.minibatch_size,
+        "sft.batch_size": config.sft.batch_size,
+        "reward_model.batch_size": config.reward_model.batch_size,
+    }.items():
+        problems += _divides(ranks, "hardware.ranks", size, path)
+    slurm = hardware.slurm
+    if slurm is not None and slurm.nodes * slurm.tasks_per_node != ranks:
+        problems.append(
+            f"hardware.ranks: {ranks}, but hardware.slurm.nodes x tasks_per_node = "
+            f"{slurm.nodes * slurm.tasks_per_node}; make them equal"
+        )
+    return problems
+
+
 def _slurm(config: RunConfig) -> list[str]:
     slurm, at_a_time = config.hardware.slurm, config.hardware.parallel_runs
     if slurm is None:
@@ -156,11 +221,19 @@ def _slurm(config: RunConfig) -> list[str]:
 
 def _paths(config: RunConfig) -> list[str]:
     problems = []
-    for path, value in {"dataset.path": config.dataset.path, "reward.path": config.reward.path}.items():
+    for path, value in {"dataset.path": config.dataset.path, "dataset.sft_path": config.dataset.sft_path}.items():
         if value is not None and not Path(value).exists():
             problems.append(f"{path}: {value} does not exist")
-    name = config.model.path
-    looks_local = name is not None and (name.startswith(("/", ".", "~")) or name.endswith(LOCAL_SUFFIXES))
-    if name is not None and looks_local and not Path(name).exists():
-        problems.append(f"model.path: {name} does not exist")
+    hub_names = {
+        "model.path": config.model.path,
+        "evaluation.policy": config.evaluation.policy,
+        "reward.path": config.reward.path,
+        "reward.base": config.reward.base,
+        "reward.tokenizer": config.reward.tokenizer,
+    }
+    for path, name in hub_names.items():
+        owned = name is not None and (name.count("/") == 1 or (path == "model.path" and "/" not in name))
+        hub_name = owned and not name.startswith(("/", ".", "~")) and not name.endswith(LOCAL_SUFFIXES)
+        if name is not None and not hub_name and not Path(name).exists():
+            problems.append(f"{path}: {name} does not exist")
     return problems

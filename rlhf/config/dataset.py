@@ -9,8 +9,15 @@ from rlhf.config.setting import setting
 
 @dataclass(kw_only=True)
 class DatasetConfig:
-    name: str = setting("the data set", choices=("letters", "reviews", "hh"))
-    path: str | None = setting("local file in the data set's format instead of the hub or the package", content=True)
+    name: str = setting("the data set", choices=("letters", "reviews", "hh", "tldr", "stackexchange"))
+    path: str | None = setting(
+        "local pairs in the hub's columns instead: .json(l), .json(l).gz, .parquet, or a save_to_disk folder",
+        content=True,
+    )
+    sft_path: str | None = setting("local SFT texts, likewise, where they are a data set of their own", content=True)
+    hub: str | None = setting("the preference pairs' name on the hub; null: not from there")
+    sft_hub: str | None = setting("the SFT texts' name on the hub; null: the preferred answers of the pairs")
+    max_bad_rows: int = setting("malformed rows that are skipped and counted; one more refuses the data", low=0)
     seed: int = setting("seed of made-up data and of the split into train and held-out parts", low=0)
     num_sft: int | None = setting("SFT examples; null: all", low=1)
     num_pairs: int | None = setting("preference pairs for training; null: all", low=1)
@@ -21,9 +28,16 @@ class DatasetConfig:
         "Bradley-Terry scale of made-up labels: the better answer wins with probability sigmoid(scale * gold gap)",
         above=0,
     )
-    max_prompt_tokens: int = setting("longer prompts are cut on the left", low=1)
+    max_total_length: int = setting(
+        "longest prompt + response, tokens; prompts are cut on the left to what max_new_tokens leaves", low=2
+    )
     max_new_tokens: int = setting("longest response, tokens", low=1)
     stop_strings: list[str] = setting("a response ends where it completes one of these; the scored text drops it")
     kl_budgets: list[float] = setting(
         "KL budgets at which efficiency is reported, nats; the first is the headline", above=0
     )
+
+    @property
+    def max_prompt_tokens(self) -> int:
+        """Longest prompt that leaves room for a whole response."""
+        return self.max_total_length - self.max_new_tokens

@@ -39,7 +39,15 @@ class SlurmConfig:
 @dataclass(kw_only=True)
 class HardwareConfig:
     device: str = setting("where tensors live", choices=("cpu", "cuda"))
-    precision: str = setting("float32, or bfloat16 autocast over float32 weights", choices=("fp32", "bf16"))
+    precision: str = setting(
+        "float32, or bfloat16 or (with loss scaling) float16 autocast over float32 weights",
+        choices=("fp32", "bf16", "fp16"),
+    )
+    gradient_checkpointing: bool = setting("compute activations again in the backward pass instead of keeping them")
+    ranks: int = setting("processes of one run that share its batches (torch.distributed)", low=1)
+    sharding: str = setting(
+        "each rank holds all weights, or a part of each block's (fully_shard)", choices=("none", "fsdp")
+    )
     threads: int = setting(
         "torch threads of one run; part of its identity, since another number gives other bits", low=1
     )

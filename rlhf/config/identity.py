@@ -9,7 +9,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from rlhf.config import CheckpointConfig, RunConfig, StageConfig
+from rlhf.config import RL_STAGES, CheckpointConfig, RunConfig, StageConfig
 from rlhf.config.build import build_config, config_to_mapping
 
 REVISION = 1
@@ -21,6 +21,12 @@ _RUN_ID = "_run_id"
 # Files beyond this size enter a fingerprint by their two ends and their size.
 WHOLE_FILE_BYTES = 64 * 2**20
 END_BYTES = 2**20
+
+# The stages that ask the reward for scores.
+SCORING_STAGES = (*RL_STAGES, "evaluate")
+
+# The sections of a RunConfig that an evaluation of a given policy never reads.
+_UNREAD_BY_EVALUATE = ("seed", "algo", "value", "offline", "advantages", "optimization", "checkpoint")
 
 # The sections of a RunConfig that can change what a stage before RL makes.
 _INPUT_SECTIONS = ("stage", "dataset", "model", "hardware")
@@ -44,9 +50,10 @@ def run_id(config: RunConfig) -> str:
 
 def _run_id(config: RunConfig) -> str:
     names = {
-        "online": (config.algo.name, config.seed),
+        **dict.fromkeys(RL_STAGES, (config.algo.name, config.seed)),
         "sft": ("sft", config.sft.seed),
         "reward_model": ("reward_model", config.reward_model.seed),
+        "evaluate": ("evaluate", config.evaluation.seed),
     }
     name, seed = names[config.stage.name]
     text = json.dumps(
@@ -69,7 +76,7 @@ def input_runs(config: RunConfig) -> list[RunConfig]:
     stages = []
     if config.stage.name != "sft" and config.model.sft:
         stages.append("sft")
-    if config.stage.name == "online" and config.reward.path is None:
+    if config.stage.name in SCORING_STAGES and config.reward.name == "learned" and config.reward.path is None:
         stages.append("reward_model")
     return [
         dataclasses.replace(
@@ -95,8 +102,13 @@ def _identity(config: RunConfig) -> dict[str, Any]:
     # By way of build_config, so that a float field holds a float (1 and 1.0 are one run) however it was made.
     identity = _identifying(build_config(config_to_mapping(config)))
     stage = config.stage.name
-    if stage == "online":
-        unused = ([] if config.model.sft else ["sft"]) + ([] if config.reward.path is None else ["reward_model"])
+    if stage in SCORING_STAGES:
+        inputs = {run.stage.name for run in input_runs(config)}
+        unused = {"sft", "reward_model"} - inputs
+        if stage == "evaluate":
+            unused |= {*_UNREAD_BY_EVALUATE}
+        if stage != "offline":
+            unused |= {"offline"}
         return {name: value for name, value in identity.items() if name not in unused}
     sections = [*_INPUT_SECTIONS]
     if stage == "sft" or config.model.sft:

@@ -17,6 +17,7 @@ class TrainableConfig:
     lora_rank: int = setting("rank of the adapters of mode lora", low=1)
     lora_alpha: float = setting("LoRA's alpha: updates are scaled by alpha / rank", above=0)
     lora_targets: list[str] | None = setting("names of the linear layers that get an adapter; null: all in the blocks")
+    merge_adapters: bool = setting("final/ holds whole weights with the adapters folded in, not an adapter folder")
 
 
 @dataclass(kw_only=True)
@@ -29,6 +30,10 @@ class ModelConfig:
     )
     path: str | None = setting("folder or hub name for source=pretrained", content=True)
     sft: bool = setting("run the SFT stage before RL; false where the weights have been through it")
+    frozen_weights: str = setting(
+        "how weights that are not trained are held in memory; int8 and int4 need bitsandbytes and train.mode=lora",
+        choices=("float32", "bfloat16", "float16", "int8", "int4"),
+    )
     num_layers: int = setting("transformer blocks (source=random)", low=1)
     width: int = setting("hidden size (source=random)", low=1)
     num_heads: int = setting("attention heads; divides width (source=random)", low=1)

@@ -1,4 +1,4 @@
-"""Settings of the online loop: rollouts, advantages, updates, evaluations, checkpoints."""
+"""Settings of the RL loop: rollouts, advantages, updates, evaluations, checkpoints."""
 
 from __future__ import annotations
 
@@ -13,6 +13,17 @@ class RolloutConfig:
     num_responses: int = setting("responses per iteration", low=1)
     batch_size: int = setting("responses sampled at once", low=1)
     temperature: float = setting("sampling temperature; logprobs are taken at it too", above=0)
+
+
+@dataclass(kw_only=True)
+class OfflineConfig:
+    """stage=offline: an iteration is the next rollout.num_responses responses of the data set."""
+
+    refresh_values: bool = setting(
+        "an iteration's values come from the value network as it is; false: from the untrained one for the whole run "
+        "(the released code)"
+    )
+    standardize_scores: bool = setting("scores get mean 0 and standard deviation 1 over the data set")
 
 
 @dataclass(kw_only=True)
@@ -46,6 +57,9 @@ class OptimizationConfig:
 class EvaluationConfig:
     eval_every: int = setting("iterations between evaluations; the first is at step 0", low=1)
     seed: int = setting("seed of the evaluation's draws, the same at every evaluation and in every run", low=0)
+    policy: str | None = setting(
+        "folder or hub name that stage=evaluate measures; null: the initial policy itself", content=True
+    )
     samples: int = setting("responses kept in samples.jsonl at each evaluation", low=0, identity=False)
     released_k3: bool = setting("also log train/kl_released_k3, the released code's estimator, which is not the KL")
 

@@ -7,10 +7,13 @@ from dataclasses import dataclass
 from rlhf.config.model import TrainableConfig
 from rlhf.config.setting import setting
 
+RL_STAGES = ("online", "offline")
+"""Those that train a policy with `algo` and that comparisons are made of."""
+
 
 @dataclass(kw_only=True)
 class StageConfig:
-    name: str = setting("the stage to run", choices=("online", "sft", "reward_model"))
+    name: str = setting("the stage to run", choices=("online", "offline", "sft", "reward_model", "evaluate"))
 
 
 @dataclass(kw_only=True)
@@ -33,10 +36,12 @@ class SupervisedConfig:
 @dataclass(kw_only=True)
 class SFTConfig(SupervisedConfig):
     loss_on_prompt: bool = setting("train on the prompt's tokens too (the released code), not on the response alone")
+    packing: bool = setting("several texts in one row, attention kept apart, instead of padding")
 
 
 @dataclass(kw_only=True)
 class RewardModelConfig(SupervisedConfig):
+    margin: float = setting("by how much the preferred answer's score has to lead before the loss is log 2", low=0)
     center_coef: float = setting("weight of the squared sum of a pair's scores (keeps scores near 0); 0: off", low=0)
     normalize: str = setting(
         "what the scores are shifted and scaled by after training: the mean and standard deviation over reference "

@@ -15,7 +15,7 @@ from rlhf.data.examples import Demonstration, Preference
 def encode_prompts(
     tokenizer: PreTrainedTokenizerBase, examples: Sequence[Demonstration], max_prompt_tokens: int
 ) -> PromptBatch:
-    """Left-padded prompts, cut on the left to `max_prompt_tokens`, to one width for the whole set."""
+    """Left-padded prompts, cut on the left to `max_prompt_tokens`, to the longest of them."""
     rows = [prompt_tokens(tokenizer, example.prompt, max_prompt_tokens + 1) for example in examples]
     cut = [len(row) > max_prompt_tokens for row in rows]
     rows = [row[-max_prompt_tokens:] for row in rows]
@@ -25,6 +25,24 @@ def encode_prompts(
         for example, row, was_cut in zip(examples, rows, cut, strict=True)
     ]
     return PromptBatch(ids, mask, texts, [example.response for example in examples])
+
+
+class Prompts:
+    """A data set's prompts, tokenised as they are asked for: a large set never lies in memory as tensors."""
+
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, examples: Sequence[Demonstration], max_prompt_tokens: int
+    ) -> None:
+        self.tokenizer = tokenizer
+        self.examples = examples
+        self.max_prompt_tokens = max_prompt_tokens
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    def rows(self, index: Tensor) -> PromptBatch:
+        """The prompts that `index` (an int64 vector) names, in its order, padded to the longest of them."""
+        return encode_prompts(self.tokenizer, [self.examples[i] for i in index.tolist()], self.max_prompt_tokens)
 
 
 def prompt_tokens(tokenizer: PreTrainedTokenizerBase, prompt: str, max_prompt_tokens: int) -> list[int]:

@@ -1,247 +1,56 @@
-"""Online RL: rollouts -> rewards -> advantages -> updates, for every algorithm alike."""
+"""Online RL: an iteration's responses are sampled from the policy and scored by the reward."""
 
 from __future__ import annotations
 
-import time
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
 
-import torch
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
 
-from rlhf.batches import PromptBatch, Rollouts, TrainingBatch
-from rlhf.checkpoint import load_optimizer_tensors, load_parameter_tensors, optimizer_tensors, parameter_tensors
-from rlhf.config import PPOConfig, RunConfig
-from rlhf.data import load_text_data
-from rlhf.data.tokenize import encode_prompts
-from rlhf.evaluation import Evaluator, sample_rows
-from rlhf.kl import CONTROLLERS, KLController, k1, k3, released_k3, sequence_kl
-from rlhf.masked import masked_mean, masked_variance
-from rlhf.models import PolicyModels, build_models
-from rlhf.models.loading import load_base, load_pretrained, moved
-from rlhf.models.reward_model import RewardModel, load_reward_model
-from rlhf.models.saving import save_policy
-from rlhf.optimization import NotFinite, adamw
-from rlhf.random import endless_order, sampling_uniforms, seed_torch
+from rlhf.batches import Rollouts
+from rlhf.config import RunConfig
+from rlhf.random import endless_order, sampling_uniforms
 from rlhf.rewards import RunningMoments, scale_scores, score_responses
 from rlhf.rollout import generate
 from rlhf.stages.context import RunContext
-from rlhf.training_batch import Measured, measure, training_batch
-from rlhf.update import update
-
-
-@dataclass
-class Progress:
-    """What a checkpoint keeps beside tensors. Prompts and draws follow from `iteration`."""
-
-    controller: KLController
-    moments: RunningMoments = field(default_factory=RunningMoments)
-    iteration: int = 0
-    step: int = 0
-
-    def state_dict(self) -> dict[str, Any]:
-        return {
-            "iteration": self.iteration,
-            "step": self.step,
-            "controller": self.controller.state_dict(),
-            "moments": self.moments.state_dict(),
-        }
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.iteration, self.step = int(state["iteration"]), int(state["step"])
-        self.controller.load_state_dict(state["controller"])
-        self.moments.load_state_dict(state["moments"])
-
-
-@dataclass(frozen=True)
-class Setup:
-    """What stays for the whole run."""
-
-    tokenizer: PreTrainedTokenizerBase
-    prompts: PromptBatch
-    models: PolicyModels
-    reward_model: RewardModel
-    optimizer: torch.optim.Optimizer
-    evaluator: Evaluator
+from rlhf.stages.loop import Setup, build, run_loop
 
 
 def run_online(context: RunContext) -> dict[str, float]:
     """The whole run from its initial policy or its checkpoint; returns the last evaluation."""
-    config, setup = context.config, build(context)
-    progress = Progress(new_controller(config))
-    metrics: dict[str, float] = {}
-    if (checkpoint := context.take_checkpoint()) is not None:
-        load_parameter_tensors(setup.models.named_parameters(), checkpoint.tensors)
-        load_optimizer_tensors(setup.optimizer, checkpoint.tensors)
-        progress.load_state_dict(checkpoint.state)
-        metrics = context.tracker.last_evaluation()
-    else:
-        metrics = evaluate(context, setup, progress)
-        context.tracker.log({**counters(context, progress), **metrics})
-    for iteration in range(progress.iteration + 1, config.rollout.iterations + 1):
-        row = one_iteration(config, setup, progress, iteration)
-        last = iteration == config.rollout.iterations
-        if last or iteration % config.evaluation.eval_every == 0:
-            metrics = evaluate(context, setup, progress)
-            row |= metrics
-        context.tracker.log({**counters(context, progress), **row})
-        if last or context.stop.requested or iteration % config.checkpoint.checkpoint_every == 0:
-            tensors = {
-                **parameter_tensors(setup.models.named_parameters()),
-                **optimizer_tensors(setup.optimizer),
-            }
-            context.save(progress.step, tensors, progress.state_dict())
-            if not last:
-                context.stop_if_asked()
-    context.lock.check()
-    save_policy(setup.models, setup.tokenizer, context.folder / "final", config.checkpoint.save_final)
-    return metrics
+    setup = build(context)
+    return run_loop(context, setup, Sampled(context.config, setup))
 
 
-def one_iteration(config: RunConfig, setup: Setup, progress: Progress, iteration: int) -> dict[str, float]:
-    """The algorithm box: sample, score, estimate advantages, update."""
-    began = time.monotonic()
-    rollouts = sample_rollouts(config, setup, iteration)
-    sampled = time.monotonic()
-    scores = scores_of(config, setup, rollouts)
-    scaled = scale_scores(scores, progress.moments, config.reward)
-    measured = measure(setup.models, rollouts, config.optimization.micro_batch_size)
-    kl_coef = progress.controller.coef
-    batch = training_batch(rollouts, measured, scaled, kl_coef, config.advantages)
-    metrics = rollout_metrics(config, rollouts, measured, batch, scores) | {"kl_coef": kl_coef}
-    progress.controller.update(metrics["kl"], len(scores))
-    prepared = time.monotonic()
-    update_metrics, progress.step = update(
-        config, setup.models, setup.optimizer, batch, measured.features, iteration=iteration, step=progress.step
-    )
-    progress.iteration = iteration
-    ended = time.monotonic()
-    tokens = int(rollouts.lengths.sum())
-    row = {f"train/{name}": value for name, value in {**metrics, **update_metrics}.items()}
-    return row | {
-        "perf/rollout_seconds": sampled - began,
-        "perf/scoring_seconds": prepared - sampled,
-        "perf/update_seconds": ended - prepared,
-        "perf/tokens_per_second": tokens / (ended - began),
-        "perf/sampler_logprob_gap": float(
-            masked_mean((rollouts.sampler_logprobs - measured.old_logprobs).abs(), rollouts.mask)
-        ),
-    }
+@dataclass(frozen=True)
+class Sampled:
+    """`Responses` of the policy as it is."""
 
+    config: RunConfig
+    setup: Setup
 
-def build(context: RunContext) -> Setup:
-    """Data, networks and optimizer of a run. Random heads and adapters are drawn from the run's seed."""
-    config, data = context.config, load_text_data(context.config.dataset)
-    limits = config.dataset.max_prompt_tokens, config.dataset.max_new_tokens
-    if "sft" in context.inputs:
-        model, tokenizer = load_pretrained(context.inputs["sft"])
-    else:
-        seed_torch(config.sft.seed, "sft model")
-        model, tokenizer = load_base(config.model, data.words, sum(limits), context.cache_dir)
-    seed_torch(config.seed, "value head and adapters")
-    models = build_models(
-        moved(model, context.device),
-        config.model.train,
-        config.value,
-        temperature=config.rollout.temperature,
-        precision=config.hardware.precision,
-    )
-    reward_model = load_reward_model(
-        context.inputs["reward_model"], max_prompt_tokens=limits[0], max_new_tokens=limits[1]
-    )
-    moved(reward_model.model, context.device)
-    settings = config.optimization
-    optimizer = adamw(
-        [
-            (models.policy_parameters.values(), settings.learning_rate),
-            (models.value_parameters.values(), config.value.learning_rate),
-        ],
-        betas=settings.betas,
-        eps=settings.eps,
-        weight_decay=settings.weight_decay,
-    )
-    eval_prompts = encode_prompts(tokenizer, data.eval_prompts, limits[0])
-    return Setup(
-        tokenizer=tokenizer,
-        prompts=encode_prompts(tokenizer, data.prompts, limits[0]),
-        models=models,
-        reward_model=reward_model,
-        optimizer=optimizer,
-        evaluator=Evaluator(config, tokenizer, eval_prompts, reward_model, data.gold),
-    )
+    def rollouts(self, iteration: int) -> Rollouts:
+        """The iteration's prompts, next in an endless reshuffled order, with a response each."""
+        config, setup = self.config, self.setup
+        count = config.rollout.num_responses
+        order = endless_order(config.seed, "prompts", (iteration - 1) * count, count, len(setup.prompts))
+        return generate(
+            setup.models,
+            setup.tokenizer,
+            setup.prompts.rows(order),
+            sampling_uniforms(config.seed, "rollout", iteration, count, config.dataset.max_new_tokens),
+            batch_size=config.rollout.batch_size,
+            temperature=config.rollout.temperature,
+            stop_strings=config.dataset.stop_strings,
+        )
 
+    def scores(self, rollouts: Rollouts, iteration: int) -> Tensor:
+        """(B,) raw scores, less those of the reference answers where reward.baseline asks for it."""
+        config, scorer = self.config, self.setup.scorer
+        scores = score_responses(scorer, rollouts, config.reward.missing_eos_score)
+        if config.reward.baseline == "reference":
+            scores = scores - scorer.score(rollouts.prompts, rollouts.references)
+        return scores
 
-def new_controller(config: RunConfig) -> KLController:
-    """PPO's controller; for the other algorithms a coefficient of 0, since their reward has no KL term."""
-    if isinstance(config.algo, PPOConfig):
-        return CONTROLLERS[config.algo.kl.controller](config.algo.kl)
-    return KLController(0.0)
-
-
-def sample_rollouts(config: RunConfig, setup: Setup, iteration: int) -> Rollouts:
-    """The iteration's prompts, next in an endless reshuffled order, with a response each."""
-    count = config.rollout.num_responses
-    order = endless_order(config.seed, "prompts", (iteration - 1) * count, count, len(setup.prompts.texts))
-    return generate(
-        setup.models,
-        setup.tokenizer,
-        setup.prompts.rows(order).trimmed(),
-        sampling_uniforms(config.seed, "rollout", iteration, count, config.dataset.max_new_tokens),
-        batch_size=config.rollout.batch_size,
-        temperature=config.rollout.temperature,
-        stop_strings=config.dataset.stop_strings,
-    )
-
-
-def scores_of(config: RunConfig, setup: Setup, rollouts: Rollouts) -> Tensor:
-    """(B,) raw scores, less those of the reference answers where reward.baseline asks for it.
-
-    Raises:
-        NotFinite: the reward model gave NaN or infinity.
-    """
-    scores = score_responses(setup.reward_model, rollouts, config.reward.missing_eos_score)
-    if not bool(scores.isfinite().all()):
-        raise NotFinite("the reward model gave a score that is not finite; look at reward.path or reward_model.*")
-    if config.reward.baseline == "reference":
-        scores = scores - setup.reward_model.score(rollouts.prompts, rollouts.references)
-    return scores
-
-
-def rollout_metrics(
-    config: RunConfig, rollouts: Rollouts, measured: Measured, batch: TrainingBatch, scores: Tensor
-) -> dict[str, float]:
-    """train/* of the responses that were sampled; the KL is k1, what the penalty and the controller see."""
-    mask = rollouts.mask
-    pair = measured.old_logprobs, measured.reference_logprobs
-    residual = masked_variance(batch.returns - batch.old_values, mask)
-    metrics = {
-        "reward": float(scores.mean()),
-        "kl": float(sequence_kl(k1(*pair), mask)),
-        "kl_k3": float(sequence_kl(k3(*pair), mask)),
-        "entropy": float(masked_mean(measured.entropy, mask)),
-        "response_length": float(rollouts.lengths.double().mean()),
-        "eos_rate": float(rollouts.ended.double().mean()),
-        "explained_variance": 1.0 - float(residual / (masked_variance(batch.returns, mask) + 1e-8)),
-    }
-    if config.evaluation.released_k3:
-        metrics["kl_released_k3"] = float(sequence_kl(released_k3(*pair), mask))
-    return metrics
-
-
-def evaluate(context: RunContext, setup: Setup, progress: Progress) -> dict[str, float]:
-    """eval/* of the policy as it is, its samples appended to samples.jsonl."""
-    metrics, samples = setup.evaluator.run(setup.models)
-    where = {"step": progress.step, "iteration": progress.iteration}
-    context.tracker.log_samples(sample_rows(samples, where))
-    return metrics
-
-
-def counters(context: RunContext, progress: Progress) -> dict[str, float]:
-    samples = progress.iteration * context.config.rollout.num_responses
-    return {
-        "step": progress.step,
-        "iteration": progress.iteration,
-        "samples": samples,
-        "seconds": context.seconds(),
-    }
+    def scaled(self, scores: Tensor, moments: RunningMoments) -> Tensor:
+        """(B,) divided by the running standard deviation and clipped, as `reward` says."""
+        return scale_scores(scores, moments, self.config.reward)

@@ -11,7 +11,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from rlhf.config import RunConfig
+from rlhf.config import RL_STAGES, RunConfig
 from rlhf.config.build import ConfigError
 from rlhf.config.check import checked_config
 from rlhf.config.identity import input_runs, run_id
@@ -78,8 +78,8 @@ class StudySpec:
         except ConfigError as error:
             return error.problems
         found = []
-        if middle.stage.name != "online":
-            found.append(f"stage={middle.stage.name}: a search compares RL runs; stage=online")
+        if middle.stage.name not in RL_STAGES:
+            found.append(f"stage={middle.stage.name}: a search compares RL runs; stage=online or offline")
         if middle.hardware.slurm is not None and not middle.hardware.slurm.wait:
             found.append("hardware.slurm.wait: false leaves nobody to choose the next trial; use true")
         centre = {one.key: one.middle for one in self.cell.dimensions}

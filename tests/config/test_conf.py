@@ -14,6 +14,8 @@ GROUPS = {folder.name: sorted(file.stem for file in folder.glob("*.yaml")) for f
 
 # source=random brings a tokenizer for made-up languages alone.
 REAL_MODEL = {"dataset": ["model=smollm2_135m"]}
+# ILQL has no online form.
+BESIDE = {"algo=ilql": ["stage=offline"]}
 
 
 @pytest.mark.parametrize(
@@ -22,7 +24,7 @@ REAL_MODEL = {"dataset": ["model=smollm2_135m"]}
 def test_every_file_composes(choice):
     group, _, name = choice.partition("=")
     real = REAL_MODEL.get(group, []) if name != "letters" else []
-    run = config(choice, *real)
+    run = config(choice, *real, *BESIDE.get(choice, []))
     named = {"algo": run.algo.name, "stage": run.stage.name, "model": run.model.name, "dataset": run.dataset.name}
     assert named.get(group, name) == name
 

@@ -86,7 +86,7 @@ def test_inputs_are_shared_by_seeds_and_algorithms(tmp_path):
         ("dataset.label_noise_scale=1", ["reward_model"]),
         ("dataset.num_sft=8", ["sft", "reward_model"]),
         ("dataset.seed=8", ["sft", "reward_model"]),
-        ("dataset.max_prompt_tokens=8", ["sft", "reward_model"]),
+        ("dataset.max_total_length=36", ["sft", "reward_model"]),
         ("dataset.max_new_tokens=8", ["sft", "reward_model"]),
         ("dataset.path=tests", ["sft", "reward_model"]),
     ],

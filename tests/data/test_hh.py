@@ -8,13 +8,13 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-import yaml
 
 from rlhf.config.dataset import DatasetConfig
 from rlhf.data.examples import DataError, Preference
 from rlhf.data.hh import load_hh, parse_row, read_pairs, split_by_prompt
+from tests.config.composed import composed
 
-SETTINGS = yaml.safe_load((Path(__file__).parents[2] / "conf" / "dataset" / "hh.yaml").read_text())
+SETTINGS = composed("dataset=hh", "model=smollm2_135m")["dataset"]
 ASK = "\n\nHuman: hello\n\nAssistant:"
 TWO_TURNS = ASK + " Hi.\n\nHuman: Assistant: who?\n\nAssistant:"
 

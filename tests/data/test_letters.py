@@ -5,10 +5,8 @@ import random
 import statistics
 import time
 from itertools import combinations_with_replacement, product
-from pathlib import Path
 
 import pytest
-import yaml
 
 from rlhf.config.dataset import DatasetConfig
 from rlhf.data import letters
@@ -24,8 +22,9 @@ from rlhf.data.letters import (
     load_letters,
     prompt_of,
 )
+from tests.config.composed import composed
 
-SETTINGS = yaml.safe_load((Path(__file__).parents[2] / "conf" / "dataset" / "letters.yaml").read_text())
+SETTINGS = composed()["dataset"]
 COLD_LATE = "guest : cold room and late breakfast . hotel :"
 SORRY_COLD, SORRY_LATE = "sorry for the cold room .", "sorry for the late breakfast ."
 HEATING, COOK, AGAIN = "we repaired the heating .", "we hired a cook .", "please come again ."

