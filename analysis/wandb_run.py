@@ -23,7 +23,7 @@ from analysis.tables import KL_EFFICIENCY_COLUMNS, kl_efficiency_rows
 
 JOB_TYPE = "analysis"
 """Tells the dashboard's own run from the runs of the sweep and from the curves logged when a sweep ends."""
-SAMPLES_TABLE, EFFICIENCY_TABLE = "before_after", "kl_efficiency_table"
+SAMPLES_TABLE, EFFICIENCY_TABLE, RUNS_TABLE = "before_after", "kl_efficiency_table", "kl_efficiency_of_runs"
 INIT_TIMEOUT = 20.0  # seconds to wait for the server
 
 _SAMPLE_COLUMNS = ("algo", "label", "seed", "prompt", "before", "after")
@@ -111,6 +111,8 @@ def log_analysis(folder: Path, destination: Destination, comparison: Comparison,
         raise WandbError(f"{folder / 'wandb'}: cannot be made ({error.strerror}); W&B's files go there") from error
     earlier = list((folder / "wandb").glob(f"offline-run-*-{destination.run_id}"))
     tables: dict[str, Any] = {EFFICIENCY_TABLE: (KL_EFFICIENCY_COLUMNS, kl_efficiency_rows(comparison.settings))}
+    if runs := run_rows(comparison):
+        tables[RUNS_TABLE] = (tuple(runs[0]), runs)
     if samples := sample_rows(comparison):
         tables[SAMPLES_TABLE] = (tuple(samples[0]), samples)
     try:
@@ -129,6 +131,22 @@ def log_analysis(folder: Path, destination: Destination, comparison: Comparison,
         if superseded.name != files.name:
             shutil.rmtree(superseded, ignore_errors=True)
     return files
+
+
+def run_rows(comparison: Comparison) -> list[dict[str, Any]]:
+    """Each compared run with its KL at the end and its own KL efficiency and gain at the headline budget."""
+    return [
+        {
+            "run": run.record.id,
+            "setting": setting.name,
+            "seed": run.record.seed,
+            "kl": float(run.evaluations.kl[-1]),
+            "kl_efficiency": run.curve.efficiency(setting.headline.kl_budget),
+            "reward_gain_at_budget": float(run.curve.gain(setting.headline.kl_budget)),
+        }
+        for setting in comparison.settings
+        for run in setting.runs
+    ]
 
 
 def sample_rows(comparison: Comparison) -> list[dict[str, Any]]:

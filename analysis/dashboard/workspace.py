@@ -21,7 +21,15 @@ from wandb_workspaces.workspaces.internal import View
 from analysis.labels import differing_keys, flatten
 from analysis.looks import COLOURS, algorithm_looks
 from analysis.summary import Comparison
-from analysis.wandb_run import EFFICIENCY_TABLE, JOB_TYPE, SAMPLES_TABLE, Destination, SweepCurves, sample_rows
+from analysis.wandb_run import (
+    EFFICIENCY_TABLE,
+    JOB_TYPE,
+    RUNS_TABLE,
+    SAMPLES_TABLE,
+    Destination,
+    SweepCurves,
+    sample_rows,
+)
 
 # W&B draws ten groups in a panel; a setting with more values is a continuous one that a study drew.
 _MAX_GROUPS = 10
@@ -199,6 +207,15 @@ def _kl_efficiency(sweep: _Sweep) -> list[PanelTypes]:
         for name in ("eval/reward", "eval/gold_reward")
         if name in sweep.metrics and "eval/kl" in sweep.metrics
     ]
+    # A run's own efficiency is in no summary on W&B: the points come from the analysis run's table.
+    panels.append(
+        wr.CustomChart(
+            query={"summaryTable": {"tableKey": RUNS_TABLE}},
+            chart_name="wandb/scatter/v0",
+            chart_fields={"x": "kl", "y": "kl_efficiency"},
+            chart_strings={"title": "KL efficiency against eval/kl at the end, each run"},
+        )
+    )
     for area, title in (
         ("kl_efficiency", "KL efficiency at the headline budget, mean over seeds"),
         ("reward_gain_at_budget", "reward gained at the headline budget, mean over seeds"),

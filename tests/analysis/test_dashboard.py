@@ -6,6 +6,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -25,7 +26,7 @@ from analysis.dashboard.workspace import build_workspace, reuse_saved, to_json
 from analysis.load import SweepFolderError, load_sweep
 from analysis.statistics import interval
 from analysis.summary import Comparison, compare
-from analysis.wandb_run import Destination, WandbError, sample_rows, sweep_curves
+from analysis.wandb_run import RUNS_TABLE, Destination, WandbError, run_rows, sample_rows, sweep_curves
 from tests.analysis.made_up import config, rows, write_run
 from tests.analysis.wandb_stand_in import Server
 
@@ -98,6 +99,10 @@ def test_every_metric_of_a_panel_is_logged_and_every_grouping_is_in_the_config(w
     tables = ["kl_efficiency_table", "before_after"]
     for panel in [panel for found in panels(view).values() for panel in found]:
         drawn = panel["config"]
+        if panel["viewType"] == "Vega2":
+            (table,) = {RUNS_TABLE} & set(re.findall(r'"([a-z_]+)"', json.dumps(drawn)))
+            assert table and set(drawn["fieldSettings"].values()) <= set(run_rows(comparison)[0])
+            continue
         if panel["viewType"] == "Weave":
             assert f'"val": "{tables.pop(0)}"' in json.dumps(drawn)
             continue
@@ -133,7 +138,20 @@ def test_a_setting_that_a_study_drew_makes_no_groups(tmp_path):
 def test_kl_efficiency_is_a_scatter_over_the_runs_and_bars_of_the_analysis_run(sweep):
     drawn = [panel["config"] for panel in panels(built(sweep)[1])["KL efficiency"]]
     assert (drawn[0]["xAxis"], drawn[0]["yAxis"]) == ("summary:eval/kl", "summary:eval/reward")
-    assert drawn[2]["metrics"] == ["kl_efficiency/apa", "kl_efficiency/ppo"]
+    assert drawn[2]["fieldSettings"] == {"x": "kl", "y": "kl_efficiency"}
+    assert drawn[3]["metrics"] == ["kl_efficiency/apa", "kl_efficiency/ppo"]
+
+
+def test_the_scatters_points_are_the_runs_own_numbers(sweep):
+    comparison, _ = built(sweep)
+    points = run_rows(comparison)
+    assert [(point["setting"], point["seed"], point["kl"]) for point in points] == [
+        (algo, seed, 4.0) for algo in ("apa", "ppo") for seed in range(3)
+    ]
+    for setting in comparison.settings:
+        own = [point["kl_efficiency"] for point in points if point["setting"] == setting.name]
+        assert sum(own) / len(own) == pytest.approx(setting.headline.kl_efficiency.mean)
+        assert len(set(own)) == 3
 
 
 def test_the_workspace_is_filtered_to_the_sweep_and_its_analysis_run(sweep):
