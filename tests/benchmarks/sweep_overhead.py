@@ -49,21 +49,27 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--runs", type=int, default=500, help="runs of our launcher")
     parser.add_argument(
-        "--peer-runs", type=int, default=60, help="runs of the others, one after another or all at once"
+        "--peer-runs",
+        type=int,
+        default=60,
+        help="runs of the others; 500 take half an hour",
     )
     parser.add_argument("--slots", type=int, default=8, help="our runs at a time")
     parser.add_argument("--peer-python", default=sys.executable, help="python of the environment with the others")
     options = parser.parse_args()
+    ours = dict.fromkeys(
+        [(options.runs, options.slots), (options.peer_runs, options.slots), (options.peer_runs, 1)]
+    )  # each once, where both numbers of runs are one
+    peers = {"hydra basic": (1, [])}
+    if _has_submitit(options.peer_python):
+        peers["hydra-submitit local"] = (options.peer_runs, ["hydra/launcher=submitit_local"])
     results = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         (folder / "program.py").write_text(PROGRAM)
-        for runs, slots in ((options.peer_runs, 1), (options.peer_runs, options.slots), (options.runs, options.slots)):
+        for runs, slots in ours:
             words = _ours(folder / f"ours-{runs}-{slots}", runs, slots)
             results.append(_measure("ours", sys.executable, runs, slots, words, folder))
-        peers = {"hydra basic": (1, [])}
-        if _has_submitit(options.peer_python):
-            peers["hydra-submitit local"] = (options.peer_runs, ["hydra/launcher=submitit_local"])
         for peer, (slots, chosen) in peers.items():
             words = [str(folder / "program.py"), "-m", f"+seed=range(0,{options.peer_runs})", *chosen]
             results.append(_measure(peer, options.peer_python, options.peer_runs, slots, words, folder))
@@ -98,11 +104,13 @@ def _measure(name: str, python: str, runs: int, slots: int, words: list[str], fo
     _, status, usage = os.wait4(process.pid, 0)
     seconds = time.monotonic() - began
     unit = 2**20 if sys.platform == "darwin" else 2**10
-    return Measured(name, runs, slots, seconds, usage.ru_maxrss / unit, status != 0)
+    measured = Measured(name, runs, slots, seconds, usage.ru_maxrss / unit, status != 0)
+    print(measured, file=sys.stderr, flush=True)  # the whole takes half an hour
+    return measured
 
 
 def _show(results: list[Measured]) -> None:
-    ours = next(one for one in reversed(results) if one.name == "ours")
+    ours = results[0]
     print(f"{'launcher':22}{'runs':>6}{'slots':>7}{'seconds':>9}{'overhead a run':>16}{'to ours':>9}{'driver MB':>11}")
     for one in results:
         note = "  FAILED" if one.failed else ""
