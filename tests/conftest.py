@@ -1,9 +1,11 @@
-"""One thread for every test, since two torch processes with the default number starve each other; usual signals."""
+"""One thread for every test, since two torch processes with the default number starve each other; usual signals;
+no table in the user's cache."""
 
 from __future__ import annotations
 
 import os
 import signal
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,6 +13,10 @@ import pytest
 
 for _name, _value in {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "GOMP_SPINCOUNT": "10000"}.items():
     os.environ.setdefault(_name, _value)  # before torch is imported; what tests start inherits it
+
+# Tables that data sets are converted to; before `datasets` is imported, which reads it once.
+_tables = tempfile.TemporaryDirectory(prefix="rlhf-tests-datasets-")
+os.environ["HF_DATASETS_CACHE"] = _tables.name
 
 # nohup, and shells that start something in the background, ignore these; drivers that tests interrupt would inherit it.
 signal.signal(signal.SIGHUP, signal.SIG_DFL)

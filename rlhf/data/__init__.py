@@ -12,11 +12,15 @@ from rlhf.data.examples import TextData
 from rlhf.data.hh import load_hh
 from rlhf.data.letters import load_letters
 from rlhf.data.reviews import load_reviews
+from rlhf.data.stackexchange import load_stackexchange
+from rlhf.data.tldr import load_tldr
 
 DATASETS: dict[str, Callable[[DatasetConfig], TextData]] = {
     "letters": load_letters,
     "reviews": load_reviews,
     "hh": load_hh,
+    "tldr": load_tldr,
+    "stackexchange": load_stackexchange,
 }
 
 

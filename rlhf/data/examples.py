@@ -28,13 +28,40 @@ class Preference:
     rejected: str
 
 
+@dataclass(frozen=True)
+class Dropped:
+    """Rows of a source that no example was made of, by reason."""
+
+    malformed: int = 0
+    """Skipped as dataset.max_bad_rows allows."""
+    empty_prompts: int = 0
+    no_preference: int = 0
+    """An empty answer, two equal ones, or no answer that scores higher than another."""
+    held_out: int = 0
+    """Training rows whose prompt is among the held-out ones."""
+    named: tuple[str, ...] = ()
+    """The first of the malformed ones: where each stands and what is wrong with it."""
+
+    def __add__(self, other: Dropped) -> Dropped:
+        return Dropped(
+            self.malformed + other.malformed,
+            self.empty_prompts + other.empty_prompts,
+            self.no_preference + other.no_preference,
+            self.held_out + other.held_out,
+            self.named + other.named,
+        )
+
+
 GoldScorer = Callable[[Sequence[str], Sequence[str]], list[float]]
 """(prompts, responses) -> a score per response; what made-up labels follow. Evaluation alone may call it."""
 
 
 @dataclass(frozen=True)
 class TextData:
-    """A data set. The three held-out parts share no prompt with what is trained on."""
+    """A data set. The three held-out parts share no prompt with what is trained on.
+
+    Large sets are sequences that read an example from disk when it is asked for: take those you need.
+    """
 
     sft: Sequence[Demonstration]
     test_sft: Sequence[Demonstration]
@@ -48,6 +75,7 @@ class TextData:
     """The best mean gold reward that any policy can reach on `eval_prompts`."""
     words: Sequence[str] = ()
     """Every word of a made-up language, for the tokenizer of `model.source=random`; () for natural text."""
+    dropped: Dropped = Dropped()
 
 
 Example = TypeVar("Example", Demonstration, Preference)

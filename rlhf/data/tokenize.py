@@ -9,7 +9,8 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from rlhf.batches import DemonstrationBatch, PreferenceBatch, PromptBatch, pad
-from rlhf.data.examples import Demonstration, Preference
+from rlhf.config.dataset import DatasetConfig
+from rlhf.data.examples import Demonstration, Dropped, Preference
 
 
 def encode_prompts(
@@ -43,6 +44,82 @@ class Prompts:
     def rows(self, index: Tensor) -> PromptBatch:
         """The prompts that `index` (an int64 vector) names, in its order, padded to the longest of them."""
         return encode_prompts(self.tokenizer, [self.examples[i] for i in index.tolist()], self.max_prompt_tokens)
+
+
+class Demonstrations:
+    """SFT examples, tokenised as they are asked for."""
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        examples: Sequence[Demonstration],
+        max_prompt_tokens: int,
+        max_new_tokens: int,
+        *,
+        loss_on_prompt: bool,
+    ) -> None:
+        self.tokenizer = tokenizer
+        self.examples = examples
+        self.limits = max_prompt_tokens, max_new_tokens
+        self.loss_on_prompt = loss_on_prompt
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    def rows(self, index: Tensor) -> DemonstrationBatch:
+        """The examples that `index` (an int64 vector) names, in its order, padded to the longest of them."""
+        picked = [self.examples[i] for i in index.tolist()]
+        return encode_demonstrations(self.tokenizer, picked, *self.limits, loss_on_prompt=self.loss_on_prompt)
+
+
+class Preferences:
+    """Preference pairs, tokenised as they are asked for."""
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        examples: Sequence[Preference],
+        max_prompt_tokens: int,
+        max_new_tokens: int,
+    ) -> None:
+        self.tokenizer = tokenizer
+        self.examples = examples
+        self.limits = max_prompt_tokens, max_new_tokens
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    def rows(self, index: Tensor) -> PreferenceBatch:
+        """The pairs that `index` (an int64 vector) names, in its order, each side padded to the longest of it."""
+        return encode_preferences(self.tokenizer, [self.examples[i] for i in index.tolist()], *self.limits)
+
+
+REPORTED_PROMPTS = 2_000
+"""Prompts that a report tokenises: a second's work, and enough for the share that is cut."""
+
+
+def prompt_report(
+    config: DatasetConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    examples: Sequence[Demonstration] | Sequence[Preference],
+    dropped: Dropped,
+) -> str:
+    """What became of a data set's prompts: a line, and one for each malformed row that can be named."""
+    read = min(len(examples), REPORTED_PROMPTS)
+    prompts = [examples[i].prompt for i in range(read)]
+    lengths = [len(tokens) for tokens in tokenizer(prompts, add_special_tokens=False)["input_ids"]]
+    cut = sum(length > config.max_prompt_tokens for length in lengths)
+    first = f" of the first {read:,}" if read < len(examples) else ""
+    told = [
+        f"{len(examples):,} prompts",
+        f"{cut:,}{first} cut on the left to {config.max_prompt_tokens:,} tokens",
+        f"{dropped.empty_prompts:,} empty ones dropped",
+        f"{dropped.no_preference:,} rows without a preference dropped",
+        f"{dropped.held_out:,} rows of held-out prompts dropped",
+        f"{dropped.malformed:,} malformed rows skipped",
+    ]
+    lines = [f"data: {config.name}: {', '.join(told)}", *(f"data: skipped {row}" for row in dropped.named)]
+    return "\n".join(lines)
 
 
 def prompt_tokens(tokenizer: PreTrainedTokenizerBase, prompt: str, max_prompt_tokens: int) -> list[int]:

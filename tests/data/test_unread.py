@@ -47,21 +47,36 @@ def review_rows(path: Path) -> None:
             rows.writerow([text, number % 2, "imdb"])
 
 
+def tldr_rows(path: Path) -> None:
+    rows = ({"prompt": f"POST: {number}", "chosen": "TL;DR: Yes.", "rejected": "TL;DR: No."} for number in range(60))
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def question_rows(path: Path) -> None:
+    """Each question has answers enough for more pairs than are taken."""
+    answers = [{"text": f"Answer {number}.", "upvotes": 2**number} for number in range(6)]
+    rows = ({"question": f"{number}?", "answers": answers} for number in range(60))
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+ROWS = {"hh": hh_rows, "reviews": review_rows, "tldr": tldr_rows, "stackexchange": question_rows}
+
+
 def settings(name: str, folder: Path) -> DatasetConfig:
     """A data set with few examples, from a file where it needs one."""
     overrides = [f"dataset.{size}" for size in SIZES]
     if name == "letters":
         return config(*overrides).dataset
-    path = folder / {"hh": "pairs.jsonl", "reviews": "reviews.csv"}[name]
-    {"hh": hh_rows, "reviews": review_rows}[name](path)
+    path = folder / ("reviews.csv" if name == "reviews" else "pairs.jsonl")
+    ROWS[name](path)
     return config(f"dataset={name}", "model=smollm2_135m", f"dataset.path={path}", *overrides).dataset
 
 
 @pytest.mark.parametrize("stage", UNREAD_OF_DATASET)
 @pytest.mark.parametrize("name", DATASETS)
 def test_an_unread_option_changes_nothing_that_the_stage_reads(name, stage, tmp_path):
-    if name == "reviews":
-        pytest.importorskip("sklearn")
+    if name != "letters":
+        pytest.importorskip("sklearn" if name == "reviews" else "datasets")
     given = settings(name, tmp_path)
     before = load_text_data(given)
     for option in UNREAD_OF_DATASET[stage]:

@@ -1,0 +1,53 @@
+"""What one kind of collected data looks like: how its rows are read, and the way from there to a `TextData`.
+
+The modules that do the work (sources, tables, assemble) import `datasets`, which takes seconds and may be absent, so
+nothing imports them before a data set of this kind is asked for.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rlhf.config.dataset import DatasetConfig
+from rlhf.data.examples import DataError, Demonstration, Preference, TextData
+
+INSTALL = "pip install -e '.[hub]'"
+
+
+class MalformedRow(ValueError):
+    """What is wrong with a row; whoever reads the file knows where it stands."""
+
+
+@dataclass(frozen=True)
+class Form:
+    """How the rows of a data set become examples. Both functions raise MalformedRow."""
+
+    name: str
+    """Names the rules in the cache of converted tables: rules that differ need names that differ."""
+    preferences: Callable[[Any], Sequence[Preference]]
+    """The pairs of a row; () where it has no preference to teach."""
+    demonstration: Callable[[Any], Demonstration]
+    """The SFT text of a row of `dataset.sft_path` or `dataset.sft_hub`."""
+    max_pairs_per_prompt: int | None = None
+
+
+def load_form(config: DatasetConfig, form: Form) -> TextData:
+    """A data set from files or from the hub, whichever `config` names."""
+    if importlib.util.find_spec("datasets") is None:
+        raise DataError(f"dataset={config.name} needs the package datasets: {INSTALL}")
+    from rlhf.data.assemble import assemble
+
+    return assemble(config, form)
+
+
+def texts(row: Any, *columns: str) -> list[str]:
+    """The texts in some columns of a row."""
+    found = [row.get(column) for column in columns] if isinstance(row, dict) else []
+    kept = [text for text in found if isinstance(text, str)]
+    if len(kept) < len(columns):
+        listed = " and ".join([", ".join(columns[:-1]), columns[-1]]).removeprefix(" and ")
+        raise MalformedRow(f"a row must be an object with the text{'s' if len(columns) > 1 else ''} {listed}")
+    return kept

@@ -1,0 +1,253 @@
+"""Examples as Arrow tables on disk, mapped into memory: of a set of any size, only what is looked at is in RAM.
+
+A part of a source is read once, row by row: every row is checked, brought into the one form that training reads, and
+written to the cache of `datasets` (HF_DATASETS_CACHE). Later runs find the table there.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import json
+import os
+import random
+import shutil
+from array import array
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Generic, TypeVar, overload
+
+import datasets
+import datasets.config
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as compute
+from filelock import FileLock
+from numpy.typing import NDArray
+
+from rlhf.data.examples import DataError, Demonstration, Dropped, Preference
+from rlhf.data.form import MalformedRow
+from rlhf.data.rows import Row
+from rlhf.data.sources import Part
+
+NAMED = 10
+"""Malformed rows that are named one by one; the others are counted."""
+ROWS_AT_ONCE = 1000
+
+Index = NDArray[np.int64]
+Example = TypeVar("Example", bound=Demonstration | Preference)
+
+
+@dataclass(frozen=True)
+class Table:
+    """Examples in the order of their source."""
+
+    rows: datasets.Dataset
+    keys: Index
+    """A hash of each row's prompt: equal prompts have equal ones."""
+    dropped: Dropped
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+
+class View(Sequence[Example], Generic[Example]):
+    """Rows of a table in some order, each made an example when it is asked for."""
+
+    def __init__(self, table: Table, index: Index, make: Callable[[dict[str, str]], Example]) -> None:
+        self._table = table
+        self._index = index
+        self._make = make
+
+    def __len__(self) -> int:
+        return len(self._index)
+
+    @overload
+    def __getitem__(self, index: int) -> Example: ...
+    @overload
+    def __getitem__(self, index: slice) -> View[Example]: ...
+    def __getitem__(self, index: int | slice) -> Example | View[Example]:
+        if isinstance(index, slice):
+            return View(self._table, self._index[index], self._make)
+        return self._make(self._table.rows[int(self._index[index])])
+
+
+def preference(row: dict[str, str]) -> Preference:
+    return Preference(row["prompt"], row["chosen"], row["rejected"])
+
+
+def demonstration(row: dict[str, str]) -> Demonstration:
+    return Demonstration(row["prompt"], row["response"])
+
+
+def preferred(row: dict[str, str]) -> Demonstration:
+    """The better answer of a pair as an SFT text."""
+    return Demonstration(row["prompt"], row["chosen"])
+
+
+@dataclass(frozen=True)
+class BadRows:
+    """How many malformed rows a data set may have, and how many its other tables have."""
+
+    allowed: int
+    elsewhere: int = 0
+
+    def check(self, dropped: Dropped) -> None:
+        """A table's own, which refuse the data where there are too many."""
+        bad = self.elsewhere + dropped.malformed
+        if dropped.malformed and bad > self.allowed:
+            others = f" ({bad} malformed rows so far)" if bad > 1 else ""
+            raise DataError(
+                f"{dropped.named[0]}; mend or drop it, or raise dataset.max_bad_rows={self.allowed}{others}"
+            )
+
+
+def table_of(
+    part: Part,
+    kind: type[Demonstration | Preference],
+    parse: Callable[[Any], Sequence[Demonstration | Preference]],
+    *,
+    form: str,
+    bad_rows: BadRows,
+) -> Table:
+    """The examples that `parse` finds in the rows of `part`, from the cache if they are there.
+
+    Raises:
+        DataError: more rows are malformed than may be; the first of them is named.
+    """
+    folder = _cache_folder(part, kind, form)
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{folder}.lock"):  # runs that start together convert it once
+            if not folder.exists():
+                partial = folder.with_suffix(".partial")
+                shutil.rmtree(partial, ignore_errors=True)
+                partial.mkdir()
+                _convert(part, kind, parse, partial, bad_rows)
+                os.replace(partial, folder)
+    except OSError as error:
+        raise DataError(f"{folder}: cannot be written ({error.strerror}); set HF_DATASETS_CACHE to a folder") from None
+    known = json.loads((folder / "dropped.json").read_text())
+    dropped = Dropped(**known | {"named": tuple(known["named"])})
+    bad_rows.check(dropped)
+    rows = datasets.Dataset.from_file(str(folder / "rows.arrow"))
+    keys = rows.data.column("key").to_numpy()
+    return Table(rows.select_columns([field.name for field in dataclasses.fields(kind)]), keys, dropped)
+
+
+def _cache_folder(part: Part, kind: type, form: str) -> Path:
+    name = json.dumps([_rules(), part.fingerprint, kind.__name__, form])
+    cache = Path(datasets.config.HF_DATASETS_CACHE) / "apa_rlhf"
+    return cache / hashlib.sha256(name.encode()).hexdigest()[:24]
+
+
+@functools.cache
+def _rules() -> str:
+    """Of this package's code: tables that other rules made are not read again."""
+    files = sorted(Path(__file__).parent.glob("*.py"))
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
+
+
+def _convert(
+    part: Part,
+    kind: type[Demonstration | Preference],
+    parse: Callable[[Any], Sequence[Demonstration | Preference]],
+    folder: Path,
+    bad_rows: BadRows,
+) -> None:
+    """Write rows.arrow and dropped.json."""
+    texts = [(field.name, pa.string()) for field in dataclasses.fields(kind)]
+    schema = pa.schema([*texts, ("key", pa.int64())])
+    dropped = Dropped()
+    lines: list[tuple[Any, ...]] = []
+    with pa.OSFile(str(folder / "rows.arrow"), "wb") as file, pa.ipc.new_stream(file, schema) as writer:
+
+        def flush() -> None:
+            columns = zip(*lines, strict=True) if lines else [()] * len(schema)
+            arrays = [pa.array(column, field.type) for column, field in zip(columns, schema, strict=True)]
+            writer.write_batch(pa.record_batch(arrays, schema=schema))
+            lines.clear()
+
+        for found in _found(part.rows(), parse):
+            if isinstance(found, Dropped):
+                dropped += found
+                dropped = dataclasses.replace(dropped, named=dropped.named[:NAMED])
+                bad_rows.check(dropped)
+                continue
+            lines.append((*vars(found).values(), prompt_key(found.prompt)))
+            if len(lines) == ROWS_AT_ONCE:
+                flush()
+        flush()
+    (folder / "dropped.json").write_text(json.dumps(dataclasses.asdict(dropped)))
+
+
+def _found(
+    rows: Iterable[Row], parse: Callable[[Any], Sequence[Demonstration | Preference]]
+) -> Iterator[Demonstration | Preference | Dropped]:
+    """Each example, or why there is none."""
+    for row in rows:
+        examples: Sequence[Demonstration | Preference] = ()
+        problem = row.problem
+        if problem is None:
+            try:
+                examples = parse(row.value)
+                for example in examples:
+                    "".join(vars(example).values()).encode()
+            except MalformedRow as error:
+                problem = str(error)
+            except UnicodeEncodeError:
+                problem = "a text holds half a surrogate pair"
+        if problem is not None:
+            yield Dropped(malformed=1, named=(f"{row.where}: {problem}",))
+        elif not examples:
+            yield Dropped(no_preference=1)
+        else:
+            yield from map(_kept, examples)
+
+
+def _kept(example: Demonstration | Preference) -> Demonstration | Preference | Dropped:
+    if not example.prompt.strip():
+        return Dropped(empty_prompts=1)
+    return example if _teaches(example) else Dropped(no_preference=1)
+
+
+def _teaches(example: Demonstration | Preference) -> bool:
+    if isinstance(example, Demonstration):
+        return bool(example.response.strip())
+    answers = example.chosen.strip(), example.rejected.strip()
+    return all(answers) and example.chosen != example.rejected
+
+
+def prompt_key(prompt: str) -> int:
+    """64 bits that tell prompts apart: two of ten million agree by chance with probability 3e-6."""
+    return int.from_bytes(hashlib.blake2b(prompt.encode(), digest_size=8).digest(), "little", signed=True)
+
+
+def shuffled(index: Index, draws: random.Random | str) -> Index:
+    """`index` in the order in which `draws`, or a generator of that seed, shuffles a list of this length."""
+    order = array("q", index.astype(np.int64).tobytes())
+    (random.Random(draws) if isinstance(draws, str) else draws).shuffle(order)
+    return np.frombuffer(order, dtype=np.int64)
+
+
+def at_most_of_each(keys: Index, limit: int) -> Index:
+    """Where the first `limit` of every key stand, in their order."""
+    order = np.argsort(keys, kind="stable")
+    firsts = _first_of_runs(keys[order])
+    rank = np.arange(len(keys)) - np.flatnonzero(firsts)[np.cumsum(firsts) - 1]
+    return np.sort(order[rank < limit])
+
+
+def distinct_prompts(tables: Sequence[Table]) -> Index:
+    """The key of each prompt once, in the order of the prompts' texts."""
+    chunks = [chunk for table in tables for chunk in table.rows.data.column("prompt").chunks]
+    prompts = pa.chunked_array(chunks, pa.string())
+    order = compute.sort_indices(prompts).to_numpy()  # pyright: ignore[reportAttributeAccessIssue]  # made on import
+    keys = np.concatenate([table.keys for table in tables])[order]
+    return keys[_first_of_runs(keys)]
+
+
+def _first_of_runs(keys: Index) -> NDArray[np.bool_]:
+    return np.concatenate([np.ones(min(1, len(keys)), bool), keys[1:] != keys[:-1]])

@@ -1,0 +1,102 @@
+"""Rows tokenised as they are asked for are those of the whole set tokenised at once; the report on a set's prompts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from rlhf.data.examples import Demonstration, Dropped, Preference
+from rlhf.data.tokenize import (
+    REPORTED_PROMPTS,
+    Demonstrations,
+    Preferences,
+    encode_demonstrations,
+    encode_preferences,
+    prompt_report,
+)
+from tests.data.collected import settings
+
+WORDS = [f"w{number}" for number in range(30)]
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> PreTrainedTokenizerFast:
+    """A token a word."""
+    inner = Tokenizer(models.WordLevel({word: i for i, word in enumerate(["pad", "eos", *WORDS])}))
+    inner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return PreTrainedTokenizerFast(tokenizer_object=inner, pad_token="pad", eos_token="eos")
+
+
+def words(count: int) -> str:
+    return " ".join(WORDS[:count])
+
+
+class Asked(Sequence):
+    """Remembers which examples were read."""
+
+    def __init__(self, examples: Sequence) -> None:
+        self.examples, self.indices = examples, []
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    def __getitem__(self, index):
+        self.indices.append(index)
+        return self.examples[index]
+
+
+def test_demonstrations_are_tokenised_as_they_are_asked_for(tokenizer):
+    examples = Asked([Demonstration(words(1 + n), words(2 * n + 1)) for n in range(8)])
+    lazy = Demonstrations(tokenizer, examples, 4, 6, loss_on_prompt=False)
+    assert len(lazy) == 8 and examples.indices == []
+    batch = lazy.rows(torch.tensor([6, 0, 6]))
+    assert examples.indices == [6, 0, 6]
+    whole = encode_demonstrations(tokenizer, examples.examples, 4, 6, loss_on_prompt=False)
+    expected = whole.rows(torch.tensor([6, 0, 6])).trimmed()
+    for name in ("input_ids", "mask", "loss_mask"):
+        assert torch.equal(getattr(batch, name), getattr(expected, name))
+    on_prompts = Demonstrations(tokenizer, examples, 4, 6, loss_on_prompt=True).rows(torch.tensor([0]))
+    assert on_prompts.loss_mask.sum() == batch.loss_mask[1].sum()  # a prompt of one token has no loss
+    on_prompts = Demonstrations(tokenizer, examples, 4, 6, loss_on_prompt=True).rows(torch.tensor([6]))
+    assert on_prompts.loss_mask.sum() == batch.loss_mask[0].sum() + 3
+
+
+def test_pairs_are_tokenised_as_they_are_asked_for(tokenizer):
+    examples = Asked([Preference(words(1 + n), words(2 * n + 1), words(9 - n)) for n in range(8)])
+    lazy = Preferences(tokenizer, examples, 4, 6)
+    assert len(lazy) == 8 and examples.indices == []
+    batch = lazy.rows(torch.tensor([5, 2]))
+    assert examples.indices == [5, 2]
+    expected = encode_preferences(tokenizer, examples.examples, 4, 6).rows(torch.tensor([5, 2])).trimmed()
+    for name in ("chosen_ids", "chosen_mask", "rejected_ids", "rejected_mask"):
+        assert torch.equal(getattr(batch, name), getattr(expected, name))
+
+
+def test_the_report_counts_cut_prompts_and_says_what_was_dropped(tokenizer):
+    config = settings("hh", max_total_length=10, max_new_tokens=6)  # 4 tokens of prompt
+    examples = [Demonstration(words(n), "") for n in (1, 4, 5, 9, 4)]
+    report = prompt_report(config, tokenizer, examples, Dropped())
+    assert report == (
+        "data: hh: 5 prompts, 2 cut on the left to 4 tokens, 0 empty ones dropped, "
+        "0 rows without a preference dropped, 0 rows of held-out prompts dropped, 0 malformed rows skipped"
+    )
+    dropped = Dropped(2, 1, 1234, 5, ("a.jsonl:3: not JSON", "a.jsonl:7: not JSON"))
+    pairs = [Preference(words(n), "", "") for n in (1, 5)]
+    assert prompt_report(config, tokenizer, pairs, dropped).splitlines() == [
+        "data: hh: 2 prompts, 1 cut on the left to 4 tokens, 1 empty ones dropped, "
+        "1,234 rows without a preference dropped, 5 rows of held-out prompts dropped, 2 malformed rows skipped",
+        "data: skipped a.jsonl:3: not JSON",
+        "data: skipped a.jsonl:7: not JSON",
+    ]
+
+
+def test_the_report_reads_the_first_of_many_prompts(tokenizer):
+    config = settings("hh", max_total_length=10, max_new_tokens=6)
+    examples = Asked([Demonstration(words(9), "")] * (REPORTED_PROMPTS + 1))
+    report = prompt_report(config, tokenizer, examples, Dropped())
+    assert report.startswith("data: hh: 2,001 prompts, 2,000 of the first 2,000 cut on the left to 4 tokens, ")
+    assert len(examples.indices) == REPORTED_PROMPTS
