@@ -9,12 +9,21 @@ from torch import Tensor
 
 from rlhf.batches import Rollouts
 from rlhf.config import RewardConfig
+from rlhf.optimization import NotFinite
 from rlhf.scorers import Scorer
 
 
 def score_responses(scorer: Scorer, rollouts: Rollouts, missing_eos_score: float | None) -> Tensor:
-    """(B,) float32 on the CPU: the score, or `missing_eos_score` where a response never ended."""
+    """(B,) float32 on the CPU: the score, or `missing_eos_score` where a response never ended.
+
+    Raises:
+        NotFinite: a score is NaN or infinite.
+    """
     scores = scorer.score(rollouts.prompts, rollouts.responses)
+    if not bool(scores.isfinite().all()):
+        raise NotFinite(
+            "the reward gave a score that is not finite; look at reward.path, reward.precision or its training"
+        )
     if missing_eos_score is None:
         return scores
     return torch.where(rollouts.ended.cpu(), scores, missing_eos_score)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,16 +14,17 @@ from rlhf.batches import Rollouts
 from rlhf.config import RewardConfig
 from rlhf.models.loading import word_tokenizer
 from rlhf.models.reward_model import RewardModel
+from rlhf.optimization import NotFinite
 from rlhf.random import generator
 from rlhf.rewards import RunningMoments, scale_scores, score_responses, token_rewards
+from tests.config.composed import config
 from tests.helpers import ARCHITECTURES, random_rollouts
 
 WORDS = ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"]
 
 
-def reward_config(**values: object) -> RewardConfig:
-    settings = {"missing_eos_score": None, "scale": "running", "clip": None, "baseline": "none"}
-    return RewardConfig(name="learned", path=None, **{**settings, **values})
+def reward_config(**values: Any) -> RewardConfig:
+    return dataclasses.replace(config().reward, **{"scale": "running", "clip": None, **values})
 
 
 def test_running_moments_are_those_of_all_scores_together():
@@ -94,7 +96,7 @@ class LengthScore(RewardModel):
     def __init__(self) -> None:
         pass
 
-    def score(self, prompts, answers, batch_size=64):
+    def score(self, prompts, answers):
         return torch.tensor([float(len(answer)) for answer in answers])
 
 
@@ -106,16 +108,16 @@ def test_a_response_that_never_ended_scores_what_the_config_says():
     assert score_responses(LengthScore(), rollouts, -1.0).tolist() == [1.0, -1.0, 3.0]
 
 
-def reward_model(**normalisation: float) -> RewardModel:
+def reward_model(**settings: Any) -> RewardModel:
     tokenizer = word_tokenizer(WORDS)
-    config = ARCHITECTURES["gpt_neox"]()
-    config.num_labels = 1
+    architecture = ARCHITECTURES["gpt_neox"]()
+    architecture.num_labels = 1
     torch.manual_seed(0)
-    model = GPTNeoXForSequenceClassification(config).eval()
+    model = GPTNeoXForSequenceClassification(architecture).eval()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(torch.randn(parameter.shape) * 0.2)
-    return RewardModel(model, tokenizer, max_prompt_tokens=4, max_new_tokens=4, **normalisation)
+    return RewardModel(model, tokenizer, max_prompt_tokens=4, max_new_tokens=4, **settings)
 
 
 def test_the_learned_score_is_read_at_the_eos_whatever_stands_beside_it():
@@ -135,8 +137,8 @@ def test_the_learned_score_is_read_at_the_eos_whatever_stands_beside_it():
 
 def test_batches_and_normalisation_of_scores():
     prompts, answers = ["one two"] * 5, ["five", "six", "seven eight nine", "ten ten ten ten", "one"]
-    raw = reward_model().score(prompts, answers, batch_size=5)
-    np.testing.assert_allclose(reward_model().score(prompts, answers, batch_size=2), raw, atol=1e-5)
+    raw = reward_model(batch_size=5).score(prompts, answers)
+    np.testing.assert_allclose(reward_model(batch_size=2).score(prompts, answers), raw, atol=1e-5)
     scaled = reward_model(mean=2.0, std=4.0).score(prompts, answers)
     torch.testing.assert_close(scaled, (raw - 2) / 4)
 
@@ -155,3 +157,22 @@ def test_a_prompt_is_cut_on_the_left():
     scores = model.score(["nine one two three four", "one two three four", "nine one two three"], ["ten"] * 3)
     assert scores[0].item() == pytest.approx(scores[1].item(), abs=1e-6)
     assert abs(scores[0].item() - scores[2].item()) > 1e-3
+
+
+def test_max_tokens_cuts_the_whole_text_on_the_left():
+    whole, four = reward_model(), reward_model(max_tokens=4)
+    scores = four.score(["nine one two", "nine", "nine"], ["three", "one two three", "seven one two three"])
+    # two, three, EOS and what is left of the three texts before them
+    expected = whole.score(["one", "one", "one"], ["two three"] * 3)
+    torch.testing.assert_close(scores, expected, atol=1e-6, rtol=0)
+    assert abs(whole.score(["nine one two"], ["three"]) - expected[0]).item() > 1e-3
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_score_that_is_not_finite_is_one_line(bad):
+    class Broken(LengthScore):
+        def score(self, prompts, answers):
+            return torch.tensor([1.0, bad, 2.0])
+
+    with pytest.raises(NotFinite, match=r"^the reward gave a score that is not finite; look at reward.path"):
+        score_responses(Broken(), random_rollouts([2, 2, 2], [3, 3, 3]), -1.0)

@@ -8,18 +8,27 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from peft.utils import CONFIG_NAME as ADAPTER_CONFIG
 from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
 
+from rlhf.batches import pad
+from rlhf.config import TrainableConfig
 from rlhf.data.tokenize import encode_answered, pad_id
 from rlhf.models.base import positions_of
-from rlhf.models.loading import ModelError, load_tokenizer
+from rlhf.models.classifier import first_line, load_classifier
+from rlhf.models.held import hold, to_float32
+from rlhf.models.loading import FLOAT32, Held, ModelError, check_positions, load_pretrained, load_tokenizer
+from rlhf.models.saving import write_trained
 
 NORMALISATION = "reward_normalisation.json"
 
 
 class RewardModel:
-    """Scores texts. `mean` and `std` are what raw scores are shifted and divided by."""
+    """Scores texts, at most `batch_size` at once. `mean` and `std` are what raw scores are shifted and divided by.
+
+    A text longer than `max_tokens`, its EOS counted, loses its beginning.
+    """
 
     def __init__(
         self,
@@ -30,6 +39,8 @@ class RewardModel:
         max_new_tokens: int,
         mean: float = 0.0,
         std: float = 1.0,
+        max_tokens: int | None = None,
+        batch_size: int = 64,
     ) -> None:
         self.model = model
         self.tokenizer = tokenizer
@@ -37,6 +48,8 @@ class RewardModel:
         self.max_new_tokens = max_new_tokens
         self.mean = mean
         self.std = std
+        self.max_tokens = max_tokens
+        self.batch_size = batch_size
 
     @property
     def head(self) -> nn.Linear:
@@ -51,41 +64,93 @@ class RewardModel:
             input_ids=input_ids, attention_mask=mask.long(), position_ids=positions_of(mask), use_cache=False
         ).last_hidden_state
         last = mask.sum(1) - 1
-        return self.head(hidden[torch.arange(len(hidden)), last].float()).squeeze(-1)
+        with torch.autocast(hidden.device.type, enabled=False):
+            return self.head(hidden[torch.arange(len(hidden)), last].float()).squeeze(-1)
 
     @torch.no_grad()
-    def score(self, prompts: Sequence[str], answers: Sequence[str], batch_size: int = 64) -> Tensor:
+    def score(self, prompts: Sequence[str], answers: Sequence[str]) -> Tensor:
         """Normalised scores of whole answers, (B,) float32 on the CPU."""
         device = next(self.model.parameters()).device
         parts = []
-        for first in range(0, len(prompts), batch_size):
-            rows = slice(first, first + batch_size)
+        for first in range(0, len(prompts), self.batch_size):
+            rows = slice(first, first + self.batch_size)
             ids, mask = encode_answered(
                 self.tokenizer, prompts[rows], answers[rows], self.max_prompt_tokens, self.max_new_tokens + 1
             )
+            if self.max_tokens is not None:
+                ids, mask = _last_tokens(ids, mask, self.max_tokens)
             parts.append(self.raw_scores(ids.to(device), mask.to(device)).cpu())
         return (torch.cat(parts) - self.mean) / self.std
 
-    def save(self, folder: Path) -> None:
-        """save_pretrained form plus the normalisation."""
-        self.model.save_pretrained(folder)
+    def save(
+        self, folder: Path, train: TrainableConfig | None = None, weights: dict[str, Tensor] | None = None
+    ) -> None:
+        """save_pretrained form, or the adapter alone where `train` says so, plus the normalisation.
+
+        Args:
+            weights: as in `rlhf.models.saving.save_model`.
+        """
+        if train is None:
+            self.model.save_pretrained(folder)
+        else:
+            write_trained(self.model, folder, train, "reward_model.train", weights)
         self.tokenizer.save_pretrained(folder)
         (folder / NORMALISATION).write_text(json.dumps({"mean": self.mean, "std": self.std}))
 
 
-def new_reward_model(policy_folder: Path, tokenizer: PreTrainedTokenizerBase, **limits: int) -> RewardModel:
+def _last_tokens(ids: Tensor, mask: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Right-padded rows without their beginnings: at most `count` tokens of each."""
+    kept = [row[valid].tolist()[-count:] for row, valid in zip(ids, mask, strict=True)]
+    return pad(kept, 0, left=False)
+
+
+def new_reward_model(
+    policy_folder: Path, tokenizer: PreTrainedTokenizerBase, held: Held = FLOAT32, **limits: int
+) -> RewardModel:
     """A reward model that starts from a policy, with a head drawn at standard deviation 1 / sqrt(d + 1), bias 0.
 
     Stiennon et al. 2020, via Huang et al. 2024. Seed torch before.
+
+    Raises:
+        ModelError: damaged files, or a policy for shorter texts.
     """
-    reward_model = RewardModel(_load(policy_folder), tokenizer, **limits)
+    reward_model = RewardModel(_headless(policy_folder, held), tokenizer, **limits)
+    check_positions(reward_model.model.config, policy_folder, sum(limits.values()))
+    to_float32(reward_model.head.parameters())
     nn.init.normal_(reward_model.head.weight, std=1.0 / math.sqrt(reward_model.head.in_features + 1))
     reward_model.model.config.pad_token_id = pad_id(tokenizer)
     return reward_model
 
 
-def load_reward_model(folder: Path, **limits: int) -> RewardModel:
-    """A reward model that `RewardModel.save` wrote.
+def _headless(policy: Path, held: Held) -> PreTrainedModel:
+    """A policy's network under a score that means nothing yet."""
+    options = held.options()
+    try:
+        if not (policy / ADAPTER_CONFIG).is_file():
+            model = AutoModelForSequenceClassification.from_pretrained(policy, num_labels=1, **options)
+        else:
+            whole, _ = load_pretrained(policy, held)
+            whole.config.num_labels = 1
+            model = AutoModelForSequenceClassification.from_config(whole.config, dtype=torch.float32)
+            setattr(model, model.base_model_prefix, whole.base_model)
+    except Exception as error:  # whatever safetensors or transformers raise on damaged files
+        raise ModelError(f"reward model: cannot load {policy} ({first_line(error)})") from error
+    hold(model)
+    return model.eval()
+
+
+def load_reward_model(
+    folder: Path,
+    *,
+    max_prompt_tokens: int,
+    max_new_tokens: int,
+    max_tokens: int | None = None,
+    batch_size: int = 64,
+    precision: str = "fp32",
+    base: str | None = None,
+    tokenizer: str | None = None,
+) -> RewardModel:
+    """A reward model that `RewardModel.save` wrote, or its adapter beside the same two files.
 
     Raises:
         ModelError: nothing there, or damaged.
@@ -93,14 +158,16 @@ def load_reward_model(folder: Path, **limits: int) -> RewardModel:
     path = folder / NORMALISATION
     try:
         normalisation = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
+        mean, std = float(normalisation["mean"]), float(normalisation["std"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise ModelError(f"reward.path: no reward model in {folder} ({path.name} is missing or damaged)") from error
-    return RewardModel(_load(folder), load_tokenizer(folder), **limits, **normalisation)
-
-
-def _load(folder: Path) -> PreTrainedModel:
-    try:
-        model = AutoModelForSequenceClassification.from_pretrained(folder, num_labels=1, dtype=torch.float32)
-    except Exception as error:  # whatever safetensors or transformers raise on damaged files
-        raise ModelError(f"reward model: cannot load {folder} ({str(error).splitlines()[0][:200]})") from error
-    return model.eval()
+    return RewardModel(
+        load_classifier(folder, precision, base),
+        load_tokenizer(tokenizer or folder),
+        max_prompt_tokens=max_prompt_tokens,
+        max_new_tokens=max_new_tokens,
+        max_tokens=max_tokens,
+        batch_size=batch_size,
+        mean=mean,
+        std=std,
+    )

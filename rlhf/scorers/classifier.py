@@ -1,0 +1,123 @@
+"""Scores of whole texts by a model with its own tokenizer, whatever the policy's."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from rlhf.batches import pad
+from rlhf.config import RunConfig
+from rlhf.models.classifier import first_line
+from rlhf.models.loading import ModelError, moved
+
+
+class TextClassifier:
+    """The single output of a sequence classifier for prefix + prompt + answer + suffix.
+
+    The text is tokenised as one, with the tokenizer's own special tokens; it loses its beginning where it is too long.
+    A decoder with a linear `score` is read by position, at the last token: an EOS is put there unless the suffix is a
+    text's end already or the tokenizer has none. Any other model (BERT, DeBERTa ...) says itself what its score is.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        prefix: str = "",
+        suffix: str = "",
+        max_tokens: int,
+        batch_size: int = 64,
+        read_before_suffix: bool = False,
+    ) -> None:
+        """
+        Args:
+            read_before_suffix: the score stands at the last token before the suffix.
+        """
+        self.model = model
+        self.tokenizer = tokenizer
+        self.prefix = prefix
+        self.suffix = suffix
+        self.batch_size = batch_size
+        head = getattr(model, "score", None)
+        self.head = head if isinstance(head, nn.Linear) else None
+        self.eos = tokenizer.eos_token_id if self.head is not None and not suffix else None
+        suffix_tokens = len(tokenizer(suffix, add_special_tokens=False)["input_ids"]) if read_before_suffix else 0
+        self.read_back = 1 + suffix_tokens
+        self.max_tokens = min(max_tokens, _longest(model, tokenizer))
+        tokenizer.truncation_side = "left"
+
+    @torch.no_grad()
+    def score(self, prompts: Sequence[str], answers: Sequence[str]) -> Tensor:
+        """(B,) float32 on the CPU."""
+        texts = [f"{self.prefix}{p}{a}{self.suffix}" for p, a in zip(prompts, answers, strict=True)]
+        parts = [torch.empty(0)]
+        for first in range(0, len(texts), self.batch_size):
+            rows = [self._tokens(text) for text in texts[first : first + self.batch_size]]
+            parts.append(self._scores(*pad(rows, self._padding(), left=False)).float().cpu())
+        return torch.cat(parts)
+
+    def _tokens(self, text: str) -> list[int]:
+        room = self.max_tokens if self.eos is None else self.max_tokens - 1
+        tokens = self.tokenizer(text, truncation=True, max_length=room)["input_ids"] if room else []
+        if self.eos is not None and tokens[-1:] != [self.eos]:
+            tokens = [*tokens, self.eos]
+        if len(tokens) < self.read_back:
+            raise ModelError("reward.max_tokens: leaves no token to read a score at; raise it")
+        return tokens
+
+    def _scores(self, input_ids: Tensor, mask: Tensor) -> Tensor:
+        """(B, L), (B, L) bool -> (B,)."""
+        device = next(self.model.parameters()).device
+        inputs = {"input_ids": input_ids.to(device), "attention_mask": mask.long().to(device)}
+        if self.head is None:
+            return self.model(**inputs).logits[:, 0]
+        hidden = self.model.base_model(**inputs, use_cache=False).last_hidden_state
+        read = mask.sum(1) - self.read_back
+        return self.head(hidden[torch.arange(len(hidden)), read].float()).squeeze(-1)
+
+    def _padding(self) -> int:
+        """Some models take positions from it; where the tokenizer has none any token does, since the mask says it."""
+        token = self.tokenizer.pad_token_id
+        return token if isinstance(token, int) and token < self.model.config.vocab_size else 0
+
+
+def text_classifier(
+    config: RunConfig,
+    model: PreTrainedModel,
+    tokenizer: str,
+    device: torch.device,
+    *,
+    read_before_suffix: bool = False,
+) -> TextClassifier:
+    """`model` on `device`, as `config.reward` has its texts made; `tokenizer` is a folder or hub name."""
+    reward = config.reward
+    return TextClassifier(
+        moved(model, device),
+        _load_tokenizer(tokenizer),
+        prefix=reward.prefix,
+        suffix=reward.suffix,
+        max_tokens=reward.max_tokens or config.dataset.max_total_length + 1,
+        batch_size=reward.batch_size,
+        read_before_suffix=read_before_suffix,
+    )
+
+
+def _load_tokenizer(path: str) -> PreTrainedTokenizerBase:
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path)
+        reason = "" if tokenizer.vocab_size else "its files are not there"  # transformers makes an empty one
+    except Exception as error:  # whatever the hub client or transformers raise
+        reason = first_line(error)
+    if reason:
+        raise ModelError(f"reward.tokenizer: no tokenizer at {path} ({reason}); give a folder or hub name")
+    return tokenizer
+
+
+def _longest(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int:
+    """Tokens that the model can tell the places of."""
+    positions = getattr(model.config, "max_position_embeddings", None)
+    return min(tokenizer.model_max_length, positions or tokenizer.model_max_length)

@@ -1,0 +1,31 @@
+"""reward=sentiment: how positive a response is, by VADER's lexicon and rules (Hutto & Gilbert 2014), in [-1, 1]."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from rlhf.config import RunConfig
+from rlhf.models.loading import ModelError
+
+
+class SentimentScorer:
+    """The compound score of the response alone; 0 where no word of it is in the lexicon."""
+
+    def __init__(self) -> None:
+        try:
+            from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
+        except ImportError as error:
+            raise ModelError("reward.name: sentiment needs vaderSentiment: pip install -e '.[sentiment]'") from error
+        self.analyzer = SentimentIntensityAnalyzer()
+
+    def score(self, prompts: Sequence[str], answers: Sequence[str]) -> Tensor:
+        """(B,) float32 on the CPU."""
+        return torch.tensor([self.analyzer.polarity_scores(answer)["compound"] for answer in answers])
+
+
+def load_sentiment(_config: RunConfig, _trained: Path | None, _device: torch.device) -> SentimentScorer:
+    return SentimentScorer()
