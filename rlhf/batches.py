@@ -118,6 +118,37 @@ class LossOutput:
 
 
 @dataclass(frozen=True)
+class ILQLBatch(_RowBatch):
+    """What ILQL's losses see beside the fresh outputs."""
+
+    rows_in_rollout: Tensor
+    """(B,) int64: which response of the iteration this row is (finds its cached features)."""
+    mask: Tensor
+    """(B, T) bool."""
+    rewards: Tensor
+    """(B, T) float32: the score on the last valid token, 0 elsewhere."""
+
+    def __post_init__(self) -> None:
+        assert self.mask.shape == self.rewards.shape and len(self.mask) == len(self.rows_in_rollout)
+
+
+@dataclass(frozen=True)
+class ILQLOutputs:
+    """What the policy and ILQL's heads say of the response tokens; (B, T) float32 each, 0 on padding but for V."""
+
+    logprobs: Tensor
+    """log pi_theta of the token."""
+    values: Tensor
+    """V of the state before the token."""
+    q: list[Tensor]
+    """Q of the token, of each head."""
+    q_logprobs: list[Tensor]
+    """log softmax of Q over the vocabulary, at the token, of each head."""
+    target_q: Tensor
+    """The smallest Q of the token among the target heads; without gradient."""
+
+
+@dataclass(frozen=True)
 class PreferenceBatch(_RowBatch):
     """Whole texts prompt + answer + EOS, right-padded, L tokens."""
 

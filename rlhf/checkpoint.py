@@ -21,6 +21,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from rlhf.distributed import part_of, whole
+
 KEPT = 2
 TENSORS, STATE = "tensors.safetensors", "state.json"
 
@@ -97,24 +99,33 @@ def load_checkpoint(folder: Path) -> Checkpoint | None:
     return None
 
 
+def read_tensors(folder: Path, step: int) -> dict[str, Tensor]:
+    """The tensors of a checkpoint that another rank has found to be whole."""
+    return load_file(folder / "checkpoints" / f"{step:08d}" / TENSORS)
+
+
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     """The optimizer's moments and step counters, by parameter number."""
     state = optimizer.state_dict()["state"]
-    return {f"optimizer.{number}.{name}": value for number, entry in state.items() for name, value in entry.items()}
+    return {
+        f"optimizer.{number}.{name}": whole(value) for number, entry in state.items() for name, value in entry.items()
+    }
 
 
 def load_optimizer_tensors(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
     """Undo `optimizer_tensors`; learning rates and the like stay those of the config."""
     state: dict[int, dict[str, Tensor]] = {}
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     for key, value in tensors.items():
         if key.startswith("optimizer."):
             _, number, name = key.split(".")
-            state.setdefault(int(number), {})[name] = value
+            part = part_of(value, parameters[int(number)]) if value.dim() else value  # steps are counted whole
+            state.setdefault(int(number), {})[name] = part
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
 def parameter_tensors(parameters: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
-    return {f"parameter.{name}": parameter.data for name, parameter in parameters.items()}
+    return {f"parameter.{name}": whole(parameter.data) for name, parameter in parameters.items()}
 
 
 @torch.no_grad()
@@ -136,7 +147,7 @@ def load_parameter_tensors(parameters: Mapping[str, nn.Parameter], tensors: Mapp
             raise CheckpointError(
                 f"the checkpoint's {name} has shape {list(saved_tensor.shape)}, not {list(parameter.shape)}"
             )
-        parameter.copy_(saved_tensor)
+        parameter.copy_(part_of(saved_tensor, parameter))
 
 
 def _steps(parent: Path) -> list[Path]:

@@ -11,11 +11,14 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from rlhf.batches import PromptBatch, Rollouts
-from rlhf.config import RunConfig
+from rlhf.config import ILQLConfig, RunConfig
+from rlhf.config.sizes import forward_rows
 from rlhf.data.examples import GoldScorer
+from rlhf.distributed import gathered, own_rows
 from rlhf.kl import exact_kl
 from rlhf.masked import entropy, masked_mean
-from rlhf.models import PolicyModels
+from rlhf.models.ilql import ILQLHeads, ILQLSampler
+from rlhf.models.policy import LanguagePolicy, Policy
 from rlhf.random import sampling_uniforms
 from rlhf.rewards import score_responses
 from rlhf.rollout import generate
@@ -33,22 +36,29 @@ class Evaluator:
     scorer: Scorer
     gold: GoldScorer | None
 
-    def run(self, models: PolicyModels) -> tuple[dict[str, float], list[dict[str, Any]]]:
+    def run(self, models: LanguagePolicy) -> tuple[dict[str, float], list[dict[str, Any]]]:
         """eval/* metrics of the architecture, and the first responses as samples."""
+        return self.measure(models)
+
+    def measure(self, models: Policy) -> tuple[dict[str, float], list[dict[str, Any]]]:
+        """`run` for whatever samples."""
         config = self.config
         count = len(self.prompts.texts)
         uniforms = sampling_uniforms(config.evaluation.seed, "evaluation", 0, count, config.dataset.max_new_tokens)
+        own = own_rows(count)
         rollouts = generate(
             models,
             self.tokenizer,
-            self.prompts,
-            uniforms,
+            self.prompts.rows(own),
+            uniforms[own],
             batch_size=config.rollout.batch_size,
             temperature=config.rollout.temperature,
             stop_strings=config.dataset.stop_strings,
         )
         scores = score_responses(self.scorer, rollouts, config.reward.missing_eos_score).double()
-        token_kl, token_entropy = policy_distance(models, rollouts, config.optimization.micro_batch_size)
+        token_kl, token_entropy = policy_distance(models, rollouts, forward_rows(config))
+        rollouts, scores = gathered(rollouts, count), gathered(scores, count)
+        token_kl, token_entropy = gathered(token_kl, count), gathered(token_entropy, count)
         metrics = {
             "eval/reward": float(scores.mean()),
             "eval/reward_std": float(scores.std()),
@@ -78,8 +88,31 @@ class Evaluator:
         return rows
 
 
+@dataclass(frozen=True)
+class ILQLEvaluator(Evaluator):
+    """Measures ILQL's sampler instead of the language model, at every beta of `algo.betas`.
+
+    The first is the headline, in eval/*, and the one whose samples are kept; eval/beta_<beta>/* has each of them.
+    """
+
+    heads: ILQLHeads
+
+    def run(self, models: LanguagePolicy) -> tuple[dict[str, float], list[dict[str, Any]]]:
+        algo = self.config.algo
+        assert isinstance(algo, ILQLConfig)
+        metrics: dict[str, float] = {}
+        kept: list[dict[str, Any]] = []
+        for place, beta in enumerate(algo.betas):
+            sampler = ILQLSampler(models, self.heads, beta=beta, top_k=algo.top_k)
+            found, samples = self.measure(sampler)
+            if place == 0:
+                metrics, kept = {**found}, samples
+            metrics |= {f"eval/beta_{beta:g}/{name.removeprefix('eval/')}": value for name, value in found.items()}
+        return metrics, kept
+
+
 @torch.no_grad()
-def policy_distance(models: PolicyModels, rollouts: Rollouts, batch_size: int) -> tuple[Tensor, Tensor]:
+def policy_distance(models: Policy, rollouts: Rollouts, batch_size: int) -> tuple[Tensor, Tensor]:
     """Exact KL to the initial policy and entropy at every response token, in nats.
 
     Returns:

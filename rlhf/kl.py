@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from rlhf.config import KLControlConfig
+from rlhf.masked import finite_logprobs
 
 
 def k1(logprobs: Tensor, reference_logprobs: Tensor) -> Tensor:
@@ -40,12 +41,13 @@ def exact_kl(logits: Tensor, reference_logits: Tensor) -> Tensor:
     the sampled token (Rao-Blackwell).
 
     Args:
-        logits, reference_logits: (B, T, V), both at the sampling temperature.
+        logits: (B, T, V) at the sampling temperature; -inf where pi never goes, which adds 0.
+        reference_logits: (B, T, V) at the same temperature, finite.
 
     Returns:
         (B, T) float32 nats, not negative up to rounding.
     """
-    logprobs = logits.float().log_softmax(-1)
+    logprobs = finite_logprobs(logits)
     reference_logprobs = reference_logits.float().log_softmax(-1)
     return (logprobs.exp() * (logprobs - reference_logprobs)).sum(-1)
 

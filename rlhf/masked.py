@@ -56,9 +56,14 @@ def token_logprobs(logits: Tensor, tokens: Tensor) -> Tensor:
     return picked - logits.logsumexp(-1)
 
 
+def finite_logprobs(logits: Tensor) -> Tensor:
+    """log softmax(logits) in float32, with the lowest finite number for -inf: times a probability of 0 it gives 0."""
+    return logits.float().log_softmax(-1).clamp(min=torch.finfo(torch.float32).min)
+
+
 def entropy(logits: Tensor) -> Tensor:
-    """Entropy of softmax(logits) in nats: (B, T, V) -> (B, T)."""
-    logprobs = logits.float().log_softmax(-1)
+    """Entropy of softmax(logits) in nats: (B, T, V) -> (B, T); a logit of -inf adds 0."""
+    logprobs = finite_logprobs(logits)
     return -(logprobs.exp() * logprobs).sum(-1)
 
 

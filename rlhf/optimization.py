@@ -7,6 +7,11 @@ from collections.abc import Iterable, Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+from rlhf.precision import LossScaler
+
+UNSCALED = LossScaler("fp32")
 
 
 class NotFinite(ArithmeticError):
@@ -18,12 +23,35 @@ def adamw(
 ) -> torch.optim.AdamW:
     """AdamW over (parameters, learning rate) groups; the schedule scales the `initial_lr` kept in each group."""
     return torch.optim.AdamW(
-        [{"params": list(parameters), "lr": rate, "initial_lr": rate} for parameters, rate in groups if parameters],
+        [
+            {"params": alike, "lr": rate, "initial_lr": rate}
+            for parameters, rate in groups
+            for alike in _whole_and_sharded(parameters)
+            if alike
+        ],
         betas=(betas[0], betas[1]),
         eps=eps,
         weight_decay=weight_decay,
         fused=True,
     )
+
+
+def _whole_and_sharded(tensors: Iterable[nn.Parameter]) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+    """Apart, since fused kernels take tensors of one kind; without hardware.sharding all are whole."""
+    given = list(tensors)
+    return [one for one in given if not isinstance(one, DTensor)], [one for one in given if isinstance(one, DTensor)]
+
+
+def clip_gradients(parameters: Iterable[nn.Parameter], max_grad_norm: float) -> Tensor:
+    """Scale the gradients down to this norm taken together; returns the norm before."""
+    kinds = [kind for kind in _whole_and_sharded(parameters) if kind]
+    if len(kinds) == 1 and not isinstance(kinds[0][0], DTensor):
+        return nn.utils.clip_grad_norm_(kinds[0], max_grad_norm)
+    norms = [nn.utils.get_total_norm([one.grad for one in kind if one.grad is not None]) for kind in kinds]
+    total = torch.stack([one.full_tensor() if isinstance(one, DTensor) else one for one in norms]).norm()
+    for kind in kinds:
+        nn.utils.clip_grads_with_norm_(kind, max_grad_norm, total)
+    return total
 
 
 def schedule_factor(step: int, total: int, warmup: int, schedule: str) -> float:
@@ -51,21 +79,30 @@ def minibatches(order: Tensor, size: int) -> Iterator[Tensor]:
 
 
 def clip_and_step(
-    optimizer: torch.optim.Optimizer, networks: Mapping[str, list[nn.Parameter]], max_grad_norm: float, step: int
+    optimizer: torch.optim.Optimizer,
+    networks: Mapping[str, list[nn.Parameter]],
+    max_grad_norm: float,
+    step: int,
+    scaler: LossScaler = UNSCALED,
 ) -> dict[str, float]:
     """Scale each network's gradient down to `max_grad_norm`, step, and forget the gradients.
 
     Networks are clipped apart, so that a large value gradient never shortens the policy's step.
 
     Returns:
-        The norm before clipping by network.
+        The norm before clipping by network; empty where the step was left out, as the scaler's factor was too large.
 
     Raises:
-        NotFinite: a gradient is not finite; parameters are as before.
+        NotFinite: a gradient is not finite, whatever the scaler; parameters are as before.
     """
     norms = {}
     for name, parameters in networks.items():
-        norm = nn.utils.clip_grad_norm_(parameters, max_grad_norm)
+        scaler.unscale(parameters)
+        norm = clip_gradients(parameters, max_grad_norm)
+        if scaler.forgives(float(norm)):
+            optimizer.zero_grad(set_to_none=True)
+            scaler.stepped(overflow=True)
+            return {}
         if not bool(norm.isfinite()):
             raise NotFinite(
                 f"the {name} gradient is {float(norm)} at optimizer step {step}; "
@@ -74,4 +111,5 @@ def clip_and_step(
         norms[name] = float(norm)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
+    scaler.stepped(overflow=False)
     return norms

@@ -6,17 +6,19 @@ these makes log pi_theta another distribution than the one that was sampled, and
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from rlhf.batches import PromptBatch, Rollouts
 from rlhf.data.tokenize import decode, eos_id, pad_id
+from rlhf.distributed import is_sharded, largest
 from rlhf.masked import mask_through_first
-from rlhf.models import PolicyModels, positions_of
+from rlhf.models import positions_of
+from rlhf.models.policy import Policy
 
 
 def inverse_cdf(probabilities: Tensor, uniforms: Tensor) -> Tensor:
@@ -37,7 +39,7 @@ def inverse_cdf(probabilities: Tensor, uniforms: Tensor) -> Tensor:
 
 @torch.no_grad()
 def sample(
-    model: PreTrainedModel,
+    model: Callable[..., Any],
     prompt_ids: Tensor,
     prompt_mask: Tensor,
     uniforms: Tensor,
@@ -49,6 +51,7 @@ def sample(
     """Tokens and the sampler's logprobs, through a key-value cache.
 
     Args:
+        model: called as a causal language model of transformers; gives logits and past_key_values.
         prompt_ids, prompt_mask: (B, P), left-padded.
         uniforms: (B, T) float64, T the longest response.
 
@@ -59,6 +62,7 @@ def sample(
     tokens = torch.full((rows, width), pad_id, dtype=torch.int64, device=prompt_ids.device)
     logprobs = torch.zeros(rows, width, device=prompt_ids.device)
     finished = torch.zeros(rows, dtype=torch.bool, device=prompt_ids.device)
+    together = is_sharded(model)
     mask = torch.cat([prompt_mask, torch.ones_like(uniforms, dtype=torch.bool)], 1).long()
     positions = positions_of(mask.bool())
     start = prompt_ids.shape[1]
@@ -80,14 +84,15 @@ def sample(
         tokens[:, t] = drawn
         logprobs[:, t] = torch.where(finished, 0.0, step.gather(-1, drawn[:, None]).squeeze(-1).float())
         finished = finished | (drawn == eos_id)
-        if bool(finished.all()):
+        going = int(not bool(finished.all()))
+        if not (largest(going) if together else going):  # sharded weights are gathered by all ranks or none
             break
         ids = drawn[:, None]
     return tokens, logprobs
 
 
 def generate(
-    models: PolicyModels,
+    models: Policy,
     tokenizer: PreTrainedTokenizerBase,
     prompts: PromptBatch,
     uniforms: Tensor,

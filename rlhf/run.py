@@ -24,11 +24,13 @@ import transformers
 import yaml
 from filelock import FileLock, Timeout
 
-from rlhf.checkpoint import Checkpoint, flush_to_disk, load_checkpoint
+from rlhf.checkpoint import Checkpoint, flush_to_disk, load_checkpoint, read_tensors
 from rlhf.config import RunConfig
 from rlhf.config.build import config_to_mapping
 from rlhf.config.identity import SCORING_STAGES, input_runs, run_folder, run_id
+from rlhf.distributed import first_says, rank
 from rlhf.lock import WAIT_FOR_LOCK, LockError, RunLock
+from rlhf.ranks import STOPPING, blamed, joined, start_ranks
 from rlhf.stages import STAGES
 from rlhf.stages.context import Interrupted, RunContext, StopFlag, input_fingerprints
 from rlhf.tracking import METRICS, SAMPLES, Tracker, finite
@@ -45,7 +47,9 @@ class RunError(RuntimeError):
 def execute(config: RunConfig) -> dict[str, Any]:
     """Do the run, after the runs it starts from; skip what is finished, go on where a checkpoint is.
 
-    SIGINT, SIGTERM and SIGUSR2 let the iteration at work end, checkpoint and return status "interrupted".
+    SIGINT, SIGTERM and SIGUSR2 let the iteration at work end, checkpoint and return status "interrupted". A run of
+    several ranks is done by as many processes: this one is one of them where torchrun's variables say so, and starts
+    them otherwise.
 
     Returns:
         The run's summary: `status`, the last eval/*, seconds, memory, versions.
@@ -53,15 +57,27 @@ def execute(config: RunConfig) -> dict[str, Any]:
     Raises:
         Exception: whatever stopped the stage, after it was written to summary.json with status "failed".
     """
-    stop = StopFlag()
+    stop, ranks, present = StopFlag(), config.hardware.ranks, os.environ.get("WORLD_SIZE")
+    if present is not None and int(present) != ranks:
+        raise RunError(f"hardware.ranks: {ranks}, but WORLD_SIZE in the environment is {present}; make them equal")
     with _signals_into(stop):
-        return _execute(config, stop)
+        if ranks == 1:
+            return _execute(config, stop)
+        if present is None:
+            return _over(config) or start_ranks(config, stop)
+        with joined(config):
+            return _execute(config, stop)
+
+
+def _over(config: RunConfig) -> dict[str, Any] | None:
+    """The summary of a run that is not to be done again."""
+    summary = read_summary(run_folder(config))
+    return summary if summary is not None and summary["status"] in OVER and not config.overwrite else None
 
 
 def _execute(config: RunConfig, stop: StopFlag) -> dict[str, Any]:
     folder = run_folder(config)
-    over = read_summary(folder)
-    if over is not None and over["status"] in OVER and not config.overwrite:
+    if (over := first_says(lambda: _over(config))) is not None:
         return over
     inputs = {}
     for needed in input_runs(config):
@@ -73,9 +89,10 @@ def _execute(config: RunConfig, stop: StopFlag) -> dict[str, Any]:
         inputs["reward_model"] = Path(config.reward.path)
     folder.mkdir(parents=True, exist_ok=True)
     waits = WAIT_FOR_LOCK in os.environ
-    with RunLock(folder, wait_while=lambda: waits and stop.requested is None) as lock:
-        over = read_summary(folder)  # whoever held the lock may have finished it
-        if over is not None and over["status"] in OVER and not config.overwrite:
+    lock = RunLock(folder, wait_while=lambda: waits and stop.requested is None)
+    with contextlib.ExitStack() as held:
+        lock.token = first_says(lambda: held.enter_context(lock).token)  # rank 0 holds it for all
+        if (over := first_says(lambda: _over(config))) is not None:  # whoever held the lock may have finished it
             return over
         return _in_folder(config, folder, inputs, lock, stop)
 
@@ -83,14 +100,20 @@ def _execute(config: RunConfig, stop: StopFlag) -> dict[str, Any]:
 def _run_once(config: RunConfig, stop: StopFlag) -> dict[str, Any]:
     """An input run, by whichever process comes first; the others wait and take its result."""
     folder = run_folder(config)
-    if (over := read_summary(folder)) is not None and over["status"] in OVER:
+    if (over := first_says(lambda: _over(config))) is not None:
         return over
     folder.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder.with_suffix(".lock"))
+    with contextlib.ExitStack() as held:
+        return first_says(lambda: _wait_for(lock, held, folder, stop)) or _execute(config, stop)
+
+
+def _wait_for(lock: FileLock, held: contextlib.ExitStack, folder: Path, stop: StopFlag) -> dict[str, Any] | None:
+    """Take the lock; a summary instead where this run is asked to stop meanwhile."""
     while True:
         try:
-            with lock.acquire(timeout=1.0):
-                return _execute(config, stop)
+            held.enter_context(lock.acquire(timeout=1.0))
+            return None
         except Timeout:
             if stop.requested:
                 return {
@@ -108,7 +131,8 @@ def _in_folder(
     try:
         summary = _attempt(context, provenance)
         _write_summary(folder, summary, lock)
-    except BaseException as error:
+    except BaseException as raised:
+        error = blamed(raised)
         status = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
         summary = _summary(context, provenance, status) | {"error": f"{type(error).__name__}: {error}"}
         with contextlib.suppress(OSError, LockError):  # a full disk must not hide the error itself
@@ -116,6 +140,8 @@ def _in_folder(
         context.tracker.close(summary)
         if isinstance(error, OSError):
             raise RunError(f"{folder}: {error.strerror or error} ({error.filename}); type the command again") from error
+        if error is not raised:
+            raise error from raised
         raise
     context.tracker.finish(summary)  # after the summary: a mirror that hangs cannot hold back a result
     return summary
@@ -123,6 +149,28 @@ def _in_folder(
 
 def _attempt(context: RunContext, provenance: dict[str, Any]) -> dict[str, Any]:
     """The stage, from its checkpoint where there is one; returns the run's summary."""
+    config = context.config
+    checkpoint: Checkpoint | None = None
+
+    def prepare() -> dict[str, Any] | None:
+        nonlocal checkpoint
+        checkpoint = _prepare(context)
+        return None if checkpoint is None else checkpoint.state
+
+    state = first_says(prepare)
+    if state is not None and checkpoint is None:  # another rank than the first
+        checkpoint = Checkpoint(read_tensors(context.folder, state["step"]), state)
+    context.go_on_from(checkpoint)
+    del checkpoint  # whose tensors the stage takes, and lets go
+    try:
+        metrics = STAGES[config.stage.name](context)
+    except Interrupted as interruption:
+        return _summary(context, provenance, "interrupted") | {"error": str(interruption)}
+    return _summary(context, provenance, "finished") | metrics
+
+
+def _prepare(context: RunContext) -> Checkpoint | None:
+    """The folder as the stage expects it, and where the run goes on from."""
     config, folder, tracker = context.config, context.folder, context.tracker
     overwrites = _start_afresh(folder) if config.overwrite else _overwrites(folder)
     (folder / "summary.json").unlink(missing_ok=True)
@@ -134,12 +182,7 @@ def _attempt(context: RunContext, provenance: dict[str, Any]) -> dict[str, Any]:
         tracker.mirror = WandbMirror(config, mapping, run_id(config), folder, overwrites)
     checkpoint = _checkpoint(folder, context.inputs)
     tracker.cut_back({METRICS: 0, SAMPLES: 0} if checkpoint is None else checkpoint.state["log_lengths"])
-    context.go_on_from(checkpoint)
-    try:
-        metrics = STAGES[config.stage.name](context)
-    except Interrupted as interruption:
-        return _summary(context, provenance, "interrupted") | {"error": str(interruption)}
-    return _summary(context, provenance, "finished") | metrics
+    return checkpoint
 
 
 def _checkpoint(folder: Path, inputs: Mapping[str, Path]) -> Checkpoint | None:
@@ -199,7 +242,7 @@ def _signals_into(stop: StopFlag) -> Iterator[None]:
             raise KeyboardInterrupt
         stop.requested = signal.Signals(number).name
 
-    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)}
+    before = {number: signal.signal(number, handle) for number in STOPPING}
     try:
         yield
     finally:
@@ -229,6 +272,8 @@ def _summary(context: RunContext, provenance: dict[str, Any], status: str) -> di
 
 
 def _write_summary(folder: Path, summary: dict[str, Any], lock: RunLock) -> None:
+    if rank():
+        return
     lock.check()
     _write_whole(folder / "summary.json", json.dumps(finite(summary), indent=1, allow_nan=False))
 

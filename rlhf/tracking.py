@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from rlhf.checkpoint import flush_to_disk
+from rlhf.distributed import first_says, rank
 from rlhf.lock import RunLock
 
 METRICS, SAMPLES = "metrics.jsonl", "samples.jsonl"
@@ -24,7 +25,10 @@ class Mirror(Protocol):
 
 
 class Tracker:
-    """Appends rows, each flushed at once; on resume the files are cut back to what the checkpoint covers."""
+    """Appends rows, each flushed at once; on resume the files are cut back to what the checkpoint covers.
+
+    Of several ranks, which all log the same rows, the first alone writes them.
+    """
 
     def __init__(self, folder: Path, lock: RunLock, mirror: Mirror | None) -> None:
         self.folder = folder
@@ -75,6 +79,8 @@ class Tracker:
                 os.truncate(path, length)
 
     def _append(self, name: str, rows: Iterable[Mapping[str, Any]]) -> None:
+        if rank():
+            return
         self.lock.check()
         with (self.folder / name).open("a", encoding="utf-8") as file:
             for row in rows:
@@ -83,7 +89,7 @@ class Tracker:
 
     def last_evaluation(self) -> dict[str, Any]:
         """eval/* of the last row that has any: what a run ends with, even one that resumes with nothing left to do."""
-        for row in reversed(read_rows(self.folder)):
+        for row in reversed(first_says(lambda: read_rows(self.folder))):
             if found := {key: value for key, value in row.items() if key.startswith("eval/")}:
                 return found
         return {}

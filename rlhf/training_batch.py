@@ -43,7 +43,7 @@ def measure(models: PolicyModels, rollouts: Rollouts, micro_batch_size: int) -> 
         columns.append([torch.where(part.mask, column, 0.0) for column in measured])
         features.append(shared)
     old, reference, values, entropies = (torch.cat(column) for column in zip(*columns, strict=True))
-    return Measured(_joined(features), old, reference, values, entropies)
+    return Measured(joined(features), old, reference, values, entropies)
 
 
 def training_batch(
@@ -74,7 +74,8 @@ def training_batch(
     )
 
 
-def _joined(parts: list[Features]) -> Features:
+def joined(parts: list[Features]) -> Features:
+    """The features of all micro-batches as one."""
     hidden = [part.hidden for part in parts if part.hidden is not None]
     return Features(
         input_ids=torch.cat([part.input_ids for part in parts]),

@@ -12,6 +12,8 @@ from rlhf.algorithms import ALGORITHMS
 from rlhf.algorithms.value import value_loss
 from rlhf.batches import TrainingBatch
 from rlhf.config import RunConfig
+from rlhf.config.sizes import forward_rows
+from rlhf.distributed import own_rows, sum_gradients, sum_numbers
 from rlhf.masked import token_logprobs, whiten
 from rlhf.models import Features, PolicyModels
 from rlhf.optimization import NotFinite, clip_and_step, minibatches, schedule_factor, set_learning_rate
@@ -35,9 +37,10 @@ def update(
         step: optimizer steps done before.
 
     Returns:
-        Metrics (without the prefix train/), averaged over the minibatches, and the optimizer steps done after.
+        Metrics (without the prefix train/), averaged over the minibatches, and the optimizer steps done after. Those
+        that float16 overflow cost, counted in `skipped_steps`, are among the steps.
     """
-    settings, sums = config.optimization, defaultdict[str, float](float)
+    settings, sums, counts = config.optimization, defaultdict[str, float](float), defaultdict[str, int](int)
     total_steps = num_optimizer_steps(config)
     networks = {"policy": list(models.policy_parameters.values()), "value": list(models.value_parameters.values())}
     networks = {name: parameters for name, parameters in networks.items() if parameters}
@@ -49,16 +52,22 @@ def update(
             if config.advantages.whiten_over == "minibatch":
                 whitened = whiten(minibatch.advantages, minibatch.mask, config.advantages.whiten)
                 minibatch = dataclasses.replace(minibatch, advantages=whitened)
-            metrics = accumulate_gradients(config, models, minibatch, features)
+            metrics = sum_numbers(accumulate_gradients(config, models, minibatch, features))
             if not all(abs(value) < float("inf") for value in metrics.values()):
                 raise NotFinite(_not_finite(metrics, step + done, config))
+            sum_gradients(parameter for parameters in networks.values() for parameter in parameters)
             set_learning_rate(optimizer, schedule_factor(step + done, total_steps, 0, settings.schedule))
-            norms = clip_and_step(optimizer, networks, settings.max_grad_norm, step + done)
-            metrics |= {"grad_norm": norms["policy"], "value_grad_norm": norms.get("value", norms["policy"])}
+            norms = clip_and_step(optimizer, networks, settings.max_grad_norm, step + done, models.scaler)
+            if norms:
+                metrics |= {"grad_norm": norms["policy"], "value_grad_norm": norms.get("value", norms["policy"])}
             for name, value in metrics.items():
                 sums[name] += value
+                counts[name] += 1
             done += 1
-    return {name: value / done for name, value in sums.items()}, step + done
+    means = {name: value / counts[name] for name, value in sums.items()}
+    if models.scaler.enabled:
+        means["skipped_steps"] = float(done - counts["grad_norm"])
+    return means, step + done
 
 
 def num_optimizer_steps(config: RunConfig) -> int:
@@ -70,10 +79,13 @@ def num_optimizer_steps(config: RunConfig) -> int:
 def accumulate_gradients(
     config: RunConfig, models: PolicyModels, minibatch: TrainingBatch, features: Features
 ) -> dict[str, float]:
-    """Gradients of one minibatch, in micro-batches; the mean is over the whole minibatch's tokens however it is cut."""
+    """This rank's part of a minibatch's gradients, in micro-batches.
+
+    The mean is over the whole minibatch's tokens however it is cut, so that the parts' sums are the whole.
+    """
     num_tokens = minibatch.mask.sum()
     sums = defaultdict[str, float](float)
-    for rows in torch.arange(len(minibatch.mask)).split(config.optimization.micro_batch_size):
+    for rows in own_rows(len(minibatch.mask)).split(forward_rows(config)):
         part = minibatch.rows(rows)
         for name, value in _backward(config, models, part, features.rows(part.rows_in_rollout), num_tokens).items():
             sums[name] += float(value)
@@ -94,12 +106,12 @@ def _backward(
         logits, values = models.policy_logits_and_values(features)
         output = loss_of(batch, token_logprobs(logits, tokens), config.algo, num_tokens)
         critic = _value_loss(config, batch, values, num_tokens)
-        (output.loss + config.value.coef * critic).backward()
+        models.scaler.scaled(output.loss + config.value.coef * critic).backward()
     else:
         output = loss_of(batch, token_logprobs(models.policy_logits(features), tokens), config.algo, num_tokens)
-        output.loss.backward()
+        models.scaler.scaled(output.loss).backward()
         critic = _value_loss(config, batch, models.values(features), num_tokens)
-        (config.value.coef * critic).backward()
+        models.scaler.scaled(config.value.coef * critic).backward()
     return {"policy_loss": output.loss.detach(), "value_loss": critic.detach(), **output.metrics}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import os
 import shlex
@@ -18,6 +19,7 @@ from rlhf.config import RL_STAGES, RunConfig
 from rlhf.config.build import ConfigError
 from rlhf.config.check import checked_config
 from rlhf.config.identity import input_runs, run_folder, run_id, sweep_folder
+from rlhf.config.sizes import derived_sizes
 from sweeps.child import one_line
 from sweeps.display import duration, watching
 from sweeps.driver import Driver, finished
@@ -58,6 +60,8 @@ def run_experiment(runs: Sequence[RunConfig], target: str = EXECUTE) -> list[Out
     Raises:
         Stopped: with 0 where the runs were submitted and left, 1 where runs failed, 130 after Ctrl-C.
     """
+    if _rank_of() is not None:
+        raise ConfigError(["torchrun: starts one run; a sweep (-m) starts the ranks of its runs itself, without it"])
     console = Console(highlight=False, soft_wrap=True)
     started = time.monotonic()
     distinct = run_folders(runs)
@@ -74,6 +78,7 @@ def run_experiment(runs: Sequence[RunConfig], target: str = EXECUTE) -> list[Out
         earlier = f", {len(outcomes)} finished earlier" if outcomes else ""
         launcher = launcher_for(todo, target)
         console.print(f"{count_runs(len(distinct))}{earlier}; {launcher.open(todo)}")
+        print_sizes(todo, console)
         outcomes |= drive(todo, launcher, console)
     ordered = [outcomes[folder] for folder in distinct]
     report_sweeps(ordered, console)
@@ -156,15 +161,18 @@ def run_single(run: RunConfig) -> dict[str, Any]:
     """
     if run.hardware.slurm is not None:
         return run_experiment([run])[0].summary
-    console = Console(highlight=False, soft_wrap=True)
+    first = _rank_of() in (None, 0)
+    console = Console(highlight=False, soft_wrap=True, quiet=not first)
     if found := finished(run):
         console.print(f"{run_id(run)} is finished ({run_folder(run)}); overwrite=true would start afresh")
         return found
-    write_record(run, EXECUTE)
+    if first:
+        write_record(run, EXECUTE)
+    print_sizes([run], console)
     os.environ.update(thread_environment(run.hardware.threads))  # before torch is imported
     from rlhf.run import execute
 
-    with watching([*input_runs(run), run], console):
+    with watching([*input_runs(run), run], console) if first else contextlib.nullcontext():
         summary = execute(run)
     if summary.get("status") == "interrupted":
         console.print(f"{run_id(run)} interrupted; {again()} goes on where it stopped")
@@ -172,6 +180,19 @@ def run_single(run: RunConfig) -> dict[str, Any]:
     scores = [f"{name} {summary[key]:.3f}" for name, key in RESULTS.items() if key in summary]
     console.print(f"{', '.join([f'{run_id(run)} finished', *scores])}: {run_folder(run)}")
     return summary
+
+
+def print_sizes(runs: Sequence[RunConfig], console: Console) -> None:
+    """What the batch sizes come to, once for all runs that share them."""
+    for sizes in {tuple(derived_sizes(run)): None for run in runs}:
+        width = max(len(f"{number:,}") for _, number, _ in sizes)
+        for name, number, how in sizes:
+            console.print(f"{number:>{width},} {name} ({how})", markup=False)
+
+
+def _rank_of() -> int | None:
+    """Which rank torchrun has made this process; None where it has not."""
+    return int(os.environ["RANK"]) if int(os.environ.get("WORLD_SIZE", "1")) > 1 else None
 
 
 def hydra_returns(

@@ -21,7 +21,7 @@ from rlhf.config import RunConfig
 from rlhf.config.build import ConfigError
 from rlhf.config.identity import run_folder, run_id
 from sweeps.records import outcome_path, write_record
-from sweeps.resources import Room, has_gpu, room_for, thread_environment
+from sweeps.resources import Room, has_gpu, room_for, thread_environment, threads_of
 from sweeps.runs import STOP_SIGNALS, Outcome, log_path
 
 ROOT = Path(__file__).parent.parent
@@ -40,7 +40,8 @@ class _Child:
     process: ForkServerProcess
     result: Connection
     threads: int
-    gpu: str | None
+    gpus: tuple[str, ...]
+    """One for each rank; none where there are none to hand out."""
     message: tuple[str, Any] | None = None
     told_at: float | None = None
     """When it was last told to stop; None: never."""
@@ -119,7 +120,7 @@ class LocalRuns:
     def _fill(self) -> None:
         """Start what there is room for, in order; a run that wants more threads than there are goes alone."""
         while self._queue and len(self._children) < self.room.runs:
-            threads = self._queue[0].hardware.threads
+            threads = threads_of(self._queue[0])
             if self._children and sum(child.threads for child in self._children) + threads > self.room.threads:
                 return
             self._start(self._queue.popleft())
@@ -127,8 +128,8 @@ class LocalRuns:
     def _start(self, run: RunConfig) -> None:
         from sweeps.child import run_in_child
 
-        gpu = self._free_gpu()
-        environment = {**self.environment, **({} if gpu is None else {"CUDA_VISIBLE_DEVICES": gpu})}
+        gpus = self._free_gpus(run.hardware.ranks)
+        environment = {**self.environment, **({"CUDA_VISIBLE_DEVICES": ",".join(gpus)} if gpus else {})}
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(["sweeps.child", self.target.partition(":")[0]])
         receiver, sender = context.Pipe(duplex=False)
@@ -142,12 +143,12 @@ class LocalRuns:
             forkserver.ensure_running()
         process.start()  # returns once the server has imported its preloads and forked
         sender.close()
-        self._children.append(_Child(run, run_folder(run), process, receiver, run.hardware.threads, gpu))
+        self._children.append(_Child(run, run_folder(run), process, receiver, threads_of(run), gpus))
 
-    def _free_gpu(self) -> str | None:
-        """The GPU with the fewest of these runs on it."""
-        taken = [child.gpu for child in self._children]
-        return min(self.room.gpus, key=taken.count) if self.room.gpus else None
+    def _free_gpus(self, ranks: int) -> tuple[str, ...]:
+        """The GPUs with the fewest of these runs on them."""
+        taken = [gpu for child in self._children for gpu in child.gpus]
+        return tuple(sorted(self.room.gpus, key=taken.count)[:ranks])
 
     @staticmethod
     def _receive(child: _Child) -> None:

@@ -23,7 +23,7 @@ class Room:
     runs: int
     """At a time."""
     threads: int
-    """Of all runs together; a run that wants more (an input run) goes alone."""
+    """Of all runs and their ranks together; a run that wants more (an input run) goes alone."""
     gpus: tuple[str, ...] = ()
     """Values of CUDA_VISIBLE_DEVICES to hand out."""
 
@@ -34,7 +34,12 @@ def room_for(run: RunConfig) -> tuple[Room, str]:
     cores = usable_cores()
     gpus = visible_gpus() if hardware.device == "cuda" else ()
     count, why = _count(run, cores, len(gpus))
-    return Room(count, max(cores, count * hardware.threads), gpus), why
+    return Room(count, max(cores, count * threads_of(run)), gpus), why
+
+
+def threads_of(run: RunConfig) -> int:
+    """Of all its ranks."""
+    return run.hardware.ranks * run.hardware.threads
 
 
 def _count(run: RunConfig, cores: int, gpus: int) -> tuple[int, str]:
@@ -43,13 +48,17 @@ def _count(run: RunConfig, cores: int, gpus: int) -> tuple[int, str]:
         return hardware.parallel_runs, "hardware.parallel_runs"
     memory = available_gib()
     each = TINY_GIB if run.model.source == "random" else REAL_GIB
+    threads, ranks = threads_of(run), hardware.ranks
     limits = [
-        (max(1, cores // hardware.threads), f"{_counted(cores, 'core')}, {_counted(hardware.threads, 'thread')} each"),
-        (max(1, int(memory / each)), f"{memory:.1f} GiB of free memory"),
+        (max(1, cores // threads), f"{_counted(cores, 'core')}, {_counted(threads, 'thread')} each"),
+        (max(1, int(memory / (ranks * each))), f"{memory:.1f} GiB of free memory"),
     ]
     if hardware.device == "cuda":
         sharing = "" if hardware.runs_per_gpu == 1 else f", {hardware.runs_per_gpu} on each"
-        limits.append((max(1, gpus) * hardware.runs_per_gpu, f"{_counted(gpus, 'GPU')}{sharing}"))
+        taking = "" if ranks == 1 else f", {ranks} for each run"
+        limits.append(
+            (max(1, max(1, gpus) * hardware.runs_per_gpu // ranks), f"{_counted(gpus, 'GPU')}{taking}{sharing}")
+        )
     return min(limits, key=lambda limit: limit[0])
 
 

@@ -110,7 +110,8 @@ def parameters(run: RunConfig, packed: int, at_a_time: int, dependency: str | No
         "nodes": slurm.nodes,
         "ntasks_per_node": slurm.tasks_per_node,
         "cpus_per_task": cpus,
-        "srun_args": [f"--cpus-per-task={cpus}"],  # srun does not take it over from sbatch since SLURM 22.05
+        # srun does not take it over from sbatch since SLURM 22.05; one rank that dies ends the others
+        "srun_args": [f"--cpus-per-task={cpus}", *(["--kill-on-bad-exit=1"] if run.hardware.ranks > 1 else [])],
         "signal_delay_s": slurm.signal_seconds,
         "array_parallelism": max(1, at_a_time // packed),
         "setup": [*exports, *slurm.setup],

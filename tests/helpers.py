@@ -1,4 +1,4 @@
-"""Tiny random models of five architectures, rollouts of unequal lengths, and config values, for the tests beside this.
+"""Tiny random models of six architectures, rollouts of unequal lengths, and config values, for the tests beside this.
 
 Weights are drawn much wider than a real initialisation, so that logprobs differ from token to token and from the
 uniform, and a mask or position that is off by one shows at once.
@@ -19,6 +19,7 @@ from transformers import (
     PretrainedConfig,
     PreTrainedModel,
     Qwen2Config,
+    Qwen3Config,
 )
 
 from rlhf.batches import Rollouts, pad
@@ -49,6 +50,7 @@ ARCHITECTURES: dict[str, Callable[[], PretrainedConfig]] = {
     ),
     "llama": lambda: LlamaConfig(**_LLAMA, **_SHARED),
     "qwen2": lambda: Qwen2Config(tie_word_embeddings=True, **_LLAMA, **_SHARED),
+    "qwen3": lambda: Qwen3Config(head_dim=8, **_LLAMA, **_SHARED),
     "gptj": lambda: GPTJConfig(n_embd=WIDTH, n_layer=LAYERS, n_head=2, n_positions=64, rotary_dim=4, **_SHARED),
     "gpt_neo": lambda: GPTNeoConfig(  # learned positions; a local block between two global ones
         hidden_size=WIDTH,
@@ -75,8 +77,10 @@ def tiny_model(architecture: str = "gpt_neox", seed: int = 0, scale: float = 0.2
     return model.eval()
 
 
-def trainable(mode: str, last_k: int = 2) -> TrainableConfig:
-    return TrainableConfig(mode=mode, last_k=last_k, lora_rank=2, lora_alpha=4.0, lora_targets=None)
+def trainable(mode: str, last_k: int = 2, merge_adapters: bool = False) -> TrainableConfig:
+    return TrainableConfig(
+        mode=mode, last_k=last_k, lora_rank=2, lora_alpha=4.0, lora_targets=None, merge_adapters=merge_adapters
+    )
 
 
 def value_settings(network: str = "separate", train: str = "as_policy", head_init_std: float = 0.3) -> ValueConfig:
@@ -85,11 +89,20 @@ def value_settings(network: str = "separate", train: str = "as_policy", head_ini
 
 
 def policy_models(
-    model: PreTrainedModel, mode: str, value: ValueConfig | None = None, temperature: float = 1.0, last_k: int = 2
+    model: PreTrainedModel,
+    mode: str,
+    value: ValueConfig | None = None,
+    temperature: float = 1.0,
+    last_k: int = 2,
+    *,
+    precision: str = "fp32",
+    recompute: bool = False,
+    merge_adapters: bool = False,
 ) -> PolicyModels:
     torch.manual_seed(0)
     settings = value_settings() if value is None else value
-    return build_models(model, trainable(mode, last_k), settings, temperature=temperature, precision="fp32")
+    train = trainable(mode, last_k, merge_adapters)
+    return build_models(model, train, settings, temperature=temperature, precision=precision, recompute=recompute)
 
 
 def nudge(parameters: dict[str, torch.nn.Parameter], size: float = 0.3, seed: int = 1) -> None:

@@ -10,6 +10,7 @@ import torch
 from rlhf.config import KLControlConfig
 from rlhf.config.build import ConfigError
 from rlhf.kl import CONTROLLERS, AdaptiveKLController, KLController, exact_kl, k1, k3, released_k3, sequence_kl
+from rlhf.masked import entropy
 from rlhf.random import generator
 from tests.config.composed import config
 
@@ -62,6 +63,21 @@ def test_exact_kl_by_hand_and_by_a_plain_loop():
 def test_exact_kl_is_zero_to_the_bit_for_the_same_logits():
     logits = torch.randn(2, 3, 50, generator=generator(1, "logits"))
     assert bool((exact_kl(logits, logits.clone()) == 0).all())
+
+
+def test_a_token_that_the_policy_never_says_adds_nothing_and_changes_no_other_bit():
+    """KL of 0.75, 0.25, 0 to 0.25, 0.25, 0.5 is 0.75 ln 3; its entropy is 0.75 ln 4/3 + 0.25 ln 4."""
+    logits = torch.tensor([[[0.75, 0.25, 0.0]]]).log()
+    initial = torch.tensor([[[0.25, 0.25, 0.5]]]).log()
+    assert logits[0, 0, 2] == -torch.inf
+    assert float(exact_kl(logits, initial)) == pytest.approx(0.75 * math.log(3), rel=1e-6)
+    assert float(entropy(logits)) == pytest.approx(0.75 * math.log(4 / 3) + 0.25 * math.log(4), rel=1e-6)
+    draws = generator(0, "finite")
+    policy, other = 5 * torch.randn(4, 3, 50, generator=draws), torch.randn(4, 3, 50, generator=draws)
+    policy[0, 0, 0] = -500.0  # a probability that is 0 in float32, as it was before
+    p, q = policy.log_softmax(-1), other.log_softmax(-1)
+    assert torch.equal(exact_kl(policy, other), (p.exp() * (p - q)).sum(-1))
+    assert torch.equal(entropy(policy), -(p.exp() * p).sum(-1))
 
 
 def test_exact_kl_agrees_with_monte_carlo():

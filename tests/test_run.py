@@ -455,10 +455,10 @@ def test_a_failed_run_says_why_and_can_be_typed_again(never_stopped, monkeypatch
 
     with monkeypatch.context() as patch:
         patch.setattr(online, "score_responses", lambda *arguments: score(*arguments) * float("nan"))
-        with pytest.raises(NotFinite, match="reward model"):
+        with pytest.raises(NotFinite, match="the reward gave"):
             execute(run)
     summary = json.loads((run_folder(run) / "summary.json").read_text())
-    assert summary["status"] == "failed" and summary["error"].startswith("NotFinite: the reward model")
+    assert summary["status"] == "failed" and summary["error"].startswith("NotFinite: the reward gave")
     assert summary["run_id"] == run_folder(run).name and summary["versions"]["torch"] == torch.__version__
     assert not (run_folder(run) / "lock.json").exists()
     assert execute(run)["status"] == "finished"

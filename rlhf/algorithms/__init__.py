@@ -5,6 +5,9 @@
 | apa | apa.py | squared distance to log pi_init + A / lambda | lambda |
 | ppo | ppo.py | clipped ratio | penalty in the reward, fixed or adaptive |
 | awr | awr.py | weighted cross entropy | lambda, through the weights |
+| ilql | ilql.py | TD, expectile, CQL and cross entropy of Q and V heads | beta of its sampler |
+
+ILQL learns values in place of advantages and has an update of its own (rlhf/ilql_update.py): it is not in `ALGORITHMS`.
 
 To add one: a dataclass in rlhf/config/algo.py, conf/algo/<name>.yaml, a module here, a line in `ALGORITHMS`, a
 hand-worked case in tests/algorithms.

@@ -54,7 +54,8 @@ class PPOConfig(AlgoConfig):
 
 @dataclass(kw_only=True)
 class ILQLConfig(AlgoConfig):
-    """Offline alone; `value_clip`, `value.*` and `advantages.*` have no part in it."""
+    """Offline alone. Of `value` only head_init_std has a part in it (the heads' output layers); `value_clip` and
+    `advantages` have none."""
 
     gamma: float = setting("discount per token of the Q heads' target", above=0, high=1)
     tau: float = setting("expectile that V regresses to", above=0, high=1)

@@ -6,14 +6,40 @@ import re
 from pathlib import Path
 from typing import Any
 
-from rlhf.config import ILQLConfig, KLControlConfig, PPOConfig, RunConfig, SupervisedConfig, TrainableConfig
+from rlhf.config import (
+    RL_STAGES,
+    APAConfig,
+    ILQLConfig,
+    KLControlConfig,
+    PPOConfig,
+    RunConfig,
+    SupervisedConfig,
+    TrainableConfig,
+)
 from rlhf.config.build import ConfigError, build_config
+from rlhf.config.identity import input_runs
 
 # What can stand in a folder's name and in a W&B id.
 SWEEP_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.\-]*")
 
 # The data sets with a made-up language, whose words are the tokenizer's of source=random.
 MADE_UP_LANGUAGES = ("letters",)
+
+# Options that say nothing to a reward of this name, so that somebody who set one meant another reward.
+_TEXT_MODEL = ("path", "checkpoint_file", "base", "tokenizer", "prefix", "suffix", "max_tokens", "precision")
+UNREAD_OF_REWARD = {
+    "learned": ("url", "checkpoint_file"),
+    "hh_gptj": ("url",),
+    "tldr_gptj": ("url",),
+    "http": _TEXT_MODEL,
+    "sentiment": ("url", *_TEXT_MODEL),
+}
+
+# The same of data sets that are not collected preferences.
+UNREAD_OF_DATASET = {
+    "letters": ("sft_path", "hub", "sft_hub", "max_bad_rows"),
+    "reviews": ("sft_path", "hub", "sft_hub", "max_bad_rows"),
+}
 
 LOCAL_SUFFIXES = (".jsonl", ".json", ".gz", ".gguf", ".safetensors", ".parquet", ".csv", ".txt", ".bin", ".pt")
 
@@ -113,6 +139,11 @@ def _dataset(config: RunConfig) -> list[str]:
             f"dataset.max_total_length: {dataset.max_total_length} leaves no room for a prompt beside "
             f"dataset.max_new_tokens = {dataset.max_new_tokens}"
         )
+    problems += [
+        f"dataset.{option}: dataset={dataset.name} does not read it; leave it out"
+        for option in UNREAD_OF_DATASET.get(dataset.name, ())
+        if getattr(dataset, option)
+    ]
     if "" in dataset.stop_strings:
         problems.append("dataset.stop_strings: an empty text would end every response before its first token")
     return problems
@@ -144,13 +175,28 @@ def _adaptive_controller(kl: KLControlConfig, num_responses: int) -> list[str]:
 
 def _frozen_weights(config: RunConfig) -> list[str]:
     kept, mode = config.model.frozen_weights, config.model.train.mode
-    if kept in ("int8", "int4") and mode != "lora":
-        return [
-            f"model.frozen_weights: {kept} needs model.train.mode=lora, where all whole weights are frozen; not {mode}"
-        ]
+    if kept in ("int8", "int4"):
+        return _quantised(config)
     if kept != "float32" and mode == "all":
         return [f"model.frozen_weights: {kept}, but model.train.mode=all freezes nothing of the policy; use float32"]
     return []
+
+
+def _quantised(config: RunConfig) -> list[str]:
+    kept = f"model.frozen_weights: {config.model.frozen_weights}"
+    stages = {run.stage.name for run in (config, *input_runs(config))}
+    trained = {"model.train": config.model.train} if stages & {*RL_STAGES} else {}
+    trained |= {f"{name}.train": getattr(config, name).train for name in ("sft", "reward_model") if name in stages}
+    problems = [
+        f"{kept} needs {path}.mode=lora, where all whole weights are frozen; not {train.mode}"
+        for path, train in trained.items()
+        if train.mode == "last_k" or (train.mode == "all" and path == "model.train")  # others are float32 then
+    ]
+    if config.model.source == "random":
+        problems.append(f"{kept} is what weights become as they are loaded; model.source=random draws them")
+    if config.value.network == "separate" and config.value.train == "all":
+        problems.append(f"{kept} cannot be trained; use value.train=as_policy")
+    return problems
 
 
 def _reward(config: RunConfig) -> list[str]:
@@ -162,6 +208,14 @@ def _reward(config: RunConfig) -> list[str]:
         problems.append(f"reward.path: reward={reward.name} needs path and checkpoint_file of a state dict")
     if reward.name in ("hh_gptj", "tldr_gptj") and reward.base is None:
         problems.append(f"reward.base: missing; reward={reward.name} needs the architecture of its state dict")
+    if reward.url is not None and not reward.url.startswith(("http://", "https://")):
+        problems.append(f"reward.url: {reward.url!r} begins with neither http:// nor https://")
+    trained_here = reward.name == "learned" and reward.path is None
+    unread = UNREAD_OF_REWARD[reward.name] + (("base", "tokenizer", "prefix", "suffix") if trained_here else ())
+    kind = "a reward model that is trained here" if trained_here else f"reward={reward.name}"
+    for option in unread:
+        if getattr(reward, option) not in (None, "", "fp32"):
+            problems.append(f"reward.{option}: {kind} does not read it; leave it out")
     return problems
 
 
@@ -172,33 +226,71 @@ def _stage(config: RunConfig) -> list[str]:
         problems.append("stage.name: ppo learns from its own rollouts alone; stage=offline takes apa, awr and ilql")
     if stage == "online" and isinstance(algo, ILQLConfig):
         problems.append("stage.name: ilql learns from a data set; use stage=offline")
+    if stage == "offline":
+        problems += _offline(config)
+    if isinstance(algo, ILQLConfig) and not algo.betas:
+        problems.append("algo.betas: empty; the first is the headline")
+    if stage == "evaluate" and config.hardware.sharding == "fsdp":
+        problems.append("hardware.sharding: stage=evaluate trains nothing, and each rank holds both models; use none")
+    if stage == "evaluate" and isinstance(algo, ILQLConfig) and config.evaluation.policy is None:
+        problems.append("evaluation.policy: missing; algo=ilql samples by the heads that a run has trained")
     if stage != "evaluate" and config.evaluation.policy is not None:
         problems.append("evaluation.policy: is what stage=evaluate measures; other stages evaluate their own policy")
+    return problems
+
+
+def _offline(config: RunConfig) -> list[str]:
+    algo = config.algo
+    problems = []
+    if config.reward.baseline == "reference":
+        problems.append("reward.baseline: reference answers are what stage=offline learns from; use none")
+    if isinstance(algo, APAConfig) and algo.anchor == "old":
+        problems.append("algo.anchor: old is the policy that sampled, and nobody sampled a data set; use initial")
+    if isinstance(algo, ILQLConfig) and not config.offline.refresh_values:
+        problems.append("offline.refresh_values: ilql has no value network; false is a choice of apa and awr")
+    if isinstance(algo, ILQLConfig) and config.hardware.sharding == "fsdp":
+        problems.append("hardware.sharding: fsdp does not cut up ilql's heads; use none")
     return problems
 
 
 def _ranks(config: RunConfig) -> list[str]:
     hardware, ranks = config.hardware, config.hardware.ranks
     problems = []
-    if hardware.sharding == "fsdp" and ranks == 1:
-        problems.append("hardware.sharding: fsdp shares weights among ranks; hardware.ranks is 1")
-    if hardware.sharding == "fsdp" and config.model.frozen_weights in ("int8", "int4"):
-        problems.append("hardware.sharding: fsdp cannot cut up int8 or int4; use model.frozen_weights=bfloat16")
-    if ranks == 1:
-        return problems
-    for path, size in {
-        "rollout.num_responses": config.rollout.num_responses,
-        "optimization.minibatch_size": config.optimization.minibatch_size,
-        "sft.batch_size": config.sft.batch_size,
-        "reward_model.batch_size": config.reward_model.batch_size,
-    }.items():
-        problems += _divides(ranks, "hardware.ranks", size, path)
+    if hardware.sharding == "fsdp":
+        problems += _fsdp(config)
     slurm = hardware.slurm
     if slurm is not None and slurm.nodes * slurm.tasks_per_node != ranks:
         problems.append(
             f"hardware.ranks: {ranks}, but hardware.slurm.nodes x tasks_per_node = "
             f"{slurm.nodes * slurm.tasks_per_node}; make them equal"
         )
+    problems += _divides(ranks, "hardware.ranks", config.rollout.num_responses, "rollout.num_responses")
+    for section, path in {"optimization": "minibatch_size", "sft": "batch_size", "reward_model": "batch_size"}.items():
+        settings = getattr(config, section)
+        size, micro = getattr(settings, path), settings.micro_batch_size
+        if size % ranks:
+            problems += _divides(ranks, "hardware.ranks", size, f"{section}.{path}")
+        elif ranks > 1 and micro < size // ranks:  # a larger one is the rank's whole part
+            problems += _divides(
+                micro, f"{section}.micro_batch_size", size // ranks, f"{section}.{path} / hardware.ranks"
+            )
+    return problems
+
+
+def _fsdp(config: RunConfig) -> list[str]:
+    problems = []
+    if config.hardware.ranks == 1:
+        problems.append("hardware.sharding: fsdp shares weights among ranks; hardware.ranks is 1")
+    if config.model.frozen_weights in ("int8", "int4"):
+        problems.append("hardware.sharding: fsdp cannot cut up int8 or int4; use model.frozen_weights=bfloat16")
+    if config.stage.name in RL_STAGES and config.model.train.mode != "all":
+        problems.append(
+            f"hardware.sharding: fsdp is for model.train.mode=all; {config.model.train.mode} trains little, use none"
+        )
+    if isinstance(config.algo, ILQLConfig) or not config.offline.refresh_values:
+        problems.append("hardware.sharding: fsdp knows neither ilql nor offline.refresh_values=false; use none")
+    if config.checkpoint.save_final == "trained":
+        problems.append("hardware.sharding: fsdp trains the whole policy; use checkpoint.save_final=full")
     return problems
 
 
@@ -231,9 +323,11 @@ def _paths(config: RunConfig) -> list[str]:
         "reward.base": config.reward.base,
         "reward.tokenizer": config.reward.tokenizer,
     }
+    old_models = ("model.path", "reward.base", "reward.tokenizer")  # gpt2 has no owner
     for path, name in hub_names.items():
-        owned = name is not None and (name.count("/") == 1 or (path == "model.path" and "/" not in name))
-        hub_name = owned and not name.startswith(("/", ".", "~")) and not name.endswith(LOCAL_SUFFIXES)
-        if name is not None and not hub_name and not Path(name).exists():
+        if name is None or Path(name).exists():
+            continue
+        owned = name.count("/") == 1 or (path in old_models and "/" not in name)
+        if not owned or name.startswith(("/", ".", "~")) or name.endswith(LOCAL_SUFFIXES):
             problems.append(f"{path}: {name} does not exist")
     return problems

@@ -11,12 +11,18 @@ from rlhf.config.setting import setting
 class DatasetConfig:
     name: str = setting("the data set", choices=("letters", "reviews", "hh", "tldr", "stackexchange"))
     path: str | None = setting(
-        "local pairs in the hub's columns instead: .json(l), .json(l).gz, .parquet, or a save_to_disk folder",
+        "local pairs in the hub's columns instead: .json(l), .json(l).gz, .parquet, or a folder (save_to_disk, or with "
+        "files train* and test*)",
         content=True,
     )
     sft_path: str | None = setting("local SFT texts, likewise, where they are a data set of their own", content=True)
-    hub: str | None = setting("the preference pairs' name on the hub; null: not from there")
-    sft_hub: str | None = setting("the SFT texts' name on the hub; null: the preferred answers of the pairs")
+    hub: str | None = setting(
+        "the preference pairs' name on the hub, owner/name, or owner/name/folder for one folder of it; null: not from "
+        "there"
+    )
+    sft_hub: str | None = setting(
+        "the SFT texts' name on the hub, likewise; null, or with dataset.path: the preferred answers of the pairs"
+    )
     max_bad_rows: int = setting("malformed rows that are skipped and counted; one more refuses the data", low=0)
     seed: int = setting("seed of made-up data and of the split into train and held-out parts", low=0)
     num_sft: int | None = setting("SFT examples; null: all", low=1)

@@ -49,7 +49,7 @@ class HardwareConfig:
         "each rank holds all weights, or a part of each block's (fully_shard)", choices=("none", "fsdp")
     )
     threads: int = setting(
-        "torch threads of one run; part of its identity, since another number gives other bits", low=1
+        "torch threads of each rank; part of a run's identity, since another number gives other bits", low=1
     )
     input_threads: int = setting(
         "torch threads of SFT and reward-model runs that come before RL and have the machine to themselves", low=1

@@ -9,7 +9,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from rlhf.config import RL_STAGES, CheckpointConfig, RunConfig, StageConfig
+from rlhf.config import RL_STAGES, CheckpointConfig, ILQLConfig, RunConfig, StageConfig
 from rlhf.config.build import build_config, config_to_mapping
 
 REVISION = 1
@@ -25,7 +25,7 @@ END_BYTES = 2**20
 # The stages that ask the reward for scores.
 SCORING_STAGES = (*RL_STAGES, "evaluate")
 
-# The sections of a RunConfig that an evaluation of a given policy never reads.
+# The sections of a RunConfig that an evaluation of a given policy never reads; but ILQL's sampler has options in algo.
 _UNREAD_BY_EVALUATE = ("seed", "algo", "value", "offline", "advantages", "optimization", "checkpoint")
 
 # The sections of a RunConfig that can change what a stage before RL makes.
@@ -100,13 +100,13 @@ def input_runs(config: RunConfig) -> list[RunConfig]:
 def _identity(config: RunConfig) -> dict[str, Any]:
     """What the hash covers: every field that can change the results of this config's stage."""
     # By way of build_config, so that a float field holds a float (1 and 1.0 are one run) however it was made.
-    identity = _identifying(build_config(config_to_mapping(config)))
+    identity = identifying(build_config(config_to_mapping(config)))
     stage = config.stage.name
     if stage in SCORING_STAGES:
         inputs = {run.stage.name for run in input_runs(config)}
         unused = {"sft", "reward_model"} - inputs
         if stage == "evaluate":
-            unused |= {*_UNREAD_BY_EVALUATE}
+            unused |= {*_UNREAD_BY_EVALUATE} - ({"algo"} if isinstance(config.algo, ILQLConfig) else set())
         if stage != "offline":
             unused |= {"offline"}
         return {name: value for name, value in identity.items() if name not in unused}
@@ -122,14 +122,15 @@ def _identity(config: RunConfig) -> dict[str, Any]:
     return kept
 
 
-def _identifying(config: Any) -> dict[str, Any]:
+def identifying(config: Any) -> dict[str, Any]:
+    """The fields of a config, or of one of its sections, that can change results; paths by what lies there."""
     result = {}
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
         if not field.metadata["identity"]:
             continue
         if dataclasses.is_dataclass(value):
-            result[field.name] = _identifying(value)
+            result[field.name] = identifying(value)
         elif field.metadata["content"] and value is not None:
             result[field.name] = fingerprint(value)
         else:

@@ -10,14 +10,17 @@ from rlhf.config.setting import setting
 @dataclass(kw_only=True)
 class RolloutConfig:
     iterations: int = setting("rollout-and-update rounds", low=1)
-    num_responses: int = setting("responses per iteration", low=1)
-    batch_size: int = setting("responses sampled at once", low=1)
+    num_responses: int = setting("responses per iteration, of all ranks together", low=1)
+    batch_size: int = setting("responses sampled at once by each rank", low=1)
     temperature: float = setting("sampling temperature; logprobs are taken at it too", above=0)
 
 
 @dataclass(kw_only=True)
 class OfflineConfig:
-    """stage=offline: an iteration is the next rollout.num_responses responses of the data set."""
+    """stage=offline: an iteration is the next rollout.num_responses responses of the data set.
+
+    reward.scale has no part in it, reward.clip has.
+    """
 
     refresh_values: bool = setting(
         "an iteration's values come from the value network as it is; false: from the untrained one for the whole run "
@@ -48,8 +51,10 @@ class OptimizationConfig:
     weight_decay: float = setting("AdamW's decoupled weight decay", low=0)
     schedule: str = setting("learning rate over the run", choices=("constant", "linear", "cosine"))
     epochs: int = setting("passes over each rollout batch, freshly shuffled", low=1)
-    minibatch_size: int = setting("responses per optimizer step; divides rollout.num_responses", low=1)
-    micro_batch_size: int = setting("responses per forward pass; divides minibatch_size", low=1)
+    minibatch_size: int = setting(
+        "responses per optimizer step, of all ranks together; divides rollout.num_responses", low=1
+    )
+    micro_batch_size: int = setting("responses per forward pass of each rank, at most; divides minibatch_size", low=1)
     max_grad_norm: float = setting("gradients of each network are scaled down to this norm", above=0)
 
 

@@ -19,10 +19,13 @@ class RewardConfig:
         content=True,
     )
     checkpoint_file: str | None = setting("the bare state dict's file at `path`; null: path is in transformers' format")
-    base: str | None = setting("folder or hub name whose architecture a bare state dict fills", content=True)
+    base: str | None = setting(
+        "folder or hub name whose architecture a bare state dict fills; of an adapter: its base, null where it says",
+        content=True,
+    )
     tokenizer: str | None = setting("folder or hub name of its tokenizer; null: the one at `path`", content=True)
     prefix: str = setting("put before a text that is scored")
-    suffix: str = setting("put behind a text that is scored, as an EOS written out")
+    suffix: str = setting("put behind a text that is scored, as an EOS written out; empty: its tokenizer's EOS")
     max_tokens: int | None = setting("longer texts are cut on the left; null: what max_total_length leaves", low=1)
     precision: str = setting("how the reward model's weights are held", choices=("fp32", "bf16", "fp16"))
     batch_size: int = setting("texts scored at once", low=1, identity=False)

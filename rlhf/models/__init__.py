@@ -9,7 +9,8 @@ three networks go on from there.
 | last_k | embeddings, lower blocks | own last blocks | the original last blocks | own last blocks, head |
 | lora | the base | adapter "policy" | adapters off | adapter "value", head |
 
-The language head is frozen and shared in last_k and lora.
+The language head is frozen and shared in last_k and lora. What is trained is float32; what is frozen may be held in
+fewer bits (`held`).
 """
 
 from __future__ import annotations
@@ -26,7 +27,17 @@ MODES: dict[str, type[PolicyModels]] = {"all": AllParameters, "last_k": LastBloc
 
 
 def build_models(
-    model: PreTrainedModel, train: TrainableConfig, value: ValueConfig, *, temperature: float, precision: str
+    model: PreTrainedModel,
+    train: TrainableConfig,
+    value: ValueConfig,
+    *,
+    temperature: float,
+    precision: str,
+    recompute: bool = False,
 ) -> PolicyModels:
-    """The networks of one run from its initial policy. Seed torch before: heads and adapters are random."""
-    return MODES[train.mode](model, train, value, temperature, precision)
+    """The networks of one run from its initial policy. Seed torch before: heads and adapters are random.
+
+    Args:
+        recompute: compute activations again in the backward pass (hardware.gradient_checkpointing).
+    """
+    return MODES[train.mode](model, train, value, temperature, precision, recompute)

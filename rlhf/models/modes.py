@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
+from collections.abc import Iterator
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
@@ -11,6 +13,7 @@ from transformers import PreTrainedModel
 
 from rlhf.config import TrainableConfig, ValueConfig
 from rlhf.models.base import Features, Parameters, PolicyModels, before_response, run_base
+from rlhf.models.held import to_float32
 from rlhf.models.loading import language_head
 from rlhf.models.split import check_split, copy_top, joined, split, top_parameters
 
@@ -23,12 +26,27 @@ def _named_top(role: str, top: nn.Module) -> Parameters:
     return {f"{role}.{i}": parameter for i, parameter in enumerate(top_parameters(top))}
 
 
+def _own_top(top: nn.Module) -> nn.Module:
+    """A copy to be trained, in float32 whatever the original is held in."""
+    twin = copy_top(top)
+    to_float32(top_parameters(twin))
+    return twin
+
+
+def _own_base(base: nn.Module) -> nn.Module:
+    twin = copy.deepcopy(base)
+    to_float32(twin.parameters())
+    return twin
+
+
 class AllParameters(PolicyModels):
     """Mode all: three whole models."""
 
     def _networks(self, train: TrainableConfig, value: ValueConfig) -> tuple[Parameters, Parameters]:
         self.reference = copy.deepcopy(self.model)
         self.value_base = None if self.value_on_policy else copy.deepcopy(self.model.base_model)
+        self._policy_run = self._trainable(self.model.base_model)
+        self._value_run = None if self.value_base is None else self._trainable(self.value_base)
         return _named("policy", self.model), {} if self.value_base is None else _named("value", self.value_base)
 
     @property
@@ -39,7 +57,7 @@ class AllParameters(PolicyModels):
         return None
 
     def _policy_hidden(self, features: Features) -> Tensor:
-        return run_base(self.model.base_model, features, None)
+        return run_base(self._policy_run, features, None)
 
     def _reference_hidden(self, features: Features) -> Tensor:
         return run_base(self.reference.base_model, features, None)
@@ -51,7 +69,7 @@ class AllParameters(PolicyModels):
             return language_head(self.reference)(hidden) / self.temperature
 
     def _value_hidden(self, features: Features) -> Tensor:
-        return self._policy_hidden(features) if self.value_base is None else run_base(self.value_base, features, None)
+        return self._policy_hidden(features) if self._value_run is None else run_base(self._value_run, features, None)
 
 
 class LastBlocks(PolicyModels):
@@ -61,16 +79,20 @@ class LastBlocks(PolicyModels):
         base = self.model.base_model
         self.trunk, self.reference_top = split(base, train.last_k)
         check_split(base, self.trunk, self.reference_top)
-        self.policy_top = copy_top(self.reference_top)
+        self.policy_top = _own_top(self.reference_top)
+        self._policy_run = self._trainable(self.policy_top)
         self._joined = joined(self.model, self.trunk, self.policy_top)
         self.value_top: nn.Module | None = None
         self.value_base: nn.Module | None = None
+        self._value_run = self._policy_run
         trained_value: Parameters = {}
         if value.network == "separate" and value.train == "all":
-            self.value_base = copy.deepcopy(base)
+            self.value_base = _own_base(base)
+            self._value_run = self._trainable(self.value_base)
             trained_value = _named("value", self.value_base)
         elif value.network == "separate":
-            self.value_top = copy_top(self.reference_top)
+            self.value_top = _own_top(self.reference_top)
+            self._value_run = self._trainable(self.value_top)
             trained_value = _named_top("value", self.value_top)
         return _named_top("policy", self.policy_top), trained_value
 
@@ -82,16 +104,13 @@ class LastBlocks(PolicyModels):
         return run_base(self.trunk, Features(input_ids, mask, None, 0), None)
 
     def _policy_hidden(self, features: Features) -> Tensor:
-        return run_base(self.policy_top, features, features.hidden)
+        return run_base(self._policy_run, features, features.hidden)
 
     def _reference_hidden(self, features: Features) -> Tensor:
         return run_base(self.reference_top, features, features.hidden)
 
     def _value_hidden(self, features: Features) -> Tensor:
-        if self.value_base is not None:
-            return run_base(self.value_base, features, None)
-        top = self.policy_top if self.value_top is None else self.value_top
-        return run_base(top, features, features.hidden)
+        return run_base(self._value_run, features, None if self.value_base is not None else features.hidden)
 
 
 class LoRA(PolicyModels):
@@ -99,13 +118,22 @@ class LoRA(PolicyModels):
 
     def _networks(self, train: TrainableConfig, value: ValueConfig) -> tuple[Parameters, Parameters]:
         own_base = value.network == "separate" and value.train == "all"
-        self.value_base = copy.deepcopy(self.model.base_model) if own_base else None  # before adapters are put in
+        # Copied before adapters are put in.
+        self.value_base = _own_base(self.model.base_model) if own_base else None
+        self._value_run = None if self.value_base is None else self._trainable(self.value_base)
+        self.merge_adapters = train.merge_adapters
+        self._active = ""
         adapted = get_peft_model(self.model, lora_config(train), adapter_name="policy")
         assert isinstance(adapted, PeftModel)
         self.peft = adapted
         if value.network == "separate" and not own_base:
             self.peft.add_adapter("value", lora_config(train))
+        self._runs = {
+            adapter: self._trainable(self.model.base_model, lambda adapter=adapter: self._using(adapter))
+            for adapter in ("policy", "value")
+        }
         adapters = {n: p for n, p in self.peft.named_parameters() if "lora_" in n}
+        to_float32(adapters.values())
         trained_value = {n: p for n, p in adapters.items() if ".value." in n}
         if self.value_base is not None:
             trained_value = _named("value", self.value_base)
@@ -113,9 +141,18 @@ class LoRA(PolicyModels):
 
     def _use(self, adapter: str) -> None:
         """Switch adapters. peft freezes the inactive one, which would drop gradients of a graph already recorded."""
+        if adapter == self._active:
+            return
         self.peft.set_adapter(adapter)
         for parameter in self.named_parameters().values():
             parameter.requires_grad_(True)
+        self._active = adapter
+
+    @contextlib.contextmanager
+    def _using(self, adapter: str) -> Iterator[None]:
+        """For activations that are computed again after the other adapter was switched on."""
+        self._use(adapter)
+        yield
 
     @property
     def sampler(self) -> PreTrainedModel:
@@ -127,19 +164,21 @@ class LoRA(PolicyModels):
 
     def _policy_hidden(self, features: Features) -> Tensor:
         self._use("policy")
-        return run_base(self.model.base_model, features, None)
+        return run_base(self._runs["policy"], features, None)
 
     def _reference_hidden(self, features: Features) -> Tensor:
         with self.peft.disable_adapter():
-            return run_base(self.model.base_model, features, None)
+            hidden = run_base(self.model.base_model, features, None)
+        self._active = ""  # peft has frozen an adapter on its way back
+        return hidden
 
     def _value_hidden(self, features: Features) -> Tensor:
         if self.value_on_policy:
             return self._policy_hidden(features)
-        if self.value_base is not None:
-            return run_base(self.value_base, features, None)
+        if self._value_run is not None:
+            return run_base(self._value_run, features, None)
         self._use("value")
-        return run_base(self.model.base_model, features, None)
+        return run_base(self._runs["value"], features, None)
 
 
 def lora_config(train: TrainableConfig) -> LoraConfig:

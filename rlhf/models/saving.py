@@ -7,13 +7,20 @@ import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-from peft import LoraConfig, get_peft_model_state_dict
+import torch
+from peft import LoraConfig, TaskType
+from peft.tuners.lora import LoraLayer
 from peft.utils import SAFETENSORS_WEIGHTS_NAME as ADAPTER_TENSORS
+from peft.utils.integrations import dequantize_module_weight
 from safetensors.torch import save_file
+from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from rlhf.config import TrainableConfig
 from rlhf.models.base import PolicyModels
+from rlhf.models.loading import ModelError
 from rlhf.models.modes import LoRA
 
 
@@ -32,36 +39,125 @@ def write_folder(folder: Path, write: Callable[[Path], None]) -> Path:
     return folder
 
 
-def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> Path:
-    """A whole model with its tokenizer in save_pretrained form."""
+def save_model(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    folder: Path,
+    weights: dict[str, Tensor] | None = None,
+) -> Path:
+    """A whole model with its tokenizer in save_pretrained form.
+
+    Args:
+        weights: where `model` does not hold them itself (hardware.sharding).
+    """
 
     def write(target: Path) -> None:
-        model.save_pretrained(target)
+        model.save_pretrained(target, state_dict=weights)
         tokenizer.save_pretrained(target)
 
     return write_folder(folder, write)
 
 
-def save_policy(models: PolicyModels, tokenizer: PreTrainedTokenizerBase, folder: Path, how: str) -> None:
-    """The trained policy: "full" (LoRA: the adapter, where its base lies somewhere), "trained" (its trained tensors
-    alone) or "none"."""
+def save_trained(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    folder: Path,
+    train: TrainableConfig,
+    path: str,
+    weights: dict[str, Tensor] | None = None,
+) -> Path:
+    """What a stage before RL has trained: whole weights, with adapters folded in, or the adapter alone.
+
+    Args:
+        path: of `train` in the config, as "sft.train".
+        weights: as in `save_model`.
+
+    Raises:
+        ModelError: the adapter alone of a base that lies nowhere.
+    """
+
+    def write(target: Path) -> None:
+        write_trained(model, target, train, path, weights)
+        tokenizer.save_pretrained(target)
+
+    return write_folder(folder, write)
+
+
+def write_trained(
+    model: PreTrainedModel, target: Path, train: TrainableConfig, path: str, weights: dict[str, Tensor] | None = None
+) -> None:
+    """`save_trained` without its tokenizer, into a folder that is there."""
+    if train.mode != "lora" or train.merge_adapters:
+        merge_adapters(model, "default")
+        model.save_pretrained(target, state_dict=weights)
+        return
+    _write_adapter(model, "default", check_place(model, path), target)
+
+
+def check_place(model: PreTrainedModel, path: str) -> str:
+    """Where an adapter's base lies, as its folder will say.
+
+    Args:
+        path: of the options that it is trained by in the config, as "sft.train".
+
+    Raises:
+        ModelError: it lies nowhere as a whole.
+    """
+    base = _place(model)
+    if base is None:
+        raise ModelError(f"{path}.merge_adapters: false, but the model it adapts lies nowhere as a whole; use true")
+    return base
+
+
+def merge_adapters(model: PreTrainedModel, adapter: str) -> None:
+    """Fold a LoRA adapter into the weights it adapts, in place and in float32; nothing to do where there is none."""
+    for name, layer in list(model.named_modules()):
+        if isinstance(layer, LoraLayer):
+            parent, _, child = name.rpartition(".")
+            setattr(model.get_submodule(parent), child, _folded(layer, adapter))
+    if vars(model).pop("hf_quantizer", None) is not None:  # its weights no longer are int8 or int4
+        vars(model.config).pop("quantization_config")
+
+
+@torch.no_grad()
+def _folded(layer: Any, adapter: str) -> nn.Module:
+    """A LoraLayer's base with the adapter in it."""
+    base = layer.get_base_layer()
+    weight = dequantize_module_weight(base).float() + layer.get_delta_weight(adapter).float()
+    if base.weight.is_floating_point():
+        base.weight.data = weight
+        return base
+    plain = nn.Linear(base.in_features, base.out_features, bias=False, device="meta")  # int8, int4
+    plain.weight, plain.bias = nn.Parameter(weight, requires_grad=False), base.bias
+    return plain
+
+
+def save_policy(
+    models: PolicyModels,
+    tokenizer: PreTrainedTokenizerBase,
+    folder: Path,
+    how: str,
+    weights: dict[str, Tensor] | None = None,
+) -> None:
+    """The trained policy: "full" (LoRA: the adapter, where its base lies somewhere and model.train.merge_adapters does
+    not ask for whole weights), "trained" (its trained tensors alone) or "none"."""
     if how == "none":
         return
     if how == "trained":
         tensors = {name: p.detach().cpu().contiguous() for name, p in models.policy_parameters.items()}
         write_folder(folder, lambda target: save_file(tensors, target / "trained.safetensors"))
     elif not isinstance(models, LoRA):
-        save_model(models.sampler, tokenizer, folder)
-    elif base := _place(models.model):
+        save_model(models.sampler, tokenizer, folder, weights)
+    elif (base := _place(models.model)) and not models.merge_adapters:
 
         def write(target: Path) -> None:
-            _write_adapter(models, base, target)
+            _write_adapter(models.model, "policy", base, target)
             tokenizer.save_pretrained(target)
 
         write_folder(folder, write)
     else:
-        whole = copy.deepcopy(models.peft).merge_and_unload(adapter_names=["policy"])
-        assert isinstance(whole, PreTrainedModel)
+        whole = copy.deepcopy(models.model)
+        merge_adapters(whole, "policy")
         save_model(whole, tokenizer, folder)
 
 
@@ -71,14 +167,19 @@ def _place(model: PreTrainedModel) -> str | None:
     return str(Path(name).absolute()) if name and Path(name).is_dir() else name or None
 
 
-def _write_adapter(models: LoRA, base: str, target: Path) -> None:
-    """The adapter "policy" as peft reads one. peft's own save would put it one folder down, under its name."""
-    settings = copy.copy(models.peft.peft_config["policy"])
+def _write_adapter(model: PreTrainedModel, adapter: str, base: str, target: Path) -> None:
+    """An adapter, and a head called `score`, as peft reads them. Its own save would put an adapter with a name one
+    folder down, and ask the hub whether the base has as many embeddings."""
+    settings = copy.copy(model.peft_config[adapter])
     assert isinstance(settings, LoraConfig)
     settings.base_model_name_or_path, settings.inference_mode = base, True
     settings.target_modules = sorted(settings.target_modules or ())  # a set, in another order in each process
+    if hasattr(model, "score"):
+        settings.task_type, settings.modules_to_save = TaskType.SEQ_CLS, ["score"]
     settings.save_pretrained(str(target))
-    # The embeddings are frozen; "auto" would ask the hub whether the base has as many.
-    tensors = get_peft_model_state_dict(models.peft, adapter_name="policy", save_embedding_layers=False)
-    on_cpu = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    save_file(on_cpu, target / ADAPTER_TENSORS, metadata={"format": "pt"})
+    tensors = {
+        f"base_model.model.{name.replace(f'.{adapter}.', '.')}": parameter.detach().cpu().contiguous()
+        for name, parameter in model.named_parameters()
+        if ("lora_" in name and f".{adapter}." in name) or name.startswith("score.")
+    }
+    save_file(tensors, target / ADAPTER_TENSORS, metadata={"format": "pt"})

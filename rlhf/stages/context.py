@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import signal
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,9 @@ from torch import Tensor
 from rlhf.checkpoint import Checkpoint, save_checkpoint
 from rlhf.config import RunConfig
 from rlhf.config.identity import fingerprint
+from rlhf.distributed import count, first_says, largest, rank
 from rlhf.lock import RunLock
+from rlhf.precision import autocast
 from rlhf.tracking import Tracker
 
 
@@ -50,6 +53,7 @@ class RunContext:
 
     @property
     def device(self) -> torch.device:
+        """The CPU, or this rank's GPU, which `rlhf.ranks.joined` has made the current one."""
         return torch.device(self.config.hardware.device)
 
     @property
@@ -57,9 +61,8 @@ class RunContext:
         return Path(self.config.cache_dir)
 
     def autocast(self) -> torch.autocast:
-        """bfloat16 forward passes where hardware.precision asks for them."""
-        enabled = self.config.hardware.precision == "bf16"
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=enabled)
+        """Forward passes in what hardware.precision asks for."""
+        return autocast(self.device, self.config.hardware.precision)
 
     def go_on_from(self, checkpoint: Checkpoint | None) -> None:
         self._checkpoint = checkpoint
@@ -71,6 +74,11 @@ class RunContext:
         checkpoint, self._checkpoint = self._checkpoint, None
         return checkpoint
 
+    def say(self, text: str) -> None:
+        """Into the run's log, once for all ranks."""
+        if rank() == 0:
+            print(text, flush=True)
+
     def seconds(self) -> float:
         """Seconds that this run has worked, interruptions left out."""
         return self._seconds_before + time.monotonic() - self._started
@@ -80,14 +88,35 @@ class RunContext:
 
         No random state is among it: every draw is a function of (seed, purpose, index), see rlhf/random.py.
         """
-        self.lock.check()
-        common = {
-            "seconds": self.seconds(),
-            "log_lengths": self.tracker.lengths(),
-            "inputs": input_fingerprints(self.inputs),
-        }
-        save_checkpoint(self.folder, step, tensors, {**state, **common})
-        self.tracker.covered()
+
+        def write() -> None:
+            common = {
+                "seconds": self.seconds(),
+                "log_lengths": self.tracker.lengths(),
+                "inputs": input_fingerprints(self.inputs),
+            }
+            save_checkpoint(self.folder, step, tensors, {**state, **common})
+            self.tracker.covered()
+
+        self.write(write)
+
+    def write(self, write: Callable[[], object]) -> None:
+        """Let rank 0 write into the folder, if it is still this run's; the others go on when that is done."""
+
+        def checked() -> None:
+            self.lock.check()
+            write()
+
+        first_says(checked)
+
+    def asked_to_stop(self) -> bool:
+        """Whether a signal came in, at any rank: all ranks ask this at the same place."""
+        if count() == 1:
+            return self.stop.requested is not None
+        number = largest(signal.Signals[self.stop.requested] if self.stop.requested else 0)
+        if number:
+            self.stop.requested = signal.Signals(number).name
+        return number > 0
 
     def stop_if_asked(self) -> None:
         """Call right after `save`.
@@ -95,5 +124,5 @@ class RunContext:
         Raises:
             Interrupted: a signal came in.
         """
-        if self.stop.requested:
+        if self.asked_to_stop():
             raise Interrupted(f"stopped by {self.stop.requested}, checkpointed; type the command again to go on")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -13,15 +15,19 @@ from transformers import PreTrainedTokenizerBase
 from rlhf.batches import Rollouts, TrainingBatch
 from rlhf.checkpoint import load_optimizer_tensors, load_parameter_tensors, optimizer_tensors, parameter_tensors
 from rlhf.config import PPOConfig, RunConfig
+from rlhf.config.sizes import forward_rows
 from rlhf.data import load_text_data
 from rlhf.data.examples import TextData
-from rlhf.data.tokenize import Prompts, encode_prompts
+from rlhf.data.tokenize import Prompts, encode_prompts, prompt_report
+from rlhf.distributed import count, gathered, own_rows
 from rlhf.evaluation import Evaluator, sample_rows
 from rlhf.kl import CONTROLLERS, KLController, k1, k3, released_k3, sequence_kl
 from rlhf.masked import masked_mean, masked_variance
 from rlhf.models import PolicyModels, build_models
-from rlhf.models.loading import load_base, load_pretrained, moved
+from rlhf.models.base import Parameters
+from rlhf.models.loading import held_for, load_base, load_pretrained, moved
 from rlhf.models.saving import save_policy
+from rlhf.models.sharding import shard, whole_weights
 from rlhf.optimization import NotFinite, adamw
 from rlhf.random import seed_torch
 from rlhf.rewards import RunningMoments
@@ -32,7 +38,12 @@ from rlhf.update import update
 
 
 class Responses(Protocol):
-    """Where an iteration's responses come from and what they are worth."""
+    """Where an iteration's responses come from and what they are worth: all of them, on every rank."""
+
+    @property
+    def sampled(self) -> bool:
+        """Whether the policy has just sampled them; a data set's own say nothing of the policy's KL."""
+        ...
 
     def rollouts(self, iteration: int) -> Rollouts:
         """rollout.num_responses responses."""
@@ -45,6 +56,14 @@ class Responses(Protocol):
     def scaled(self, scores: Tensor, moments: RunningMoments) -> Tensor:
         """(B,) what the token rewards are made of."""
         ...
+
+    def values(self, measured: Measured) -> Tensor:
+        """(B, T) what advantages take for V of the state before each token."""
+        ...
+
+
+Iteration = Callable[[RunConfig, "Setup", Responses, "Progress", int], dict[str, float]]
+"""(config, setup, responses, progress, iteration) -> the row that it logs; `one_iteration` for all but ILQL."""
 
 
 @dataclass
@@ -81,38 +100,53 @@ class Setup:
     scorer: Scorer
     optimizer: torch.optim.Optimizer
     evaluator: Evaluator
+    heads: Parameters = field(default_factory=dict)
+    """What is kept in checkpoints beside `models`: ILQL's."""
+
+    def named_parameters(self) -> Parameters:
+        """Everything that a checkpoint keeps and the optimizer does not."""
+        return {**self.models.named_parameters(), **self.heads}
 
 
-def run_loop(context: RunContext, setup: Setup, responses: Responses) -> dict[str, float]:
-    """The whole run from its initial policy or its checkpoint; returns the last evaluation."""
+def run_loop(
+    context: RunContext, setup: Setup, responses: Responses, iterate: Iteration | None = None
+) -> dict[str, float]:
+    """The whole run from its initial policy or its checkpoint; returns the last evaluation.
+
+    Args:
+        iterate: what an iteration does; None: `one_iteration`.
+    """
     config = context.config
     progress = Progress(new_controller(config))
     metrics: dict[str, float] = {}
     if (checkpoint := context.take_checkpoint()) is not None:
-        load_parameter_tensors(setup.models.named_parameters(), checkpoint.tensors)
+        load_parameter_tensors(setup.named_parameters(), checkpoint.tensors)
         load_optimizer_tensors(setup.optimizer, checkpoint.tensors)
         progress.load_state_dict(checkpoint.state)
+        setup.models.scaler.load_state_dict(checkpoint.state["scaler"])
         metrics = context.tracker.last_evaluation()
     else:
         metrics = evaluate(context, setup, progress)
         context.tracker.log({**counters(context, progress), **metrics})
     for iteration in range(progress.iteration + 1, config.rollout.iterations + 1):
-        row = one_iteration(config, setup, responses, progress, iteration)
+        row = (iterate or one_iteration)(config, setup, responses, progress, iteration)
         last = iteration == config.rollout.iterations
         if last or iteration % config.evaluation.eval_every == 0:
             metrics = evaluate(context, setup, progress)
             row |= metrics
         context.tracker.log({**counters(context, progress), **row})
-        if last or context.stop.requested or iteration % config.checkpoint.checkpoint_every == 0:
+        if last or context.asked_to_stop() or iteration % config.checkpoint.checkpoint_every == 0:
             tensors = {
-                **parameter_tensors(setup.models.named_parameters()),
+                **parameter_tensors(setup.named_parameters()),
                 **optimizer_tensors(setup.optimizer),
             }
-            context.save(progress.step, tensors, progress.state_dict())
+            state = {**progress.state_dict(), "scaler": setup.models.scaler.state_dict()}
+            context.save(progress.step, tensors, state)
             if not last:
                 context.stop_if_asked()
-    context.lock.check()
-    save_policy(setup.models, setup.tokenizer, context.folder / "final", config.checkpoint.save_final)
+    final, how = context.folder / "final", config.checkpoint.save_final
+    weights = whole_weights(setup.models.sampler)
+    context.write(lambda: save_policy(setup.models, setup.tokenizer, final, how, weights))
     return metrics
 
 
@@ -127,11 +161,13 @@ def one_iteration(
     if not bool(scores.isfinite().all()):
         raise NotFinite("the reward gave a score that is not finite; look at reward.path or reward_model.*")
     scaled = responses.scaled(scores, progress.moments)
-    measured = measure(setup.models, rollouts, config.optimization.micro_batch_size)
+    measured = measured_by_all(setup.models, rollouts, forward_rows(config))
+    measured = dataclasses.replace(measured, values=responses.values(measured))
     kl_coef = progress.controller.coef
     batch = training_batch(rollouts, measured, scaled, kl_coef, config.advantages)
-    metrics = rollout_metrics(config, rollouts, measured, batch, scores) | {"kl_coef": kl_coef}
-    progress.controller.update(metrics["kl"], len(scores))
+    metrics = rollout_metrics(config, rollouts, measured, batch, scores, responses.sampled) | {"kl_coef": kl_coef}
+    if responses.sampled:
+        progress.controller.update(metrics["kl"], len(scores))
     prepared = time.monotonic()
     update_metrics, progress.step = update(
         config, setup.models, setup.optimizer, batch, measured.features, iteration=iteration, step=progress.step
@@ -140,26 +176,37 @@ def one_iteration(
     ended = time.monotonic()
     tokens = int(rollouts.lengths.sum())
     row = {f"train/{name}": value for name, value in {**metrics, **update_metrics}.items()}
-    return row | {
+    row |= {
         "perf/rollout_seconds": sampled - began,
         "perf/scoring_seconds": prepared - sampled,
         "perf/update_seconds": ended - prepared,
         "perf/tokens_per_second": tokens / (ended - began),
-        "perf/sampler_logprob_gap": float(
-            masked_mean((rollouts.sampler_logprobs - measured.old_logprobs).abs(), rollouts.mask)
-        ),
     }
+    if responses.sampled:
+        row["perf/sampler_logprob_gap"] = float(
+            masked_mean((rollouts.sampler_logprobs - measured.old_logprobs).abs(), rollouts.mask)
+        )
+    return row
+
+
+def measured_by_all(models: PolicyModels, rollouts: Rollouts, micro_batch_size: int) -> Measured:
+    """What the networks say of all rollouts, each rank having asked them for its own rows."""
+    total = len(rollouts.mask)
+    if count() == 1:
+        return measure(models, rollouts, micro_batch_size)
+    return gathered(measure(models, rollouts.rows(own_rows(total)), micro_batch_size), total)
 
 
 def build(context: RunContext) -> Setup:
     """Data, networks and optimizer of a run. Random heads and adapters are drawn from the run's seed."""
     config, data = context.config, load_text_data(context.config.dataset)
     limits = config.dataset.max_prompt_tokens, config.dataset.max_new_tokens
+    held = held_for(config, config.model.train, context.device)
     if "sft" in context.inputs:
-        model, tokenizer = load_pretrained(context.inputs["sft"])
+        model, tokenizer = load_pretrained(context.inputs["sft"], held, sum(limits))
     else:
         seed_torch(config.sft.seed, "sft model")
-        model, tokenizer = load_base(config.model, data.words, sum(limits), context.cache_dir)
+        model, tokenizer = load_base(config.model, data.words, sum(limits), context.cache_dir, held)
     seed_torch(config.seed, "value head and adapters")
     models = build_models(
         moved(model, context.device),
@@ -167,7 +214,10 @@ def build(context: RunContext) -> Setup:
         config.value,
         temperature=config.rollout.temperature,
         precision=config.hardware.precision,
+        recompute=config.hardware.gradient_checkpointing,
     )
+    if config.hardware.sharding == "fsdp":
+        shard(models)
     scorer = load_scorer(config, context.inputs.get("reward_model"), context.device, data)
     settings = config.optimization
     optimizer = adamw(
@@ -179,6 +229,7 @@ def build(context: RunContext) -> Setup:
         eps=settings.eps,
         weight_decay=settings.weight_decay,
     )
+    context.say(prompt_report(config.dataset, tokenizer, data.prompts, data.dropped))
     eval_prompts = encode_prompts(tokenizer, data.eval_prompts, limits[0])
     return Setup(
         data=data,
@@ -199,22 +250,26 @@ def new_controller(config: RunConfig) -> KLController:
 
 
 def rollout_metrics(
-    config: RunConfig, rollouts: Rollouts, measured: Measured, batch: TrainingBatch, scores: Tensor
+    config: RunConfig, rollouts: Rollouts, measured: Measured, batch: TrainingBatch, scores: Tensor, sampled: bool
 ) -> dict[str, float]:
-    """train/* of the responses that were sampled; the KL is k1, what the penalty and the controller see."""
+    """train/* of the responses; the KL is k1, what the penalty and the controller see.
+
+    On a data set's responses the same sum is no KL but says how far they have been learnt: `data_log_ratio`.
+    """
     mask = rollouts.mask
     pair = measured.old_logprobs, measured.reference_logprobs
     residual = masked_variance(batch.returns - batch.old_values, mask)
+    log_ratio = float(sequence_kl(k1(*pair), mask))
+    kl = {"kl": log_ratio, "kl_k3": float(sequence_kl(k3(*pair), mask))} if sampled else {"data_log_ratio": log_ratio}
     metrics = {
         "reward": float(scores.mean()),
-        "kl": float(sequence_kl(k1(*pair), mask)),
-        "kl_k3": float(sequence_kl(k3(*pair), mask)),
+        **kl,
         "entropy": float(masked_mean(measured.entropy, mask)),
         "response_length": float(rollouts.lengths.double().mean()),
         "eos_rate": float(rollouts.ended.double().mean()),
         "explained_variance": 1.0 - float(residual / (masked_variance(batch.returns, mask) + 1e-8)),
     }
-    if config.evaluation.released_k3:
+    if sampled and config.evaluation.released_k3:
         metrics["kl_released_k3"] = float(sequence_kl(released_k3(*pair), mask))
     return metrics
 

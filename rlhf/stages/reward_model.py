@@ -2,34 +2,64 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import copy
+import dataclasses
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from peft.utils import CONFIG_NAME as ADAPTER_CONFIG
 from torch import Tensor
 
 from rlhf.batches import PreferenceBatch
 from rlhf.data import load_text_data
-from rlhf.data.examples import Demonstration
-from rlhf.data.tokenize import encode_preferences
-from rlhf.models.loading import load_base, load_tokenizer, moved
-from rlhf.models.reward_model import RewardModel, new_reward_model
-from rlhf.models.saving import save_model, write_folder
-from rlhf.random import endless_order, seed_torch
+from rlhf.data.examples import TextData
+from rlhf.data.tokenize import Preferences, prompt_report
+from rlhf.models.loading import QUANTISED, Held, held_for, load_base, load_pretrained, load_tokenizer, moved
+from rlhf.models.recompute import recomputing_model
+from rlhf.models.reward_model import new_reward_model
+from rlhf.models.saving import merge_adapters, save_model, write_folder
+from rlhf.models.sharding import sharded, whole_weights
+from rlhf.random import seed_torch
+from rlhf.scorers.normalisation import mean_and_std, reference_answers
 from rlhf.stages.context import RunContext
-from rlhf.stages.supervised import SupervisedTask, merge_adapters, select_parameters, train
+from rlhf.stages.supervised import SupervisedTask, select_parameters, train
 
-NUM_REFERENCES = 256
-"""Reference answers whose scores give the normalisation: their mean to 1/16 of a standard deviation."""
+CONFIDENCE_BINS = 10
+"""Of [0.5, 1], in which a calibration compares confidence and accuracy."""
 
 
-def preference_loss(chosen: Tensor, rejected: Tensor, center_coef: float) -> Tensor:
-    """Sum over pairs of -log sigmoid(r_chosen - r_rejected) + center_coef (r_chosen + r_rejected)^2.
+def preference_loss(chosen: Tensor, rejected: Tensor, center_coef: float, margin: float) -> Tensor:
+    """Sum over pairs of -log sigmoid(r_chosen - r_rejected - margin) + center_coef (r_chosen + r_rejected)^2.
 
     Args:
         chosen, rejected: (B,) raw scores at the last token of each text.
     """
-    return (-F.logsigmoid(chosen - rejected) + center_coef * (chosen + rejected).square()).sum()
+    return (-F.logsigmoid(chosen - rejected - margin) + center_coef * (chosen + rejected).square()).sum()
+
+
+def preference_metrics(chosen: Tensor, rejected: Tensor) -> dict[str, float]:
+    """How well the scores predict which answer is preferred, p = sigmoid(r_chosen - r_rejected) being their prediction.
+
+    Args:
+        chosen, rejected: (B,) raw scores.
+
+    Returns:
+        accuracy: pairs with the higher score on the preferred answer.
+        calibration_error: |share of pairs that are right - mean confidence max(p, 1 - p)| in each of ten bins of
+            confidence, weighted by the pairs in it; a tie is half right.
+        brier: mean of (1 - p)^2.
+    """
+    p = torch.sigmoid((chosen - rejected).double())
+    confidence = torch.maximum(p, 1 - p)
+    right = (p > 0.5).double() + 0.5 * (p == 0.5).double()
+    bins = ((confidence - 0.5) * 2 * CONFIDENCE_BINS).long().clamp(max=CONFIDENCE_BINS - 1)
+    gaps = torch.zeros(CONFIDENCE_BINS, dtype=torch.float64, device=p.device).index_add_(0, bins, right - confidence)
+    return {
+        "eval/accuracy": float((chosen > rejected).double().mean()),
+        "eval/calibration_error": float(gaps.abs().sum()) / len(p),
+        "eval/brier": float((1 - p).square().mean()),
+    }
 
 
 def run_reward_model(context: RunContext) -> dict[str, float]:
@@ -40,62 +70,72 @@ def run_reward_model(context: RunContext) -> dict[str, float]:
         "max_prompt_tokens": config.dataset.max_prompt_tokens,
         "max_new_tokens": config.dataset.max_new_tokens,
     }
-    policy = context.inputs.get("sft")
-    if policy is None:  # the weights have been through SFT elsewhere
-        seed_torch(config.sft.seed, "sft model")
-        base, tokenizer = load_base(config.model, data.words, sum(limits.values()), context.cache_dir)
-        policy = save_model(base, tokenizer, context.folder / "initial")
+    held = held_for(config, settings.train, context.device)
+    policy = _initial_policy(context, data, held)
     tokenizer = load_tokenizer(policy)
+    context.say(prompt_report(config.dataset, tokenizer, data.pairs, data.dropped))
     seed_torch(settings.seed, "reward model")
-    reward_model = new_reward_model(policy, tokenizer, **limits)
+    reward_model = new_reward_model(policy, tokenizer, held, **limits)
     moved(reward_model.model, context.device)
     parameters = select_parameters(reward_model.model, settings.train)
-    pairs = encode_preferences(tokenizer, data.pairs, **limits)
-    test_pairs = encode_preferences(tokenizer, data.test_pairs, **limits)
+    parameters = sharded(parameters, reward_model.model, settings.train, config.hardware)
+    running = copy.copy(reward_model)
+    if config.hardware.gradient_checkpointing:
+        running.model = recomputing_model(reward_model.model)
+    pairs, test_pairs = (Preferences(tokenizer, part, **limits) for part in (data.pairs, data.test_pairs))
 
     def scores(batch: PreferenceBatch) -> tuple[Tensor, Tensor]:
         batch = batch.to(context.device)
         with context.autocast():
             return (
-                reward_model.raw_scores(batch.chosen_ids, batch.chosen_mask),
-                reward_model.raw_scores(batch.rejected_ids, batch.rejected_mask),
+                running.raw_scores(batch.chosen_ids, batch.chosen_mask),
+                running.raw_scores(batch.rejected_ids, batch.rejected_mask),
             )
+
+    def loss(chosen: Tensor, rejected: Tensor) -> Tensor:
+        return preference_loss(chosen, rejected, settings.center_coef, settings.margin)
 
     @torch.no_grad()
     def evaluate() -> dict[str, float]:
         parts = [
-            scores(test_pairs.rows(rows).trimmed())
-            for rows in torch.arange(len(test_pairs.chosen_mask)).split(settings.micro_batch_size)
+            scores(test_pairs.rows(rows)) for rows in torch.arange(len(test_pairs)).split(settings.micro_batch_size)
         ]
         chosen, rejected = (torch.cat(side) for side in zip(*parts, strict=True))
-        return {
-            "eval/loss": float(preference_loss(chosen, rejected, settings.center_coef)) / len(chosen),
-            "eval/accuracy": float((chosen > rejected).double().mean()),
-        }
+        return {"eval/loss": float(loss(chosen, rejected)) / len(chosen), **preference_metrics(chosen, rejected)}
 
     task = SupervisedTask(
         settings=settings,
         parameters=parameters,
-        size=len(pairs.chosen_mask),
+        size=len(pairs),
         weight=lambda rows: float(len(rows)),
-        loss=lambda rows: preference_loss(*scores(pairs.rows(rows).trimmed()), settings.center_coef),
+        loss=lambda rows: loss(*scores(pairs.rows(rows))),
         evaluate=evaluate,
     )
     metrics = train(context, task)
-    merge_adapters(reward_model.model)
-    references = [example for example in data.prompts if example.response] or list(data.sft)
+    if settings.train.merge_adapters:
+        merge_adapters(reward_model.model, "default")
     if settings.normalize != "none":
-        chosen = endless_order(settings.seed, "references", 0, min(NUM_REFERENCES, len(references)), len(references))
-        normalise(reward_model, [references[i] for i in chosen.tolist()], settings.normalize)
-    context.lock.check()
-    write_folder(context.folder / "final", reward_model.save)
+        references = reference_answers(data, settings.seed)
+        reward_model.mean, reward_model.std = mean_and_std(reward_model, references, settings.normalize)
+    final, weights = context.folder / "final", whole_weights(reward_model.model)
+    context.write(lambda: write_folder(final, lambda to: reward_model.save(to, settings.train, weights)))
     return metrics
 
 
-def normalise(reward_model: RewardModel, references: Sequence[Demonstration], how: str) -> None:
-    """Shift scores so that reference answers average 0, and scale them to unit standard deviation ("mean_std")."""
-    scores = reward_model.score([e.prompt for e in references], [e.response for e in references]).double()
-    reward_model.mean = float(scores.mean())
-    if how == "mean_std":
-        # One reference, or the same score for all: nothing to scale by.
-        reward_model.std = float(scores.std(correction=0)) or 1.0
+def _initial_policy(context: RunContext, data: TextData, held: Held) -> Path:
+    """A folder with the policy to start from. It is written here where there is none of whole weights, and an adapter
+    of the reward model would have to refer to it."""
+    config, policy = context.config, context.inputs.get("sft")
+    train = config.reward_model.train
+    refers = train.mode == "lora" and not train.merge_adapters
+    if policy is not None and not (refers and (policy / ADAPTER_CONFIG).is_file()):
+        return policy
+    if held.weights in QUANTISED:  # which are made of whole ones when they are loaded
+        held = dataclasses.replace(held, weights="bfloat16")
+    if policy is not None:
+        base, tokenizer = load_pretrained(policy, held)
+    else:  # the weights have been through SFT elsewhere
+        seed_torch(config.sft.seed, "sft model")
+        base, tokenizer = load_base(config.model, data.words, config.dataset.max_total_length, context.cache_dir, held)
+    context.write(lambda: save_model(base, tokenizer, context.folder / "initial"))
+    return context.folder / "initial"

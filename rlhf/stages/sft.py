@@ -9,67 +9,94 @@ from transformers import PreTrainedModel
 
 from rlhf.batches import DemonstrationBatch
 from rlhf.data import load_text_data
-from rlhf.data.tokenize import encode_demonstrations
+from rlhf.data.tokenize import Demonstrations, prompt_report
 from rlhf.models import positions_of
-from rlhf.models.loading import language_head, load_base, moved
-from rlhf.models.saving import save_model
+from rlhf.models.loading import held_for, language_head, load_base, moved
+from rlhf.models.recompute import recomputing_model
+from rlhf.models.saving import check_place, save_trained
+from rlhf.models.sharding import sharded, whole_weights
+from rlhf.packing import PackedBatch, check_packing, pack
 from rlhf.random import seed_torch
 from rlhf.stages.context import RunContext
-from rlhf.stages.supervised import SupervisedTask, merge_adapters, select_parameters, train
+from rlhf.stages.supervised import SupervisedTask, select_parameters, train
 
 NUM_HELD_OUT = 256
 """Held-out demonstrations that an evaluation reads: enough for a loss to two digits."""
 
 
-def response_cross_entropy(model: PreTrainedModel, batch: DemonstrationBatch) -> Tensor:
+def response_cross_entropy(model: PreTrainedModel, batch: DemonstrationBatch | PackedBatch) -> Tensor:
     """Summed cross entropy, in nats, of the tokens in `loss_mask`.
 
     Logits are taken at these positions alone, never at padding or, with the loss on responses, at prompts.
     """
-    hidden = model.base_model(
-        input_ids=batch.input_ids,
-        attention_mask=batch.mask.long(),
-        position_ids=positions_of(batch.mask),
-        use_cache=False,
-    ).last_hidden_state
+    if isinstance(batch, PackedBatch):
+        where = {"position_ids": batch.positions}
+    else:
+        where = {"attention_mask": batch.mask.long(), "position_ids": positions_of(batch.mask)}
+    hidden = model.base_model(input_ids=batch.input_ids, use_cache=False, **where).last_hidden_state
     predicted = batch.loss_mask[:, 1:]  # the token at position t is predicted at t - 1
     logits = language_head(model)(hidden[:, :-1][predicted])
     return F.cross_entropy(logits.float(), batch.input_ids[:, 1:][predicted], reduction="sum")
 
 
+class StepExamples:
+    """The demonstrations of one optimizer step at a time, tokenised once for their number of tokens and their loss."""
+
+    def __init__(self, examples: Demonstrations) -> None:
+        self.examples = examples
+        self._place: dict[int, int] = {}
+
+    def weight(self, rows: Tensor) -> float:
+        """Tokens in the loss of the examples that `rows` name; those `batch` is then asked for are among them."""
+        self._batch = self.examples.rows(rows)
+        self._place = {row: place for place, row in enumerate(rows.tolist())}
+        return float(self._batch.loss_mask.sum())
+
+    def batch(self, rows: Tensor) -> DemonstrationBatch:
+        return self._batch.rows(torch.tensor([self._place[row] for row in rows.tolist()])).trimmed()
+
+
 def run_sft(context: RunContext) -> dict[str, float]:
     """Train, evaluate on held-out demonstrations, write final/."""
     config, data = context.config, load_text_data(context.config.dataset)
-    limits = config.dataset.max_prompt_tokens, config.dataset.max_new_tokens
-    seed_torch(config.sft.seed, "sft model")
-    model, tokenizer = load_base(config.model, data.words, sum(limits), context.cache_dir)
+    settings, limits = config.sft, (config.dataset.max_prompt_tokens, config.dataset.max_new_tokens)
+    seed_torch(settings.seed, "sft model")
+    held = held_for(config, settings.train, context.device)
+    model, tokenizer = load_base(config.model, data.words, sum(limits), context.cache_dir, held)
     moved(model, context.device)
-    parameters = select_parameters(model, config.sft.train)
-    examples = encode_demonstrations(tokenizer, data.sft, *limits, loss_on_prompt=config.sft.loss_on_prompt)
-    test = data.test_sft[:NUM_HELD_OUT]
-    held_out = encode_demonstrations(tokenizer, test, *limits, loss_on_prompt=config.sft.loss_on_prompt)
+    context.say(prompt_report(config.dataset, tokenizer, data.sft, data.dropped))
+    if settings.packing:
+        check_packing(model)
+    if settings.train.mode == "lora" and not settings.train.merge_adapters:
+        check_place(model, "sft.train")
+    parameters = sharded(select_parameters(model, settings.train), model, settings.train, config.hardware)
+    running = recomputing_model(model) if config.hardware.gradient_checkpointing else model
+    examples = StepExamples(Demonstrations(tokenizer, data.sft, *limits, loss_on_prompt=settings.loss_on_prompt))
+    held_out = Demonstrations(tokenizer, data.test_sft[:NUM_HELD_OUT], *limits, loss_on_prompt=settings.loss_on_prompt)
 
-    def loss(rows: Tensor) -> Tensor:
+    def loss(batch: DemonstrationBatch) -> Tensor:
+        inputs = pack(batch, sum(limits)) if settings.packing else batch
         with context.autocast():
-            return response_cross_entropy(model, examples.rows(rows).trimmed().to(context.device))
+            return response_cross_entropy(running, inputs.to(context.device))
 
     @torch.no_grad()
     def evaluate() -> dict[str, float]:
-        total = 0.0
-        for rows in torch.arange(len(held_out.mask)).split(config.sft.micro_batch_size):
-            with context.autocast():
-                total += float(response_cross_entropy(model, held_out.rows(rows).trimmed().to(context.device)))
-        return {"eval/loss": total / float(held_out.loss_mask.sum())}
+        total, tokens = 0.0, 0
+        for rows in torch.arange(len(held_out)).split(settings.micro_batch_size):
+            batch = held_out.rows(rows)
+            total += float(loss(batch))
+            tokens += int(batch.loss_mask.sum())
+        return {"eval/loss": total / tokens}
 
     task = SupervisedTask(
-        settings=config.sft,
+        settings=settings,
         parameters=parameters,
-        size=len(examples.mask),
-        weight=lambda rows: float(examples.loss_mask[rows].sum()),
-        loss=loss,
+        size=len(data.sft),
+        weight=examples.weight,
+        loss=lambda rows: loss(examples.batch(rows)),
         evaluate=evaluate,
     )
     metrics = train(context, task)
-    context.lock.check()
-    save_model(merge_adapters(model), tokenizer, context.folder / "final")
+    final, weights = context.folder / "final", whole_weights(model)
+    context.write(lambda: save_trained(model, tokenizer, final, settings.train, "sft.train", weights))
     return metrics

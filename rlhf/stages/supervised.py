@@ -16,9 +16,12 @@ from rlhf.checkpoint import (
     parameter_tensors,
 )
 from rlhf.config import SupervisedConfig, TrainableConfig
+from rlhf.distributed import own_rows, sum_gradients, sum_numbers
+from rlhf.models.held import to_float32
 from rlhf.models.modes import lora_config
 from rlhf.models.split import split, top_parameters
 from rlhf.optimization import NotFinite, adamw, clip_and_step, schedule_factor, set_learning_rate
+from rlhf.precision import LossScaler
 from rlhf.random import endless_order
 from rlhf.stages.context import RunContext
 
@@ -59,19 +62,9 @@ def select_parameters(model: PreTrainedModel, train: TrainableConfig) -> dict[st
     for name, parameter in model.named_parameters():
         if name.startswith("score."):
             parameter.requires_grad_(True)
-    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
-
-
-def merge_adapters(model: PreTrainedModel) -> PreTrainedModel:
-    """Fold LoRA adapters into the weights they adapt; nothing to do in the other modes."""
-    from peft.tuners.lora import LoraLayer
-
-    for name, module in list(model.named_modules()):
-        if isinstance(module, LoraLayer):
-            module.merge()
-            parent = model.get_submodule(name.rpartition(".")[0])
-            setattr(parent, name.rpartition(".")[2], module.get_base_layer())
-    return model
+    parameters = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    to_float32(parameters.values())
+    return parameters
 
 
 def train(context: RunContext, task: SupervisedTask) -> dict[str, float]:
@@ -83,42 +76,53 @@ def train(context: RunContext, task: SupervisedTask) -> dict[str, float]:
         eps=EPS,
         weight_decay=settings.weight_decay,
     )
-    done = 0
+    done, scaler = 0, LossScaler(context.config.hardware.precision)
     if (checkpoint := context.take_checkpoint()) is not None:
         load_parameter_tensors(task.parameters, checkpoint.tensors)
         load_optimizer_tensors(optimizer, checkpoint.tensors)
         done = int(checkpoint.state["step"])
+        scaler.load_state_dict(checkpoint.state["scaler"])
     else:
         context.tracker.log(_row(context, 0, settings, task.evaluate()))
     for step in range(done + 1, settings.steps + 1):
-        metrics = _optimizer_step(task, optimizer, step)
+        metrics = _optimizer_step(task, optimizer, scaler, step)
         last = step == settings.steps
         if last or step % settings.eval_every == 0:
             metrics |= task.evaluate()
         context.tracker.log(_row(context, step, settings, metrics))
-        if last or context.stop.requested or step % context.config.checkpoint.checkpoint_every == 0:
+        if last or context.asked_to_stop() or step % context.config.checkpoint.checkpoint_every == 0:
             tensors = {**parameter_tensors(task.parameters), **optimizer_tensors(optimizer)}
-            context.save(step, tensors, {"step": step})
+            context.save(step, tensors, {"step": step, "scaler": scaler.state_dict()})
             if not last:
                 context.stop_if_asked()
     return context.tracker.last_evaluation()
 
 
-def _optimizer_step(task: SupervisedTask, optimizer: torch.optim.Optimizer, step: int) -> dict[str, float]:
+def _optimizer_step(
+    task: SupervisedTask, optimizer: torch.optim.Optimizer, scaler: LossScaler, step: int
+) -> dict[str, float]:
     settings = task.settings
     rows = endless_order(settings.seed, "examples", (step - 1) * settings.batch_size, settings.batch_size, task.size)
     weight = task.weight(rows)
     total = 0.0
-    for part in rows.split(settings.micro_batch_size):
+    for part in rows[own_rows(len(rows))].split(settings.micro_batch_size):
         loss = task.loss(part) / weight
-        loss.backward()
+        scaler.scaled(loss).backward()
         total += float(loss.detach())
+    total = sum_numbers({"loss": total})["loss"]
     if not total < float("inf"):
         raise NotFinite(f"the loss is {total} at step {step}; try a smaller learning_rate of this stage")
+    sum_gradients(task.parameters.values())
     factor = schedule_factor(step - 1, settings.steps, settings.warmup_steps, settings.schedule)
     set_learning_rate(optimizer, factor)
-    norms = clip_and_step(optimizer, {"network": list(task.parameters.values())}, settings.max_grad_norm, step)
-    return {"train/loss": total, "train/grad_norm": norms["network"]}
+    networks = {"network": list(task.parameters.values())}
+    norms = clip_and_step(optimizer, networks, settings.max_grad_norm, step, scaler)
+    metrics = {"train/loss": total}
+    if norms:
+        metrics["train/grad_norm"] = norms["network"]
+    if scaler.enabled:
+        metrics["train/skipped_steps"] = float(not norms)
+    return metrics
 
 
 def _row(context: RunContext, step: int, settings: SupervisedConfig, metrics: dict[str, float]) -> dict[str, float]:

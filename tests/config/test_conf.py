@@ -14,8 +14,8 @@ GROUPS = {folder.name: sorted(file.stem for file in folder.glob("*.yaml")) for f
 
 # source=random brings a tokenizer for made-up languages alone.
 REAL_MODEL = {"dataset": ["model=smollm2_135m"]}
-# ILQL has no online form.
-BESIDE = {"algo=ilql": ["stage=offline"]}
+# ILQL has no online form, and a server's address is nobody's default.
+BESIDE = {"algo=ilql": ["stage=offline"], "reward=http": ["reward.url=http://localhost:8000/score"]}
 
 
 @pytest.mark.parametrize(

@@ -402,12 +402,12 @@ def test_every_option_reaches_sbatch(cluster: Cluster, tmp_path: Path):
 
 def test_ranks_on_two_nodes_meet(cluster: Cluster, tmp_path: Path):
     sweep = Sweep(cluster, tmp_path, target="tests.slurm.all_reduce:execute")
-    ranks = ("hardware.slurm.nodes=2", "hardware.slurm.tasks_per_node=2")
+    ranks = ("hardware.ranks=4", "hardware.slurm.nodes=2", "hardware.slurm.tasks_per_node=2")
     code, output = sweep.run("algo=apa", *ranks, seconds=200)
     assert code == 0, output
     reached = sorted((tmp_path / "sums").iterdir())
     assert [file.name for file in reached] == ["0", "1", "2", "3"]
     assert {file.read_text() for file in reached} == {"6.0"}
     sweep.target = "rlhf.run:execute"
-    code, output = sweep.run("algo=apa", "seed=5", *ranks)
-    assert code == 2 and "hardware.slurm.nodes: training in several processes is not there yet" in output
+    code, output = sweep.run("algo=apa", "seed=5", *ranks[1:])
+    assert code == 2 and "hardware.ranks: 1, but hardware.slurm.nodes x tasks_per_node = 4" in output

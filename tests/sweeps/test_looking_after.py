@@ -57,6 +57,13 @@ def machine(monkeypatch, *, cores: int, gib: float, gpus: tuple[str, ...] = ()) 
         (("hardware.threads=4",), (), Room(2, 8), "8 cores, 4 threads each"),
         (("hardware.parallel_runs=20",), (), Room(20, 20), "hardware.parallel_runs"),
         (("hardware=gpu", "hardware.threads=1"), ("0", "2"), Room(2, 8, ("0", "2")), "2 GPUs"),
+        (("hardware.threads=2", "hardware.ranks=2"), (), Room(2, 8), "8 cores, 4 threads each"),
+        (
+            ("hardware=gpu", "hardware.threads=1", "hardware.ranks=2"),
+            ("0", "2", "3", "5"),
+            Room(2, 8, ("0", "2", "3", "5")),
+            "4 GPUs, 2 for each run",
+        ),
         (
             ("hardware=gpu", "hardware.threads=1", "hardware.runs_per_gpu=3"),
             ("0", "2"),

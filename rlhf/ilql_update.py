@@ -1,0 +1,99 @@
+"""ILQL's update: epochs of shuffled minibatches over an iteration's answers, and the syncs of the target heads."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+
+import torch
+from torch import Tensor
+
+from rlhf.algorithms.ilql import ilql
+from rlhf.batches import ILQLBatch
+from rlhf.config import ILQLConfig, RunConfig
+from rlhf.config.sizes import forward_rows
+from rlhf.distributed import own_rows, sum_gradients, sum_numbers
+from rlhf.models import Features, PolicyModels
+from rlhf.models.ilql import ILQLHeads
+from rlhf.optimization import NotFinite, clip_and_step, minibatches, schedule_factor, set_learning_rate
+from rlhf.random import permutation
+from rlhf.update import num_optimizer_steps
+
+
+def ilql_update(
+    config: RunConfig,
+    models: PolicyModels,
+    heads: ILQLHeads,
+    optimizer: torch.optim.Optimizer,
+    batch: ILQLBatch,
+    features: Features,
+    *,
+    iteration: int,
+    step: int,
+) -> tuple[dict[str, float], int]:
+    """All epochs over `batch`; policy and heads are clipped and stepped as one, since their losses are one.
+
+    Args:
+        features: of the whole iteration, as `PolicyModels.features` made them.
+        step: optimizer steps done before.
+
+    Returns:
+        Metrics (without the prefix train/), averaged over the minibatches, and the optimizer steps done after, those
+        that float16 overflow cost (`skipped_steps`) among them.
+    """
+    algo, settings = config.algo, config.optimization
+    sums, counts = defaultdict[str, float](float), defaultdict[str, int](int)
+    assert isinstance(algo, ILQLConfig)
+    total_steps, before = num_optimizer_steps(config), step
+    network = {"policy": [*models.policy_parameters.values(), *heads.trained_parameters()]}
+    for epoch in range(settings.epochs):
+        order = permutation(config.seed, f"minibatches of epoch {epoch}", iteration, len(batch.mask))
+        for rows in minibatches(order, settings.minibatch_size):
+            metrics = sum_numbers(accumulate_gradients(config, models, heads, batch.rows(rows), features))
+            if bad := [name for name, value in metrics.items() if not abs(value) < float("inf")]:
+                remedy = "a smaller optimization.learning_rate or algo.awac_beta"
+                raise NotFinite(f"{bad[0]} is {metrics[bad[0]]} at optimizer step {step}; try {remedy}")
+            sum_gradients(network["policy"])
+            set_learning_rate(optimizer, schedule_factor(step, total_steps, 0, settings.schedule))
+            norms = clip_and_step(optimizer, network, settings.max_grad_norm, step, models.scaler)
+            step += 1
+            if step % algo.sync_every == 0:
+                heads.sync(algo.polyak)
+            if norms:
+                metrics["grad_norm"] = norms["policy"]
+            for name, value in metrics.items():
+                sums[name] += value
+                counts[name] += 1
+    means = {name: value / counts[name] for name, value in sums.items()}
+    if models.scaler.enabled:
+        means["skipped_steps"] = float(step - before - counts["grad_norm"])
+    return means, step
+
+
+def accumulate_gradients(
+    config: RunConfig, models: PolicyModels, heads: ILQLHeads, minibatch: ILQLBatch, features: Features
+) -> dict[str, float]:
+    """This rank's part of a minibatch's gradients, in micro-batches; see `rlhf.update.accumulate_gradients`."""
+    num_tokens = minibatch.mask.sum()
+    sums = defaultdict[str, float](float)
+    for rows in own_rows(len(minibatch.mask)).split(forward_rows(config)):
+        part = minibatch.rows(rows)
+        for name, value in _backward(config, models, heads, part, features, num_tokens).items():
+            sums[name] += float(value)
+    return dict(sums)
+
+
+def _backward(
+    config: RunConfig,
+    models: PolicyModels,
+    heads: ILQLHeads,
+    batch: ILQLBatch,
+    features: Features,
+    num_tokens: Tensor,
+) -> dict[str, Tensor]:
+    assert isinstance(config.algo, ILQLConfig)
+    features = features.rows(batch.rows_in_rollout)
+    logits, hidden = models.policy_logits_and_hidden(features)
+    tokens = features.input_ids[:, features.prompt_width :]
+    output = ilql(batch, heads.outputs(logits, hidden, tokens, batch.mask), config.algo, num_tokens)
+    models.scaler.scaled(output.loss).backward()
+    return {"policy_loss": output.loss.detach(), **output.metrics}

@@ -1,0 +1,189 @@
+"""ILQL's heads on a policy's hidden states, and the sampler that they make of it. Snell et al. 2022."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import os
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers.modeling_outputs import CausalLMOutputWithPast
+
+from rlhf.batches import ILQLOutputs, Rollouts
+from rlhf.masked import token_logprobs
+from rlhf.models.base import Features, Parameters
+from rlhf.models.loading import ModelError
+from rlhf.models.policy import LanguagePolicy
+
+HEADS = "ilql_heads.safetensors"
+"""In final/, beside the language model."""
+
+
+class ILQLHeads(nn.Module):
+    """One or two Q heads over the vocabulary, as many target Q heads, and V. Float32, whatever the policy runs in."""
+
+    def __init__(self, width: int, vocabulary: int, *, two_qs: bool, init_std: float, device: torch.device) -> None:
+        """Heads drawn from torch's generator: seed it before.
+
+        Args:
+            width, vocabulary: d and V of the policy.
+            init_std: standard deviation of the output layers; 0: Q and V start at 0, and with them the sampler at the
+                top k of the policy.
+        """
+        super().__init__()
+        self.q = nn.ModuleList(_mlp(width, vocabulary, init_std) for _ in range(2 if two_qs else 1))
+        self.v = _mlp(width, 1, init_std)
+        self.target_q = copy.deepcopy(self.q)
+        self.to(device)
+        self.target_q.requires_grad_(False)
+
+    def trained_parameters(self) -> list[nn.Parameter]:
+        return [*self.q.parameters(), *self.v.parameters()]
+
+    def named(self) -> Parameters:
+        """Everything that a checkpoint keeps, target heads too."""
+        return {f"ilql.{name}": parameter for name, parameter in self.named_parameters()}
+
+    def outputs(self, logits: Tensor, hidden: Tensor, tokens: Tensor, mask: Tensor) -> ILQLOutputs:
+        """What the losses take. Q over the vocabulary is made for valid tokens alone, one head at a time.
+
+        Args:
+            logits, hidden: (B, T, V) and (B, T, d) of the states before the response tokens.
+            tokens, mask: (B, T).
+        """
+        with _float32(hidden):
+            states, taken = hidden.float()[mask], tokens[mask]
+            q, q_logprobs = [], []
+            for head in self.q:
+                table = head(states)
+                q.append(_spread(_at(table, taken), mask))
+                q_logprobs.append(_spread(token_logprobs(table, taken), mask))
+            with torch.no_grad():
+                targets = [_at(head(states), taken) for head in self.target_q]
+            return ILQLOutputs(
+                logprobs=torch.where(mask, token_logprobs(logits, tokens), 0.0),
+                values=self.v(hidden.float()).squeeze(-1),
+                q=q,
+                q_logprobs=q_logprobs,
+                target_q=_spread(torch.stack(targets).amin(0), mask),
+            )
+
+    @torch.no_grad()
+    def sampler_logprobs(self, logits: Tensor, hidden: Tensor, *, beta: float, top_k: int) -> Tensor:
+        """log softmax(top_k(log pi + beta (min Q_target - V))), -inf outside the top k. (N, V), (N, d) -> (N, V)."""
+        with _float32(hidden):
+            states = hidden.float()
+            advantages = self._min_target_q(states) - self.v(states)
+            scores = logits.float().log_softmax(-1) + beta * advantages
+            least = scores.topk(min(top_k, scores.shape[-1])).values[..., -1:]
+            return scores.masked_fill(scores < least, -torch.inf).log_softmax(-1)
+
+    @torch.no_grad()
+    def sync(self, polyak: float) -> None:
+        """target <- polyak Q + (1 - polyak) target."""
+        for target, source in zip(self.target_q.parameters(), self.q.parameters(), strict=True):
+            target.lerp_(source, polyak)
+
+    def save(self, folder: Path) -> None:
+        """Whole or not at all."""
+        temporary = folder / f".{HEADS}.tmp"
+        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()}, temporary)
+        os.replace(temporary, folder / HEADS)
+
+    def _min_target_q(self, states: Tensor) -> Tensor:
+        first, *others = self.target_q
+        smallest = first(states)
+        for head in others:
+            smallest = torch.minimum(smallest, head(states))
+        return smallest
+
+
+def load_heads(folder: str, width: int, vocabulary: int, device: torch.device) -> ILQLHeads:
+    """The heads that `ILQLHeads.save` wrote.
+
+    Raises:
+        ModelError: none there, damaged, or of another model.
+    """
+    path = Path(folder) / HEADS
+    try:
+        tensors = load_file(path)
+        two_qs = any(name.startswith("q.1.") for name in tensors)
+        heads = ILQLHeads(width, vocabulary, two_qs=two_qs, init_std=0.0, device=device)
+        heads.load_state_dict(tensors)
+    except (OSError, SafetensorError, RuntimeError) as error:
+        raise ModelError(
+            f"evaluation.policy: no ILQL heads for this model in {path} ({str(error).splitlines()[0][:200]}); give the "
+            "final/ of a run of algo=ilql"
+        ) from error
+    return heads
+
+
+class ILQLSampler:
+    """The policy softmax(top_k(log pi + beta (min Q_target - V))) on top of a language model."""
+
+    def __init__(self, policy: LanguagePolicy, heads: ILQLHeads, *, beta: float, top_k: int) -> None:
+        self.policy = policy
+        self.heads = heads
+        self.beta = beta
+        self.top_k = top_k
+        self.device = policy.device
+
+    @contextlib.contextmanager
+    def sampling(self) -> Iterator[partial[CausalLMOutputWithPast]]:
+        with self.policy.sampling() as model:
+            yield partial(self._next, model)
+
+    def features(self, rollouts: Rollouts) -> Features:
+        return self.policy.features(rollouts)
+
+    @torch.no_grad()
+    def policy_logits(self, features: Features) -> Tensor:
+        """The sampler's log-probabilities; on padding, where nobody looks, the language model's logits."""
+        logits, hidden = self.policy.policy_logits_and_hidden(features)
+        valid = features.mask[:, features.prompt_width :]
+        logits = logits.float()
+        logits[valid] = self._adjusted(logits[valid], hidden[valid])
+        return logits
+
+    def reference_logits(self, features: Features) -> Tensor:
+        return self.policy.reference_logits(features)
+
+    def _next(self, model: Any, logits_to_keep: int, **arguments: Any) -> CausalLMOutputWithPast:
+        """A forward pass as `rollout.sample` asks for it, which divides logits by the temperature."""
+        output = model.base_model(**arguments)
+        hidden = output.last_hidden_state[:, -logits_to_keep:]
+        logits = self.policy.language_head(hidden) / self.policy.temperature
+        return CausalLMOutputWithPast(
+            logits=self._adjusted(logits, hidden) * self.policy.temperature,  # type: ignore[arg-type]
+            past_key_values=output.past_key_values,
+        )
+
+    def _adjusted(self, logits: Tensor, hidden: Tensor) -> Tensor:
+        return self.heads.sampler_logprobs(logits, hidden, beta=self.beta, top_k=self.top_k)
+
+
+def _mlp(width: int, out: int, init_std: float) -> nn.Sequential:
+    output = nn.Linear(2 * width, out)
+    nn.init.normal_(output.weight, std=init_std)
+    nn.init.zeros_(output.bias)
+    return nn.Sequential(nn.Linear(width, 2 * width), nn.ReLU(), output)
+
+
+def _float32(hidden: Tensor) -> torch.autocast:
+    return torch.autocast(hidden.device.type, enabled=False)
+
+
+def _at(table: Tensor, tokens: Tensor) -> Tensor:
+    return table.gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
+
+
+def _spread(values: Tensor, mask: Tensor) -> Tensor:
+    """(N,) values of the valid positions -> (B, T), 0 on padding."""
+    return torch.zeros(mask.shape, device=values.device, dtype=values.dtype).masked_scatter(mask, values)

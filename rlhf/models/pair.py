@@ -1,0 +1,89 @@
+"""Two finished models, the policy that is measured and the initial one, as `Policy`: nothing is trained."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from rlhf.batches import Rollouts
+from rlhf.data.tokenize import eos_id, pad_id
+from rlhf.models.base import Features, before_response, run_base
+from rlhf.models.loading import ModelError, language_head
+
+
+class PolicyPair:
+    """`reference` may be `policy` itself, whose KL is then 0.
+
+    Args:
+        autocast: makes the context in which every forward pass runs.
+    """
+
+    def __init__(
+        self,
+        policy: PreTrainedModel,
+        reference: PreTrainedModel,
+        *,
+        temperature: float,
+        autocast: Callable[[], contextlib.AbstractContextManager[object]],
+    ) -> None:
+        self.policy = policy
+        self.reference = reference
+        self.temperature = temperature
+        self.device: torch.device = next(policy.parameters()).device
+        self.language_head = language_head(policy)
+        self._autocast = autocast
+
+    @contextlib.contextmanager
+    def sampling(self) -> Iterator[PreTrainedModel]:
+        with torch.no_grad(), self._autocast():
+            yield self.policy
+
+    def features(self, rollouts: Rollouts) -> Features:
+        """The whole texts: the two models need not share anything."""
+        input_ids = torch.cat([rollouts.prompt_ids, rollouts.response_ids], 1)
+        mask = torch.cat([rollouts.prompt_mask, rollouts.mask], 1)
+        return Features(input_ids, mask, None, rollouts.prompt_ids.shape[1])
+
+    def policy_logits(self, features: Features) -> Tensor:
+        return self.policy_logits_and_hidden(features)[0]
+
+    @torch.no_grad()
+    def policy_logits_and_hidden(self, features: Features) -> tuple[Tensor, Tensor]:
+        return self._logits_and_hidden(self.policy, features)
+
+    @torch.no_grad()
+    def reference_logits(self, features: Features) -> Tensor:
+        return self._logits_and_hidden(self.reference, features)[0]
+
+    def _logits_and_hidden(self, model: PreTrainedModel, features: Features) -> tuple[Tensor, Tensor]:
+        with self._autocast():
+            hidden = before_response(run_base(model.base_model, features, None), features)
+            return language_head(model)(hidden) / self.temperature, hidden
+
+
+def check_same_tokens(
+    policy: PreTrainedModel,
+    policy_tokenizer: PreTrainedTokenizerBase,
+    reference: PreTrainedModel,
+    reference_tokenizer: PreTrainedTokenizerBase,
+    path: str,
+) -> None:
+    """A KL needs two distributions over the same tokens.
+
+    Raises:
+        ModelError: the tokenizers or the widths of the logits differ.
+    """
+    mine, initial = policy_tokenizer, reference_tokenizer
+    if (mine.get_vocab(), eos_id(mine), pad_id(mine)) != (initial.get_vocab(), eos_id(initial), pad_id(initial)):
+        raise ModelError(
+            f"evaluation.policy: {path} has another tokenizer than the initial policy; give the `model` it came from"
+        )
+    if policy.config.vocab_size != reference.config.vocab_size:
+        raise ModelError(
+            f"evaluation.policy: {path} has {policy.config.vocab_size} logits, the initial policy "
+            f"{reference.config.vocab_size}; give the `model` it came from"
+        )

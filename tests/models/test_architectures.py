@@ -1,0 +1,181 @@
+"""Small random weights in the real format, tokenizer and all, through the door that real ones come by."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from torch import Tensor
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+from rlhf.batches import PromptBatch, Rollouts
+from rlhf.data.examples import Demonstration
+from rlhf.data.tokenize import encode_prompts
+from rlhf.masked import token_logprobs
+from rlhf.models import PolicyModels
+from rlhf.models.loading import Held, ModelError, load_base, load_pretrained
+from rlhf.models.split import split
+from rlhf.random import generator, sampling_uniforms
+from rlhf.rollout import generate
+from tests.config.composed import config
+from tests.helpers import ARCHITECTURES, LAYERS, MODES, nudge, plain_logprobs, policy_models, unpadded
+
+TEXT = "the cat sat on the mat and the dog ran to the cat while a bird sang in the tall old tree by the river"
+PROMPTS = ["the cat", "while a bird sang in the tall old tree", "a", "the dog ran to the river by the"]
+EVERYWHERE = list(itertools.product(ARCHITECTURES, MODES))
+NEW = 12
+
+
+def byte_pairs() -> PreTrainedTokenizerFast:
+    """Of bytes, as GPT-2's and Pythia's, learnt from a few words; an EOS and no padding token, as theirs."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    learn = trainers.BpeTrainer(
+        vocab_size=300,
+        special_tokens=["<|endoftext|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator([TEXT] * 3, learn)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|endoftext|>", bos_token="<|endoftext|>")
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory) -> dict[str, Path]:
+    """`save_pretrained` of each architecture, with weights wide enough that positions and masks matter."""
+    parent, tokenizer, made = tmp_path_factory.mktemp("hub"), byte_pairs(), {}
+    for name, settings in ARCHITECTURES.items():
+        architecture = settings()
+        architecture.vocab_size = len(tokenizer)
+        architecture.pad_token_id = None
+        model, draws = AutoModelForCausalLM.from_config(architecture), generator(0, "architectures")
+        with torch.no_grad():
+            for parameter in model.parameters():
+                noise = torch.randn(parameter.shape, generator=draws) * 0.3
+                parameter.copy_(noise if parameter.dim() > 1 else parameter + noise)
+        made[name] = parent / name
+        model.save_pretrained(made[name])
+        tokenizer.save_pretrained(made[name])
+    return made
+
+
+def loaded(folder: Path, mode: str, tmp_path: Path) -> tuple[PolicyModels, PreTrainedTokenizerBase]:
+    settings = config("model=pythia_125m", f"model.path={folder}", "dataset=reviews").model
+    model, tokenizer = load_base(settings, (), 64, tmp_path)
+    return policy_models(model, mode), tokenizer
+
+
+def responses(
+    networks: PolicyModels, tokenizer: PreTrainedTokenizerBase, prompts: PromptBatch, uniforms: Tensor
+) -> Rollouts:
+    return generate(networks, tokenizer, prompts, uniforms, batch_size=3, temperature=1.0, stop_strings=[])
+
+
+def rows_of(logprobs: Tensor, rollouts: Rollouts) -> Iterator[Tensor]:
+    return (row[valid] for row, valid in zip(logprobs, rollouts.mask, strict=True))
+
+
+@pytest.mark.parametrize(("architecture", "mode"), EVERYWHERE)
+def test_sampler_update_and_a_plain_forward_agree_with_and_without_left_padding(architecture, mode, folders, tmp_path):
+    """The plain forward is transformers' own of each text alone: no padding, positions or mask, none of our code."""
+    networks, tokenizer = loaded(folders[architecture], mode, tmp_path)
+    assert tokenizer.pad_token_id == len(tokenizer) - 1 != tokenizer.eos_token_id  # it had none
+    plain = AutoModelForCausalLM.from_pretrained(folders[architecture])
+    prompts = encode_prompts(tokenizer, [Demonstration(text, "") for text in PROMPTS], 20)
+    assert not bool(prompts.mask.all())
+    uniforms = sampling_uniforms(0, "test", 0, len(PROMPTS), NEW)
+    rollouts = responses(networks, tokenizer, prompts, uniforms)
+    with torch.no_grad():
+        logits = networks.policy_logits(networks.features(rollouts))
+        updated = token_logprobs(logits, rollouts.response_ids)
+    texts = zip(
+        unpadded(rollouts.prompt_ids, rollouts.prompt_mask), unpadded(rollouts.response_ids, rollouts.mask), strict=True
+    )
+    every = zip(texts, rows_of(rollouts.sampler_logprobs, rollouts), rows_of(updated, rollouts), strict=True)
+    pad_row = len(tokenizer) - 1  # which the plain model lacks: its logit adds to every sum
+    for number, ((prompt, response), sampled, update) in enumerate(every):
+        torch.testing.assert_close(sampled, update, atol=1e-5, rtol=1e-5)
+        expected = plain_logprobs(plain, prompt, response).float()
+        with_pad = logits[number, : len(response)].double().log_softmax(-1)[:, pad_row].exp()
+        torch.testing.assert_close(update, expected + torch.log1p(-with_pad).float(), atol=2e-5, rtol=2e-5)
+    alone = [
+        responses(networks, tokenizer, prompts.rows(torch.tensor([i])).trimmed(), uniforms[i : i + 1])
+        for i in range(len(PROMPTS))
+    ]
+    for i, single in enumerate(alone):
+        assert single.prompt_mask.all() and single.responses == [rollouts.responses[i]]
+        with torch.no_grad():
+            row = token_logprobs(networks.policy_logits(networks.features(single)), single.response_ids)
+        width = int(rollouts.mask[i].sum())
+        torch.testing.assert_close(row[0, :width], updated[i, :width], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_the_halves_are_the_whole_at_every_cut_for_padded_texts_longer_than_a_local_window(
+    architecture, folders, tmp_path
+):
+    """GPT-Neo's middle block here sees four tokens back; a cut through it must not move the window."""
+    model, tokenizer = load_pretrained(folders[architecture])
+    prompts = encode_prompts(tokenizer, [Demonstration(text, "") for text in PROMPTS], 20)
+    positions = (prompts.mask.long().cumsum(-1) - 1).clamp(min=0)
+    named = {"attention_mask": prompts.mask.long(), "position_ids": positions, "use_cache": False}
+    with torch.no_grad():
+        whole = model.base_model(input_ids=prompts.input_ids, **named).last_hidden_state
+        for last_k in range(1, LAYERS + 1):
+            trunk, top = split(model.base_model, last_k)
+            between = trunk(input_ids=prompts.input_ids, **named).last_hidden_state
+            halves = top(inputs_embeds=between, **named).last_hidden_state
+            assert torch.equal(halves[prompts.mask], whole[prompts.mask])
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_with_adapters_off_a_lora_run_has_the_untouched_base_exactly(architecture, folders, tmp_path):
+    networks, tokenizer = loaded(folders[architecture], "lora", tmp_path)
+    untouched, _ = load_pretrained(folders[architecture])
+    prompts = encode_prompts(tokenizer, [Demonstration(text, "") for text in PROMPTS], 20)
+    rollouts = responses(networks, tokenizer, prompts, sampling_uniforms(0, "test", 0, len(PROMPTS), NEW))
+    features = networks.features(rollouts)
+    optimizer = torch.optim.AdamW(networks.named_parameters().values(), lr=0.05, weight_decay=0.1)
+    for _ in range(2):
+        networks.policy_logits(features).square().mean().backward()
+        networks.values(features).square().mean().backward()
+        optimizer.step()
+    with torch.no_grad():
+        trained, reference = networks.policy_logits(features), networks.reference_logits(features)
+        base = policy_models(untouched, "all").policy_logits(features)
+    assert torch.equal(reference[rollouts.mask], base[rollouts.mask])
+    assert (trained - reference)[rollouts.mask].abs().max() > 0.05
+
+
+@pytest.mark.parametrize("architecture", ["gpt_neo", "llama"])
+def test_texts_longer_than_the_model_are_refused_at_once(architecture, folders, tmp_path):
+    settings = config("model=pythia_125m", f"model.path={folders[architecture]}", "dataset=reviews").model
+    assert load_base(settings, (), 64, tmp_path)
+    with pytest.raises(ModelError, match=r"^dataset\.max_total_length: 65, but .* reads at most 64 tokens; make it 64"):
+        load_base(settings, (), 65, tmp_path)
+
+
+def test_a_widened_vocabulary_is_the_same_each_time(folders):
+    first, second = (load_pretrained(folders["llama"])[0] for _ in range(2))
+    rows = [model.get_input_embeddings().weight[-1] for model in (first, second)]
+    assert torch.equal(*rows) and bool((rows[0] != 0).any())
+    held, _ = load_pretrained(folders["llama"], Held("bfloat16"))
+    assert held.get_input_embeddings().weight.shape == first.get_input_embeddings().weight.shape
+
+
+def test_nudged_policies_of_all_modes_are_still_their_samplers(folders, tmp_path):
+    for mode in MODES:
+        networks, tokenizer = loaded(folders["gpt_neo"], mode, tmp_path)
+        nudge(networks.named_parameters(), 0.2)
+        prompts = encode_prompts(tokenizer, [Demonstration(text, "") for text in PROMPTS], 20)
+        rollouts = responses(networks, tokenizer, prompts, sampling_uniforms(0, "test", 0, len(PROMPTS), NEW))
+        with torch.no_grad():
+            updated = token_logprobs(networks.policy_logits(networks.features(rollouts)), rollouts.response_ids)
+        torch.testing.assert_close(
+            rollouts.sampler_logprobs[rollouts.mask], updated[rollouts.mask], atol=1e-5, rtol=1e-5
+        )

@@ -1,0 +1,232 @@
+"""Frozen weights in fewer bits: the numbers of a float32 model with the same, rounded matrices."""
+
+from __future__ import annotations
+
+import copy
+import importlib.util
+import itertools
+
+import pytest
+import torch
+from torch import nn
+from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel
+
+from rlhf.masked import token_logprobs
+from rlhf.models import PolicyModels
+from rlhf.models.held import HeldEmbedding, HeldLinear
+from rlhf.models.loading import Held, ModelError, load_base, load_pretrained, word_tokenizer
+from rlhf.models.modes import LoRA
+from rlhf.models.saving import save_model, save_policy
+from rlhf.random import sampling_uniforms
+from rlhf.rollout import sample
+from rlhf.training_batch import measure
+from tests.config.composed import config
+from tests.helpers import (
+    ARCHITECTURES,
+    EOS,
+    PAD,
+    nudge,
+    plain_logprobs,
+    policy_models,
+    random_rollouts,
+    tiny_model,
+    unpadded,
+    value_settings,
+)
+
+PROMPTS, RESPONSES = [5, 1, 3, 2], [4, 6, 1, 2]
+TOKENIZER = word_tokenizer([f"w{i}" for i in range(20)])
+DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
+EVERYWHERE = list(itertools.product(ARCHITECTURES, ["last_k", "lora"]))
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """A folder for each architecture, written once."""
+    parent = tmp_path_factory.mktemp("held")
+    return {name: save_model(tiny_model(name), TOKENIZER, parent / name) for name in ARCHITECTURES}
+
+
+def rounded(architecture: str, dtype: torch.dtype) -> PreTrainedModel:
+    """The float32 model whose weights all went through `dtype`, as those of a loaded one do."""
+    model = tiny_model(architecture)
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(dtype).float()
+    return model
+
+
+def gradients(models: PolicyModels, rollouts) -> dict[str, torch.Tensor]:
+    features = models.features(rollouts)
+    logprobs = token_logprobs(models.policy_logits(features), rollouts.response_ids)
+    (logprobs * rollouts.mask).sum().backward()
+    (models.values(features) * rollouts.mask).square().sum().backward()
+    return {name: p.grad for name, p in models.named_parameters().items() if p.grad is not None}
+
+
+@pytest.mark.parametrize("weights", DTYPES)
+@pytest.mark.parametrize(("architecture", "mode"), EVERYWHERE)
+def test_held_weights_give_the_numbers_of_the_rounded_model(architecture, mode, weights, folders):
+    model, _ = load_pretrained(folders[architecture], Held(weights))
+    matrices = [m.weight.dtype for m in model.modules() if isinstance(m, nn.Linear | nn.Embedding)]
+    assert set(matrices) == {DTYPES[weights]}
+    held, plain = policy_models(model, mode), policy_models(rounded(architecture, DTYPES[weights]), mode)
+    assert all(p.dtype == torch.float32 for p in held.named_parameters().values())
+    for name, parameter in held.named_parameters().items():  # adapters are drawn alike, norms are rounded alike
+        parameter.data = plain.named_parameters()[name].data.clone()
+    rollouts = random_rollouts(PROMPTS, RESPONSES)
+    features = held.features(rollouts)
+    with torch.no_grad():
+        policy, reference = held.policy_logits(features), held.reference_logits(features)
+        assert policy.dtype == torch.float32
+        assert torch.equal(policy[rollouts.mask], reference[rollouts.mask])
+        expected = plain.policy_logits(plain.features(rollouts))
+    torch.testing.assert_close(policy[rollouts.mask], expected[rollouts.mask], atol=1e-6, rtol=1e-6)
+    for part in (held, plain):
+        nudge(part.named_parameters(), 0.1)
+    mine, theirs = gradients(held, rollouts), gradients(plain, rollouts)
+    assert set(mine) == set(theirs) and len(mine) > 4
+    for name, gradient in mine.items():
+        torch.testing.assert_close(gradient, theirs[name], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+@pytest.mark.parametrize("mode", ["last_k", "lora"])
+def test_the_first_ratio_is_one_and_nothing_frozen_grows(mode, precision, folders):
+    model, _ = load_pretrained(folders["llama"], Held("bfloat16"))
+    frozen = [m for m in model.modules() if isinstance(m, HeldLinear | HeldEmbedding)]
+    models = policy_models(model, mode, precision=precision)
+    rollouts = random_rollouts(PROMPTS, RESPONSES)
+    measured = measure(models, rollouts, 2)
+    part = torch.tensor([2, 3])
+    fresh = models.policy_logits(measured.features.rows(part))
+    logprobs = torch.where(rollouts.mask[part], token_logprobs(fresh, rollouts.response_ids[part]), 0.0)
+    assert torch.equal(logprobs, measured.old_logprobs[part])
+    assert torch.equal(measured.old_logprobs, measured.reference_logprobs)
+    assert len(frozen) > 10 and all(module.weight.dtype == torch.bfloat16 for module in frozen)
+
+
+@pytest.mark.parametrize("merge", [False, True])
+@pytest.mark.parametrize(("architecture", "mode"), EVERYWHERE)
+def test_a_held_policy_samples_and_is_saved_whole(architecture, mode, merge, folders, tmp_path):
+    model, _ = load_pretrained(folders[architecture], Held("bfloat16"))
+    models = policy_models(model, mode, merge_adapters=merge)
+    nudge(models.policy_parameters, 0.1)
+    rollouts = random_rollouts(PROMPTS, RESPONSES)
+    with models.sampling() as sampler:
+        tokens, logprobs = sample(
+            sampler,
+            rollouts.prompt_ids,
+            rollouts.prompt_mask,
+            sampling_uniforms(0, "test", 0, len(PROMPTS), 5),
+            eos_id=EOS,
+            pad_id=PAD,
+            temperature=1.0,
+        )
+    save_policy(models, TOKENIZER, tmp_path / "final", "full")
+    assert (tmp_path / "final" / "adapter_config.json").exists() == (mode == "lora" and not merge)
+    # An adapter's base is read again in float32 unless it is held likewise.
+    held = Held("bfloat16") if mode == "lora" and not merge else Held()
+    loaded, _ = load_pretrained(tmp_path / "final", held)
+    for row, prompt in enumerate(unpadded(rollouts.prompt_ids, rollouts.prompt_mask)):
+        length = int((tokens[row] == EOS).int().argmax()) + 1 if bool((tokens[row] == EOS).any()) else 5
+        response = tokens[row, :length].tolist()
+        expected = plain_logprobs(loaded, prompt, response).float()
+        # A merged adapter is rounded with its base where that is held in bfloat16.
+        close = 2e-2 if held.weights == "bfloat16" else 1e-5
+        torch.testing.assert_close(logprobs[row, :length], expected, atol=close, rtol=close)
+
+
+def test_a_value_network_that_trains_everything_is_float32(folders):
+    for mode in ("last_k", "lora"):
+        model, _ = load_pretrained(folders["gpt_neox"], Held("bfloat16"))
+        models = policy_models(model, mode, value_settings(train="all"))
+        assert {p.dtype for p in models.value_parameters.values()} == {torch.float32}
+        models.values(models.features(random_rollouts(PROMPTS, RESPONSES))).sum().backward()
+
+
+def test_tied_embeddings_stay_tied(folders):
+    model, _ = load_pretrained(folders["qwen2"], Held("bfloat16"))
+    assert model.get_input_embeddings().weight is model.get_output_embeddings().weight
+
+
+def test_random_weights_are_held_too(tmp_path):
+    model, _ = load_base(config("model=tiny").model, ["a", "b"], 16, tmp_path, Held("bfloat16"))
+    assert model.get_input_embeddings().weight.dtype == torch.bfloat16
+
+
+def test_bitsandbytes_is_named_where_it_is_missing(folders, monkeypatch):
+    found = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "bitsandbytes" else found(name))
+    with pytest.raises(
+        ModelError, match=r"^model\.frozen_weights: int8 needs .* bitsandbytes: pip install .*quantized"
+    ):
+        load_pretrained(folders["llama"], Held("int8"))
+
+
+@pytest.fixture(scope="module")
+def wide(tmp_path_factory):
+    """Wide enough for a block of 64 numbers, which int4 scales together."""
+    pytest.importorskip("bitsandbytes")
+    settings = LlamaConfig(
+        vocab_size=23,
+        hidden_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=128,
+        max_position_embeddings=64,
+        pad_token_id=PAD,
+        eos_token_id=EOS,
+        bos_token_id=None,
+    )
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(settings)
+    nudge(dict(model.named_parameters()), 0.1)
+    for name, parameter in model.named_parameters():
+        if "layernorm" in name:  # activations beyond 6, which bitsandbytes' own int8 treats by whole columns of a batch
+            parameter.data *= 3
+    return save_model(model, TOKENIZER, tmp_path_factory.mktemp("quantised") / "llama")
+
+
+@pytest.mark.parametrize(("weights", "off"), [("int8", 0.02), ("int4", 0.3)])
+def test_near_the_original_and_adapters_off_exactly_the_loaded_one(wide, weights, off):
+    whole, _ = load_pretrained(wide)
+    model, _ = load_pretrained(wide, Held(weights))
+    untouched = copy.deepcopy(model)
+    models = policy_models(model, "lora")
+    rollouts = random_rollouts(PROMPTS, RESPONSES)
+    features = models.features(rollouts)
+    near = policy_models(whole, "lora").policy_logits(features)
+    apart = (models.reference_logits(features) - near.detach())[rollouts.mask].abs()
+    assert 0 < float(apart.mean()) < off * float(near.detach().abs().max())
+    nudge(models.named_parameters(), 0.05)
+    reference = models.reference_logits(features)
+    base = policy_models(untouched, "lora").reference_logits(features)
+    assert torch.equal(reference, base)
+    assert (models.policy_logits(features) - reference)[rollouts.mask].abs().max() > 0.05
+
+
+@pytest.mark.parametrize("weights", ["int8", "int4"])
+def test_a_text_does_not_depend_on_its_neighbours(wide, weights):
+    model, _ = load_pretrained(wide, Held(weights))
+    models, rollouts = policy_models(model, "lora"), random_rollouts(PROMPTS, RESPONSES)
+    with torch.no_grad():
+        features = models.features(rollouts)
+        together, alone = (models.policy_logits(features.rows(torch.tensor(r))) for r in ([0, 1, 2], [1]))
+    torch.testing.assert_close(together[1], alone[0], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("weights", ["int8", "int4"])
+def test_it_trains_and_is_saved_whole(wide, weights, tmp_path):
+    model, _ = load_pretrained(wide, Held(weights))
+    models, rollouts = policy_models(model, "lora", merge_adapters=True), random_rollouts(PROMPTS, RESPONSES)
+    nudge(models.named_parameters(), 0.05)
+    found = gradients(models, rollouts)
+    assert set(found) == set(models.named_parameters()) and all(bool(g.isfinite().all()) for g in found.values())
+    save_policy(models, TOKENIZER, tmp_path / "final", "full")
+    assert isinstance(models, LoRA)
+    loaded, _ = load_pretrained(tmp_path / "final")
+    with torch.no_grad():
+        features = models.features(rollouts)
+        expected = models.policy_logits(features)
+        got = policy_models(loaded, "all").policy_logits(features)
+    torch.testing.assert_close(got[rollouts.mask], expected[rollouts.mask], atol=1e-4, rtol=1e-4)
