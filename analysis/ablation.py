@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -33,8 +33,8 @@ class Ablation:
     points: tuple[AblationPoint, ...]
     """By rising value."""
     hypervolume: Interval | None
-    """Of what the whole sweep reached: each seed's last evaluations under all values together, over the seeds that have
-    a run of every value (`hypervolume.seeds` of them); None where no seed has."""
+    """Of what the whole sweep reached: each seed's evaluations under all values together, over the seeds that have a
+    run of every value (`hypervolume.seeds` of them); None where no seed has."""
     incomplete_seeds: int
     """Seeds left out of it, since they miss a value."""
 
@@ -43,6 +43,14 @@ class Ablation:
         """Whether the values are spread over orders of magnitude."""
         values = [point.value for point in self.points]
         return min(values) > 0.0 and max(values) / min(values) >= 8.0
+
+
+ABLATION_QUANTITIES: dict[str, Callable[[AblationPoint], Interval]] = {
+    "Last reward": lambda point: point.setting.reward_after,
+    "Last KL, nats per response": lambda point: point.setting.kl,
+    "Hypervolume, reward times nats": lambda point: point.hypervolume,
+}
+"""What is drawn over the values, by its title."""
 
 
 def ablations(comparison: Comparison) -> list[Ablation]:
@@ -64,25 +72,25 @@ def ablations(comparison: Comparison) -> list[Ablation]:
 def _ablation(algo: str, key: str, pairs: Sequence[tuple[float, SettingSummary]]) -> Ablation:
     budget = pairs[0][1].headline.kl_budget
     points = [
-        AblationPoint(value, setting, interval([_of_run(run, budget) for run in setting.runs]))
+        AblationPoint(value, setting, interval([_of_runs([run], budget) for run in setting.runs]))
         for value, setting in pairs
     ]
     seeds = [{run.record.seed for run in setting.runs} for _, setting in pairs]
     complete = set.intersection(*seeds)
-    ends: dict[int | None, list[tuple[float, float]]] = {}
+    by_seed: dict[int | None, list[ComparedRun]] = {}
     for _, setting in pairs:
         for run in setting.runs:
-            gain = float(run.evaluations.reward[-1] - run.evaluations.reward[0])
             if run.record.seed in complete:
-                ends.setdefault(run.record.seed, []).append((float(run.evaluations.kl[-1]), gain))
-    fronts = [np.array(one) for one in ends.values()]  # (values, 2) each
-    whole = interval([hypervolume(one[:, 0], one[:, 1], budget) for one in fronts]) if fronts else None
+                by_seed.setdefault(run.record.seed, []).append(run)
+    whole = interval([_of_runs(runs, budget) for runs in by_seed.values()]) if by_seed else None
     left_out = len(set.union(*seeds) - complete)
     return Ablation(algo, key, tuple(sorted(points, key=lambda point: point.value)), whole, left_out)
 
 
-def _of_run(run: ComparedRun, budget: float) -> float:
-    return hypervolume(run.evaluations.kl, run.evaluations.reward - run.evaluations.reward[0], budget)
+def _of_runs(runs: Sequence[ComparedRun], budget: float) -> float:
+    kl = np.concatenate([run.evaluations.kl for run in runs])
+    gain = np.concatenate([run.evaluations.reward - run.evaluations.reward[0] for run in runs])
+    return hypervolume(kl, gain, budget)
 
 
 def hypervolume(kl: np.ndarray, gain: np.ndarray, budget: float) -> float:

@@ -52,7 +52,7 @@ def frontier_band(setting: SettingSummary, end: float, points: int) -> Band:
 
 
 def frontier_steps(run: ComparedRun, kl: np.ndarray) -> np.ndarray:
-    """The optimizer step at which the best reward within each KL was first reached.
+    """The optimizer step at which the best reward within each KL was first reached, by the reward of all prompts.
 
     Between two evaluations u = sqrt(KL), reward and step are taken as linear, as KL efficiency takes them.
     """
@@ -67,6 +67,37 @@ def frontier_steps(run: ComparedRun, kl: np.ndarray) -> np.ndarray:
     # The last point within reach, and the first that had the best reward by then.
     last = np.maximum(np.searchsorted(u[order], np.sqrt(kl), side="right") - 1, 0)
     return steps[order][np.searchsorted(best, best[last], side="left")]
+
+
+def steps_text(steps: np.ndarray) -> str:
+    """Of the seeds: their mean, and between which they lie."""
+    known = steps[np.isfinite(steps)]
+    if not len(known):
+        return "not logged"
+    if known.min() == known.max():
+        return f"{known[0]:.0f}"
+    return f"{known.mean():.0f} ({known.min():.0f} to {known.max():.0f} over seeds)"
+
+
+def free_labels(markers: Sequence[tuple[float, float]], plot_width: float, size: tuple[float, float]) -> list[int]:
+    """Places of the markers that can carry a label above them which touches no other label, marker or edge: as many as
+    fit, the first ones first.
+
+    Args:
+        markers: (across, up) in pixels, or whatever unit the others have.
+        size: width and height of a label.
+    """
+    width, height = size
+    taken: list[tuple[float, float]] = []
+    kept = []
+    for place, (across, up) in enumerate(markers):
+        middle = (across, up + height)
+        free = all(abs(middle[0] - a) > width or abs(middle[1] - b) > height for a, b in taken)
+        clear = all(abs(middle[0] - a) > width / 2 or abs(middle[1] - b) > 0.55 * height for a, b in markers)
+        if free and clear and width / 2 < across < plot_width - width / 2:
+            taken.append(middle)
+            kept.append(place)
+    return kept
 
 
 def samples_band(setting: SettingSummary, quantity: str, points: int | None = None) -> Band | None:

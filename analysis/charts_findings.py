@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from analysis.ablation import Ablation, AblationPoint
+from analysis.ablation import ABLATION_QUANTITIES, Ablation, AblationPoint
 from analysis.charts_base import (
     Chart,
     ChartFigure,
@@ -32,6 +32,8 @@ from analysis.statistics import Interval
 from analysis.tables import interval_text, number
 
 _LINE_POINTS = 60
+_MOST_UPRIGHT = 6
+"""Labels that fit beside one another on a phone."""
 
 
 def overoptimization_chart(fits: Sequence[GoldFit]) -> ChartFigure:
@@ -42,7 +44,8 @@ def overoptimization_chart(fits: Sequence[GoldFit]) -> ChartFigure:
     caption = (
         "Gold reward gained over the square root of KL: marks are evaluations, lines the fit d (alpha - beta log d) "
         "with d = sqrt(KL) of Gao, Schulman and Hilton (2022) through all seeds, as far as their runs went. A large "
-        "mark stands where a line is highest: beyond it more of the reward model is less of what was wanted."
+        "mark stands where a line is highest, if its bend (beta) is more than seeds differ by: beyond it more of the "
+        "reward model is less of what was wanted."
     )
     courses = "; ".join(f"{fit.setting.name} {_course(fit)}" for fit in drawn)
     description = f"Gold reward gained over KL with fitted lines: {courses}. The table below has the fits."
@@ -55,6 +58,8 @@ def _course(fit: GoldFit) -> str:
     """What the line does within the reach of its runs."""
     if fit.peak_kl is not None:
         return f"is highest at {fit.peak_kl:.1f} nats"
+    if fit.trend == "undecided":
+        return "bends no more than its seeds differ"
     return "only falls" if fit.trend == "falls" else "still rises where its runs end"
 
 
@@ -105,20 +110,16 @@ def _ablation_figure(key: str, ablations: Sequence[Ablation], place: int) -> Cha
         LegendEntry(ablation.algo, look)
         for ablation, look in zip(ablations, algorithm_looks([one.algo for one in ablations]), strict=True)
     ]
-    quantities: dict[str, Callable[[AblationPoint], Interval]] = {
-        "Last reward": lambda point: point.setting.reward_after,
-        "Last KL, nats per response": lambda point: point.setting.kl,
-        "Hypervolume, reward times nats": lambda point: point.hypervolume,
-    }
     charts = [
         Chart(title, _ablation_description(title, key, ablations, of), _ablation_spec(key, ablations, legend, of))
-        for title, of in quantities.items()
+        for title, of in ABLATION_QUANTITIES.items()
     ]
     whole = "; ".join(_hypervolume_text(one) for one in ablations)
     caption = (
         f"Means over seeds at each value of {key}; bars are 95 % intervals, from minimum to maximum where there are "
         "fewer than 3 seeds. The hypervolume is the area that a run's evaluations dominate in the plane of reward "
-        f"gained and KL, within the headline budget. Of all values together, each run's last evaluation: {whole}."
+        "gained and KL, within the headline budget. Of one seed's evaluations under all values together, means over "
+        f"seeds: {whole}."
     )
     return ChartFigure(f"ablation-{place}", f"Over {key}", caption, legend, charts)
 
@@ -159,7 +160,11 @@ def _ablation_spec(
     x = quantity("x", title=f"{key}{' (logarithmic axis)' * is_log}")
     scale = {"type": "log"} if is_log else {"type": "linear", "zero": False}
     x |= {"scale": {**scale, "nice": False, "padding": 16}}
-    x |= {"axis": {"values": values, "format": "~g", "grid": False}}
+    # Not by parity, the default of the other axes: on a logarithmic one that hides every second label, and again.
+    fitting = {"labelOverlap": "greedy", "labelSeparation": 4}
+    if _MOST_UPRIGHT < len(values) <= 2 * _MOST_UPRIGHT:  # these fit aslant, though the boxes around them touch
+        fitting = {"labelOverlap": False, "labelAngle": -60}
+    x |= {"axis": {"values": values, "format": "~g", "grid": False, **fitting}}
     y = quantity("m", title=None, scale={"zero": False}, axis={"tickCount": 6})
     bars = {
         "data": {"values": data},

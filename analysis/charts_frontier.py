@@ -27,7 +27,14 @@ from analysis.charts_base import (
     shape,
     spec,
 )
-from analysis.charts_data import frontier_band, frontier_end, frontier_steps, square_root_ticks
+from analysis.charts_data import (
+    free_labels,
+    frontier_band,
+    frontier_end,
+    frontier_steps,
+    square_root_ticks,
+    steps_text,
+)
 from analysis.summary import SettingSummary
 from analysis.tables import number
 
@@ -40,8 +47,8 @@ _CAPTION = (
     "Best reward reached within each KL, on an axis on which the square root of KL is evenly spaced. Lines are means "
     "over seeds, bands run from their minimum to their maximum, and a line ends at the largest KL of its longest run. "
     "The best point is chosen on one half of the prompts and scored on the other, so that a line can dip. "
-    "Beside a line stands the optimizer step at which that reward was reached, mean over seeds, between evaluations "
-    "as if it rose evenly."
+    "Beside a line stands the optimizer step, mean over seeds, at which a run had its best reward within that KL: of "
+    "all prompts, and between evaluations as if it rose evenly."
 )
 
 
@@ -115,7 +122,7 @@ def _means(shown: Scene, end: float) -> list[Row]:
         each = np.array([frontier_steps(run, made.x**2) for run in setting.runs])
         marked = np.isin(np.arange(shown.points), _marked_points(shown.points, place))
         shaped = {"k": made.x**2, "m": made.mean, "a": made.low, "b": made.high}
-        found += rows(s=place, **shaped, step=np.array([_steps_text(column) for column in each.T]), mark=marked)
+        found += rows(s=place, **shaped, step=np.array([steps_text(column) for column in each.T]), mark=marked)
     return found
 
 
@@ -126,21 +133,12 @@ def _marked_points(count: int, place: int) -> np.ndarray:
     return np.minimum(np.append(np.arange(start, count - 0.5 * gap, gap), count - 1).astype(int), count - 1)
 
 
-def _steps_text(steps: np.ndarray) -> str:
-    known = steps[np.isfinite(steps)]
-    if not len(known):
-        return "not logged"
-    if known.min() == known.max():
-        return f"{known[0]:.0f}"
-    return f"{known.mean():.0f} ({known.min():.0f} to {known.max():.0f} over seeds)"
-
-
 def _others(shown: Scene, end: float) -> list[Row]:
     found: list[Row] = []
     for place, setting in enumerate(shown.others, start=len(shown.settings)):
         made = frontier_band(setting, end, POINTS_OF_OTHERS)
         steps = np.array([frontier_steps(run, made.x**2) for run in setting.runs])
-        texts = np.array([_steps_text(column) for column in steps.T])
+        texts = np.array([steps_text(column) for column in steps.T])
         found += rows(s=place, k=made.x**2, m=made.mean, a=made.low, b=made.high, step=texts)
     return found
 
@@ -177,16 +175,11 @@ def _step_labels(marked: list[Row], end: float, x: Spec, y: Spec) -> list[Spec]:
         height = (row["m"] - low) / (high - low) if high > low else 0.5
         return np.sqrt(row["k"]) / end * _PLOT_WIDTH, height * _PLOT_HEIGHT
 
-    markers = [place(row) for row in marked]
-    taken: list[tuple[float, float]] = []
-    data = []
-    for row, (across, up) in zip(marked, markers, strict=True):
-        middle = (across, up + _LABEL_HEIGHT)
-        free = all(abs(middle[0] - a) > _LABEL_WIDTH or abs(middle[1] - b) > _LABEL_HEIGHT for a, b in taken)
-        clear = all(abs(middle[0] - a) > _LABEL_WIDTH / 2 or abs(middle[1] - b) > 8 for a, b in markers)
-        if free and clear and across > _LABEL_WIDTH / 2 and across < _PLOT_WIDTH - _LABEL_WIDTH / 2:
-            taken.append(middle)
-            data.append({"s": row["s"], "k": row["k"], "m": row["m"], "text": f"step {row['step'].split(' ')[0]}"})
+    kept = free_labels([place(row) for row in marked], _PLOT_WIDTH, (_LABEL_WIDTH, _LABEL_HEIGHT))
+    data = [
+        {"s": row["s"], "k": row["k"], "m": row["m"], "text": f"step {row['step'].split(' ')[0]}"}
+        for row in (marked[index] for index in kept)
+    ]
     encoding = {"x": x, "y": y, "text": {"field": "text"}, "opacity": faded(1.0)}
     halo = {"type": "text", "dy": -13, "stroke": "var(--paper)", "strokeWidth": 4, "strokeJoin": "round"}
     label = {"type": "text", "dy": -13}

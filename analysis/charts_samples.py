@@ -27,14 +27,14 @@ from analysis.charts_base import (
     spec,
 )
 from analysis.charts_data import samples_band, thinned
-from analysis.summary import SettingSummary
+from analysis.summary import SettingSummary, samples_name
 from analysis.tables import number
 
 _HEIGHT = 280
 _MARKS_OF_A_LINE = 7
 _TITLES = {"reward": "Reward", "gold_reward": "Gold reward", "kl": "KL, nats per response"}
 _CAPTION = (
-    "Evaluations over the responses generated until then. Thick lines are means over the seeds that got as far, bands "
+    "Evaluations over the {over} until then. Thick lines are means over the seeds that got as far, bands "
     "run from their minimum to their maximum."
 )
 
@@ -46,8 +46,9 @@ def curves_chart(settings: Sequence[SettingSummary]) -> ChartFigure:
     names = [name for name in _TITLES if with_gold or name != "gold_reward"]
     charts = [Chart(_TITLES[name], _description(shown, name), _spec(shown, name)) for name in names]
     thin = " Thin lines are single runs: point at one for its id and value." * shown.with_runs
-    caption = " ".join(part for part in (_CAPTION + thin, shown.remarks()) if part)
-    return ChartFigure("curves", "Over responses generated", caption, shown.legend(), charts)
+    over = samples_name(settings)
+    caption = " ".join(part for part in (_CAPTION.format(over=over) + thin, shown.remarks()) if part)
+    return ChartFigure("curves", f"Over {over}", caption, shown.legend(), charts)
 
 
 def _description(shown: Scene, name: str) -> str:
@@ -56,14 +57,14 @@ def _description(shown: Scene, name: str) -> str:
         over = samples_band(setting, name)
         if over is not None:
             ends.append(f"{setting.name} from {number(float(over.mean[0]))} to {number(float(over.mean[-1]))}")
-    return f"Line chart of {_TITLES[name]} over responses generated, means over seeds: {'; '.join(ends)}."
+    return f"Line chart of {_TITLES[name]} over {samples_name(shown.settings)}, means over seeds: {'; '.join(ends)}."
 
 
 def _spec(shown: Scene, name: str) -> Spec:
     means, others = _means(shown, name), _others(shown, name)
     x = quantity(
         "x",
-        title="responses generated",
+        title=samples_name(shown.settings),
         scale={"nice": False},
         axis={"tickCount": 5, "labelExpr": "format(datum.value, '~s')"},
     )

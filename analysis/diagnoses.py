@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from analysis.evaluations import usable_rows
 from analysis.summary import ComparedRun, Comparison, SettingSummary
 
 # Shares of the initial policy's value.
@@ -16,11 +17,14 @@ LENGTH_EXPLOSION = 3.0
 # Of the best gain so far, while KL rose since; a fall must also exceed NOISE standard errors of what is compared.
 FALL = 0.25
 # Compared are single evaluations, and means of SMOOTHED neighbouring ones where there are at least MIN_SMOOTHED: one
-# lucky evaluation is then no peak. Of 2,000 simulated runs of 20 (and 8) evaluations with white noise and KL rising,
-# "reward fell" is said of 5 % (4 %) that learn nothing and of 1 % (2 %) that rise and stay, with noise of 0.15 of the
-# gain; "below the initial one" of 1 % (2 %) that learn nothing; "over-optimised" of 6 % (6 %) whose gold is noise. A
-# rise that then loses half the gain is found in 100 % (88 %) with noise of 0.05 of the gain, 94 % (50 %) with 0.1 and
-# 68 % (30 %) with 0.15. "Seeds diverge" is said of at most 0.1 % of 3 or 10 that learn nothing or rise and stay.
+# lucky evaluation is then no peak. The noise is that of the curve itself about a smooth one: prompts and draws of an
+# evaluation are the same each time, so that the spread over prompts is no noise between evaluations; it stands in only
+# where there are fewer than MIN_NOISE of them. By `python -m tests.benchmarks.alarms`, of 2,000 simulated runs of 20
+# (and 8) evaluations with white noise and KL rising, "reward fell" is said of 5 % (4 %) that learn nothing and of 1 %
+# (3 %) that rise and stay, with noise of 0.15 of the gain; "below the initial one" of 1 % (2 %) that learn nothing;
+# "over-optimised" of 4 % (5 %) whose gold is noise. A rise that then loses half the gain is found in 100 % (87 %) with
+# noise of 0.05 of the gain, 93 % (50 %) with 0.1 and 69 % (32 %) with 0.15. "Seeds diverge" is said of none (at most
+# 0.3 %) of 3 or 10 that learn nothing or rise and stay.
 NOISE = 4.0
 SMOOTHED = 3
 MIN_SMOOTHED = 10
@@ -115,12 +119,13 @@ class _Levels:
     values: np.ndarray
     error: float
 
-    def significant(self, fall: float) -> bool:
-        return fall > NOISE * self.error
+    def floor(self, share_of: float) -> float:
+        """What a fall must exceed, in the curve's units: FALL of `share_of`, and NOISE standard errors."""
+        return max(FALL * share_of, NOISE * self.error)
 
 
-def _levels(values: np.ndarray, least_error: float = 0.0) -> _Levels:
-    error = max(_noise(values), least_error)
+def _levels(values: np.ndarray, error: float) -> _Levels:
+    """`error` is that of one evaluation."""
     return _Levels(_smooth(values), error / float(np.sqrt(SMOOTHED)) if len(values) >= MIN_SMOOTHED else error)
 
 
@@ -138,6 +143,13 @@ def _noise(values: np.ndarray) -> float:
     return float(1.4826 * np.median(np.abs(np.diff(values, n=2))) / np.sqrt(6.0))
 
 
+def _reward_noise(run: ComparedRun) -> float:
+    """Of one eval/reward about its curve; with too few to tell, the standard error over the prompts, which is more than
+    enough: it counts what prompts differ by, too. 0 where that is not known either."""
+    rewards = run.evaluations.reward
+    return _noise(rewards) if len(rewards) >= MIN_NOISE else _sampling_error(run)
+
+
 def _sampling_error(run: ComparedRun) -> float:
     """Of one eval/reward over its prompts; 0 where spread or number of prompts is not known."""
     spread, prompts = _evaluated(run, "eval/reward_std"), run.record.setting("dataset.num_eval_prompts")
@@ -148,31 +160,34 @@ def _sampling_error(run: ComparedRun) -> float:
 
 def _reward_below_initial(run: ComparedRun) -> str | None:
     points = run.evaluations
-    error = max(_noise(points.reward), _sampling_error(run))
+    least = NOISE * _reward_noise(run)
     last, kl = float(_smooth(points.reward)[-1]), float(_smooth(points.kl)[-1])
-    if points.reward[0] - last <= NOISE * error or kl <= points.kl[0]:
+    if points.reward[0] - last <= least or kl <= points.kl[0]:
         return None
-    return f"from {points.reward[0]:.2f} to {last:.2f}, KL to {kl:.1f} nats"
+    return f"from {points.reward[0]:.2f} to {last:.2f}, counted beyond {_size(least)}; KL to {kl:.1f} nats"
 
 
 def _reward_falls(run: ComparedRun) -> str | None:
     if _reward_below_initial(run):
         return None
-    reward, kl = _levels(run.evaluations.reward, _sampling_error(run)), _smooth(run.evaluations.kl)
+    reward, kl = _levels(run.evaluations.reward, _reward_noise(run)), _smooth(run.evaluations.kl)
     best = int(np.argmax(reward.values))
     gain = float(reward.values[best] - run.evaluations.reward[0])
     fall = float(reward.values[best] - reward.values[-1])
-    if gain <= 0.0 or fall <= FALL * gain or not reward.significant(fall) or kl[-1] <= kl[best]:
+    if gain <= 0.0 or fall <= reward.floor(gain) or kl[-1] <= kl[best]:
         return None
-    return f"by {fall:.2f} from {reward.values[best]:.2f}, KL from {kl[best]:.1f} to {kl[-1]:.1f} nats"
+    return (
+        f"by {fall:.2f} from {reward.values[best]:.2f}, counted beyond {_size(reward.floor(gain))}; KL from "
+        f"{kl[best]:.1f} to {kl[-1]:.1f} nats"
+    )
 
 
 def _not_a_number(run: ComparedRun) -> str | None:
-    made = run.record.metrics.evaluated
-    finite = np.isfinite(run.record.column("eval/reward")[made]) & np.isfinite(run.record.column("eval/kl")[made])
-    if not len(finite) or finite[-1]:
+    usable = usable_rows(run.record)[run.record.metrics.evaluated]
+    if not len(usable) or usable[-1]:
         return None
-    return f"reward or KL is missing in {int((~finite).sum())} of {len(finite)} evaluations, the last among them"
+    lacking = f"{int((~usable).sum())} of {len(usable)} evaluations"
+    return f"reward, KL or the reward of one half of the prompts is missing in {lacking}, the last among them"
 
 
 def _cut_off(run: ComparedRun) -> str | None:
@@ -192,7 +207,7 @@ def _gold_falls(run: ComparedRun) -> str | None:
     known = np.isfinite(gold)
     if known.sum() < 2:
         return None
-    levels, reward = _levels(gold[known]), _smooth(run.evaluations.reward[known])
+    levels, reward = _levels(gold[known], _noise(gold[known])), _smooth(run.evaluations.reward[known])
     best = int(np.argmax(levels.values))
     gain, fall = float(levels.values[best] - gold[known][0]), float(levels.values[best] - levels.values[-1])
     rose = float(reward[-1] - reward[best])
@@ -201,9 +216,14 @@ def _gold_falls(run: ComparedRun) -> str | None:
     scale = gain if gain > 0.0 else float(np.nanstd(gold))
     if rose <= RISE * max(0.0, float(rewards.max() - rewards[0])):
         return None
-    if fall <= FALL * scale or not levels.significant(fall):
+    if fall <= levels.floor(scale):
         return None
-    return f"gold fell by {fall:.2f} while the reward rose by {rose:.2f}"
+    least = _size(levels.floor(scale))
+    return f"gold fell by {fall:.2f}, counted beyond {least}, while the reward rose by {rose:.2f}"
+
+
+def _size(value: float) -> str:
+    return f"{value:.2g}"
 
 
 _BEYOND = f"and more than {NOISE:g} standard errors"
@@ -237,7 +257,7 @@ def _seeds(setting: SettingSummary) -> Iterator[Diagnosis]:
     ends = [float(run.evaluations.reward[-1]) for run in setting.runs]
     gains = [end - float(run.evaluations.reward[0]) for end, run in zip(ends, setting.runs, strict=True)]
     spread, gain = float(np.std(ends, ddof=1)), float(np.mean(gains))
-    noise = float(np.median([max(_noise(run.evaluations.reward), _sampling_error(run)) for run in setting.runs]))
+    noise = float(np.median([_reward_noise(run) for run in setting.runs]))
     if spread <= SEED_SPREAD * abs(gain) or spread <= NOISE * noise:
         return
     apart = (setting.runs[int(np.argmin(ends))], setting.runs[int(np.argmax(ends))])

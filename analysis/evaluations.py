@@ -24,7 +24,7 @@ class Evaluations:
     reward_even: np.ndarray  # over the even-numbered prompts; `reward` where the run did not log halves
     reward_odd: np.ndarray
     gold_reward: np.ndarray | None  # NaN where missing; None where the data set has no gold scorer
-    skipped: int  # evaluations left out because KL or a reward is not a number
+    skipped: int  # evaluations left out because KL, reward or the reward of one half is not a number
 
 
 def evaluations(run: RunRecord) -> Evaluations:
@@ -33,12 +33,8 @@ def evaluations(run: RunRecord) -> Evaluations:
     Raises:
         UnusableRunError: no evaluation before training, or none after it began.
     """
-    kl, reward = run.column("eval/kl"), run.column("eval/reward")
-    even, odd = run.column("eval/reward_even"), run.column("eval/reward_odd")
-    if not (np.isfinite(even).any() and np.isfinite(odd).any()):
-        even = odd = reward
-    made = run.metrics.evaluated
-    usable = made & np.isfinite(kl) & np.isfinite(reward) & np.isfinite(even) & np.isfinite(odd)
+    kl, reward, even, odd = _columns(run)
+    made, usable = run.metrics.evaluated, usable_rows(run)
     if not usable.any():
         raise UnusableRunError("metrics.jsonl has no evaluation with a KL and a reward")
     step, iteration = run.column("step"), run.column("iteration")
@@ -58,3 +54,17 @@ def evaluations(run: RunRecord) -> Evaluations:
         gold_reward=gold[usable] if np.isfinite(gold).any() else None,
         skipped=int(made.sum() - usable.sum()),
     )
+
+
+def usable_rows(run: RunRecord) -> np.ndarray:
+    """(rows,) bool: the evaluations of which KL, reward and the reward of either half of the prompts are finite."""
+    return run.metrics.evaluated & np.logical_and.reduce([np.isfinite(one) for one in _columns(run)])
+
+
+def _columns(run: RunRecord) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """(rows,) each: KL, reward, and the reward of both halves, which is that of all where no halves were logged."""
+    kl, reward = run.column("eval/kl"), run.column("eval/reward")
+    even, odd = run.column("eval/reward_even"), run.column("eval/reward_odd")
+    if not (np.isfinite(even).any() and np.isfinite(odd).any()):
+        even = odd = reward
+    return kl, reward, even, odd

@@ -18,6 +18,9 @@ _NOT_COMPARED = (
     "hardware.runs_per_gpu",
 )
 _NOT_COMPARED += (
+    "reward.batch_size",
+    "reward.retries",
+    "reward.timeout_seconds",
     "evaluation.samples",
     "checkpoint.checkpoint_every",
     "checkpoint.save_final",

@@ -24,6 +24,9 @@ from analysis.plain import NotPlainError, plain, read_yaml, whole_text
 # A folder with any of these is a run's; others in a sweep folder (logs, caches) are not looked at.
 _RUN_FILES = ("config.yaml", "metrics.jsonl", "summary.json", "lock.json")
 
+RL_STAGES = ("online", "offline")
+"""The stages that train a policy with an algorithm: what comparisons are made of."""
+
 _MISSING = object()
 
 _TEXTS = ("git_commit", "hostname", "cpu")
@@ -44,7 +47,7 @@ class RunRecord:
 
     id: str
     folder: Path
-    algo: str  # algo.name; "" for stages without one
+    algo: str  # algo.name, with " offline" behind it in a sweep of both RL stages; "" for stages without one
     stage: str
     seed: int | None
     sweep: str
@@ -83,6 +86,17 @@ def load_sweep(sweep_folder: Path) -> list[RunRecord]:
     return label_runs(mapped(load_run, folders))
 
 
+def load_folders(folders: Sequence[Path]) -> list[tuple[Path, list[RunRecord]]]:
+    """Folders of sweeps or of single runs, each once and resolved, with their runs: of a run's folder itself alone,
+    unlabelled.
+
+    Raises:
+        SweepFolderError: there is no such folder, or it holds no runs.
+    """
+    distinct = dict.fromkeys(Path(folder).resolve() for folder in folders)
+    return [(folder, [load_run(folder)] if is_run(folder) else load_sweep(folder)) for folder in distinct]
+
+
 def load_run(folder: Path) -> RunRecord:
     """One run folder, unlabelled. Damage becomes `reason`; no exception leaves this function for a bad file."""
     problems: list[str] = []
@@ -117,9 +131,9 @@ def make_record(
     metrics = _metrics_or_problem(rows, problems)
     status = str(summary.get("status", "unfinished"))
     stage = str(_look_up(config, "stage.name", "online"))
-    algo = str(_look_up(config, "algo.name", "")) if stage == "online" else ""
+    algo = str(_look_up(config, "algo.name", "")) if stage in RL_STAGES else ""
     seed = _look_up(config, "seed", None)
-    if config and stage == "online" and (not algo or not isinstance(seed, int)):
+    if config and stage in RL_STAGES and (not algo or not isinstance(seed, int)):
         problems.append("config.yaml lacks algo.name or seed")
     if status not in ("finished", "corrupt"):
         problems.insert(0, _why_not_finished(status, summary))  # explains the rest, such as a missing file
@@ -141,13 +155,22 @@ def make_record(
 
 
 def label_runs(runs: list[RunRecord]) -> list[RunRecord]:
-    """The same runs with `label` naming what differs between those of one algorithm."""
+    """The same runs with `label` naming what differs between those of one algorithm; where some learn online and some
+    offline, an algorithm is two."""
+    if {run.stage for run in runs} >= {*RL_STAGES}:
+        runs = [dataclasses.replace(run, algo=_with_stage(run)) for run in runs]
     labels = [""] * len(runs)
-    for algo in {run.algo for run in runs if run.stage == "online"}:
-        places = [i for i, run in enumerate(runs) if run.stage == "online" and run.algo == algo and run.config]
+    for algo in {run.algo for run in runs if run.stage in RL_STAGES}:
+        places = [i for i, run in enumerate(runs) if run.stage in RL_STAGES and run.algo == algo and run.config]
         for place, text in zip(places, label_configs([runs[i].config for i in places]), strict=True):
             labels[place] = text
     return [dataclasses.replace(run, label=label) for run, label in zip(runs, labels, strict=True)]
+
+
+def _with_stage(run: RunRecord) -> str:
+    """`awr offline`; a run that has been told apart, or has no algorithm to tell apart, stays as it is."""
+    apart = run.stage != "offline" or not run.algo or run.algo.endswith(" offline")
+    return run.algo if apart else f"{run.algo} offline"
 
 
 def read_samples(run: RunRecord) -> list[dict[str, Any]]:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 
+from analysis.errors import AnalysisError
 from analysis.summary import SettingSummary
 
 # Beyond this largest over smallest KL the settings are not matched, and it is said so.
@@ -25,6 +26,21 @@ class MatchedSettings:
     """Largest over smallest KL among the chosen."""
     text: str
     """How they were chosen, and whether they match, in a sentence."""
+
+    @property
+    def mismatch(self) -> str:
+        """Empty where they match."""
+        return _mismatch(self.ratio)
+
+
+def check_nats(option: str, value: float | None) -> None:
+    """For every command that takes a KL.
+
+    Raises:
+        AnalysisError: `value` is there and no number of nats above 0.
+    """
+    if value is not None and not 0.0 < value < math.inf:
+        raise AnalysisError(f"{option}: {value:g} is not a number of nats above 0")
 
 
 def matched_settings(
@@ -91,5 +107,9 @@ def _text(spent: Mapping[str, float], ratio: float, target: float, own: bool, tr
         if own:
             how += ", the most at which they match" if ratio <= MATCHED_WITHIN else ", where they lie closest together"
     listed = ", ".join(f"{name} {kl:.2f}" for name, kl in spent.items())
-    match = "" if ratio <= MATCHED_WITHIN else f"; not matched: the largest is {ratio:.1f} times the smallest"
+    match = f"; {found}" if (found := _mismatch(ratio)) else ""
     return f"Settings ({how}), KL at the last evaluation: {listed} nats{match}."
+
+
+def _mismatch(ratio: float) -> str:
+    return "" if ratio <= MATCHED_WITHIN else f"not matched: the largest is {ratio:.1f} times the smallest"

@@ -5,16 +5,16 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from analysis.evaluations import Evaluations
-from analysis.statistics import Interval, interval, spread_interval
+from analysis.statistics import MIN_SEEDS_STUDENT, Interval, interval, spread_interval
 from analysis.summary import Comparison, SettingSummary
 
-# Of the median over algorithms of the best mean gain: one that most settings reach, and that a dead one cannot lower.
+# Of the largest gain, in the median algorithm's best setting: most settings reach it, and a dead one cannot lower it.
 TARGET_SHARE = 0.8
 # Statuses of runs that have not yet shown anything of their setting.
 _OPEN = ("unfinished", "interrupted", "corrupt")
@@ -52,7 +52,14 @@ class ClaimsTable:
 @dataclass(frozen=True)
 class Sensitivity:
     """One algorithm over the settings tried: what to expect of `settings` of them drawn at random, as many for each
-    algorithm. Settings without a result count as 0, the initial policy's KL efficiency."""
+    algorithm. Settings without a result count as 0, the initial policy's KL efficiency.
+
+    Best, median and worst are expected over all subsets: sums of the settings' KL efficiencies at the headline budget
+    with a weight by rank. With that ranking given, each seed has such a sum of its own, and the interval is over the
+    seeds that every setting has; with fewer than 3 of them there is none, and the sum is of means over all seeds.
+    Where settings are as good as one another their ranking is chance: the best is then overstated and the worst
+    understated, and those intervals cover 76 to 88 % instead of 95 (`python -m tests.benchmarks.coverage`).
+    """
 
     algo: str
     settings: int
@@ -60,10 +67,9 @@ class Sensitivity:
     tried: int
     failed: int
     """Settings among those tried of which no run has a result: failed, pruned or without a usable evaluation."""
-    best: float
-    """Expected, over all subsets, of KL efficiencies at the headline budget, each a mean over seeds."""
-    median: float
-    worst: float
+    best: Interval
+    median: Interval
+    worst: Interval
 
 
 def claims_table(comparison: Comparison) -> ClaimsTable:
@@ -79,7 +85,7 @@ def _target(settings: Sequence[SettingSummary], horizon: float) -> float | None:
     best: dict[str, float] = {}
     for setting in settings:
         if all(_is_measurable(run.evaluations) for run in setting.runs):
-            gain = float(np.mean([_up_to(run.evaluations, horizon).gain.max() for run in setting.runs]))
+            gain = float(np.mean([largest_gain(run.evaluations, horizon) for run in setting.runs]))
             best[setting.algo] = max(gain, best.get(setting.algo, gain))
     median = float(np.median(list(best.values()))) if best else 0.0
     return TARGET_SHARE * median if median > 0.0 else None
@@ -94,19 +100,21 @@ def _claims(setting: SettingSummary, horizon: float, target: float | None) -> Cl
     budget = setting.headline.kl_budget
     return Claims(
         setting=setting,
-        mean_gain=interval([mean_gain(one, horizon) or 0.0 for one in points]),
-        samples_to_target=_not_negative(known) if known and len(known) == len(points) else None,
+        mean_gain=interval([mean_gain(one, horizon) for one in points]),
+        samples_to_target=_bounded(known, horizon) if known and len(known) == len(points) else None,
         runs_at_target=len(known),
-        largest_fall=_not_negative([largest_fall(one, horizon) for one in points]),
-        kl_overshoot=_not_negative([kl_overshoot(one, budget, horizon) for one in points]),
+        largest_fall=_bounded([largest_fall(one, horizon) for one in points]),
+        kl_overshoot=_bounded([kl_overshoot(one, budget, horizon) for one in points]),
         spread=spread_interval([float(_up_to(one, horizon).gain[-1] + one.reward[0]) for one in points]),
     )
 
 
-def _not_negative(values: Sequence[float]) -> Interval:
-    """The interval of values that cannot be below 0, cut off there."""
+def _bounded(values: Sequence[float], largest: float = math.inf) -> Interval:
+    """The interval of values from 0 to `largest`, cut off there."""
     found = interval(values)
-    return found if found.low is None else replace(found, low=max(0.0, found.low))
+    if found.low is None or found.high is None:
+        return found
+    return replace(found, low=max(0.0, found.low), high=min(largest, found.high))
 
 
 @dataclass(frozen=True)
@@ -115,6 +123,8 @@ class _UpTo:
 
     samples: np.ndarray
     gain: np.ndarray
+    gain_even: np.ndarray  # over one half of the evaluation prompts
+    gain_odd: np.ndarray
     kl: np.ndarray
 
 
@@ -127,19 +137,24 @@ def _is_measurable(points: Evaluations) -> bool:
 def _up_to(points: Evaluations, horizon: float) -> _UpTo:
     """Up to the horizon, where a point is put between two."""
     known = np.isfinite(points.samples)
-    samples, gain, kl = (one[known] for one in (points.samples, points.reward - points.reward[0], points.kl))
+    gains = (one - one[0] for one in (points.reward, points.reward_even, points.reward_odd))
+    samples, *others = (one[known] for one in (points.samples, *gains, points.kl))
     inside = samples <= horizon
     if inside.all():
-        return _UpTo(samples, gain, kl)
-    ends = [np.append(one[inside], np.interp(horizon, samples, one)) for one in (samples, gain, kl)]
-    return _UpTo(*ends)
+        return _UpTo(samples, *others)
+    return _UpTo(*(np.append(one[inside], np.interp(horizon, samples, one)) for one in (samples, *others)))
 
 
-def mean_gain(points: Evaluations, horizon: float) -> float | None:
-    """Mean over responses 0 .. `horizon` of the reward gained, linear between evaluations; None where it is not known
-    how many responses were generated."""
-    if horizon <= 0.0 or not _is_measurable(points):
-        return None
+def largest_gain(points: Evaluations, horizon: float) -> float:
+    """Of an evaluation by `horizon`: chosen on one half of the evaluation prompts and scored on the other, both ways
+    round, so that noise is not rewarded."""
+    cut = _up_to(points, horizon)
+    scored = cut.gain_odd[np.argmax(cut.gain_even)] + cut.gain_even[np.argmax(cut.gain_odd)]
+    return float(scored) / 2.0
+
+
+def mean_gain(points: Evaluations, horizon: float) -> float:
+    """Mean over responses 0 .. `horizon`, above 0, of the reward gained, linear between evaluations."""
     cut = _up_to(points, horizon)
     return float(np.sum(np.diff(cut.samples) * (cut.gain[1:] + cut.gain[:-1]) / 2.0) / horizon)
 
@@ -171,33 +186,49 @@ def kl_overshoot(points: Evaluations, budget: float, horizon: float) -> float:
 
 def sensitivities(comparison: Comparison) -> list[Sensitivity]:
     """Of algorithms with at least two settings tried and one of them compared. Empty where there is none."""
-    by_algo: dict[str, list[float]] = {}
+    by_algo: dict[str, list[dict[int | None, float]]] = {}  # KL efficiency by seed, of each setting
     for setting in comparison.settings:
-        by_algo.setdefault(setting.algo, []).append(setting.headline.kl_efficiency.mean)
+        budget = setting.headline.kl_budget
+        own = {run.record.seed: run.curve.efficiency(budget) for run in setting.runs}
+        by_algo.setdefault(setting.algo, []).append(own)
     compared = {(setting.algo, setting.label) for setting in comparison.settings}
     closed = [
         run.record for run in comparison.excluded if run.record.status not in _OPEN and run.record.algo in by_algo
     ]
     lost = {(record.algo, record.label) for record in closed} - compared
     failed = {algo: sum(name == algo for name, _ in lost) for algo in by_algo}
-    searched = {algo: values + [0.0] * failed[algo] for algo, values in by_algo.items()}
-    searched = {algo: values for algo, values in searched.items() if len(values) > 1}
-    count = min(map(len, searched.values()), default=0)
+    tried = {algo: len(values) + failed[algo] for algo, values in by_algo.items()}
+    count = min((number for number in tried.values() if number > 1), default=0)
     return [
-        Sensitivity(algo, count, len(values), failed[algo], *expected_order(values, count))
-        for algo, values in searched.items()
+        Sensitivity(algo, count, tried[algo], failed[algo], *expected(values, failed[algo], count))
+        for algo, values in by_algo.items()
+        if tried[algo] > 1
     ]
 
 
-def expected_order(values: Sequence[float], count: int) -> tuple[float, float, float]:
-    """Expected largest, median and smallest of `count` of the values drawn without replacement. The median is over all
-    subsets up to 2,000 of them, and over 2,000 random ones (always the same) beyond that."""
-    rising = np.sort(np.asarray(values, dtype=np.float64))
-    total = math.comb(len(rising), count)
-    # The i-th smallest is the largest of as many subsets as draw the others from the i below it.
-    weights = np.array([math.comb(below, count - 1) / total for below in range(len(rising))])
-    if total <= _SUBSETS:
-        drawn = np.array(list(itertools.combinations(rising, count)))
+def expected(values: Sequence[Mapping[int | None, float]], failed: int, count: int) -> tuple[Interval, ...]:
+    """Best, median and worst of `count` settings; `values` are by seed, one mapping per setting with a result."""
+    shared = set.intersection(*(set(one) for one in values))
+    if len(shared) >= MIN_SEEDS_STUDENT:
+        table = np.array([[one[seed] for one in values] for seed in sorted(shared, key=str)])  # (seeds, settings)
     else:
-        drawn = rising[np.random.default_rng(0).random((_SUBSETS, len(rising))).argsort(axis=1)[:, :count]]
-    return float(weights @ rising), float(np.median(drawn, axis=1).mean()), float(weights @ rising[::-1])
+        table = np.array([[float(np.mean(list(one.values()))) for one in values]])
+    with_failed = np.concatenate([table, np.zeros((len(table), failed))], axis=1)
+    ranked = with_failed[:, np.argsort(with_failed.mean(axis=0), kind="stable")]
+    return tuple(interval(sums.tolist()) for sums in order_weights(ranked.shape[1], count) @ ranked.T)
+
+
+def order_weights(tried: int, count: int) -> np.ndarray:
+    """(3, tried): what each of `tried` rising values weighs in the expected largest, median and smallest of `count` of
+    them drawn without replacement. The median is over all subsets up to 2,000 of them, and over 2,000 random ones
+    (always the same) beyond that."""
+    total = math.comb(tried, count)
+    # The i-th smallest is the largest of as many subsets as draw the others from the i below it.
+    largest = np.array([math.comb(below, count - 1) / total for below in range(tried)])
+    if total <= _SUBSETS:
+        drawn = np.array(list(itertools.combinations(range(tried), count)))
+    else:
+        drawn = np.random.default_rng(0).random((_SUBSETS, tried)).argsort(axis=1)[:, :count]
+    middle = np.sort(drawn, axis=1)[:, [(count - 1) // 2, count // 2]]
+    median = np.bincount(middle.ravel(), minlength=tried) / middle.size
+    return np.stack([largest, median, largest[::-1]])

@@ -45,7 +45,7 @@ def render_page(title: str, findings: Findings) -> str:
         "texts": page_texts,
         "counts": page_texts.counts(comparison),
         "diagnoses": findings.diagnoses,
-        "diagnosis_summary": page_texts.diagnosis_summary(findings.diagnoses),
+        "verdict": page_texts.verdict(comparison, findings.diagnoses),
         "headline": page_tables.headline_table(settings) if settings else None,
         "explanation": explanation(settings),
         "notes": comparison.notes,

@@ -14,11 +14,16 @@ from analysis.measures import Claims, ClaimsTable, Sensitivity
 from analysis.overoptimization import GoldFit
 from analysis.statistics import Interval
 from analysis.summary import BudgetResult, Comparison, SettingSummary
-from analysis.tables import change_text, efficiency_header, efficiency_text, interval_text, number
+from analysis.tables import SHORT_MARK, change_text, efficiency_header, efficiency_text, interval_text, number
 
 _NONE = "\N{EN DASH}"
 _LISTED_SEEDS = 5
-_TRENDS = {"rises": "only rises", "falls": "only falls", "peaks beyond reach": "not within reach"}
+_TRENDS = {
+    "rises": "only rises",
+    "falls": "only falls",
+    "peaks beyond reach": "not within reach",
+    "undecided": "not decided",
+}
 MOST_ROWS = 100
 """Of hundreds of settings or runs a page would grow to many megabytes; the CSV files have them all."""
 
@@ -75,6 +80,11 @@ def _mean(value: Interval) -> Cell:
     return Cell(text, value.mean)
 
 
+def _marked(cell: Cell, budget: BudgetResult) -> Cell:
+    """With the dagger of what rests partly on the constant continuation."""
+    return Cell(cell.text + SHORT_MARK, cell.sort) if budget.short_runs else cell
+
+
 def _range(value: Interval) -> Cell:
     return Cell(f"{number(value.minimum)} to {number(value.maximum)}", value.minimum)
 
@@ -126,9 +136,9 @@ def budget_table(settings: Sequence[SettingSummary]) -> PageTable:
         [
             Cell(setting.name),
             Cell(f"{budget.kl_budget:g}", budget.kl_budget),
-            _mean(budget.kl_efficiency),
+            _marked(_mean(budget.kl_efficiency), budget),
             *several_seeds(budget),
-            _cell(budget.gain),
+            _marked(_cell(budget.gain), budget),
             Cell(f"{budget.short_runs} of {len(setting.runs)}", budget.short_runs),
         ]
         for setting, budget in pairs
@@ -179,7 +189,7 @@ def sensitivity_table(found: Sequence[Sensitivity]) -> PageTable:
             Cell(str(one.settings), one.settings),
             Cell(str(one.tried), one.tried),
             Cell(str(one.failed), one.failed),
-            *(_plain(value) for value in (one.best, one.median, one.worst)),
+            *(_cell(value) for value in (one.best, one.median, one.worst)),
         ]
         for one in found
     ]
@@ -201,8 +211,13 @@ def gold_table(fits: Sequence[GoldFit]) -> PageTable:
         for fit in fits
         if id(fit.setting) in best
     ]
-    header = ("algorithm", "alpha", "beta", "highest at, nats", "share explained")
-    caption = "The fitted lines: gold gain = d (alpha \N{MINUS SIGN} beta log d) with d = sqrt(KL)"
+    header = ("algorithm", "alpha", "beta", "highest at, nats", "R\N{SUPERSCRIPT TWO}")
+    caption = (
+        "The lines drawn, fitted through all seeds: gold gain = d (alpha \N{MINUS SIGN} beta log d) with d = sqrt(KL); "
+        "[ ]: 95 % interval over seeds, by leaving out one at a time. Whether a line bends is said only where beta's "
+        "interval does not hold 0. R\N{SUPERSCRIPT TWO}: share of the gains' variance about their mean that the line "
+        "explains"
+    )
     return PageTable("gold-table", caption, header, rows, frozenset(range(1, len(header))))
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from analysis import diagnoses as limits
 from analysis.diagnoses import Diagnosis
-from analysis.load import RunRecord
+from analysis.load import RL_STAGES, RunRecord
 from analysis.looks import drawn_settings
 from analysis.measures import TARGET_SHARE, ClaimsTable
 from analysis.samples import sample_pairs
@@ -27,7 +27,8 @@ CHECKED = (
     f"response length (below {limits.LENGTH_COLLAPSE:.0%} or above {limits.LENGTH_EXPLOSION:.0%} of the initial)",
     f"responses cut off at the longest length (fewer than {limits.ENDED:.0%} ending by themselves)",
     f"reward that falls while KL rises (more than {limits.FALL:.0%} of the best gain lost and "
-    f"{limits.NOISE:g} standard errors of its evaluations, or that far below the initial one)",
+    f"{limits.NOISE:g} standard errors of its evaluations, by their scatter about the curve, or that far below the "
+    "initial one)",
     f"KL that runs away (above {limits.KL_RUNAWAY:g} times the largest budget)",
     f"over-optimisation (more than {limits.FALL:.0%} of the gold gain lost and {limits.NOISE:g} "
     "standard errors while the reward rises)",
@@ -56,13 +57,24 @@ class SampleGroup:
 
 def counts(comparison: Comparison) -> str:
     compared = sum(len(setting.runs) for setting in comparison.settings)
-    others = sum(record.stage != "online" for record in comparison.records)
+    others = sum(record.stage not in RL_STAGES for record in comparison.records)
     text = f"{len(comparison.records)} run folders: {compared} compared, {len(comparison.excluded)} left out"
     return f"{text}, {others} of other stages (see runs.csv)." if others else f"{text}."
 
 
-def diagnosis_summary(found: Sequence[Diagnosis]) -> str:
-    """`2 problems in 1 of 3 settings`, by kind where there are many."""
+def verdict(comparison: Comparison, found: Sequence[Diagnosis]) -> str:
+    """What the diagnoses come to, and of how many runs: nobody looked at those left out."""
+    compared, left_out = sum(len(setting.runs) for setting in comparison.settings), len(comparison.excluded)
+    if not compared:
+        return "Nothing was compared, so nothing was looked for."
+    if not left_out:
+        return f"{_problems(found)}." if found else "No problem found."
+    missing = f"{left_out} of {compared + left_out} runs left out, not looked at"
+    return f"{missing}; in the other {compared}: {_problems(found) if found else 'no problem'}."
+
+
+def _problems(found: Sequence[Diagnosis]) -> str:
+    """`2 problems in 1 setting`, by kind."""
     kinds = list(dict.fromkeys(one.kind for one in found))
     by_kind = ", ".join(f"{kind} {sum(one.kind == kind for one in found)}" for kind in kinds)
     places = len({one.setting for one in found})
@@ -74,22 +86,25 @@ def claims_note(claims: ClaimsTable) -> str:
     target = (
         "There is no target, since the median algorithm gained nothing."
         if claims.target is None
-        else f"The target is a gain of {number(claims.target)}: {TARGET_SHARE:.0%} of the best mean gain of the "
-        "median algorithm's best setting; responses to it are counted until a run first has it."
+        else f"The target is a gain of {number(claims.target)}: {TARGET_SHARE:.0%} of the largest gain that a run "
+        "reached (chosen on one half of the prompts, scored on the other), mean over the seeds of an algorithm's best "
+        "setting, and of the algorithms the median; responses to it are counted until a run first has it."
     )
     return (
         f"Mean gain: the reward gained over the initial policy, averaged over the first {claims.horizon:,.0f} "
         f"responses, which is as many as the shortest run generated. {target} Largest fall: the most that the reward "
         "lay below its best so far. KL overshoot: how far the largest KL of a run exceeds the headline budget, 0 "
         "where it never does. Spread: standard deviation between seeds of the reward then reached. All are of the same "
-        "first responses."
+        "first responses. Intervals end where a measure can go no further (0, the responses generated); there is none "
+        "where all seeds have one value."
     )
 
 
 SENSITIVITY_NOTE = (
     "Best, median and worst are what to expect of as many settings drawn at random from those of each algorithm; a "
-    "setting without a result (failed or pruned) counts as 0, the initial policy. An algorithm whose worst setting is "
-    "close to its best needs less search."
+    "setting without a result (failed or pruned) counts as 0, the initial policy. [ ]: 95 % interval over the seeds "
+    "that every setting has, the settings' ranking taken as given. An algorithm whose worst setting is close to its "
+    "best needs less search."
 )
 
 

@@ -13,6 +13,7 @@ from typing import Any
 from analysis.findings import Findings, findings
 from analysis.load import RunRecord, SweepFolderError, load_sweep
 from analysis.measures import ClaimsTable
+from analysis.page_texts import verdict
 from analysis.statistics import Interval
 from analysis.summary import Comparison, compare
 from analysis.tables import KL_EFFICIENCY_COLUMNS, kl_efficiency_rows, run_rows, summary_table, write_csv
@@ -95,6 +96,7 @@ def _remove_abandoned(target: Path) -> None:
 def _write(folder: Path, title: str, found: Findings) -> None:
     # These take half a second to import; a table alone does not need them.
     from analysis.figures import curves_figure, frontier_figure, save_figure
+    from analysis.figures_findings import ablation_figure, overoptimization_figure
     from analysis.page import render_page
 
     comparison = found.comparison
@@ -102,10 +104,14 @@ def _write(folder: Path, title: str, found: Findings) -> None:
     write_csv(folder / "runs.csv", rows, list(rows[0]))
     write_csv(folder / "kl_efficiency.csv", kl_efficiency_rows(comparison.settings), KL_EFFICIENCY_COLUMNS)
     write_csv(folder / "claims.csv", claims_rows(found.claims), _CLAIMS_COLUMNS)
-    diagnoses = [diagnosis.text for diagnosis in found.diagnoses] or ["No problem found."]
+    diagnoses = [verdict(comparison, found.diagnoses), *(diagnosis.text for diagnosis in found.diagnoses)]
     (folder / "diagnoses.txt").write_text("\n".join(diagnoses) + "\n", encoding="utf-8", errors="replace")
     save_figure(frontier_figure(comparison), folder, "frontier")
     save_figure(curves_figure(comparison), folder, "reward_kl")
+    if found.gold_fits:
+        save_figure(overoptimization_figure(found.gold_fits), folder, "overoptimization")
+    for key in dict.fromkeys(one.key for one in found.ablations):
+        save_figure(ablation_figure([one for one in found.ablations if one.key == key]), folder, f"over_{key}")
     # The folder's name may hold bytes that are no text.
     (folder / "report.html").write_text(render_page(title, found), encoding="utf-8", errors="replace")
 

@@ -13,10 +13,8 @@ from analysis.load import RunRecord
 if TYPE_CHECKING:
     from analysis.findings import Findings
 
+NOTHING_COMPARED = 1
 _MOST_REASONS, _MOST_DIAGNOSES = 5, 10
-_NARROWEST = 80
-_NO_TERMINAL = 120
-"""Columns of a table in a file or a pipe, which has no width of its own."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -28,19 +26,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Write the report and print its table.
+    """Write the report and print its table; 1 where there was no run to compare.
 
     Raises:
         AnalysisError: no such runs, or options that do not go together.
     """
-    from rich.console import Console
-
     from analysis.report import summary_table, write_report
+    from analysis.terminal import console as made_console
 
     folder, records = _source(options)
     files = write_report(folder, records, options.output)
-    terminal = Console()
-    console = Console(width=max(_NARROWEST if terminal.is_terminal else _NO_TERMINAL, terminal.width))
+    console = made_console()
     console.print(summary_table(files.comparison))
     if options.from_wandb or options.wandb is not None:
         console.print(
@@ -49,7 +45,7 @@ def run(options: argparse.Namespace) -> int:
     for text in _said(files.findings):
         console.print(text, markup=False, highlight=False)
     console.print(str(files.html), soft_wrap=True, markup=False, highlight=False)
-    return 0
+    return 0 if files.comparison.settings else NOTHING_COMPARED
 
 
 def _said(found: Findings) -> list[str]:

@@ -12,7 +12,7 @@ import numpy as np
 from analysis.evaluations import Evaluations, UnusableRunError, evaluations
 from analysis.kl_efficiency import GainCurve, gain_curve
 from analysis.labels import differing_settings
-from analysis.load import RunRecord
+from analysis.load import RL_STAGES, RunRecord
 from analysis.parallel import mapped
 from analysis.statistics import Interval, interval, iqm_interval
 
@@ -35,7 +35,7 @@ class ComparedRun:
 
 @dataclass(frozen=True)
 class ExcludedRun:
-    """A run of the online stage that does not, and why."""
+    """A run of an RL stage that does not, and why."""
 
     record: RunRecord
     reason: str
@@ -89,13 +89,21 @@ class Comparison:
     notes: list[str]
 
 
+def samples_name(settings: Sequence[SettingSummary]) -> str:
+    """What `samples` counts, as an axis says it: an offline run generates none."""
+    stages = {run.record.stage for setting in settings for run in setting.runs}
+    if stages == {"offline"}:
+        return "responses trained on"
+    return "responses generated or trained on" if "offline" in stages else "responses generated"
+
+
 def compare(records: Sequence[RunRecord]) -> Comparison:
-    """Sort the runs of the online stage into compared and excluded ones, and summarise the former."""
+    """Sort the runs of the RL stages into compared and excluded ones, and summarise the former."""
     usable: list[tuple[RunRecord, Evaluations, tuple[float, ...]]] = []
     excluded: list[ExcludedRun] = []
     taken: dict[tuple[str, str, int | None], str] = {}
     for record in records:
-        if record.stage != "online":
+        if record.stage not in RL_STAGES:
             continue
         try:
             found = _usable(record)
@@ -131,7 +139,18 @@ def _usable(record: RunRecord) -> tuple[Evaluations, tuple[float, ...]]:
     points = evaluations(record)
     if max(float(np.abs(values).max()) for values in (points.kl, points.reward)) > _LARGEST:
         raise UnusableRunError(f"a KL or reward of its evaluations lies beyond {_LARGEST:g}")
+    if _lost_its_end(record):
+        raise UnusableRunError("the last evaluation in summary.json is not in metrics.jsonl, which was cut")
     return points, tuple(map(float, given))
+
+
+def _lost_its_end(record: RunRecord) -> bool:
+    """Whether summary.json tells of a later evaluation than metrics.jsonl: rows were lost after the run had ended."""
+    told = record.summary.get("eval/reward")
+    found = record.column("eval/reward")[record.metrics.evaluated]
+    if not isinstance(told, int | float) or not math.isfinite(told) or not len(found) or not np.isfinite(found[-1]):
+        return False
+    return not math.isclose(told, float(found[-1]), rel_tol=1e-6, abs_tol=1e-9)
 
 
 def _is_budget(value: object) -> bool:
@@ -186,8 +205,8 @@ def scale_notes(configs: Sequence[dict[str, Any]]) -> list[str]:
     return [f"Not the same in all runs: {named}. Rewards may not be on one scale, or KL not from one initial policy."]
 
 
-def _short_runs(settings: Sequence[SettingSummary]) -> list[str]:
-    """One sentence for all budgets, the smallest first."""
+def short_run_notes(settings: Sequence[SettingSummary]) -> list[str]:
+    """One sentence for all budgets, the smallest first; none where every run spent them."""
     counts: dict[float, tuple[int, int]] = {}
     for setting in settings:
         for budget in setting.budgets:
@@ -211,16 +230,22 @@ def _notes(compared: list[ComparedRun], settings: list[SettingSummary], excluded
     for listed, names in lacking.items():
         has = "has" if len(names) == 1 else "have"
         notes.append(f"{', '.join(names)} {has} no usable run of seed {listed}; the row rests on the others.")
-    notes += _short_runs(settings)
+    notes += short_run_notes(settings)
     for run in compared:
-        if run.evaluations.skipped:
-            notes.append(f"{run.record.id}: {run.evaluations.skipped} evaluations without a finite KL and reward.")
-        notes.extend(f"{run.record.id}: {note}." for note in run.record.notes)
-        last = run.record.summary.get("eval/reward")
-        if isinstance(last, float) and not math.isclose(last, float(run.evaluations.reward[-1]), rel_tol=1e-6):
-            notes.append(f"{run.record.id}: the last evaluation in summary.json is not in metrics.jsonl.")
+        notes.extend(f"{run.record.id}: {note}." for note in (*skipped_notes(run), *run.record.notes))
     notes += scale_notes([run.record.config for run in compared])
-    commits = {commit for run in compared if isinstance(commit := run.record.summary.get("git_commit"), str)}
+    commits = sorted({commit for run in compared if isinstance(commit := run.record.summary.get("git_commit"), str)})
     if len(commits) > 1:
-        notes.append(f"The runs come from {len(commits)} different commits.")
+        listed = ", ".join(commits[:_KEYS_NAMED]) + (" and others" if len(commits) > _KEYS_NAMED else "")
+        unclean = "; + stands for changes that were not committed" * any(one.endswith("+") for one in commits)
+        notes.append(f"The runs come from {len(commits)} different states of the code ({listed}{unclean}).")
     return notes
+
+
+def skipped_notes(run: ComparedRun) -> list[str]:
+    """Evaluations that were made and do not count; at most one sentence without its full stop."""
+    count = run.evaluations.skipped
+    if not count:
+        return []
+    some = "1 evaluation has" if count == 1 else f"{count} evaluations have"
+    return [f"{some} no finite KL, reward or reward of one half of the prompts, and no point"]

@@ -46,15 +46,16 @@ def number(value: float | None, digits: int = 3) -> str:
     """A fixed number of decimals, fewer for large values; a dash for none."""
     if value is None:
         return "\N{EN DASH}"
-    return f"{value:.{digits if abs(value) < 100 else 1}f}".replace("-", "\N{MINUS SIGN}")
+    return f"{value:.{digits if abs(value) < 100 else min(digits, 1)}f}".replace("-", "\N{MINUS SIGN}")
 
 
 def interval_text(value: Interval, digits: int = 3) -> str:
-    """`0.51 [0.40, 0.62]` from 3 seeds on, `0.51 (0.48 to 0.55)` with min and max for 2, the value alone for 1."""
+    """`0.51 [0.40, 0.62]` from 3 seeds on, `0.51 (0.48 to 0.55)` with min and max for 2, the mean alone for 1 and where
+    all have the same."""
     mean = number(value.mean, digits)
     if value.low is not None and value.high is not None:
         return f"{mean} [{number(value.low, digits)}, {number(value.high, digits)}]"
-    if value.seeds == 1:
+    if value.minimum == value.maximum:
         return mean
     return f"{mean} ({number(value.minimum, digits)} to {number(value.maximum, digits)})"
 
@@ -102,6 +103,8 @@ def summary_table(comparison: Comparison) -> Table:
     # Long labels need the room; the page shows both.
     with_gold = any(setting.gold_after for setting in settings) and not any(setting.label for setting in settings)
     lines = [explanation(settings)] if settings else ["No finished run to compare."]
+    if any(setting.gold_after for setting in settings) and not with_gold:
+        lines.append("Gold reward: see the report, or gold_after in kl_efficiency.csv.")
     if comparison.excluded:
         count = len(comparison.excluded)
         lines.append(f"Left out: {count} run{'s' if count > 1 else ''}; the report says why.")

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from hydra.core.config_store import ConfigNode
 
 
 def register(overrides: Sequence[str] | None = None, sweep_files: Path = Path(__file__).parent) -> None:
@@ -13,7 +17,7 @@ def register(overrides: Sequence[str] | None = None, sweep_files: Path = Path(__
 
     Args:
         overrides: what will be composed; None: anything. Hydra copies all that is stored whenever it lists a group, a
-            hundred times for --help, so that files which no override names are stored empty.
+            hundred times for --help, so that files which no override names are stored empty and uncopied.
         sweep_files: their folder.
     """
     from hydra.core.config_store import ConfigStore
@@ -41,3 +45,17 @@ def register(overrides: Sequence[str] | None = None, sweep_files: Path = Path(__
         named = overrides is None or any(file.stem in text for text in overrides)
         node = OmegaConf.load(file) if named else {}
         store.store(group="sweep", name=file.stem, node=node, package="_global_", provider="sweeps")
+        if not named:
+            stored = store.repo["sweep"]
+            stored[f"{file.stem}.yaml"] = _unopened(stored[f"{file.stem}.yaml"])
+
+
+def _unopened(node: ConfigNode) -> ConfigNode:
+    """A stored file that is listed alone: copies of it are itself."""
+    from hydra.core.config_store import ConfigNode
+
+    class Unopened(ConfigNode):
+        def __deepcopy__(self, _: dict[int, object]) -> ConfigNode:
+            return self
+
+    return Unopened(node.name, node.node, node.group, node.package, node.provider)

@@ -24,7 +24,7 @@ def command(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     ("arguments", "lines"),
     [
         (["+algo.lamda=1"], ["config error: algo.lamda: no such option; did you mean algo.lam?"]),
-        (["-m", "algo=apo,ppo"], ["config error: algo=apo: no such option; there are apa, awr, ppo"]),
+        (["-m", "algo=apo,ppo"], ["config error: algo=apo: no such option; there are apa, awr, ilql, ppo"]),
         (["dataset.path=/nonexistent"], ["config error: dataset.path: /nonexistent does not exist"]),
         (
             ["-m", "seed=0,abc", "algo=apa,ppo", "optimization.betas=[0.9]"],

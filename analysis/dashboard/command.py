@@ -50,6 +50,8 @@ def run(options: argparse.Namespace) -> int:
     workspaces.reuse_saved(workspace, _saved(file))
     _write(file, workspaces.to_json(workspace))
     files = log_analysis(folder, destination, comparison, curves)
+    for line in said(comparison):
+        print(line)
     if offline:
         print(f"dashboard: {file}")
         print(f"analysis run: {files}")
@@ -62,6 +64,12 @@ def run(options: argparse.Namespace) -> int:
         print(f"some runs were logged offline; upload them: {sync_line(folder)}")
     print(f"dashboard: {workspace.url}")
     return 0
+
+
+def said(comparison: Comparison) -> list[str]:
+    """Who is not shown, and what has to be known of the others: no panel has room for it."""
+    left_out = [f"left out: {item.record.id}: {item.reason}" for item in comparison.excluded]
+    return [*left_out, *(f"note: {note}" for note in comparison.notes)]
 
 
 def sync_line(folder: Path) -> str:

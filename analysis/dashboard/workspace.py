@@ -19,8 +19,9 @@ from wandb_workspaces.reports.v2.interface import PanelTypes
 from wandb_workspaces.workspaces.internal import View
 
 from analysis.labels import differing_keys, flatten
+from analysis.load import RL_STAGES
 from analysis.looks import COLOURS, algorithm_looks
-from analysis.summary import Comparison
+from analysis.summary import Comparison, samples_name
 from analysis.wandb_run import (
     EFFICIENCY_TABLE,
     JOB_TYPE,
@@ -76,7 +77,7 @@ def build_workspace(comparison: Comparison, curves: SweepCurves, destination: De
         "Training": [panel for name in _TRAINING if name in logged for panel in _grouped(sweep, name)],
     }
     # Neither SFT and reward models nor the curves that each end of the sweep left.
-    shown = [Metric("Group") == destination.sweep, Metric("JobType").isin(["online", JOB_TYPE])]
+    shown = [Metric("Group") == destination.sweep, Metric("JobType").isin([*RL_STAGES, JOB_TYPE])]
     if destination.name != destination.sweep:  # nor, for a copied folder, the averages of the original
         shown.append(Metric("ID") != f"{destination.sweep}-{JOB_TYPE}")
     return ws.Workspace(
@@ -136,14 +137,14 @@ def _varied(comparison: Comparison) -> Iterator[str]:
 
 
 def _grouped(sweep: _Sweep, metric: str) -> Iterator[wr.LinePlot]:
-    """The metric over responses generated, once for each grouping: mean, and a band from minimum to maximum."""
+    """The metric over responses, once for each grouping: mean, and a band from minimum to maximum."""
     for key in sweep.groupings:
         top, *rest = key.split(".")
         yield wr.LinePlot(
             title=f"{metric} by {key}",
             x="samples",
             y=[metric],
-            title_x="responses generated",
+            title_x=samples_name(sweep.comparison.settings),
             # In full: W&B wraps each top-level setting in `value`, and wr.Config would take our group `value` for it.
             groupby=".".join([top, "value", *rest]),
             groupby_aggfunc="mean",
@@ -189,7 +190,7 @@ def _averaged(sweep: _Sweep, title: str, x: str, line: str, *bounds: str) -> Ite
         title=title,
         x=x,
         y=list(keys.values()),
-        title_x="responses generated" if x == "samples" else "KL, nats per response",
+        title_x=samples_name(sweep.comparison.settings) if x == "samples" else "KL, nats per response",
         line_colors={f"{run_id}:{key}": colours[name] for (name, _), key in keys.items()},
         line_marks={f"{run_id}:{key}": "dashed" for (_, kind), key in keys.items() if kind in bounds},
         line_titles={f"{run_id}:{key}": _line_title(name, kind) for (name, kind), key in keys.items()},

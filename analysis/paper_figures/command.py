@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from analysis.load import SweepFolderError
+from analysis.matched import check_nats
 from analysis.paper_figures.table import FIGURES, PaperFigure
 
 if TYPE_CHECKING:
@@ -49,11 +50,10 @@ def run(options: argparse.Namespace) -> int:
     """Write the figure and say what it shows; 0.
 
     Raises:
-        SweepFolderError: a folder without runs or win rates, or nothing that the figure shows.
+        AnalysisError: a folder without runs or win rates, nothing that the figure shows, or no KL in --target-kl.
     """
     figure = FIGURES[options.number]
-    if options.target_kl is not None and not options.target_kl > 0.0:
-        raise SweepFolderError(f"--target-kl: {options.target_kl:g} is not above 0 nats")
+    check_nats("--target-kl", options.target_kl)
     drawn, caption = _win_rates(figure, options) if figure.lines == "pair" else _over_samples(figure, options)
     # matplotlib takes half a second to import; a command that cannot be done does not need it.
     from analysis.figures import save_figure
@@ -94,7 +94,7 @@ def _win_rates(figure: PaperFigure, options: argparse.Namespace) -> tuple[Figure
 
     caption = [
         f"{figure.title}. Here judged by {judge} on {prompts_text(pairs)}; at the right the win rate of the left "
-        "model, ties one half, with its interval over prompts.",
+        "model, ties one half, with its interval over prompts, and over seeds from 3 on.",
         f"The paper: {figure.finds}.",
     ]
     unparsed = [f"{pair.unparsed} of {pair.model_a} vs {pair.model_b}" for pair in pairs if pair.unparsed]

@@ -9,12 +9,12 @@ from pathlib import Path
 import numpy as np
 
 from analysis.load import RunRecord, SweepFolderError, label_runs
-from analysis.matched import matched_settings
+from analysis.matched import MatchedSettings, matched_settings
 from analysis.paper_figures.folders import once, place, read_folders
 from analysis.paper_figures.gaps import line_gaps, missing_algos, missing_inputs
 from analysis.paper_figures.lines import Line, lines_of
 from analysis.paper_figures.table import PaperFigure
-from analysis.summary import ComparedRun, ExcludedRun, SettingSummary, compare
+from analysis.summary import ComparedRun, ExcludedRun, SettingSummary, compare, skipped_notes
 
 _NAMED = 3
 """Runs that are named where several are left out for the same reason."""
@@ -26,6 +26,8 @@ class Row:
 
     title: str
     lines: tuple[Line, ...]
+    mismatch: str = ""
+    """Where settings were chosen by KL and their KLs are not alike: by how much."""
 
 
 @dataclass(frozen=True)
@@ -69,10 +71,10 @@ def gather(figure: PaperFigure, folders: Sequence[Path], choice: Choice) -> Cont
         left_out += twice
         comparison = compare(members)
         excluded += comparison.excluded
-        settings, how = _choose(figure, comparison.settings, choice)
+        settings, matched = _choose(figure, comparison.settings, choice)
         if settings:
-            rows.append(Row(title, lines_of(figure, settings)))
-            chosen += [f"{title}: {how}" if len(groups) > 1 else how] if how else []
+            rows.append(Row(title, lines_of(figure, settings), matched.mismatch if matched else ""))
+            chosen += [f"{title}: {matched.text}" if len(groups) > 1 else matched.text] if matched else []
     left_out += _reasons(excluded)
     if not rows:
         raise SweepFolderError(_nothing(figure, folders, left_out))
@@ -133,7 +135,7 @@ def _setting_and_seed(record: RunRecord) -> tuple[str, str, int] | None:
 
 def _choose(
     figure: PaperFigure, settings: list[SettingSummary], choice: Choice
-) -> tuple[Sequence[SettingSummary], str | None]:
+) -> tuple[Sequence[SettingSummary], MatchedSettings | None]:
     """One setting per algorithm at matched KL where lines are algorithms, and how that was done."""
     if figure.lines != "algorithm" or choice.all_settings or not settings:
         return settings, None
@@ -141,7 +143,7 @@ def _choose(
     if not (several or figure.chosen_at_equal_kl or choice.target_kl is not None):
         return settings, None
     matched = matched_settings(settings, choice.target_kl)
-    return matched.settings, matched.text
+    return matched.settings, matched
 
 
 def _reasons(excluded: Sequence[ExcludedRun]) -> list[str]:
@@ -179,9 +181,6 @@ def _cut_short(line: Line, over: str) -> list[str]:
         if end < longest:
             notes.append(f"{line.name}: {name} ends at {end:,.0f} of {longest:,.0f}; from there on it is not counted")
     for run in line.runs:
-        if run.evaluations.skipped:
-            count = run.evaluations.skipped
-            some = "1 evaluation has" if count == 1 else f"{count} evaluations have"
-            notes.append(f"note: {place(run.record)} is drawn, but {some} no KL or no reward and no point")
+        notes += [f"note: {place(run.record)} is drawn, but {note}" for note in skipped_notes(run)]
         notes += [f"{place(run.record)}: {note}" for note in run.record.notes]
     return notes

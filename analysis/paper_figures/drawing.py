@@ -6,18 +6,16 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 
 from analysis.charts_data import Band, evaluations_band
+from analysis.figure_style import LEGEND_LINE, LETTERS_PER_INCH, legend_columns, line_sample, new_figure, style
 from analysis.looks import DASHES, MARKERS, Look, algorithm_looks, looks
 from analysis.paper_figures.contents import Contents, Row
 from analysis.paper_figures.lines import Line
@@ -25,18 +23,13 @@ from analysis.paper_figures.table import PaperFigure
 from analysis.winrate.figure import win_rate_figure
 from analysis.winrate.results import PairResult
 
-_STYLE: Any = {
-    **{"axes.spines.top": False, "axes.spines.right": False, "axes.titlesize": "medium", "axes.titlelocation": "left"},
-    **{"text.parse_math": False},  # a run's text may hold dollars
-    **{"font.size": 10.0, "legend.frameon": False, "svg.hashsalt": "analysis", "figure.constrained_layout.use": True},
-}
 _PANELS = {
     "reward": "reward, score of the reward model",
     "kl": "KL to the initial policy,\nnats per response",
     "gold_reward": "gold reward",
 }
-_PANEL_WIDTH, _ROW_HEIGHT, _LEGEND_LINE = 4.0, 2.9, 0.22  # inches
-_LETTERS_PER_INCH, _SAMPLE_LETTERS = 11, 11  # of the legend; its line sample takes as much room
+_PANEL_WIDTH, _ROW_HEIGHT = 4.0, 2.9  # inches
+_SAMPLE_LETTERS = 11  # of the legend: its line sample takes as much room
 _MARKS = 8
 """Markers on a line, about."""
 _BEFORE_START = 0.015
@@ -50,13 +43,13 @@ def draw(figure: PaperFigure, contents: Contents, gold: bool) -> Figure:
     quantities = ["reward", "kl", *(["gold_reward"] if gold else [])]
     by_line = line_looks(figure, contents.rows)
     width = _PANEL_WIDTH * len(quantities)
-    names = [textwrap.fill(name, int(width * _LETTERS_PER_INCH) - _SAMPLE_LETTERS) for name in by_line]
-    columns = _legend_columns(width, names)
+    names = [textwrap.fill(name, int(width * LETTERS_PER_INCH) - _SAMPLE_LETTERS) for name in by_line]
+    columns = legend_columns(width, names, _SAMPLE_LETTERS)
     lines = max(name.count("\n") + 1 for name in names) * -(-len(names) // columns)
-    height = _ROW_HEIGHT * len(contents.rows) + 0.4 + _LEGEND_LINE * lines
-    with matplotlib.rc_context(_STYLE):
-        drawn = Figure(figsize=(width, height))
-        FigureCanvasAgg(drawn)
+    title = _title_with_mismatch(figure, contents.rows)
+    height = _ROW_HEIGHT * len(contents.rows) + 0.4 + LEGEND_LINE * (lines + title.count("\n"))
+    with style():
+        drawn = new_figure(width, height)
         panels = drawn.subplots(len(contents.rows), len(quantities), squeeze=False)
         for row, row_panels in zip(contents.rows, panels, strict=True):
             row_panels[0].set_title(f"Here: {row.title}, {_seed_count(row.lines)}")
@@ -66,11 +59,8 @@ def draw(figure: PaperFigure, contents: Contents, gold: bool) -> Figure:
                 _logarithmic_where_apart(row_panels[1], row.lines, contents.over)
         for axes in panels[-1]:
             axes.set_xlabel(_x_label(figure, contents.over))
-        drawn.suptitle(_title(figure), x=0.01, ha="left", fontsize="large")
-        handles = [
-            Line2D([], [], color=look.colour, linestyle=(0, look.dash), marker=look.marker, markersize=5, linewidth=2.0)
-            for look in by_line.values()
-        ]
+        drawn.suptitle(title, x=0.01, ha="left", fontsize="large")
+        handles = [line_sample(look, markersize=5) for look in by_line.values()]
         drawn.legend(handles, names, loc="outside lower center", ncols=columns, handlelength=4.5)
         return drawn
 
@@ -79,7 +69,7 @@ def draw_win_rates(figure: PaperFigure, pairs: Sequence[PairResult], judge: str)
     """The win-rate figure in the paper's form."""
     drawn = win_rate_figure(pairs, judge)
     here = f"Here: judged by {judge} on {prompts_text(pairs)}"
-    with matplotlib.rc_context(_STYLE):
+    with style():
         drawn.axes[0].set_title(f"{_title(figure)}\n{here}", loc="left", fontsize="medium", pad=10.0)
     return drawn
 
@@ -95,6 +85,13 @@ def prompts_text(pairs: Sequence[PairResult]) -> str:
 def _title(figure: PaperFigure) -> str:
     """Without the paper's data set and model: the line `Here` names those that are drawn."""
     return f"In the form of figure {figure.number}: {figure.shows}"
+
+
+def _title_with_mismatch(figure: PaperFigure, rows: Sequence[Row]) -> str:
+    """With a line for each row whose settings were to be chosen at similar KL and are not: a picture goes about without
+    what the terminal said."""
+    found = [(f", {row.title}," if len(rows) > 1 else "", row.mismatch) for row in rows if row.mismatch]
+    return "\n".join([_title(figure), *(f"Here{where} KL at the last evaluation is {text}" for where, text in found)])
 
 
 def line_looks(figure: PaperFigure, rows: Sequence[Row]) -> dict[str, Look]:
@@ -174,8 +171,3 @@ def _logarithmic_where_apart(axes: Axes, lines: Sequence[Line], over: str) -> No
     axes.yaxis.set_minor_formatter(NullFormatter())
     axes.set_ylim(min(0.0, axes.dataLim.y0), 1.4 * axes.dataLim.y1)
     axes.set_ylabel(f"{_PANELS['kl']},\nlogarithmic from {threshold:g} on")
-
-
-def _legend_columns(width: float, names: Sequence[str]) -> int:
-    longest = max(len(line) for name in names for line in name.split("\n"))
-    return max(1, min(len(names), int(width * _LETTERS_PER_INCH / (longest + _SAMPLE_LETTERS))))

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Callable, Hashable, Sequence
 from pathlib import Path
 
-from analysis.load import RunRecord, is_run, load_run, load_sweep
+from analysis.load import RunRecord, load_folders
 
 
 def read_folders(folders: Sequence[Path], stage: str) -> tuple[list[RunRecord], list[str]]:
@@ -18,10 +18,8 @@ def read_folders(folders: Sequence[Path], stage: str) -> tuple[list[RunRecord], 
     Raises:
         SweepFolderError: a folder does not exist or holds no runs.
     """
-    records: list[RunRecord] = []
-    for folder in dict.fromkeys(folder.resolve() for folder in folders):
-        found = [load_run(folder)] if is_run(folder) else load_sweep(folder)
-        records += [_as_online(record) for record in found if record.stage == stage]
+    found = [record for _, records in load_folders(folders) for record in records]
+    records = [_by_name(record) for record in found if record.stage == stage]
     return once(records, lambda record: record.id, "the same run")
 
 
@@ -48,8 +46,6 @@ def place(record: RunRecord) -> str:
     return f"{record.folder.parent.name}/{record.id}"
 
 
-def _as_online(record: RunRecord) -> RunRecord:
-    """An offline run is labelled, compared and summarised as an online one; only what it calls samples differs."""
-    if record.stage == "online":
-        return record
-    return dataclasses.replace(record, stage="online", algo=str(record.setting("algo.name", "")))
+def _by_name(record: RunRecord) -> RunRecord:
+    """A figure shows one stage: nothing is told apart by it."""
+    return dataclasses.replace(record, algo=str(record.setting("algo.name", "")))

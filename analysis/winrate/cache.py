@@ -16,9 +16,9 @@ from typing import IO, Any
 
 from filelock import FileLock, Timeout
 
+from analysis.plain import whole_text
 from analysis.winrate.errors import WinrateError
 from analysis.winrate.prompt import Reply
-from analysis.winrate.sources import without_half_surrogates
 
 _TEXTS = ("content", "model", "finish_reason")
 _COUNTS = ("prompt_tokens", "completion_tokens")
@@ -98,7 +98,7 @@ def _reply_of(row: Any) -> Reply | None:
         return None
     if not all(row[name] is None or type(row[name]) is int for name in _COUNTS):  # True is no count
         return None
-    texts = {name: without_half_surrogates(row[name]) for name in _TEXTS}
+    texts = {name: whole_text(row[name]) for name in _TEXTS}
     return Reply(**texts, **{name: row[name] for name in _COUNTS})
 
 

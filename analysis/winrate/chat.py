@@ -46,8 +46,10 @@ def judge_by_chat(
     template = read_template(options.template)
     cache = AnswerCache(options.cache)
     plan = plan_requests(comparisons, template, settings, cache, options.parse_retries)
-    expected = estimate(list(plan.missing.values()), len(plan.known), settings.max_tokens, price)
+    missing = list(plan.missing.values())
+    expected = estimate(missing, len(plan.known), settings.max_tokens, price, options.parse_retries)
     print(f"{expected.describe()}; judge {settings.model} at {settings.public_url}")
+    print(f"cache of paid answers: {cache.path.resolve()}")
     if options.dry_run:
         print("one of the requests:\n\n" + render(template, comparisons[0], swapped=False))
         raise Stopped(0, "dry run: nothing was sent")
@@ -66,19 +68,19 @@ def judge_by_chat(
 
 
 def needs_consent(expected: Estimate, *, own_server: bool) -> bool:
-    """More than a dollar; a price that nobody knows counts as that at OpenAI, and as nothing at a --base-url."""
-    if expected.dollars is None:
+    """At worst more than a dollar; a price that nobody knows counts as that at OpenAI, and as nothing elsewhere."""
+    if expected.worst_dollars is None:
         return not own_server
-    return expected.dollars > ASK_ABOVE
+    return expected.worst_dollars > ASK_ABOVE
 
 
 def _ask_consent(expected: Estimate) -> None:
     """Returns if the user says yes."""
-    cost = "a price unknown" if expected.dollars is None else f"up to about {expected.dollars:.2f} USD"
+    cost = "a price unknown" if expected.worst_dollars is None else f"up to about {expected.worst_dollars:.2f} USD"
     if sys.stdin is None or not sys.stdin.isatty():
         raise WinrateError(f"this would cost {cost} and nobody can be asked; add --yes to go on, or --limit N for less")
     try:
-        answer = input(f"Send {expected.requests:,} requests for {cost}? [y/N] ")
+        answer = input(f"Send {expected.requests:,} requests and their retries for {cost}? [y/N] ")
     except EOFError:
         answer = ""
     if answer.strip().lower() not in ("y", "yes"):

@@ -10,15 +10,24 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from analysis.plain import whole_text
 from analysis.winrate.chat import INTERRUPTED, judge_by_chat
 from analysis.winrate.errors import Stopped, WinrateError
 from analysis.winrate.judgements import Judgement
-from analysis.winrate.matching import Comparison, Matching, Pair, make_comparisons, match_prompts, read_pairs
+from analysis.winrate.matching import (
+    Comparison,
+    Matching,
+    Pair,
+    make_comparisons,
+    match_prompts,
+    meeting_notes,
+    read_pairs,
+)
 from analysis.winrate.options import add_arguments
 from analysis.winrate.output import prepare_folder, results_table, write_results
 from analysis.winrate.results import summarise
 from analysis.winrate.scores import judge_by_score, stored_scores
-from analysis.winrate.sources import Model, output_home, read_models, read_references, without_half_surrogates
+from analysis.winrate.sources import Model, output_home, read_models, read_references
 
 __all__ = ["add_arguments", "run"]
 
@@ -33,20 +42,21 @@ def run(options: argparse.Namespace) -> int:
     Raises:
         WinrateError: bad input, or a judge that cannot be asked.
     """
-    models = read_models(options.models)
+    models = read_models(options.models, include_unfinished=options.include_unfinished)
     pairs = read_pairs(options.pairs, models)
     used = [model for model in models if any(model.name in pair for pair in pairs)]
     references = read_references(options.references) if options.references else {}
     kind, _, field = options.judge.partition(":")
     matching = match_prompts(used, references, needs_reference=kind == "chat", limit=options.limit)
     comparisons = make_comparisons(models, pairs, matching)
-    print(matching.describe())
+    left_out = dict.fromkeys(f"left out: {line}" for model in used for line in model.left_out)
+    print(*left_out, *meeting_notes(models, pairs), matching.describe(), sep="\n")
     from_runs = any(source.step is not None for model in used for source in model.sources)
     if matching.shared <= _FEW_PROMPTS and from_runs:
         print("more prompts: evaluation.samples decides how many a run keeps")
     if any(len(model.sources) > 1 for model in used):
         print(f"comparisons: {len(comparisons)}, seed by seed; a prompt counts once, with the mean over its seeds")
-    name = without_half_surrogates(_judge_name(options, kind, field))
+    name = whole_text(_judge_name(options, kind, field))
     folder = options.output or output_home(models[0].sources[0]) / "winrate" / _slug(f"{name}-{_pairs_name(pairs)}")
     try:
         judgements, about_judge = _judge(options, kind, field, used, comparisons, folder)
@@ -144,6 +154,7 @@ def _about_input(options: argparse.Namespace, models: list[Model], matching: Mat
                 "path": str(source.path),
                 "evaluation": source.which,
                 "step": source.step,
+                "seed": source.seed,
                 "responses": len(source.answers),
             }
             for source in model.sources
@@ -153,6 +164,7 @@ def _about_input(options: argparse.Namespace, models: list[Model], matching: Mat
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "models": sources,
+        "left_out": [line for model in models for line in model.left_out],
         "references": str(options.references) if options.references else None,
         "prompts": {
             "judged": len(matching.prompts),

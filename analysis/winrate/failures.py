@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from typing import Any, Literal
 
+from analysis.plain import whole_text
 from analysis.winrate.prompt import Reply
-from analysis.winrate.sources import without_half_surrogates
 
 _RETRIED_STATUS = frozenset({408, 409, 425, 429})
 _FATAL_STATUS = frozenset({401, 402, 403, 404, 405})
@@ -47,7 +47,7 @@ def reply_of(completion: Any, key: str) -> Reply:
         raise NotACompletion(f"the server's answer is no chat completion: {_line(str(completion), key)}")
     usage = getattr(completion, "usage", None)
     texts = (content, getattr(completion, "model", None), getattr(choice, "finish_reason", None))
-    content, model, finish_reason = (redacted(without_half_surrogates(str(text or "")), key) for text in texts)
+    content, model, finish_reason = (redacted(whole_text(str(text or "")), key) for text in texts)
     return Reply(
         content=content,
         model=model,
@@ -112,5 +112,5 @@ def _token_count(value: Any) -> int | None:
 def _line(text: str, key: str) -> str:
     """One line of bearable length without the key, which is struck out before the line is cut: the cut may fall within
     it."""
-    line = " ".join(redacted(without_half_surrogates(text), key).split())
+    line = " ".join(redacted(whole_text(text), key).split())
     return line if len(line) <= _LONGEST_MESSAGE else line[: _LONGEST_MESSAGE - 1] + "\N{HORIZONTAL ELLIPSIS}"

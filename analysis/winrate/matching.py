@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from analysis.winrate.errors import WinrateError
-from analysis.winrate.sources import Answer, Model
+from analysis.winrate.sources import Answer, Model, Source
 
 Pair = tuple[str, str]
 
@@ -18,7 +18,7 @@ class Comparison:
 
     model_a: str
     model_b: str
-    seed: int  # place among the seeds of the pair, from 0
+    seed: int  # of the runs that meet; without one (files, or no seed in common) the place of their meeting, from 0
     prompt: str
     reference: str | None
     answer_a: Answer
@@ -110,32 +110,67 @@ def read_pairs(text: str | None, models: Sequence[Model]) -> list[Pair]:
 
 
 def make_comparisons(models: Sequence[Model], pairs: Sequence[Pair], matching: Matching) -> list[Comparison]:
-    """Every prompt x seed of every pair. Seeds meet in the order given; a single source meets each of the other's.
+    """Every prompt x seed of every pair. Runs meet those of their own seed, where the two models have any in common;
+    otherwise sources meet in the order given. A single source meets each of the other's.
 
     Raises:
-        WinrateError: both models of a pair have several seeds, but not the same number.
+        WinrateError: both models of a pair have several sources and no seed in common, but not the same number.
     """
     by_name = {model.name: model for model in models}
-    comparisons = []
+    return [
+        Comparison(
+            model_a=first,
+            model_b=second,
+            seed=seed,
+            prompt=prompt,
+            reference=matching.references.get(prompt),
+            answer_a=source_a.answers[prompt],
+            answer_b=source_b.answers[prompt],
+        )
+        for first, second in pairs
+        for prompt in matching.prompts
+        for seed, source_a, source_b in _meetings(by_name[first], by_name[second])
+    ]
+
+
+def meeting_notes(models: Sequence[Model], pairs: Sequence[Pair]) -> list[str]:
+    """Where the two models of a pair have not the same seeds: what was done about it."""
+    by_name = {model.name: model for model in models}
+    notes = []
     for first, second in pairs:
-        sources_a, sources_b = by_name[first].sources, by_name[second].sources
-        count = max(len(sources_a), len(sources_b))
-        if min(len(sources_a), len(sources_b)) not in (1, count):
-            raise WinrateError(
-                f"{first} has {len(sources_a)} sources and {second} {len(sources_b)}; "
-                "give both the same number, or one of them a single one"
-            )
-        for prompt in matching.prompts:
-            for seed in range(count):
-                comparisons.append(
-                    Comparison(
-                        model_a=first,
-                        model_b=second,
-                        seed=seed,
-                        prompt=prompt,
-                        reference=matching.references.get(prompt),
-                        answer_a=sources_a[seed if len(sources_a) > 1 else 0].answers[prompt],
-                        answer_b=sources_b[seed if len(sources_b) > 1 else 0].answers[prompt],
-                    )
-                )
-    return comparisons
+        own, other = (_by_seed(by_name[name]) for name in (first, second))
+        one_for_all = len(own) != len(other) and 1 in (len(own), len(other))
+        if not own or not other or one_for_all or own.keys() == other.keys():
+            continue
+        met = [f"{a.seed} with {b.seed}" for _, a, b in _meetings(by_name[first], by_name[second])]
+        if own.keys() & other.keys():
+            sides = ((first, own.keys() - other.keys()), (second, other.keys() - own.keys()))
+            lone = [f"{seed} of {name}" for name, seeds in sides for seed in sorted(seeds)]
+            notes.append(f"{first} vs {second}: not the same seeds; left out without a counterpart: {', '.join(lone)}")
+        elif not any(source.which == "first" for source in (*own.values(), *other.values())):  # before RL is no seed
+            notes.append(f"{first} vs {second}: no seed in common; in the order given {', '.join(met)}")
+    return notes
+
+
+def _meetings(first: Model, second: Model) -> list[tuple[int, Source, Source]]:
+    """(seed, source of the first, source of the second)."""
+    own, other = _by_seed(first), _by_seed(second)
+    if min(len(own), len(other)) > 1 and (common := own.keys() & other.keys()):
+        return [(seed, own[seed], other[seed]) for seed in sorted(common)]
+    count = max(len(first.sources), len(second.sources))
+    if min(len(first.sources), len(second.sources)) not in (1, count):
+        raise WinrateError(
+            f"{first.name} has {len(first.sources)} sources and {second.name} {len(second.sources)}; "
+            "give both the same number, or one of them a single one"
+        )
+    many = second if len(first.sources) == 1 else first
+    known = _by_seed(many) if 1 in (len(first.sources), len(second.sources)) else {}
+    seeds = list(known) or list(range(count))
+    a, b = (model.sources * count if len(model.sources) == 1 else model.sources for model in (first, second))
+    return list(zip(seeds, a, b, strict=True))
+
+
+def _by_seed(model: Model) -> dict[int, Source]:
+    """Empty where not every source is a run."""
+    found = {source.seed: source for source in model.sources if source.seed is not None}
+    return found if len(found) == len(model.sources) else {}

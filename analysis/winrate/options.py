@@ -19,7 +19,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NAME=SOURCE",
         help="two or more; SOURCE is a run folder (its last evaluation; FOLDER@first: the first, of the SFT policy) or "
         "a JSONL file with prompt, response and optionally reference and scores; seeds of one model: "
-        "NAME=SOURCE1,SOURCE2, or a pattern, NAME=runs/default/apa-*",
+        "NAME=SOURCE1,SOURCE2, or a pattern, NAME=runs/default/apa-*; runs of one model are of one setting and "
+        "meet the other model's by seed",
+    )
+    parser.add_argument(
+        "--include-unfinished",
+        action="store_true",
+        help="take in runs that failed or have not ended, whose last evaluation is not their result",
     )
     parser.add_argument("--pairs", metavar="A:B,C:D", help="which models to compare (default: all pairs)")
     parser.add_argument("--references", type=Path, metavar="FILE", help="JSONL with prompt and reference")
@@ -77,7 +83,7 @@ def _add_cost_arguments(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--price-in", type=_price, metavar="USD", help="per million tokens in (known for gpt-4)")
     group.add_argument("--price-out", type=_price, metavar="USD", help="per million tokens out")
     group.add_argument("--dry-run", action="store_true", help="show the cost and one request; send and write nothing")
-    group.add_argument("--yes", action="store_true", help="do not ask before spending more than 1 USD")
+    group.add_argument("--yes", action="store_true", help="do not ask before what may cost more than 1 USD")
 
 
 def _natural(text: str) -> int:

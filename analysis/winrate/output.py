@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from analysis.winrate.errors import WinrateError
-from analysis.winrate.intervals import Rate
+from analysis.winrate.intervals import MIN_SEEDS, Rate
 from analysis.winrate.judgements import Asked, Judgement
 from analysis.winrate.results import PairResult, Results
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-_COUNTS = ("prompts", "comparisons", "wins", "ties", "losses", "inconsistent", "unparsed", "identical")
+_COUNTS = ("prompts", "seeds", "comparisons", "wins", "ties", "losses", "inconsistent", "unparsed", "identical")
 _RATES = {"win_rate": "", "position_bias": "position_bias_", "agreement": "agreement_"}
 
 
@@ -95,9 +95,14 @@ def results_table(results: Results, judge: str) -> Table:
     from rich.table import Table
     from rich.text import Text
 
-    caption = [f"Judge: {judge}. Win rate of the left model, ties one half; [ ]: 95 % over prompts."]
+    few = [pair for pair in results.pairs if pair.seeds < MIN_SEEDS]
+    over = "prompts, for these seeds" if few else "prompts and seeds"
+    if 0 < len(few) < len(results.pairs):
+        over = f"prompts, and over seeds with {MIN_SEEDS} or more"
+    caption = [f"Judge: {judge}. Win rate of the left model, ties one half; [ ]: 95 % over {over}."]
     if results.position_bias is not None:
-        caption.append(f"A was preferred in {_percent_text(results.position_bias)} of verdicts that were not ties.")
+        share = _percent_text(results.position_bias)
+        caption.append(f"The response shown first was preferred in {share} of verdicts that were not ties.")
     if results.agreement is not None:
         caption.append(f"Both orders agree: {rate_text(results.agreement)} of comparisons.")
     table = Table(box=box.SIMPLE_HEAD, caption=Text("\n".join(caption)), caption_justify="left", collapse_padding=True)

@@ -6,7 +6,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from analysis.winrate.intervals import Rate, mean_rate, share_rate
+from analysis.winrate.intervals import Rate, seeds_rate, share_rate
 from analysis.winrate.judgements import Judgement
 
 
@@ -25,10 +25,12 @@ class PairResult:
     unparsed: int  # an order without verdict; not part of the rate
     identical: int  # among the ties, those that nobody was asked about
     win_rate: Rate | None
-    """Mean over prompts of the mean score over seeds; None where nothing counts. The seeds are those at hand: the
-    interval says how it might come out with other prompts, not with other seeds."""
+    """Mean over prompts of the mean score over seeds; None where nothing counts. The interval says how it might come
+    out with other prompts and, from 3 seeds on, with other seeds."""
     position_bias: Rate | None
     agreement: Rate | None
+    seeds: int = 1
+    """Of runs that met; places, where sources are files."""
 
 
 @dataclass(frozen=True)
@@ -54,15 +56,11 @@ def summarise(judgements: Sequence[Judgement]) -> Results:
 
 def _pair(model_a: str, model_b: str, judgements: Sequence[Judgement]) -> PairResult:
     outcomes = Counter(judgement.outcome for judgement in judgements)
-    scores: dict[str, list[float]] = defaultdict(list)
-    for judgement in judgements:
-        if judgement.score is not None:
-            scores[judgement.comparison.prompt].append(judgement.score)
-    means = [sum(values) / len(values) for values in scores.values()]
+    scores = {(one.comparison.prompt, one.comparison.seed): one.score for one in judgements if one.score is not None}
     return PairResult(
         model_a=model_a,
         model_b=model_b,
-        prompts=len(means),
+        prompts=len({prompt for prompt, _ in scores}),
         comparisons=len(judgements),
         wins=outcomes["win"],
         ties=outcomes["tie"],
@@ -70,9 +68,10 @@ def _pair(model_a: str, model_b: str, judgements: Sequence[Judgement]) -> PairRe
         inconsistent=outcomes["inconsistent"],
         unparsed=outcomes["unparsed"],
         identical=sum(judgement.comparison.identical for judgement in judgements),
-        win_rate=mean_rate(means) if means else None,
+        win_rate=seeds_rate(scores) if scores else None,
         position_bias=_position_bias(judgements),
         agreement=_agreement(judgements),
+        seeds=len({seed for _, seed in scores}),
     )
 
 

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
+
+from analysis.load import load_sweep
+from analysis.summary import Comparison, compare
 
 
 def config(algo: str, seed: int, **changes: Any) -> dict[str, Any]:
@@ -89,3 +93,13 @@ def write_run(
     if samples:
         (folder / "samples.jsonl").write_text("".join(json.dumps(sample) + "\n" for sample in samples))
     return folder
+
+
+def write(folder: Path, algo: str, seed: int, made: Sequence[dict[str, Any]], **changes: Any) -> None:
+    """A finished run with a name of its own."""
+    name = f"{algo}-s{seed}-{zlib.crc32(str(changes).encode()):08x}"
+    write_run(folder, name, config(algo, seed, **changes), made)
+
+
+def sweep(folder: Path) -> Comparison:
+    return compare(load_sweep(folder))

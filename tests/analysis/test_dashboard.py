@@ -158,7 +158,7 @@ def test_the_workspace_is_filtered_to_the_sweep_and_its_analysis_run(sweep):
     (sweep / "apa-s0/overwrites.json").write_text('{"count": 1}')
     section = built(sweep)[1]["spec"]["section"]
     shown = [(one["key"]["name"], one["op"], one["value"]) for one in section["runSets"][0]["filters"]["filters"]]
-    assert shown == [("group", "=", "made_up"), ("jobType", "IN", ["online", "analysis"])]
+    assert shown == [("group", "=", "made_up"), ("jobType", "IN", ["online", "offline", "analysis"])]
     assert section["runSets"][0]["selections"]["tree"] == ["made_up-apa-s0"]  # what apa-s0-g1 took the place of
     colours = section["customRunColors"]
     assert colours["made_up-apa-s0-g1"] == colours["made_up-apa-s1"] != colours["made_up-ppo-s1"]
@@ -246,7 +246,10 @@ def keys_of(run_folder: Path) -> str:
 
 
 def test_offline_it_is_two_files_however_often_it_is_called(sweep, capsys):
+    write_run(sweep, "ppo-s3", config("ppo", 3, **PROJECT), [], status="interrupted")
     assert run(options(str(sweep), "--offline")) == 0
+    said = capsys.readouterr().out
+    assert "left out: ppo-s3: interrupted\nnote: " in said and "have no usable run of seed 3" in said
     (sweep / "there").mkdir()
     assert run(options(str(sweep), "--offline", "--output", str(sweep / "there/it.json"))) == 0
     printed = capsys.readouterr().out
@@ -315,7 +318,7 @@ def test_a_copied_folder_has_an_analysis_run_and_a_dashboard_of_its_own(sweep):
     shown = view["spec"]["section"]["runSets"][0]["filters"]["filters"]
     assert [(one["key"]["name"], one["op"], one["value"]) for one in shown] == [
         ("group", "=", "made_up"),
-        ("jobType", "IN", ["online", "analysis"]),
+        ("jobType", "IN", ["online", "offline", "analysis"]),
         ("name", "!=", "made_up-analysis"),
     ]
 

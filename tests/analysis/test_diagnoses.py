@@ -4,24 +4,14 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 
 from analysis.diagnoses import diagnose
-from analysis.load import load_sweep, make_record
-from analysis.summary import Comparison, compare
-from tests.analysis.made_up import config, rows, write_run
-
-
-def sweep(folder: Path) -> Comparison:
-    return compare(load_sweep(folder))
-
-
-def write(folder: Path, algo: str, seed: int, made: list[dict[str, Any]], **changes: Any) -> None:
-    name = f"{algo}-s{seed}-{abs(hash(str(changes))):x}"[:24]
-    write_run(folder, name, config(algo, seed, **changes), made)
+from analysis.load import make_record
+from analysis.summary import compare
+from tests.analysis.made_up import config, rows, sweep, write
 
 
 def test_a_healthy_sweep_has_no_diagnosis(tmp_path: Path) -> None:
@@ -61,7 +51,10 @@ def test_diagnoses_of_reward_and_kl(tmp_path: Path) -> None:
     write(tmp_path, "ppo", 0, rows([0, 1, 17], [0, 4, 4]))  # above 4 times 4 nats
     found = {one.setting: one for one in diagnose(sweep(tmp_path))}
     assert {name: one.kind for name, one in found.items()} == {"apa": "reward falls", "ppo": "KL"}
-    assert "by 1.10 from 4.00, KL from 1.0 to 2.0 nats; threshold: 25% of the best gain lost" in found["apa"].text
+    assert (
+        "by 1.10 from 4.00, counted beyond 1; KL from 1.0 to 2.0 nats; threshold: 25% of the best gain lost"
+        in found["apa"].text
+    )
     assert "17 nats; threshold: 4 times the largest budget" in found["ppo"].text
 
 
@@ -71,7 +64,7 @@ def test_diagnoses_of_gold_and_seeds(tmp_path: Path) -> None:
     write(tmp_path, "ppo", 1, rows([0, 1], [0, -1.0]))  # s = sqrt 8, the mean gain is 1
     found = {one.setting: one for one in diagnose(sweep(tmp_path))}
     assert found["apa"].kind == "over-optimisation"
-    assert "gold fell by 0.50 while the reward rose by 1.00" in found["apa"].text
+    assert "gold fell by 0.50, counted beyond 0.25, while the reward rose by 1.00" in found["apa"].text
     assert found["ppo"].kind == "seeds" and len(found["ppo"].runs) == 2
     assert (
         "a standard deviation of 2.83, from -1.00 (seed 1) to 3.00 (seed 0), while the mean gain is 1.00"
@@ -89,7 +82,9 @@ def test_a_run_that_only_falls(tmp_path: Path) -> None:
     (found,) = diagnose(sweep(tmp_path))
     # Second differences 0, -1, -2: noise 1.4826 / sqrt 6 = 0.61, four times that 2.4.
     assert found.setting == "apa" and "reward fell below the initial one while KL rose in the run" in found.text
-    assert "from 0.00 to -8.00, KL to 4.0 nats; threshold: 4 times the evaluation noise" in found.text
+    assert (
+        "from 0.00 to -8.00, counted beyond 2.4; KL to 4.0 nats; threshold: 4 times the evaluation noise" in found.text
+    )
 
 
 @pytest.mark.parametrize("key", ["eval/reward", "eval/kl"])
@@ -117,13 +112,32 @@ def test_a_fall_within_the_sampling_error_is_none(tmp_path: Path) -> None:
     assert [one.setting for one in diagnose(sweep(tmp_path))] == ["ppo"]
 
 
+def test_the_spread_over_prompts_is_no_noise_of_a_curve_that_tells_its_own(tmp_path: Path) -> None:
+    """Prompts and draws are the same at each evaluation. A loss of 0.4 of 1 is then one, beyond a quarter."""
+    falls = rows([0, 1, 2, 3, 4], [0, 0.5, 1, 0.8, 0.6])
+    write(tmp_path, "apa", 0, [row | {"eval/reward_std": 4.0} for row in falls], dataset__num_eval_prompts=16)
+    (found,) = diagnose(sweep(tmp_path))
+    # Second differences 0, -0.7, 0: noise 0, and the threshold a quarter of the gain.
+    assert "by 0.40 from 1.00, counted beyond 0.25; KL from 2.0 to 4.0 nats" in found.text
+
+
+def test_a_last_evaluation_that_lacks_one_half_of_the_prompts(tmp_path: Path) -> None:
+    made = rows([0, 1, 2], [0, 1, 2], odd=[0, 1, 2])
+    del made[-1]["eval/reward_odd"]
+    write(tmp_path, "apa", 0, made)
+    comparison = sweep(tmp_path)
+    (found,) = diagnose(comparison)
+    assert found.kind == "not a number" and "the reward of one half of the prompts is missing in 1 of 3" in found.text
+    assert any("1 evaluation has no finite KL, reward or reward of one half" in note for note in comparison.notes)
+
+
 def test_one_lucky_evaluation_of_many_is_no_peak(tmp_path: Path) -> None:
     kl = [float(index) for index in range(12)]
     write(tmp_path, "apa", 0, rows(kl, [0, 1, 2, 3, 4, 4, 5.5, 4, 4, 4, 4, 4]))
     write(tmp_path, "ppo", 0, rows(kl, [0, 1, 2, 3, 4, 4, 4, 4, 3, 2, 1, 0.5]))
     (found,) = diagnose(sweep(tmp_path))
     # The best mean of three is 4, the last (2 + 1 + 0.5) / 3.
-    assert found.setting == "ppo" and "by 2.83 from 4.00, KL from 5.0 to 10.0 nats" in found.text
+    assert found.setting == "ppo" and "by 2.83 from 4.00, counted beyond 1; KL from 5.0 to 10.0 nats" in found.text
 
 
 def test_gold_that_falls_while_the_reward_hardly_rises(tmp_path: Path) -> None:

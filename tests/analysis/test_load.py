@@ -16,7 +16,9 @@ import pytest
 from analysis import labels
 from analysis.evaluations import UnusableRunError, evaluations
 from analysis.labels import label_configs
-from analysis.load import SweepFolderError, load_run, load_sweep, read_samples
+from analysis.load import SweepFolderError, label_runs, load_run, load_sweep, read_samples
+from analysis.page_texts import counts
+from analysis.summary import compare, samples_name
 from tests.analysis.made_up import config, rows, write_run
 from tests.config.composed import config as composed_config
 
@@ -35,6 +37,26 @@ def test_a_whole_run(tmp_path: Path) -> None:
     np.testing.assert_array_equal(points.samples, [0, 64])
     np.testing.assert_array_equal(points.reward_odd, [0.1, 0.9])  # eval/reward serves for both halves
     assert points.gold_reward is None and points.skipped == 0
+
+
+def test_an_offline_run_is_compared_too_and_kept_apart_from_online_ones(tmp_path: Path) -> None:
+    good = rows([0.0, 1.0], [0.1, 0.9])
+    for sweep in ("offline", "both"):
+        write_run(tmp_path / sweep, "awr-s0-1", config("awr", 0, stage__name="offline", algo__lam=2.0), good)
+        write_run(tmp_path / sweep, "ilql-s0-2", config("ilql", 0, stage__name="offline"), good)
+    write_run(tmp_path / "both", "awr-s0-3", config("awr", 0), good)
+    write_run(tmp_path / "both", "evaluate-s0-4", config("awr", 0, stage__name="evaluate"), good[:1])
+    alone, both = load_sweep(tmp_path / "offline"), load_sweep(tmp_path / "both")
+    assert [(run.algo, run.label, run.stage) for run in alone] == [("awr", "", "offline"), ("ilql", "", "offline")]
+    assert [run.algo for run in both] == ["awr offline", "awr", "", "ilql offline"]
+    assert [run.label for run in both] == ["", "", "", ""]  # its lambda differs from that of another algorithm alone
+    assert [run.algo for run in label_runs(both)] == [run.algo for run in both]
+    summaries = compare(both)
+    assert [setting.name for setting in summaries.settings] == ["awr", "awr offline", "ilql offline"]
+    assert samples_name(summaries.settings) == "responses generated or trained on"
+    assert samples_name(compare(alone).settings) == "responses trained on"
+    assert samples_name(summaries.settings[:1]) == "responses generated"
+    assert counts(summaries) == "4 run folders: 3 compared, 0 left out, 1 of other stages (see runs.csv)."
 
 
 def test_truncated_last_line_is_left_out_and_said(tmp_path: Path) -> None:

@@ -4,32 +4,24 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Any
 
+import numpy as np
 import pytest
 
 from analysis.evaluations import evaluations
-from analysis.load import load_run, load_sweep
+from analysis.load import load_run
 from analysis.measures import (
     claims_table,
-    expected_order,
     kl_overshoot,
     largest_fall,
+    largest_gain,
     mean_gain,
+    order_weights,
     samples_to,
     sensitivities,
 )
-from analysis.summary import Comparison, compare
-from tests.analysis.made_up import config, rows, write_run
-
-
-def sweep(folder: Path) -> Comparison:
-    return compare(load_sweep(folder))
-
-
-def write(folder: Path, algo: str, seed: int, made: list[dict[str, Any]], **changes: Any) -> None:
-    name = f"{algo}-s{seed}-{abs(hash(str(changes))):x}"[:24]
-    write_run(folder, name, config(algo, seed, **changes), made)
+from analysis.statistics import interval
+from tests.analysis.made_up import config, rows, sweep, write, write_run
 
 
 def test_measures_of_one_run_by_hand(tmp_path: Path) -> None:
@@ -115,15 +107,31 @@ def test_a_dead_setting_does_not_lower_the_target(tmp_path: Path) -> None:
     assert claims_table(sweep(tmp_path)).target == pytest.approx(0.8 * 3.0)  # of 4, 3 and 0
 
 
-def test_expected_order_of_all_subsets_by_hand() -> None:
+def test_the_largest_gain_is_chosen_on_one_half_and_scored_on_the_other(tmp_path: Path) -> None:
+    """Even prompts are best at the second evaluation, odd ones at the third: 1 and 0 there by the other half."""
+    made = rows([0, 1, 2], [0, 4, 0], odd=[0, 1, 3])
+    run = evaluations(load_run(write_run(tmp_path, "r", config("apa", 0), made)))
+    assert largest_gain(run, 128) == 0.5 and largest_gain(run, 64) == (1 + 4) / 2
+
+
+def test_measures_of_a_bounded_size_stay_within(tmp_path: Path) -> None:
+    """Responses to the target 64, 64, 160 and 192 of 192: Student's interval goes to 230."""
+    for seed, made in enumerate(([0, 5, 5, 5], [0, 5, 5, 5], [0, 0, 3, 5], [0, 0, 0, 5])):
+        write(tmp_path, "apa", seed, rows([0, 1, 2, 3], made))
+    (row,) = claims_table(sweep(tmp_path)).rows
+    to_target, overshoot = row.samples_to_target, row.kl_overshoot
+    assert to_target is not None and to_target.high == 192.0 and to_target.low is not None and to_target.low > 0.0
+    assert overshoot is not None and (overshoot.mean, overshoot.low) == (0.0, None)  # of equal ones there is none
+
+
+def test_weights_of_all_subsets_by_hand() -> None:
     # Of 1, 2, 3 the pairs are (1, 2), (1, 3) and (2, 3).
-    assert expected_order([3.0, 1.0, 2.0], 2) == pytest.approx((8 / 3, 2.0, 4 / 3))
-    assert expected_order([3.0, 1.0, 2.0], 3) == (3.0, 2.0, 1.0)
-    many = [float(value) for value in range(30)]  # 30 over 10 are 30 million
-    best, median, worst = expected_order(many, 10)
+    assert order_weights(3, 2) @ [1.0, 2.0, 3.0] == pytest.approx([8 / 3, 2.0, 4 / 3])
+    assert (order_weights(3, 3) @ [1.0, 2.0, 3.0]).tolist() == [3.0, 2.0, 1.0]
+    best, median, worst = order_weights(30, 10) @ np.arange(30.0)  # 30 over 10 are 30 million
     # Of 10 of 1 .. 30 the largest is 10 * 31 / 11 to be expected, the smallest 31 / 11.
     assert (best, worst) == pytest.approx((310 / 11 - 1, 31 / 11 - 1))
-    assert median == pytest.approx(14.5, abs=0.3) and expected_order(many, 10)[1] == median
+    assert median == pytest.approx(14.5, abs=0.3) and (order_weights(30, 10) @ np.arange(30.0))[1] == median
 
 
 def test_sensitivity_has_an_equal_budget(tmp_path: Path) -> None:
@@ -135,8 +143,25 @@ def test_sensitivity_has_an_equal_budget(tmp_path: Path) -> None:
     apa, ppo = sensitivities(sweep(tmp_path))
     # E(4) of a straight line to `reward` at 4 nats is half of it.
     assert (apa.algo, apa.settings, apa.tried, apa.failed) == ("apa", 2, 3, 0)
-    assert (apa.best, apa.median, apa.worst) == pytest.approx((8 / 3, 2.0, 4 / 3))
-    assert (ppo.algo, ppo.settings, ppo.best, ppo.median, ppo.worst) == ("ppo", 2, 2.0, 1.5, 1.0)
+    assert (apa.best.mean, apa.median.mean, apa.worst.mean) == pytest.approx((8 / 3, 2.0, 4 / 3))
+    assert (ppo.algo, ppo.settings, ppo.best.mean, ppo.median.mean, ppo.worst.mean) == ("ppo", 2, 2.0, 1.5, 1.0)
+    assert (apa.best.low, apa.best.seeds) == (None, 1)
+
+
+def test_sensitivity_has_an_interval_over_the_seeds_of_all_settings(tmp_path: Path) -> None:
+    """KL efficiencies by seed 1, 2, 3 and 3, 5, 4; the third setting failed: of each two the best is worth
+    (2 * better + worse) / 3, by seed 7 / 3, 4, 11 / 3."""
+    for index, rewards in enumerate(((2.0, 4.0, 6.0), (6.0, 10.0, 8.0))):
+        for seed, reward in enumerate(rewards):
+            write(tmp_path, "apa", seed, rows([0, 4], [0, reward]), algo__lam=0.1 * (index + 1))
+            write(tmp_path, "ppo", seed, rows([0, 4], [0, reward]), algo__lam=0.1 * (index + 1))
+    write_run(tmp_path, "lost", config("apa", 0, algo__lam=0.3), rows([0], [0]), status="failed")
+    write(tmp_path, "ppo", 3, rows([0, 4], [0, 100.0]), algo__lam=0.1)  # the other setting has no such seed
+    apa, ppo = sensitivities(sweep(tmp_path))
+    expected = interval([7 / 3, 4.0, 11 / 3])
+    assert (apa.settings, apa.best.seeds, ppo.best.seeds) == (2, 3, 3)
+    assert (apa.best.mean, apa.best.low, apa.best.high) == pytest.approx((expected.mean, expected.low, expected.high))
+    assert (ppo.best.mean, ppo.worst.mean) == (4.0, 2.0)
 
 
 def test_settings_without_a_result_count_as_tried(tmp_path: Path) -> None:
@@ -145,4 +170,5 @@ def test_settings_without_a_result_count_as_tried(tmp_path: Path) -> None:
         write_run(tmp_path, f"apa-{lam}-{status}", config("apa", 1, algo__lam=lam), rows([0], [0]), status=status)
     (apa,) = sensitivities(sweep(tmp_path))
     # 0.1 has a result by another seed, 0.3 may still get one; the failed one leaves the initial policy.
-    assert (apa.tried, apa.failed, apa.best, apa.median, apa.worst) == (2, 1, 3.0, 1.5, 0.0)
+    assert (apa.tried, apa.failed) == (2, 1)
+    assert (apa.best.mean, apa.median.mean, apa.worst.mean) == (3.0, 1.5, 0.0)

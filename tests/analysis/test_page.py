@@ -124,7 +124,7 @@ def test_budgets_rise_and_two_seeds_have_one_range(report: Made) -> None:
     assert header[:4] == ["algorithm", "budget, nats", "KL efficiency", "min to max"]
     assert header[4:] == ["reward gain within it", "runs short of it"]
     assert [(line[0], line[1]) for line in lines] == [(algo, k) for k in ("1", "4") for algo in ("apa", AWR, "ppo")]
-    assert lines[-1] == ["ppo", "4", "1.500", "0.750 to 2.250", "2.000 (1.000 to 3.000)", "2 of 2"]
+    assert lines[-1] == ["ppo", "4", "1.500\N{DAGGER}", "0.750 to 2.250", "2.000 (1.000 to 3.000)\N{DAGGER}", "2 of 2"]
 
 
 def test_interquartile_mean_from_eight_seeds_on() -> None:

@@ -172,9 +172,14 @@ def test_settings_are_chosen_at_matched_kl(tmp_path: Path) -> None:
 
 def test_figure_2_always_says_how_kl_matches(tmp_path: Path) -> None:
     fill_hh(tmp_path)
-    _, contents = drawn(2, tmp_path)
+    figure, contents = drawn(2, tmp_path)
     assert "2.00" in contents.chosen[0] and "4.00" in contents.chosen[0]
     assert drawn(3, tmp_path)[1].chosen == ()
+    said = "Here KL at the last evaluation is not matched: the largest is 2.0 times the smallest"
+    assert figure.get_suptitle() == f"In the form of figure 2: APA, PPO and AWR at similar KL\n{said}"
+    for algo in ("apa", "ppo", "awr"):
+        add(tmp_path / "alike", algo, 0, [0, 1, 2], [0, 1, 2])
+    assert drawn(2, tmp_path / "alike")[0].get_suptitle() == "In the form of figure 2: APA, PPO and AWR at similar KL"
 
 
 def test_runs_of_several_folders_are_joined_and_each_counted_once(tmp_path: Path) -> None:
@@ -261,9 +266,10 @@ def test_evaluations_without_a_number_are_a_note(tmp_path: Path) -> None:
     for seed, gaps in enumerate((1, 2)):
         reward = [0.0, *[float("nan")] * gaps, *[1.0] * (3 - gaps)]
         add(tmp_path, "apa", seed, [0, 1, 2, 3], reward, name=f"r{seed}")
+    lacking = "no finite KL, reward or reward of one half of the prompts, and no point"
     assert drawn(4, tmp_path)[1].left_out == (
-        f"note: {tmp_path.name}/r0 is drawn, but 1 evaluation has no KL or no reward and no point",
-        f"note: {tmp_path.name}/r1 is drawn, but 2 evaluations have no KL or no reward and no point",
+        f"note: {tmp_path.name}/r0 is drawn, but 1 evaluation has {lacking}",
+        f"note: {tmp_path.name}/r1 is drawn, but 2 evaluations have {lacking}",
     )
 
 

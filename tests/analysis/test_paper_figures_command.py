@@ -104,11 +104,13 @@ def test_nothing_to_draw_is_one_line(
 
 def test_options_that_cannot_be(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     fill_hh(tmp_path)
-    assert main(["figure", "2", str(tmp_path), "--target-kl", "0"]) == 2
+    for kl in ("0", "inf", "nan"):
+        assert main(["figure", "3", str(tmp_path), "--target-kl", kl]) == 2
+        assert capsys.readouterr().err == f"analysis: --target-kl: {kl} is not a number of nats above 0\n"
     assert main(["figure", "2", str(tmp_path / "nonesuch")]) == 2
     (tmp_path / "file").touch()
     assert main(["figure", "2", str(tmp_path), "--output", str(tmp_path / "file")]) == 2
-    assert capsys.readouterr().err.count("\n") == 3
+    assert capsys.readouterr().err.count("\n") == 2
     with pytest.raises(SystemExit):
         main(["figure", "10", str(tmp_path)])
 

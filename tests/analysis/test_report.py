@@ -13,10 +13,11 @@ import pytest
 from rich.console import Console
 
 from analysis.__main__ import main
+from analysis.figures import frontier_figure
 from analysis.load import SweepFolderError, load_sweep
 from analysis.report import ReportFiles, write_report
 from analysis.summary import compare
-from analysis.tables import kl_efficiency_rows, summary_table
+from analysis.tables import kl_efficiency_rows, number, summary_table
 from tests.analysis.made_up import config, rows, write_run
 
 
@@ -102,7 +103,9 @@ def test_claims_csv(report: ReportFiles) -> None:
 
 def test_diagnoses_are_written(report: ReportFiles) -> None:
     lines = report.diagnoses_txt.read_text(encoding="utf-8").splitlines()
-    assert lines == ([diagnosis.text for diagnosis in report.findings.diagnoses] or ["No problem found."])
+    assert lines[0] == "2 of 7 runs left out, not looked at; in the other 5: 1 problem in 1 setting (seeds 1)."
+    assert lines[1:] == [diagnosis.text for diagnosis in report.findings.diagnoses]
+    assert lines[0] in report.html.read_text(encoding="utf-8")
 
 
 def test_notes_say_what_a_reader_must_know(report: ReportFiles) -> None:
@@ -120,6 +123,31 @@ def test_figures_are_images(report: ReportFiles) -> None:
             assert path.read_bytes().startswith(b"\x89PNG")
         else:
             ElementTree.parse(path)
+
+
+def test_what_was_not_looked_at_has_no_all_clear(tmp_path: Path) -> None:
+    write_run(tmp_path, "apa-s0", config("apa", 0), rows([0, 1], [0, 1]))
+    assert write_report(tmp_path).diagnoses_txt.read_text() == "No problem found.\n"
+    write_run(tmp_path, "apa-s1", config("apa", 1), [], status="interrupted")
+    said = "1 of 2 runs left out, not looked at; in the other 1: no problem."
+    files = write_report(tmp_path)
+    assert files.diagnoses_txt.read_text() == f"{said}\n" and said in files.html.read_text(encoding="utf-8")
+
+
+def test_gold_and_a_number_varied_have_figures(tmp_path: Path) -> None:
+    kl, gold = [0.0, 0.5, 1.0, 2.0, 4.0], [0.0, 0.6, 0.9, 0.8, 0.5]
+    for lam in (0.1, 1.0):
+        for seed in range(3):
+            made = rows(kl, kl, gold=[(1.0 + 0.01 * seed) * value for value in gold])
+            write_run(tmp_path, f"apa-{lam}-{seed}", config("apa", seed, algo__lam=lam), made)
+    files = write_report(tmp_path)
+    svgs = {path.name: path.read_text(encoding="utf-8") for path in files.figures if path.suffix == ".svg"}
+    assert {"overoptimization.svg", "over_algo.lam.svg"} <= set(svgs)
+    assert "gold reward gained" in svgs["overoptimization.svg"]
+    assert "Hypervolume" in svgs["over_algo.lam.svg"]
+    texts = [text.get_text() for text in frontier_figure(files.comparison).axes[0].texts]
+    steps = [float(text.removeprefix("step ")) for text in texts if text.startswith("step ")]
+    assert steps and steps == sorted(steps) and 0 < steps[0] < steps[-1] <= 8
 
 
 def test_a_report_can_be_remade(report: ReportFiles) -> None:
@@ -201,8 +229,21 @@ def test_settings_of_one_algorithm_are_rows_of_their_own(tmp_path: Path) -> None
     table = {setting.name: setting.budgets[1].kl_efficiency.mean for setting in comparison.settings}
     assert table == pytest.approx({"apa (lam=0.1)": 0.5, "apa (lam=10)": 1.0})
     assert "apa (lam=10)" in printed(summary_table(comparison))
+    assert "Gold reward" not in printed(summary_table(comparison))
     labels = [row["label"] for row in kl_efficiency_rows(comparison.settings)]
     assert labels == ["lam=0.1", "lam=0.1", "lam=10", "lam=10"]
+
+
+def test_a_gold_reward_without_room_is_said(tmp_path: Path) -> None:
+    for lam in (0.1, 10.0):
+        write_run(tmp_path, f"apa-{lam}", config("apa", 0, algo__lam=lam), rows([0, 1], [0, 1], gold=[0, 1]))
+    said = " ".join(printed(summary_table(compare(load_sweep(tmp_path)))).split())
+    assert "Gold reward: see the report, or gold_after in kl_efficiency.csv." in said
+
+
+def test_decimals_grow_fewer_with_size() -> None:
+    assert [number(value, 0) for value in (64.2, 877.9)] == ["64", "878"]
+    assert [number(value) for value in (64.2, 877.9)] == ["64.200", "877.9"]
 
 
 def test_runs_of_different_length(tmp_path: Path) -> None:

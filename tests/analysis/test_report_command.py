@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -50,6 +51,24 @@ def test_what_a_reader_must_know_is_printed(tmp_path: Path, capsys) -> None:
     assert "\nnote: Of the compared runs 2 of 2 never spent" in printed
     assert "left out: apa-s5: failed: OSError: [5]\nand 2 more; runs.csv has all\n" in printed
     assert "apa-s6" not in printed
+
+
+def test_nothing_to_compare_is_no_success(tmp_path: Path, capsys) -> None:
+    """Nor is an evaluation lost afterwards, or code that differs, kept quiet."""
+    write_run(tmp_path, "apa-s0", config("apa", 0), [], status="interrupted")
+    assert main(["report", str(tmp_path)]) == 1
+    cut = write_run(tmp_path, "apa-s1", config("apa", 1), rows([0, 1, 2], [0, 1, 2]))
+    lines = (cut / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (cut / "metrics.jsonl").write_text("".join(lines[:-1]))
+    assert main(["report", str(tmp_path)]) == 1
+    assert "left out: apa-s1: the last evaluation in summary.json is not in metrics.jsonl" in capsys.readouterr().out
+    for seed, commit in ((2, "0cde85c"), (3, "0cde85c+")):
+        run = write_run(tmp_path, f"apa-s{seed}", config("apa", seed), rows([0, 1], [0, 1]))
+        summary = json.loads((run / "summary.json").read_text()) | {"git_commit": commit}
+        (run / "summary.json").write_text(json.dumps(summary))
+    assert main(["report", str(tmp_path)]) == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "2 different states of the code (0cde85c, 0cde85c+; + stands for changes that were not committed)" in printed
 
 
 def test_what_wandb_does_not_keep_is_said(tmp_path: Path, monkeypatch, capsys) -> None:

@@ -54,10 +54,14 @@ def test_bca_from_ten_seeds_agrees_with_its_formula() -> None:
     assert interval(sample.tolist()) == result  # a report can be remade
 
 
-def test_equal_values_give_an_interval_of_no_width() -> None:
-    same = interval([0.5] * 12)
-    assert (same.low, same.high) == (0.5, 0.5)
-    assert interval([0.5] * 4).high == 0.5
+def test_equal_values_have_no_interval() -> None:
+    """One of no width would claim certainty."""
+    for count in (4, 12):
+        for same in (interval([0.5] * count), iqm_interval([0.5] * 12), spread_interval([0.5] * count)):
+            assert same is not None and (same.low, same.high, same.method) == (None, None, "none")
+    against = versus([1.0] * 3, [0.5] * 3)
+    assert (against.difference, against.low, against.high, against.better) == (0.5, None, None, None)
+    assert against.probability == 1.0 and against.probability_low is not None
 
 
 def test_bca_of_normal_values_is_close_to_student_t() -> None:
@@ -121,7 +125,7 @@ def test_versus_of_few_or_equal_seeds() -> None:
         0.5833, abs=1e-4
     )
     same = versus([1.0] * 3, [1.0] * 3)
-    assert (same.difference, same.probability, same.better) == (0.0, 0.5, 0.5)
+    assert (same.difference, same.probability, same.better) == (0.0, 0.5, None)
 
 
 def test_bca_corrects_for_bias() -> None:

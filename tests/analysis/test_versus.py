@@ -180,6 +180,31 @@ def test_bad_input_is_one_line(tmp_path: Path, monkeypatch, capsys, words: list[
     assert error.startswith("analysis: ") and error.strip().endswith(line) and error.count("\n") == 1
 
 
+def test_what_a_reader_must_know(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Both columns rest on the continuation; three seeds against three; no other KL than the one asked for; an option
+    that does nothing; independence; the number of pairs."""
+    for seed in range(3):
+        for lam in range(1, 6):
+            write(tmp_path, "apa", seed, 1.0, 2.0 + seed, algo__lam=float(lam))
+    assert main(["compare", str(tmp_path), "--kl", "2", "--target-kl", "1"]) == 0
+    printed = capsys.readouterr().out
+    row = next(line for line in printed.splitlines() if "A: apa" in line)
+    assert row.count("]\N{DAGGER}3") == 2
+    said = " ".join(printed.split())
+    assert "With 3 seeds against 3 the interval of `a run beats a run` covers about 90 %, not 95." in said
+    assert "Runs count as independent, also where two sides share seeds." in said
+    assert "never spent 4 nats" not in said and "--target-kl: not used" in said and "10 pairs, each" in said
+
+
+def test_a_table_in_a_pipe_breaks_no_number(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for seed in range(3):
+        for lam in (0.1, 0.2):
+            write(tmp_path, "apa", seed, 1.0, 2000.0 + seed, algo__lam=lam, model__name="a" * 30)
+    assert main(["compare", str(tmp_path)]) == 0
+    row = next(line for line in capsys.readouterr().out.splitlines() if "A: apa" in line)
+    assert row.count("[") == row.count("]") == 2
+
+
 def test_a_folder_without_runs_is_refused(tmp_path: Path) -> None:
     with pytest.raises(SweepFolderError, match="holds no run folders"):
         compare_folders([tmp_path])

@@ -62,7 +62,9 @@ def main() -> None:
     )  # each once, where both numbers of runs are one
     peers = {"hydra basic": (1, [])}
     if _has_submitit(options.peer_python):
-        peers["hydra-submitit local"] = (options.peer_runs, ["hydra/launcher=submitit_local"])
+        # Its local jobs all start at once unless Hydra's sweeper hands them over in batches.
+        batches = f"hydra.sweeper.max_batch_size={options.slots}"
+        peers["hydra-submitit local"] = (options.slots, ["hydra/launcher=submitit_local", batches])
     results = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

@@ -97,7 +97,7 @@ def test_a_judge_that_always_says_a(tmp_path: Path, sources: list[str], capsys: 
         assert winrate(tmp_path, *sources, "--base-url", server.url, *FAST) == 0
     made = about(tmp_path)
     assert made["position_bias"]["value"] == 1.0 and made["agreement"]["value"] == 0.0
-    assert "A was preferred in 100% [" in capsys.readouterr().out
+    assert "The response shown first was preferred in 100% [" in capsys.readouterr().out
     assert totals(tmp_path) == [
         ("sft", "ppo", "0", "0", "0", "4", "0", "0.5"),
         ("sft", "apa", "0", "0", "0", "4", "0", "0.5"),

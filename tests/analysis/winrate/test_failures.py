@@ -16,7 +16,7 @@ from analysis.winrate.chat import needs_consent
 from analysis.winrate.cost import KNOWN_PRICES, Estimate, Price, describe_usage, dollars, estimate
 from analysis.winrate.errors import WinrateError
 from analysis.winrate.failures import NotACompletion, failure_of, reply_of
-from analysis.winrate.prompt import Reply, Request
+from analysis.winrate.prompt import REMINDER, Reply, Request
 
 KEY = "sk-0123456789abcdef"
 
@@ -109,6 +109,19 @@ def test_cost_by_hand() -> None:
         "requests: 2 to send, 5 in the cache; about 103 tokens in, at most 1,000 out; up to about 0.06 USD"
     )
     assert dollars(Price(1.0, 2.0), 3_000_000, 500_000) == 4.0
+
+
+def test_parse_retries_belong_to_the_bound_and_to_the_question() -> None:
+    """Two retries of one request, of which another is a first retry already: 3 more answers of 500 tokens. Each asks
+    again with 100 tokens, the last answer of 500 and the reminder."""
+    message = {"role": "user", "content": "x" * 400}
+    reminder = -(-len(REMINDER) // 4)
+    expected = estimate([Request((message,), 0), Request((message,), 1)], 0, 500, Price(0.0, 1000.0), parse_retries=2)
+    assert (expected.retries, expected.retry_output_tokens) == (3, 1500)
+    assert expected.retry_input_tokens == 3 * (100 + 500 + reminder)
+    assert (expected.dollars, expected.worst_dollars) == (1.0, 2.5)
+    assert expected.describe().endswith("1.00 USD; at worst 3 retries of answers without verdict and 2.50 USD in all")
+    assert needs_consent(expected, own_server=False)
 
 
 def test_unknown_price_is_said_and_asked_about_at_openai_only() -> None:

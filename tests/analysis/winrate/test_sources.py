@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from analysis.winrate.errors import WinrateError
-from analysis.winrate.matching import make_comparisons, match_prompts, read_pairs
+from analysis.winrate.matching import make_comparisons, match_prompts, meeting_notes, read_pairs
 from analysis.winrate.sources import read_models, read_references
+from tests.analysis.made_up import config, rows, write_run
 from tests.analysis.winrate.made_up import answers, write_rows
 
 
@@ -75,6 +77,65 @@ def test_seeds_meet_in_order_and_a_single_source_meets_each(tmp_path: Path) -> N
     three = read_models([f"a={files['a0']},{files['a1']},{files['s']}", f"b={files['b0']},{files['b1']}"])
     with pytest.raises(WinrateError, match="a has 3 sources and b 2; give both the same number"):
         make_comparisons(three, [("a", "b")], match_prompts(three, {}, needs_reference=True, limit=None))
+
+
+def finished(folder: Path, algo: str, seed: int, status: str | None = "finished", **changes: Any) -> Path:
+    """A run whose last response names it."""
+    name = f"{algo}-s{seed}-" + "-".join(map(str, changes.values()))
+    samples = [{"step": step, "prompt": "p", "response": f"{algo}{seed}", "reference": "r"} for step in (0, 2)]
+    return write_run(folder, name, config(algo, seed, **changes), rows([0, 1], [0, 1]), status=status, samples=samples)
+
+
+def test_runs_that_no_report_would_take_are_left_out_by_name(tmp_path: Path) -> None:
+    for seed, status in ((0, "finished"), (1, None), (2, "finished"), (3, "finished")):
+        finished(tmp_path, "apa", seed, status)
+    (tmp_path / "apa-s2-" / "metrics.jsonl").write_text("")
+    (tmp_path / "apa-s3-" / "config.yaml").write_text("")
+    good = answers(tmp_path / "good.jsonl", {"p": "x"})
+    apa, _ = read_models([f"apa={tmp_path}/apa-*", f"good={good}"])
+    assert [source.seed for source in apa.sources] == [0]
+    reasons = [line.split(": ", 1)[1] for line in apa.left_out]
+    assert reasons[0].startswith("no summary.json: still running, or killed")
+    assert reasons[0].endswith("(--include-unfinished takes it in)")
+    assert reasons[1:] == ["metrics.jsonl is empty", "config.yaml is empty"]
+    apa, _ = read_models([f"apa={tmp_path}/apa-*", f"good={good}"], include_unfinished=True)
+    assert [source.seed for source in apa.sources] == [0, 1] and len(apa.left_out) == 2
+    with pytest.raises(WinrateError, match=r"^apa: no finished run: .*apa-s1-/samples.jsonl: no summary.json"):
+        read_models([f"apa={tmp_path}/apa-s1-/samples.jsonl", f"good={good}"])
+
+
+def test_runs_of_several_settings_or_of_one_seed_are_no_seeds(tmp_path: Path) -> None:
+    for lam in (0.1, 0.2):
+        finished(tmp_path, "apa", 0, algo__lam=lam)
+    finished(tmp_path / "other", "apa", 0, algo__lam=0.1)
+    good = answers(tmp_path / "good.jsonl", {"p": "x"})
+    with pytest.raises(WinrateError, match=r"^apa: its 2 runs are not of one setting: algo.lam is 0.1 or 0.2; give"):
+        read_models([f"apa={tmp_path}/apa-*", f"good={good}"])
+    with pytest.raises(WinrateError, match="are both of seed 0; give one of them"):
+        read_models([f"apa={tmp_path}/apa-*0.1,{tmp_path}/other/apa-*", f"good={good}"])
+    finished(tmp_path, "ppo", 1)
+    sft, _ = read_models([f"sft={tmp_path}/ppo-*@first,{tmp_path}/apa-*0.1@first", f"good={good}"])
+    assert [source.seed for source in sft.sources] == [1, 0]  # before RL it is one policy, whatever comes after
+
+
+def test_runs_meet_by_seed(tmp_path: Path) -> None:
+    for seed in (0, 2, 10):
+        finished(tmp_path, "apa", seed)
+    for seed in (10, 0, 100):
+        finished(tmp_path, "ppo", seed)
+    for seed in (5, 6, 7):
+        finished(tmp_path, "awr", seed)
+    models = read_models([f"{algo}={tmp_path}/{algo}-*" for algo in ("apa", "ppo", "awr")])
+    pairs = [("apa", "ppo"), ("apa", "awr")]
+    made = make_comparisons(models, pairs, match_prompts(models, {}, needs_reference=True, limit=None))
+    met = [(one.seed, one.answer_a.response, one.answer_b.response) for one in made]
+    assert met[:2] == [(0, "apa0", "ppo0"), (10, "apa10", "ppo10")]
+    assert met[2:] == [(0, "apa0", "awr5"), (1, "apa10", "awr6"), (2, "apa2", "awr7")]  # in the order of their names
+    assert meeting_notes(models, pairs) == [
+        "apa vs ppo: not the same seeds; left out without a counterpart: 2 of apa, 100 of ppo",
+        "apa vs awr: no seed in common; in the order given 0 with 5, 10 with 6, 2 with 7",
+    ]
+    assert meeting_notes(models[:1] * 2, [("apa", "apa")]) == []
 
 
 def test_pairs_by_name(tmp_path: Path) -> None:
