@@ -24,7 +24,7 @@ reward_model.steps=120 reward_model.eval_every=30 reward_model.warmup_steps=10
 reward_model.learning_rate=1e-3 reward_model.weight_decay=0.1
 """
 
-pytestmark = [pytest.mark.slow, pytest.mark.skipif(not PAIRS.exists(), reason=f"{PAIRS} is not there")]
+pytestmark = pytest.mark.slow
 
 
 def small_network(folder: Path) -> Path:

@@ -187,6 +187,7 @@ def wide(tmp_path_factory):
     return save_model(model, TOKENIZER, tmp_path_factory.mktemp("quantised") / "llama")
 
 
+@pytest.mark.slow  # and not in the default tier, whose installation leaves bitsandbytes out
 @pytest.mark.parametrize(("weights", "off"), [("int8", 0.02), ("int4", 0.3)])
 def test_near_the_original_and_adapters_off_exactly_the_loaded_one(wide, weights, off):
     whole, _ = load_pretrained(wide)
@@ -205,6 +206,7 @@ def test_near_the_original_and_adapters_off_exactly_the_loaded_one(wide, weights
     assert (models.policy_logits(features) - reference)[rollouts.mask].abs().max() > 0.05
 
 
+@pytest.mark.slow  # and not in the default tier, whose installation leaves bitsandbytes out
 @pytest.mark.parametrize("weights", ["int8", "int4"])
 def test_a_text_does_not_depend_on_its_neighbours(wide, weights):
     model, _ = load_pretrained(wide, Held(weights))
@@ -215,6 +217,7 @@ def test_a_text_does_not_depend_on_its_neighbours(wide, weights):
     torch.testing.assert_close(together[1], alone[0], atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.slow  # and not in the default tier, whose installation leaves bitsandbytes out
 @pytest.mark.parametrize("weights", ["int8", "int4"])
 def test_it_trains_and_is_saved_whole(wide, weights, tmp_path):
     model, _ = load_pretrained(wide, Held(weights))
