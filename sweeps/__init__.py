@@ -44,6 +44,8 @@ def register(overrides: Sequence[str] | None = None, sweep_files: Path = Path(__
 
         named = overrides is None or any(file.stem in text for text in overrides)
         node = OmegaConf.load(file) if named else {}
+        if any(text.startswith("debug=") and text != "debug=null" for text in overrides or ()):
+            node.pop("sweep_name", None)  # debug's own: its runs are none of the figure's
         store.store(group="sweep", name=file.stem, node=node, package="_global_", provider="sweeps")
         if not named:
             stored = store.repo["sweep"]

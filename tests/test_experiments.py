@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import re
+import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -185,6 +188,17 @@ def test_a_figures_file_says_what_it_remakes_and_all_its_runs_compose(file):
         stage = [f"stage={content['stage']['name']}"] if "stage" in content else []
         run = config(*overrides, *stage)
         assert run.hardware.device == ("cpu" if file.stem.startswith("demo") else "cuda")
+
+
+def test_runs_for_debugging_are_none_of_the_figures(tmp_path):
+    words = [sys.executable, str(SWEEPS.parent / "main.py"), "--cfg", "job", "+sweep=figure_8"]
+    names = [
+        re.findall(
+            r"^sweep_name: (\w+)$", subprocess.run(line, capture_output=True, text=True, cwd=tmp_path).stdout, re.M
+        )
+        for line in (words, [*words, "debug=one_step"])
+    ]
+    assert names == [["figure_8"], ["debug"]]
 
 
 def test_every_experiment_of_the_paper_is_here():

@@ -68,6 +68,9 @@ def assemble(config: DatasetConfig, form: Form) -> TextData:
     held_out = _held_out_keys(given, config.seed)
     sides = _sides(pairs, held_out, f"{config.seed} order")
     train, test = (side.at_most(form.max_pairs_per_prompt) for side in sides)
+    if not len(train.index) and not len(test.index):
+        named = f"dataset.hub={config.hub}" if config.path is None else f"dataset.path={config.path}"
+        raise DataError(f"{named}: has no pair of answers; give it some rows")
     make = preferred
     answer_sides: Sequence[Side] = (train, test)
     if answers is not None:

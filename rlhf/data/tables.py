@@ -98,9 +98,10 @@ class BadRows:
         """A table's own, which refuse the data where there are too many."""
         bad = self.elsewhere + dropped.malformed
         if dropped.malformed and bad > self.allowed:
+            one_more = min(max(self.allowed - self.elsewhere, 0), len(dropped.named) - 1)
             others = f" ({bad} malformed rows so far)" if bad > 1 else ""
             raise DataError(
-                f"{dropped.named[0]}; mend or drop it, or raise dataset.max_bad_rows={self.allowed}{others}"
+                f"{dropped.named[one_more]}; mend or drop it, or raise dataset.max_bad_rows={self.allowed}{others}"
             )
 
 
@@ -115,7 +116,7 @@ def table_of(
     """The examples that `parse` finds in the rows of `part`, from the cache if they are there.
 
     Raises:
-        DataError: more rows are malformed than may be; the first of them is named.
+        DataError: more rows are malformed than may be; the one too many is named.
     """
     folder = _cache_folder(part, kind, form)
     try:

@@ -86,7 +86,7 @@ def test_malformed_rows_are_skipped_and_counted_as_far_as_allowed(tmp_path: Path
     packed = tmp_path / "pairs.jsonl.gz"
     packed.write_bytes(gzip.compress(path.read_bytes()))
     for file in (path, packed):
-        with pytest.raises(DataError, match=rf"^{file}:11: .*dataset.max_bad_rows=4 \(5 malformed rows so far\)$"):
+        with pytest.raises(DataError, match=rf"^{file}:15: .*dataset.max_bad_rows=4 \(5 malformed rows so far\)$"):
             load("hh", file, max_bad_rows=4)
         data = load("hh", file, max_bad_rows=5)
         assert len(data.pairs) + len(data.test_sft) == 20 and data.dropped.malformed == 5
@@ -103,6 +103,13 @@ def test_malformed_rows_are_skipped_and_counted_as_far_as_allowed(tmp_path: Path
     data = load("hh", tmp_path / "pairs.parquet", max_bad_rows=2)
     places = [f"{tmp_path / 'pairs.parquet'}, row 11", f"{tmp_path / 'pairs.parquet'}, row 12"]
     assert [named.split(": ")[0] for named in data.dropped.named] == places
+
+
+@pytest.mark.parametrize("rows", [[], [{"prompt": " ", "chosen": "a", "rejected": "b"}]])
+def test_a_file_without_a_pair_is_named(tmp_path: Path, rows: list[dict[str, str]]):
+    path = write(tmp_path / "pairs.jsonl", *rows)
+    with pytest.raises(DataError, match=rf"^dataset.path={path}: has no pair of answers; "):
+        load("hh", path)
 
 
 def test_both_parts_and_both_tables_share_what_may_be_malformed(tmp_path: Path):
@@ -240,10 +247,9 @@ def test_a_file_that_has_changed_is_read_again(tmp_path: Path):
     }
 
 
-@pytest.mark.parametrize("rows", [[], [{"prompt": " ", "chosen": "a", "rejected": "b"}], dialogues(1)])
-def test_too_few_rows_are_refused_in_one_line(tmp_path: Path, rows: list[dict[str, str]]):
+def test_too_few_rows_are_refused_in_one_line(tmp_path: Path):
     with pytest.raises(DataError, match=r"^dataset.num_\w+.*: the data has (none|0 of them); \S.*$"):
-        load("hh", write(tmp_path / "a.jsonl", *rows))
+        load("hh", write(tmp_path / "a.jsonl", *dialogues(1)))
 
 
 def test_a_cache_that_cannot_be_written_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
