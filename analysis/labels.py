@@ -18,7 +18,6 @@ _NOT_COMPARED = (
     "hardware.runs_per_gpu",
 )
 _NOT_COMPARED += (
-    "reward.batch_size",
     "reward.retries",
     "reward.timeout_seconds",
     "evaluation.samples",

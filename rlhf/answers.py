@@ -19,13 +19,16 @@ from transformers import PreTrainedTokenizerBase
 from rlhf.batches import Rollouts, pad
 from rlhf.checkpoint import flush_to_disk
 from rlhf.config import RunConfig
-from rlhf.config.identity import REVISION, fingerprint, identifying
+from rlhf.config.identity import REVISION, UNREAD_OF_DATASET, fingerprint, identifying, without
 from rlhf.data.examples import Demonstration, Preference
 from rlhf.data.tokenize import answer_tokens, decode, encode_prompts, pad_id
 from rlhf.distributed import first_says
 
 CHUNK = 256
 """Answers scored between two writes: what an interruption can lose."""
+
+UNREAD_OF_REWARD = ("scale", "clip", "baseline")
+"""What the loop does with scores."""
 
 
 class Answers:
@@ -93,13 +96,14 @@ def scores_file(config: RunConfig, reward_model: Path | None, answers: Answers) 
         reward_model: folder of its weights; None where it has none.
     """
     hardware = config.hardware
+    references = without(identifying(config.dataset), UNREAD_OF_DATASET["reward_model"])
     depends_on = {
         "revision": REVISION,
-        "dataset": identifying(config.dataset),
-        "reward": identifying(config.reward),
+        "reward": without(identifying(config.reward), UNREAD_OF_REWARD),
         "reward_model": None if reward_model is None else fingerprint(str(reward_model)),
-        "answers": answers.fingerprint(),
-        "hardware": [hardware.device, hardware.precision, hardware.threads],
+        "references": None if config.reward.normalize == "none" else references,
+        "answers": first_says(answers.fingerprint),  # which reads all of them
+        "hardware": [hardware.device, hardware.threads, hardware.ranks],
     }
     key = hashlib.sha256(json.dumps(depends_on, sort_keys=True).encode()).hexdigest()[:16]
     return Path(config.cache_dir) / "scores" / f"{key}.npz"

@@ -56,7 +56,7 @@ def ilql_update(
             set_learning_rate(optimizer, schedule_factor(step, total_steps, 0, settings.schedule))
             norms = clip_and_step(optimizer, network, settings.max_grad_norm, step, models.scaler)
             step += 1
-            if step % algo.sync_every == 0:
+            if norms and step % algo.sync_every == 0:  # not where overflow left the heads as they were
                 heads.sync(algo.polyak)
             if norms:
                 metrics["grad_norm"] = norms["policy"]

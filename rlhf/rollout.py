@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
+from transformers import DynamicCache, PreTrainedTokenizerBase
 
 from rlhf.batches import PromptBatch, Rollouts
 from rlhf.data.tokenize import decode, eos_id, pad_id
@@ -35,6 +35,24 @@ def inverse_cdf(probabilities: Tensor, uniforms: Tensor) -> Tensor:
     threshold = uniforms.unsqueeze(-1) * cumulative[:, -1:]
     tokens = torch.searchsorted(cumulative, threshold, right=True).squeeze(-1)
     return tokens.clamp(max=probabilities.shape[-1] - 1)
+
+
+class _ShortCache(DynamicCache):
+    """Keys and values in what autocast computes attention in; the model's own cache takes the keys' float32, which
+    rotary positions on a float32 residual stream make of them, for both."""
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        dtype = torch.get_autocast_dtype(key_states.device.type)
+        return super().update(key_states.to(dtype), value_states.to(dtype), layer_idx, *args, **kwargs)
+
+
+def _short_cache(model: object, device: torch.device) -> DynamicCache | None:
+    """None, for the model to make its own, where nothing is computed in fewer bits."""
+    if not torch.is_autocast_enabled(device.type):
+        return None
+    return _ShortCache(config=getattr(model, "config", None))
 
 
 @torch.no_grad()
@@ -66,7 +84,7 @@ def sample(
     mask = torch.cat([prompt_mask, torch.ones_like(uniforms, dtype=torch.bool)], 1).long()
     positions = positions_of(mask.bool())
     start = prompt_ids.shape[1]
-    ids, cache = prompt_ids, None
+    ids, cache = prompt_ids, _short_cache(model, prompt_ids.device)
     for t in range(width):
         seen = start + t
         arguments: dict[str, Any] = {"logits_to_keep": 1, "use_cache": True}

@@ -223,6 +223,8 @@ def _overwrites(folder: Path) -> int:
 def _set_up_torch(config: RunConfig) -> None:
     if config.hardware.device == "cuda" and not torch.cuda.is_available():
         raise RunError("hardware.device: cuda, but torch finds no CUDA device here; use hardware=cpu")
+    if config.hardware.device == "cuda":
+        torch.cuda.reset_peak_memory_stats()  # of an input run in this process
     torch.set_num_threads(config.hardware.threads)
     torch.use_deterministic_algorithms(config.hardware.device == "cpu")
     transformers.utils.logging.set_verbosity_error()
@@ -265,7 +267,7 @@ def _summary(context: RunContext, provenance: dict[str, Any], status: str) -> di
         "status": status,
         "run_id": run_id(context.config),
         "wall_seconds": context.seconds(),
-        "peak_memory_mb": _peak_memory_mb(),
+        **peak_memory(context.device),
         "finished_at": time.time(),
         **provenance,
     }
@@ -285,9 +287,13 @@ def _write_whole(path: Path, text: str) -> None:
     temporary.replace(path)
 
 
-def _peak_memory_mb() -> float:
+def peak_memory(device: torch.device) -> dict[str, float]:
+    """The process's own, and that of its GPU's tensors where it has one."""
     bytes_per_unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * bytes_per_unit / 2**20
+    found = {"peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * bytes_per_unit / 2**20}
+    if device.type == "cuda":
+        found["peak_gpu_memory_mb"] = torch.cuda.max_memory_allocated(device) / 2**20
+    return found
 
 
 def _cpu_name() -> str:

@@ -208,10 +208,22 @@ def test_scores_are_shared_by_all_that_does_not_change_them(tmp_path):
     plain = file("algo=awr")
     assert plain.parent == tmp_path / "scores"
     assert file("algo=ilql", "seed=7", "optimization.epochs=1", "reward.missing_eos_score=-2") == plain
-    others = {file("reward.missing_eos_score=-1"), file("dataset.seed=1"), file("hardware.threads=7"), plain}
-    others |= {file(of=some_answers(4)), file(of=some_answers(3, max_new_tokens=5))}
+    unread = ("reward.scale=none", "reward.clip=3", "hardware.precision=bf16", "rollout.batch_size=8")
+    unread += ("dataset.num_eval_prompts=6", "dataset.kl_budgets=[1]", "dataset.stop_strings=[x]", "dataset.seed=1")
+    assert all(file("algo=awr", one) == plain for one in unread)
+    others = {file("algo=awr", "reward.missing_eos_score=-1"), file("algo=awr", "hardware.threads=7"), plain}
+    others |= {file("algo=awr", one) for one in ("reward.batch_size=3", "hardware.ranks=2")}
+    others |= {file("algo=awr", "reward.normalize=mean", one) for one in ("dataset.seed=0", "dataset.seed=1")}
+    others |= {file("algo=awr", of=other) for other in (some_answers(4), some_answers(3, max_new_tokens=5))}
     (tmp_path / "weights").write_text("other weights of the reward model")
-    assert len({*others, file("algo=awr")}) == 7
+    assert len({*others, file("algo=awr")}) == 10
+
+
+def test_one_rank_alone_reads_all_answers_for_their_fingerprint(tmp_path, monkeypatch):
+    monkeypatch.setattr(rlhf.answers, "first_says", lambda function: "what rank 0 said")
+    monkeypatch.setattr(Answers, "fingerprint", lambda answers: pytest.fail("another rank has read them"))
+    run = config("stage=offline", "algo=awr", f"cache_dir={tmp_path}")
+    assert scores_file(run, None, some_answers(3)) == scores_file(run, None, some_answers(4))
 
 
 # --- values --------------------------------------------------------------------------------------------------------
@@ -361,7 +373,7 @@ def test_a_signal_while_answers_are_scored_keeps_what_is_scored(
     never_stopped, monkeypatch, tmp_path, cache, small_chunks
 ):
     never_stopped("awr", *OFFLINE)
-    settings = ("awr", *OFFLINE, "dataset.num_eval_prompts=6")  # scores of its own
+    settings = ("awr", *OFFLINE, "reward.missing_eos_score=-9")  # scores of its own
     run, put = tiny(tmp_path, cache, *settings), rlhf.answers._put
 
     def stopping(partial: Path, first: int, scores: Tensor) -> None:

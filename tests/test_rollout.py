@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -14,10 +15,21 @@ from transformers import PreTrainedTokenizerFast
 
 from rlhf.batches import PromptBatch, pad
 from rlhf.masked import token_logprobs
+from rlhf.models.held import hold
 from rlhf.models.loading import word_tokenizer
 from rlhf.random import generator, sampling_uniforms
 from rlhf.rollout import generate, inverse_cdf, read_responses, sample
-from tests.helpers import ARCHITECTURES, EOS, PAD, VOCAB, plain_logprobs, policy_models, tiny_model, unpadded
+from tests.helpers import (
+    ARCHITECTURES,
+    EOS,
+    PAD,
+    VOCAB,
+    plain_logprobs,
+    policy_models,
+    random_rollouts,
+    tiny_model,
+    unpadded,
+)
 
 WORDS = [f"w{i:02}" for i in range(VOCAB - 3)]
 """With [PAD], [EOS] and [UNK] a vocabulary as large as the tiny models'; token 3 + i is the word wi."""
@@ -231,3 +243,33 @@ def test_a_stop_string_ends_a_rollout():
     assert rollouts.ended.tolist() == [True, False]
     assert rollouts.responses == [" yes", " no" * 8]
     assert bool((rollouts.sampler_logprobs[0, 5:] == 0).all())
+
+
+# --- in fewer bits -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("precision", "dtype"), [("bf16", torch.bfloat16), ("fp16", torch.float16), ("fp32", None)])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_keys_and_values_are_kept_in_the_precision(architecture, precision, dtype):
+    """Of held weights, whose residual stream is float32: rotary positions make float32 keys of it."""
+    model = tiny_model(architecture).bfloat16() if precision == "bf16" else tiny_model(architecture)
+    hold(model)
+    models, caches = policy_models(model, "lora", precision=precision), []
+    ids, mask = pad(random_prompts(3), PAD, left=True)
+    with models.sampling() as sampler:
+
+        def watched(**arguments):
+            output = sampler(**arguments)
+            caches.append(output.past_key_values)
+            return output
+
+        tokens, logprobs = sample(
+            watched, ids, mask, sampling_uniforms(0, "cache", 0, 3, 4), eos_id=VOCAB, pad_id=PAD, temperature=1.0
+        )
+    assert len(caches) == 4 and all(cache is caches[0] for cache in caches)
+    kept = {tensor.dtype for layer in caches[0].layers for tensor in (layer.keys, layer.values)}
+    assert kept == {dtype or torch.float32}
+    rollouts = replace(random_rollouts([1] * 3, [4] * 3), prompt_ids=ids, prompt_mask=mask, response_ids=tokens)
+    with torch.no_grad():
+        expected = token_logprobs(models.policy_logits(models.features(rollouts)), tokens)
+    torch.testing.assert_close(logprobs, expected, atol=1e-5 if dtype is None else 0.1, rtol=0.0)

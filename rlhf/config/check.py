@@ -283,15 +283,22 @@ def _fsdp(config: RunConfig) -> list[str]:
         problems.append("hardware.sharding: fsdp shares weights among ranks; hardware.ranks is 1")
     if config.model.frozen_weights in ("int8", "int4"):
         problems.append("hardware.sharding: fsdp cannot cut up int8 or int4; use model.frozen_weights=bfloat16")
-    if config.stage.name in RL_STAGES and config.model.train.mode != "all":
-        problems.append(
-            f"hardware.sharding: fsdp is for model.train.mode=all; {config.model.train.mode} trains little, use none"
-        )
+    section, train = _trained(config)
+    if train.mode != "all":
+        problems.append(f"hardware.sharding: fsdp is for {section}.mode=all; {train.mode} trains little, use none")
     if isinstance(config.algo, ILQLConfig) or not config.offline.refresh_values:
         problems.append("hardware.sharding: fsdp knows neither ilql nor offline.refresh_values=false; use none")
     if config.checkpoint.save_final == "trained":
         problems.append("hardware.sharding: fsdp trains the whole policy; use checkpoint.save_final=full")
     return problems
+
+
+def _trained(config: RunConfig) -> tuple[str, TrainableConfig]:
+    """Which parameters the stage itself trains, and what says so; its input runs are configs of their own."""
+    stages = {"sft": config.sft.train, "reward_model": config.reward_model.train}
+    if config.stage.name in stages:
+        return f"{config.stage.name}.train", stages[config.stage.name]
+    return "model.train", config.model.train
 
 
 def _slurm(config: RunConfig) -> list[str]:

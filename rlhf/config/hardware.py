@@ -46,7 +46,9 @@ class HardwareConfig:
     gradient_checkpointing: bool = setting("compute activations again in the backward pass instead of keeping them")
     ranks: int = setting("processes of one run that share its batches (torch.distributed)", low=1)
     sharding: str = setting(
-        "each rank holds all weights, or a part of each block's (fully_shard)", choices=("none", "fsdp")
+        "each rank holds all weights, or a part of each block's (fully_shard); runs before RL that do not train all "
+        "weights run as with none",
+        choices=("none", "fsdp"),
     )
     threads: int = setting(
         "torch threads of each rank; part of a run's identity, since another number gives other bits", low=1

@@ -6,11 +6,13 @@ import dataclasses
 import functools
 import hashlib
 import json
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 from rlhf.config import RL_STAGES, CheckpointConfig, ILQLConfig, RunConfig, StageConfig
 from rlhf.config.build import build_config, config_to_mapping
+from rlhf.config.sizes import forward_rows
 
 REVISION = 1
 """Raised whenever code changes results under the same config: cached inputs and finished runs then no longer match."""
@@ -25,8 +27,26 @@ END_BYTES = 2**20
 # The stages that ask the reward for scores.
 SCORING_STAGES = (*RL_STAGES, "evaluate")
 
-# The sections of a RunConfig that an evaluation of a given policy never reads; but ILQL's sampler has options in algo.
-_UNREAD_BY_EVALUATE = ("seed", "algo", "value", "offline", "advantages", "optimization", "checkpoint")
+# Options of ILQL that its sampler has.
+_ILQL_SAMPLER = {"name", "top_k", "betas"}
+
+# Sections and options that a stage never reads; those that its input runs read are not among them. Of `optimization`
+# an evaluation reads how many responses a forward pass has, which `_identity` puts in.
+UNREAD = {
+    "online": {"offline"},
+    "offline": set[str](),
+    "evaluate": {
+        *("seed", "value", "offline", "advantages", "optimization", "checkpoint"),
+        *("rollout.iterations", "rollout.num_responses"),
+        *("reward.scale", "reward.clip", "reward.baseline"),
+        *("evaluation.eval_every", "evaluation.released_k3", "dataset.kl_budgets", "hardware.sharding"),
+        *(f"model.train.{option}" for option in ("last_k", "lora_rank", "lora_alpha", "lora_targets")),
+        "model.train.merge_adapters",
+    },
+}
+
+# What an evaluation reads for its input runs alone.
+_READ_FOR_INPUTS = {"hardware.gradient_checkpointing", "hardware.input_threads"}
 
 # The sections of a RunConfig that can change what a stage before RL makes.
 _INPUT_SECTIONS = ("stage", "dataset", "model", "hardware")
@@ -90,7 +110,12 @@ def input_runs(config: RunConfig) -> list[RunConfig]:
                 checkpoint_every=config.checkpoint.checkpoint_every,
                 save_final="full",
             ),
-            hardware=dataclasses.replace(config.hardware, threads=config.hardware.input_threads),
+            hardware=dataclasses.replace(
+                config.hardware,
+                threads=config.hardware.input_threads,
+                # What trains little has little to share, and runs whole.
+                sharding=config.hardware.sharding if getattr(config, stage).train.mode == "all" else "none",
+            ),
             tracking=dataclasses.replace(config.tracking, wandb="off"),
         )
         for stage in stages
@@ -102,23 +127,31 @@ def _identity(config: RunConfig) -> dict[str, Any]:
     # By way of build_config, so that a float field holds a float (1 and 1.0 are one run) however it was made.
     identity = identifying(build_config(config_to_mapping(config)))
     stage = config.stage.name
+    inputs = {run.stage.name for run in input_runs(config)}
     if stage in SCORING_STAGES:
-        inputs = {run.stage.name for run in input_runs(config)}
-        unused = {"sft", "reward_model"} - inputs
-        if stage == "evaluate":
-            unused |= {*_UNREAD_BY_EVALUATE} - ({"algo"} if isinstance(config.algo, ILQLConfig) else set())
-        if stage != "offline":
-            unused |= {"offline"}
-        return {name: value for name, value in identity.items() if name not in unused}
-    sections = [*_INPUT_SECTIONS]
-    if stage == "sft" or config.model.sft:
-        sections.append("sft")
-    if stage == "reward_model":
-        sections.append("reward_model")
-    kept = {name: identity[name] for name in sections}
-    kept["model"] = {name: value for name, value in kept["model"].items() if name != "train"}
-    unread = UNREAD_OF_DATASET[stage]
-    kept["dataset"] = {name: value for name, value in kept["dataset"].items() if name not in unread}
+        unread = UNREAD[stage] | ({"sft", "reward_model"} - inputs)
+    else:
+        unread = {*identity} - {*_INPUT_SECTIONS, stage, *inputs} | {"model.train"}
+        unread |= {f"dataset.{option}" for option in UNREAD_OF_DATASET[stage]}
+    if stage == "evaluate":
+        unread |= set() if inputs else _READ_FOR_INPUTS
+        unread |= {f"algo.{option}" for option in {*identity["algo"]} - _ILQL_SAMPLER}
+        unread |= set() if isinstance(config.algo, ILQLConfig) else {"algo"}
+    kept = without(identity, unread)
+    if stage == "evaluate":
+        kept["forward_rows"] = forward_rows(config)
+    if stage != "sft" and not config.model.sft and config.model.source == "random":
+        kept["sft"] = {"seed": identity["sft"]["seed"]}  # which the weights are drawn from
+    return kept
+
+
+def without(identity: dict[str, Any], paths: Collection[str]) -> dict[str, Any]:
+    """`identity` but for the sections and options at the dotted `paths`."""
+    kept = {}
+    for name, value in identity.items():
+        inner = [path.removeprefix(f"{name}.") for path in paths if path.startswith(f"{name}.")]
+        if name not in paths:
+            kept[name] = without(value, inner) if inner else value
     return kept
 
 

@@ -28,7 +28,7 @@ class RewardConfig:
     suffix: str = setting("put behind a text that is scored, as an EOS written out; empty: its tokenizer's EOS")
     max_tokens: int | None = setting("longer texts are cut on the left; null: what max_total_length leaves", low=1)
     precision: str = setting("how the reward model's weights are held", choices=("fp32", "bf16", "fp16"))
-    batch_size: int = setting("texts scored at once", low=1, identity=False)
+    batch_size: int = setting("texts scored at once; how far they are padded can change a score's last bits", low=1)
     url: str | None = setting("where name=http posts its texts")
     timeout_seconds: float = setting("longest wait for an answer of `url`", above=0, identity=False)
     retries: int = setting("further tries of a request that failed", low=0, identity=False)
@@ -45,5 +45,6 @@ class RewardConfig:
     )
     clip: float | None = setting("scores are clipped to +- this after scaling; null: not", above=0)
     baseline: str = setting(
-        "subtract nothing, or the score of the prompt's reference answer", choices=("none", "reference")
+        "subtract nothing, or the score of the prompt's reference answer; not from missing_eos_score",
+        choices=("none", "reference"),
     )

@@ -7,10 +7,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from rlhf.batches import Rollouts
 from rlhf.config import TrainableConfig, ValueConfig
@@ -50,7 +52,7 @@ class PolicyModels(ABC):
 
     `policy_parameters` and `value_parameters` are the trained parameters by name; where the value head sits on the
     policy it is among the former and the latter is empty. They are float32; with precision bf16 or fp16 every
-    forward pass runs under autocast.
+    forward pass runs under autocast, but for the heads.
     """
 
     policy_parameters: Parameters
@@ -109,10 +111,10 @@ class PolicyModels(ABC):
     def _value_hidden(self, features: Features) -> Tensor: ...
 
     @contextlib.contextmanager
-    def sampling(self) -> Iterator[PreTrainedModel]:
+    def sampling(self) -> Iterator[Sampler]:
         """The policy for `rollout.sample`, without gradient."""
         with torch.no_grad(), self._autocast():
-            yield self.sampler
+            yield Sampler(self.sampler)
 
     def features(self, rollouts: Rollouts) -> Features:
         """What the frozen part makes of prompts and responses; computed once per rollout."""
@@ -148,7 +150,7 @@ class PolicyModels(ABC):
         """As `policy_logits`, and the (B, T, d) hidden states before the response tokens that they are made of."""
         with self._autocast():
             hidden = before_response(self._policy_hidden(features), features)
-            return self.language_head(hidden) / self.temperature, hidden
+        return float32_logits(self.language_head, hidden) / self.temperature, hidden
 
     def named_parameters(self) -> Parameters:
         """Every trained parameter: what a checkpoint keeps."""
@@ -157,7 +159,7 @@ class PolicyModels(ABC):
     def _logits(self, hidden_of: Callable[[Features], Tensor], features: Features) -> Tensor:
         with self._autocast():
             hidden = before_response(hidden_of(features), features)
-            return self.language_head(hidden) / self.temperature
+        return float32_logits(self.language_head, hidden) / self.temperature
 
     def _autocast(self) -> torch.autocast:
         return autocast(self.device, self.precision)
@@ -172,6 +174,35 @@ class PolicyModels(ABC):
 def before_response(hidden: Tensor, features: Features) -> Tensor:
     """Hidden states that predict the response tokens: (B, L, d) -> (B, T, d), contiguous (bf16 heads are slow else)."""
     return hidden[:, features.prompt_width - 1 : -1].contiguous()
+
+
+def float32_logits(head: nn.Module, hidden: Tensor) -> Tensor:
+    """A language head in float32 under any autocast: (..., d) -> (..., V).
+
+    bfloat16 has steps of 0.06 at a logit of 10, which no small KL and no probability ratio survives.
+    """
+    with torch.autocast(hidden.device.type, enabled=False):
+        return head(hidden.float())
+
+
+class Sampler(nn.Module):
+    """A causal language model as `rollout.sample` calls it, with `float32_logits`."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        super().__init__()
+        self.model = model
+        self.config = model.config
+
+    def forward(self, logits_to_keep: int = 0, **arguments: Any) -> CausalLMOutputWithPast:
+        """`hidden_states` are those that the logits are made of, alone."""
+        output = self.model.base_model(**arguments)
+        hidden = output.last_hidden_state[:, -logits_to_keep:]
+        logits: Any = float32_logits(language_head(self.model), hidden)
+        return CausalLMOutputWithPast(
+            logits=logits,
+            past_key_values=output.past_key_values,
+            hidden_states=(hidden,),  # type: ignore[arg-type]
+        )
 
 
 def run_base(base: nn.Module, features: Features, hidden: Tensor | None) -> Tensor:

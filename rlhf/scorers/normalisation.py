@@ -59,7 +59,8 @@ def reference_answers(data: TextData, seed: int) -> list[Demonstration]:
 
 
 def _drawn(examples: Sequence[Demonstration], seed: int) -> list[Demonstration]:
-    """One by one, since a large set lies on the disk."""
-    order = endless_order(seed, "references", 0, len(examples), len(examples)).tolist()
-    answered = (example for i in order if (example := examples[i]).response)
+    """One by one, since a large set lies on the disk; a list of all places would be larger than the tensor by far."""
+    order = endless_order(seed, "references", 0, len(examples), len(examples))
+    places = itertools.chain.from_iterable(part.tolist() for part in order.split(NUM_REFERENCES))
+    answered = (example for i in places if (example := examples[i]).response)
     return list(itertools.islice(answered, NUM_REFERENCES))

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from rlhf.answers import Answers, scored_once, scores_file
 from rlhf.batches import ILQLBatch, Rollouts
@@ -46,6 +47,7 @@ class Untrained:
 
     models: PolicyModels
     initial: Mapping[str, Tensor]
+    """On the CPU, this rank's part where they are sharded: a GPU holds the network twice in a measurement alone."""
 
     @torch.no_grad()
     def values(self, measured: Measured, mask: Tensor, micro_batch_size: int) -> Tensor:
@@ -59,13 +61,15 @@ class Untrained:
 
 def _untrained_values(models: PolicyModels) -> Untrained:
     parameters = models.value_parameters or models.policy_parameters  # the latter hold a head on the policy
-    return Untrained(models, {name: parameter.detach().clone() for name, parameter in parameters.items()})
+    return Untrained(
+        models, {name: _own_part(parameter).to("cpu", copy=True) for name, parameter in parameters.items()}
+    )
 
 
 @contextlib.contextmanager
 def swapped(parameters: Mapping[str, nn.Parameter], tensors: Mapping[str, Tensor]) -> Iterator[None]:
     """The named parameters with other values, until the context ends. In place: sharded ones have no other storage."""
-    now = {name: parameters[name].detach().clone() for name in tensors}
+    now = {name: _own_part(parameters[name]).clone() for name in tensors}
     _copy_into(parameters, tensors)
     try:
         yield
@@ -76,7 +80,13 @@ def swapped(parameters: Mapping[str, nn.Parameter], tensors: Mapping[str, Tensor
 @torch.no_grad()
 def _copy_into(parameters: Mapping[str, nn.Parameter], tensors: Mapping[str, Tensor]) -> None:
     for name, tensor in tensors.items():
-        parameters[name].copy_(tensor)
+        _own_part(parameters[name]).copy_(tensor)
+
+
+@torch.no_grad()
+def _own_part(parameter: Tensor) -> Tensor:
+    """The parameter's own storage, without gradient: all of it, or what this rank holds of a sharded one."""
+    return (parameter.to_local() if isinstance(parameter, DTensor) else parameter).detach()
 
 
 @dataclass(frozen=True)

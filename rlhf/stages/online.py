@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from rlhf.batches import Rollouts
@@ -50,12 +51,18 @@ class Sampled:
         return gathered(part, count)
 
     def scores(self, rollouts: Rollouts, iteration: int) -> Tensor:
-        """(B,) raw scores, less those of the reference answers where reward.baseline asks for it."""
+        """(B,) raw scores, less those of the reference answers where reward.baseline asks for it.
+
+        reward.missing_eos_score stays what it is, whatever the reference.
+        """
         config, scorer, count = self.config, self.setup.scorer, len(rollouts.mask)
         own = rollouts.rows(own_rows(count))
         scores = score_responses(scorer, own, config.reward.missing_eos_score)
         if config.reward.baseline == "reference":
-            scores = scores - scorer.score(own.prompts, own.references)
+            references = scorer.score(own.prompts, own.references)
+            if config.reward.missing_eos_score is not None:
+                references = torch.where(own.ended.cpu(), references, 0.0)
+            scores = scores - references
         return gathered(scores, count)
 
     def scaled(self, scores: Tensor, moments: RunningMoments) -> Tensor:

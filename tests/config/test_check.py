@@ -112,6 +112,8 @@ def test_tells_all_at_once():
         ["reward=http", "reward.url=https://scores.example/v1", "reward.batch_size=3", "reward.normalize=mean"],
         ["reward.path=owner/name", "reward.prefix=x", "reward.suffix=y", "reward.tokenizer=owner/other"],
         ["reward.max_tokens=20", "reward.precision=bf16"],
+        ["hardware.ranks=2", "hardware.sharding=fsdp", "model.train.mode=all", "sft.train.mode=lora"],
+        ["hardware.ranks=2", "hardware.sharding=fsdp", "stage=sft", "model.train.mode=lora"],
     ],
 )
 def test_allows(overrides):

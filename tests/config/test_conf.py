@@ -49,3 +49,11 @@ def test_tuned_settings_lie_between_groups_and_command_line():
 
 def test_debug_wins_over_the_groups():
     assert config("debug=one_step", "model=smollm2_135m").sft.steps == 2
+
+
+@pytest.mark.parametrize("data", ["letters", "hh"])
+def test_one_step_reads_as_few_pairs_of_every_data_set(data):
+    """stage=offline scores both answers of each."""
+    run = config("debug=one_step", f"dataset={data}", *([] if data == "letters" else ["model=smollm2_135m"]))
+    assert run.dataset.num_pairs is not None and run.dataset.num_test_pairs <= 16
+    assert run.rollout.num_responses <= 2 * run.dataset.num_pairs <= 64

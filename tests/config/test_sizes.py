@@ -94,6 +94,14 @@ def test_an_evaluation():
         ),
         (["hardware.ranks=2", "hardware.sharding=fsdp"], "hardware.sharding: fsdp is for model.train.mode=all"),
         (
+            ["hardware.sharding=fsdp", "stage=sft", "sft.train.mode=lora"],
+            "hardware.sharding: fsdp is for sft.train.mode=all; lora trains little, use none",
+        ),
+        (
+            ["hardware.sharding=fsdp", "stage=reward_model", "reward_model.train.mode=last_k"],
+            "hardware.sharding: fsdp is for reward_model.train.mode=all; last_k trains little, use none",
+        ),
+        (
             ["hardware.sharding=fsdp", "hardware.ranks=1", "model.train.mode=all"],
             "hardware.sharding: fsdp shares weights among ranks",
         ),

@@ -152,6 +152,10 @@ def test_tied_embeddings_stay_tied(folders):
 def test_random_weights_are_held_too(tmp_path):
     model, _ = load_base(config("model=tiny").model, ["a", "b"], 16, tmp_path, Held("bfloat16"))
     assert model.get_input_embeddings().weight.dtype == torch.bfloat16
+    whole, _ = load_base(config("model=tiny").model, ["a", "b"], 16, tmp_path)
+    assert len(list(model.buffers())) > 0  # the angles of rotary positions
+    for buffer, expected in zip(model.buffers(), whole.buffers(), strict=True):
+        assert buffer.dtype == expected.dtype and torch.equal(buffer, expected)
 
 
 def test_bitsandbytes_is_named_where_it_is_missing(folders, monkeypatch):

@@ -12,12 +12,14 @@ from peft import PeftModel
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
+from rlhf.kl import exact_kl
 from rlhf.masked import token_logprobs
 from rlhf.models import PolicyModels
 from rlhf.models.base import Features, positions_of, run_base
 from rlhf.models.loading import ModelError, load_pretrained, word_tokenizer
 from rlhf.models.saving import save_model, save_policy
 from rlhf.models.split import split
+from rlhf.precision import AUTOCAST
 from tests.helpers import (
     ARCHITECTURES,
     LAYERS,
@@ -348,3 +350,29 @@ def test_a_lora_policy_without_a_base_on_disk_is_saved_whole(start, tmp_path):
     save_policy(models, TOKENIZER, tmp_path / "final", "full")
     assert not (tmp_path / "final" / "adapter_config.json").exists()
     assert_is_the_policy(load_pretrained(tmp_path / "final")[0], models)
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+@pytest.mark.parametrize("mode", MODES)
+def test_logits_have_the_resolution_of_float32_whatever_the_precision(mode, precision):
+    """A head that has hardly moved moves the KL as it does in float32."""
+    rollouts, kls = random_rollouts(PROMPTS, RESPONSES), {}
+    for computed in ("fp32", precision):
+        models = policy_models(tiny_model(), mode, precision=computed)
+        with torch.no_grad():
+            features = models.features(rollouts)
+            before = models.policy_logits(features)
+            assert torch.equal(before, models.reference_logits(features))
+            with models.sampling() as sampler:
+                sampled = sampler(
+                    input_ids=features.input_ids,
+                    attention_mask=features.mask.long(),
+                    position_ids=positions_of(features.mask),
+                ).logits[:, features.prompt_width - 1 : -1]
+            models.language_head.weight[3] *= 1.02
+            after = models.policy_logits(features)
+        for logits in (before, sampled, after):
+            assert logits.dtype == torch.float32
+            assert computed == "fp32" or not torch.equal(logits, logits.to(AUTOCAST[precision]).float())
+        kls[computed] = float(exact_kl(after, before)[rollouts.mask].sum())
+    assert 1e-6 < kls["fp32"] < 1e-3 and kls[precision] == pytest.approx(kls["fp32"], rel=0.1)
