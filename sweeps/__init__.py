@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from hydra.core.config_store import ConfigNode
@@ -43,7 +43,7 @@ def register(overrides: Sequence[str] | None = None, sweep_files: Path = Path(__
         from omegaconf import OmegaConf
 
         named = overrides is None or any(file.stem in text for text in overrides)
-        node = OmegaConf.load(file) if named else {}
+        node: Any = OmegaConf.load(file) if named else {}
         if any(text.startswith("debug=") and text != "debug=null" for text in overrides or ()):
             node.pop("sweep_name", None)  # debug's own: its runs are none of the figure's
         store.store(group="sweep", name=file.stem, node=node, package="_global_", provider="sweeps")
