@@ -17,6 +17,7 @@ from rlhf.config import (
     TrainableConfig,
 )
 from rlhf.config.build import ConfigError, build_config
+from rlhf.config.check_hardware import divides, rank_problems, slurm_problems
 from rlhf.config.identity import input_runs
 
 # What can stand in a folder's name and in a W&B id.
@@ -64,26 +65,33 @@ def check(config: RunConfig) -> list[str]:
             f"sweep_name: {config.sweep_name!r} is no folder name of letters, digits and . _ - that starts with a "
             "letter or digit"
         )
-    parts = (_batches, _model, _frozen_weights, _dataset, _reward, _algorithm, _stage, _ranks, _slurm, _paths)
+    parts = (
+        _batches,
+        _model,
+        _frozen_weights,
+        _dataset,
+        _reward,
+        _algorithm,
+        _stage,
+        rank_problems,
+        slurm_problems,
+        _paths,
+    )
     return problems + [problem for part in parts for problem in part(config)]
-
-
-def _divides(inner: int, inner_path: str, outer: int, outer_path: str) -> list[str]:
-    return [f"{inner_path}: {inner} does not divide {outer_path} = {outer}"] if outer % inner else []
 
 
 def _batches(config: RunConfig) -> list[str]:
     minibatch = config.optimization.minibatch_size
-    problems = _divides(
+    problems = divides(
         minibatch, "optimization.minibatch_size", config.rollout.num_responses, "rollout.num_responses"
-    ) + _divides(
+    ) + divides(
         config.optimization.micro_batch_size, "optimization.micro_batch_size", minibatch, "optimization.minibatch_size"
     )
     return problems + _supervised(config.sft, "sft") + _supervised(config.reward_model, "reward_model")
 
 
 def _supervised(stage: SupervisedConfig, name: str) -> list[str]:
-    problems = _divides(stage.micro_batch_size, f"{name}.micro_batch_size", stage.batch_size, f"{name}.batch_size")
+    problems = divides(stage.micro_batch_size, f"{name}.micro_batch_size", stage.batch_size, f"{name}.batch_size")
     if stage.warmup_steps >= stage.steps:
         problems.append(f"{name}.warmup_steps: {stage.warmup_steps} is not below {name}.steps = {stage.steps}")
     return problems
@@ -94,7 +102,7 @@ def _model(config: RunConfig) -> list[str]:
     problems = []
     if model.source == "random":
         if model.width % model.num_heads:
-            problems += _divides(model.num_heads, "model.num_heads", model.width, "model.width")
+            problems += divides(model.num_heads, "model.num_heads", model.width, "model.width")
         elif model.width // model.num_heads % 2:
             problems.append(
                 f"model.num_heads: width / num_heads = {model.width // model.num_heads} is odd, and rotary positions "
@@ -250,71 +258,6 @@ def _offline(config: RunConfig) -> list[str]:
         problems.append("offline.refresh_values: ilql has no value network; false is a choice of apa and awr")
     if isinstance(algo, ILQLConfig) and config.hardware.sharding == "fsdp":
         problems.append("hardware.sharding: fsdp does not cut up ilql's heads; use none")
-    return problems
-
-
-def _ranks(config: RunConfig) -> list[str]:
-    hardware, ranks = config.hardware, config.hardware.ranks
-    problems = []
-    if hardware.sharding == "fsdp":
-        problems += _fsdp(config)
-    slurm = hardware.slurm
-    if slurm is not None and slurm.nodes * slurm.tasks_per_node != ranks:
-        problems.append(
-            f"hardware.ranks: {ranks}, but hardware.slurm.nodes x tasks_per_node = "
-            f"{slurm.nodes * slurm.tasks_per_node}; make them equal"
-        )
-    problems += _divides(ranks, "hardware.ranks", config.rollout.num_responses, "rollout.num_responses")
-    for section, path in {"optimization": "minibatch_size", "sft": "batch_size", "reward_model": "batch_size"}.items():
-        settings = getattr(config, section)
-        size, micro = getattr(settings, path), settings.micro_batch_size
-        if size % ranks:
-            problems += _divides(ranks, "hardware.ranks", size, f"{section}.{path}")
-        elif ranks > 1 and micro < size // ranks:  # a larger one is the rank's whole part
-            problems += _divides(
-                micro, f"{section}.micro_batch_size", size // ranks, f"{section}.{path} / hardware.ranks"
-            )
-    return problems
-
-
-def _fsdp(config: RunConfig) -> list[str]:
-    problems = []
-    if config.hardware.ranks == 1:
-        problems.append("hardware.sharding: fsdp shares weights among ranks; hardware.ranks is 1")
-    if config.model.frozen_weights in ("int8", "int4"):
-        problems.append("hardware.sharding: fsdp cannot cut up int8 or int4; use model.frozen_weights=bfloat16")
-    section, train = _trained(config)
-    if train.mode != "all":
-        problems.append(f"hardware.sharding: fsdp is for {section}.mode=all; {train.mode} trains little, use none")
-    if isinstance(config.algo, ILQLConfig) or not config.offline.refresh_values:
-        problems.append("hardware.sharding: fsdp knows neither ilql nor offline.refresh_values=false; use none")
-    if config.checkpoint.save_final == "trained":
-        problems.append("hardware.sharding: fsdp trains the whole policy; use checkpoint.save_final=full")
-    return problems
-
-
-def _trained(config: RunConfig) -> tuple[str, TrainableConfig]:
-    """Which parameters the stage itself trains, and what says so; its input runs are configs of their own."""
-    stages = {"sft": config.sft.train, "reward_model": config.reward_model.train}
-    if config.stage.name in stages:
-        return f"{config.stage.name}.train", stages[config.stage.name]
-    return "model.train", config.model.train
-
-
-def _slurm(config: RunConfig) -> list[str]:
-    slurm, at_a_time = config.hardware.slurm, config.hardware.parallel_runs
-    if slurm is None:
-        return []
-    problems = []
-    if slurm.signal_seconds >= 60 * slurm.time_minutes:
-        problems.append(
-            f"hardware.slurm.signal_seconds: {slurm.signal_seconds} is not below the time limit of "
-            f"{slurm.time_minutes} minutes; every job would be warned as it starts"
-        )
-    if slurm.pack > 1 and slurm.nodes * slurm.tasks_per_node > 1:
-        problems.append("hardware.slurm.pack: runs of several processes have a job each; pack=1")
-    if at_a_time is not None and at_a_time < slurm.pack:
-        problems.append(f"hardware.slurm.pack: {slurm.pack} in a job, and hardware.parallel_runs allows {at_a_time}")
     return problems
 
 
