@@ -27,6 +27,12 @@ signal.signal(signal.SIGHUP, signal.SIG_DFL)
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+@pytest.fixture(autouse=True)
+def no_wandb_service_of_another_file() -> None:
+    """W&B leaves its process's address in the environment, where what tests start would look for it in vain."""
+    os.environ.pop("WANDB_SERVICE", None)
+
+
 @pytest.fixture
 def torchs_switches() -> Iterator[None]:
     """A run sets them for its process, which here is everybody's."""
