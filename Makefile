@@ -13,7 +13,7 @@ format:  ## rewrite files in the project's format
 	ruff check --fix .
 
 test:  ## the default tests, under ten minutes on two cores
-	pytest
+	pytest -n 2 --dist loadfile
 
 slow:  ## learning on several seeds, real models
-	pytest -m slow
+	pytest -m slow -n 2 --dist loadfile
