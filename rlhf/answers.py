@@ -27,7 +27,7 @@ from rlhf.distributed import first_says
 CHUNK = 256
 """Answers scored between two writes: what an interruption can lose."""
 
-UNREAD_OF_REWARD = ("scale", "clip", "baseline")
+UNREAD_OF_REWARD = ("scale", "clip", "baseline", "overlap")
 """What the loop does with scores."""
 
 

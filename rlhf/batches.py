@@ -6,7 +6,7 @@ Masks are by position: padding is where the mask is False, whatever token id sta
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Self
 
 import torch
@@ -78,6 +78,19 @@ class Rollouts(_RowBatch):
         assert self.prompt_ids.shape == self.prompt_mask.shape and len(self.prompt_ids) == rows
         assert len(self.prompts) == len(self.responses) == len(self.references) == rows == len(self.ended)
 
+    def trimmed(self) -> Rollouts:
+        """Without the columns in which every row is padding."""
+        start = self.prompt_ids.shape[1] - int(self.prompt_mask.sum(1).max())
+        width = int(self.lengths.max())
+        return replace(
+            self,
+            prompt_ids=self.prompt_ids[:, start:],
+            prompt_mask=self.prompt_mask[:, start:],
+            response_ids=self.response_ids[:, :width],
+            mask=self.mask[:, :width],
+            sampler_logprobs=self.sampler_logprobs[:, :width],
+        )
+
     @property
     def lengths(self) -> Tensor:
         """(B,) int64: tokens of each response."""
@@ -107,6 +120,11 @@ class TrainingBatch(_RowBatch):
         shape = self.mask.shape
         for field in fields(self)[2:]:
             assert getattr(self, field.name).shape == shape, field.name
+
+    def first_columns(self, width: int) -> TrainingBatch:
+        """The first `width` response tokens."""
+        columns = {field.name: getattr(self, field.name)[:, :width] for field in fields(self)[1:]}
+        return TrainingBatch(rows_in_rollout=self.rows_in_rollout, **columns)
 
 
 @dataclass(frozen=True)

@@ -17,12 +17,14 @@ from rlhf.data.examples import GoldScorer
 from rlhf.distributed import gathered, own_rows
 from rlhf.kl import exact_kl
 from rlhf.masked import entropy, masked_mean
+from rlhf.models.features import features_of, micro_batches
 from rlhf.models.ilql import ILQLHeads, ILQLSampler
-from rlhf.models.policy import LanguagePolicy, Policy
+from rlhf.models.policy import Policy
 from rlhf.random import sampling_uniforms
 from rlhf.rewards import score_responses
 from rlhf.rollout import generate
 from rlhf.scorers import Scorer
+from rlhf.token_logprobs import spread
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,7 @@ class Evaluator:
     scorer: Scorer
     gold: GoldScorer | None
 
-    def run(self, models: LanguagePolicy) -> tuple[dict[str, float], list[dict[str, Any]]]:
+    def run(self, models: Policy) -> tuple[dict[str, float], list[dict[str, Any]]]:
         """eval/* metrics of the architecture, and the first responses as samples."""
         return self.measure(models)
 
@@ -51,8 +53,8 @@ class Evaluator:
             self.tokenizer,
             self.prompts.rows(own),
             uniforms[own],
+            sampling=config.rollout.sampling,
             batch_size=config.rollout.batch_size,
-            temperature=config.rollout.temperature,
             stop_strings=config.dataset.stop_strings,
         )
         scores = score_responses(self.scorer, rollouts, config.reward.missing_eos_score).double()
@@ -97,7 +99,7 @@ class ILQLEvaluator(Evaluator):
 
     heads: ILQLHeads
 
-    def run(self, models: LanguagePolicy) -> tuple[dict[str, float], list[dict[str, Any]]]:
+    def run(self, models: Policy) -> tuple[dict[str, float], list[dict[str, Any]]]:
         algo = self.config.algo
         assert isinstance(algo, ILQLConfig)
         metrics: dict[str, float] = {}
@@ -118,14 +120,21 @@ def policy_distance(models: Policy, rollouts: Rollouts, batch_size: int) -> tupl
     Returns:
         (B, T) and (B, T) float64 and float32 on the policy's device, 0 on padding.
     """
-    kls, entropies = [], []
-    for rows in torch.arange(len(rollouts.mask)).split(batch_size):
-        part = rollouts.rows(rows)
+    texts = features_of(rollouts)
+    kl = torch.zeros(rollouts.mask.shape, dtype=torch.float64, device=rollouts.mask.device)
+    entropies = torch.zeros(rollouts.mask.shape, device=rollouts.mask.device)
+    for rows in micro_batches(torch.arange(len(rollouts.mask)), texts, batch_size, by_length=True):
+        part = rollouts.rows(rows).trimmed()
         features = models.features(part)
-        logits = models.policy_logits(features)
-        kls.append(torch.where(part.mask, exact_kl(logits, models.reference_logits(features)), 0.0))
-        entropies.append(torch.where(part.mask, entropy(logits), 0.0))
-    return torch.cat(kls).double(), torch.cat(entropies)
+        hidden, initial = models.policy_hidden(features)[part.mask], models.reference_hidden(features)[part.mask]
+        width, pairs = part.mask.shape[1], []
+        for piece in models.pieces(len(hidden)):
+            logits = models.policy_head(hidden[piece])
+            pairs.append((exact_kl(logits, models.reference_head(initial[piece])), entropy(logits)))
+        columns = [torch.cat(column) for column in zip(*pairs, strict=True)]
+        kl[rows, :width] = spread(columns[0].double(), part.mask, part.mask)
+        entropies[rows, :width] = spread(columns[1], part.mask, part.mask)
+    return kl, entropies
 
 
 def sample_rows(samples: list[dict[str, Any]], where: Mapping[str, int]) -> list[dict[str, Any]]:

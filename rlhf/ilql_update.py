@@ -92,8 +92,8 @@ def _backward(
 ) -> dict[str, Tensor]:
     assert isinstance(config.algo, ILQLConfig)
     features = features.rows(batch.rows_in_rollout)
-    logits, hidden = models.policy_logits_and_hidden(features)
-    tokens = features.input_ids[:, features.prompt_width :]
-    output = ilql(batch, heads.outputs(logits, hidden, tokens, batch.mask), config.algo, num_tokens)
+    hidden = models.policy_hidden(features)
+    logprobs = models.policy_logprobs(hidden, features.tokens, batch.mask)
+    output = ilql(batch, heads.outputs(logprobs, hidden, features.tokens, batch.mask), config.algo, num_tokens)
     models.scaler.scaled(output.loss).backward()
     return {"policy_loss": output.loss.detach(), **output.metrics}

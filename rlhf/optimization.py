@@ -46,7 +46,10 @@ def clip_gradients(parameters: Iterable[nn.Parameter], max_grad_norm: float) -> 
     """Scale the gradients down to this norm taken together; returns the norm before."""
     kinds = [kind for kind in _whole_and_sharded(parameters) if kind]
     if len(kinds) == 1 and not isinstance(kinds[0][0], DTensor):
-        return nn.utils.clip_grad_norm_(kinds[0], max_grad_norm)
+        total = nn.utils.get_total_norm([one.grad for one in kinds[0] if one.grad is not None])
+        if total.device.type != "cpu" or float(total) > max_grad_norm:  # to multiply by 1 reads and writes them all
+            nn.utils.clip_grads_with_norm_(kinds[0], max_grad_norm, total)
+        return total
     norms = [nn.utils.get_total_norm([one.grad for one in kind if one.grad is not None]) for kind in kinds]
     total = torch.stack([one.full_tensor() if isinstance(one, DTensor) else one for one in norms]).norm()
     for kind in kinds:

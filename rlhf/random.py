@@ -35,6 +35,13 @@ def endless_order(seed: int, purpose: str, start: int, count: int, size: int) ->
     return orders[start - first * size :][:count]
 
 
+def compute_the_same_again(on: bool) -> None:
+    """Algorithms that give the same bits each time, or torch's choice."""
+    torch.use_deterministic_algorithms(on)
+    # It would write every new tensor once more, for the sake of programs that read what they have not written.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # pyright: ignore[reportAttributeAccessIssue]
+
+
 def seed_torch(seed: int, purpose: str) -> None:
     """Seed the global generator, which random heads and adapters draw from when they are built."""
     torch.manual_seed(generator(seed, purpose).initial_seed())

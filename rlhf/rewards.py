@@ -19,7 +19,11 @@ def score_responses(scorer: Scorer, rollouts: Rollouts, missing_eos_score: float
     Raises:
         NotFinite: a score is NaN or infinite.
     """
-    scores = scorer.score(rollouts.prompts, rollouts.responses)
+    return checked_scores(scorer.score(rollouts.prompts, rollouts.responses), rollouts, missing_eos_score)
+
+
+def checked_scores(scores: Tensor, rollouts: Rollouts, missing_eos_score: float | None) -> Tensor:
+    """`score_responses` from what the scorer gave."""
     if not bool(scores.isfinite().all()):
         raise NotFinite(
             "the reward gave a score that is not finite; look at reward.path, reward.precision or its training"

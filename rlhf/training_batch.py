@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 
 import torch
@@ -9,10 +10,12 @@ from torch import Tensor
 
 from rlhf.advantages import generalized_advantages
 from rlhf.batches import Rollouts, TrainingBatch
+from rlhf.beside import beside
 from rlhf.config import AdvantagesConfig
 from rlhf.kl import k1
-from rlhf.masked import entropy, token_logprobs, whiten
+from rlhf.masked import whiten
 from rlhf.models import Features, PolicyModels
+from rlhf.models.features import features_of, micro_batches
 from rlhf.rewards import token_rewards
 
 
@@ -28,22 +31,60 @@ class Measured:
 
 
 @torch.no_grad()
-def measure(models: PolicyModels, rollouts: Rollouts, micro_batch_size: int) -> Measured:
+def measure(models: PolicyModels, rollouts: Rollouts, micro_batch_size: int, *, by_length: bool) -> Measured:
     """Old and reference logprobs by the update's own function, in micro-batches of the update's size.
 
     Not by the sampler: its cached, token-by-token arithmetic rounds otherwise, and the first ratio would not be 1.
+
+    Args:
+        by_length: optimization.pack_by_length; micro-batches of neighbours in length, without their padding.
     """
-    features, columns = [], []
-    for rows in torch.arange(len(rollouts.mask)).split(micro_batch_size):
+    whole = features_of(rollouts)
+    names = ("old_logprobs", "reference_logprobs", "values", "entropy")
+    columns = {name: torch.zeros(rollouts.mask.shape, device=rollouts.mask.device) for name in names}
+    trunk: Tensor | None = None
+    for rows in micro_batches(torch.arange(len(rollouts.mask)), whole, micro_batch_size, by_length=by_length):
         part = rollouts.rows(rows)
-        shared = models.features(part)
-        logits, values = models.policy_logits_and_values(shared)
-        reference = token_logprobs(models.reference_logits(shared), part.response_ids)
-        measured = (token_logprobs(logits, part.response_ids), reference, values, entropy(logits))
-        columns.append([torch.where(part.mask, column, 0.0) for column in measured])
-        features.append(shared)
-    old, reference, values, entropies = (torch.cat(column) for column in zip(*columns, strict=True))
-    return Measured(joined(features), old, reference, values, entropies)
+        part = part.trimmed() if by_length else part
+        found, features = measure_part(models, part, by_length=by_length)
+        for name, column in zip(names, found, strict=True):
+            columns[name][rows, : part.mask.shape[1]] = torch.where(part.mask, column, 0.0)
+        trunk = put_rows(trunk, rows, features, whole)
+    return Measured(features=dataclasses.replace(whole, hidden=trunk), **columns)
+
+
+def measure_part(
+    models: PolicyModels, part: Rollouts, *, by_length: bool
+) -> tuple[tuple[Tensor, Tensor, Tensor, Tensor], Features]:
+    """Old and reference logprobs, values and entropy, (B, T) each, of one micro-batch; its features."""
+    features = models.features(part)
+    valid = part.mask if by_length else None
+    tokens = part.response_ids
+
+    def policy() -> tuple[Tensor, Tensor, Tensor | None]:
+        hidden = models.policy_hidden(features)
+        values = models.values_on(hidden) if models.value_on_policy else None
+        return *models.policy_logprobs_and_entropy(hidden, tokens, valid), values
+
+    def others() -> tuple[Tensor, Tensor | None]:
+        reference = models.reference_logprobs(models.reference_hidden(features), tokens, valid)
+        return reference, None if models.value_on_policy else models.values(features)
+
+    (old, entropy, values), (reference, own_values) = beside(policy, others, at_once=models.apart)
+    values = own_values if values is None else values
+    assert values is not None
+    return (old, reference, values, entropy), features
+
+
+def put_rows(trunk: Tensor | None, rows: Tensor, part: Features, whole: Features) -> Tensor | None:
+    """The trunk's output of a micro-batch, trimmed or not, into that of the whole batch; None where there is none."""
+    if part.hidden is None:
+        return None
+    if trunk is None:
+        trunk = part.hidden.new_zeros(*whole.input_ids.shape, part.hidden.shape[-1])
+    first = whole.prompt_width - part.prompt_width
+    trunk[rows, first : first + part.hidden.shape[1]] = part.hidden
+    return trunk
 
 
 def training_batch(
@@ -71,15 +112,4 @@ def training_batch(
         old_values=measured.values,
         advantages=advantages,
         returns=returns,
-    )
-
-
-def joined(parts: list[Features]) -> Features:
-    """The features of all micro-batches as one."""
-    hidden = [part.hidden for part in parts if part.hidden is not None]
-    return Features(
-        input_ids=torch.cat([part.input_ids for part in parts]),
-        mask=torch.cat([part.mask for part in parts]),
-        hidden=torch.cat(hidden) if hidden else None,
-        prompt_width=parts[0].prompt_width,
     )

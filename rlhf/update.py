@@ -10,12 +10,14 @@ from torch import Tensor
 
 from rlhf.algorithms import ALGORITHMS
 from rlhf.algorithms.value import value_loss
-from rlhf.batches import TrainingBatch
+from rlhf.batches import LossOutput, TrainingBatch
+from rlhf.beside import beside
 from rlhf.config import RunConfig
 from rlhf.config.sizes import forward_rows
 from rlhf.distributed import own_rows, sum_gradients, sum_numbers
-from rlhf.masked import token_logprobs, whiten
+from rlhf.masked import whiten
 from rlhf.models import Features, PolicyModels
+from rlhf.models.features import micro_batches
 from rlhf.optimization import NotFinite, clip_and_step, minibatches, schedule_factor, set_learning_rate
 from rlhf.random import permutation
 
@@ -84,12 +86,17 @@ def accumulate_gradients(
     The mean is over the whole minibatch's tokens however it is cut, so that the parts' sums are the whole.
     """
     num_tokens = minibatch.mask.sum()
-    sums = defaultdict[str, float](float)
-    for rows in own_rows(len(minibatch.mask)).split(forward_rows(config)):
-        part = minibatch.rows(rows)
-        for name, value in _backward(config, models, part, features.rows(part.rows_in_rollout), num_tokens).items():
-            sums[name] += float(value)
-    return dict(sums)
+    sums = defaultdict[str, list[Tensor]](list)
+    by_length = config.optimization.pack_by_length
+    texts = features.rows(minibatch.rows_in_rollout)
+    for rows in micro_batches(own_rows(len(minibatch.mask)), texts, forward_rows(config), by_length=by_length):
+        part, own = minibatch.rows(rows), texts.rows(rows)
+        if by_length:
+            own = own.trimmed()
+            part = part.first_columns(own.tokens.shape[1])
+        for name, value in _backward(config, models, part, own, num_tokens).items():
+            sums[name].append(value)
+    return {name: float(torch.stack(values).sum()) for name, values in sums.items()}
 
 
 def _backward(
@@ -97,21 +104,32 @@ def _backward(
 ) -> dict[str, Tensor]:
     """Backward through policy and value loss of one micro-batch.
 
-    Separate networks go one after the other, which halves the memory of their graphs; a value head on the policy
-    needs both losses on one graph.
+    Separate networks go side by side on a CPU, and one after the other elsewhere, which halves the memory of their
+    graphs; a value head on the policy needs both losses on one graph.
     """
-    tokens = features.input_ids[:, features.prompt_width :]
-    loss_of = ALGORITHMS[config.algo.name]
-    if models.value_on_policy:
-        logits, values = models.policy_logits_and_values(features)
-        output = loss_of(batch, token_logprobs(logits, tokens), config.algo, num_tokens)
-        critic = _value_loss(config, batch, values, num_tokens)
-        models.scaler.scaled(output.loss + config.value.coef * critic).backward()
-    else:
-        output = loss_of(batch, token_logprobs(models.policy_logits(features), tokens), config.algo, num_tokens)
+
+    def policy() -> tuple[Tensor, LossOutput]:
+        hidden = models.policy_hidden(features)
+        valid = batch.mask if config.optimization.pack_by_length else None
+        logprobs = models.policy_logprobs(hidden, features.tokens, valid)
+        return hidden, ALGORITHMS[config.algo.name](batch, logprobs, config.algo, num_tokens)
+
+    def trained_policy() -> LossOutput:
+        output = policy()[1]
         models.scaler.scaled(output.loss).backward()
+        return output
+
+    def trained_values() -> Tensor:
         critic = _value_loss(config, batch, models.values(features), num_tokens)
         models.scaler.scaled(config.value.coef * critic).backward()
+        return critic
+
+    if models.value_on_policy:
+        hidden, output = policy()
+        critic = _value_loss(config, batch, models.values_on(hidden), num_tokens)
+        models.scaler.scaled(output.loss + config.value.coef * critic).backward()
+    else:
+        output, critic = beside(trained_policy, trained_values, at_once=models.apart)
     return {"policy_loss": output.loss.detach(), "value_loss": critic.detach(), **output.metrics}
 
 

@@ -25,7 +25,12 @@ from transformers import (
 from rlhf.batches import Rollouts, pad
 from rlhf.config import TrainableConfig, ValueConfig
 from rlhf.models import PolicyModels, build_models
+from rlhf.models.base import float32_logits
+from rlhf.models.loading import language_head
+from rlhf.models.policy import Sampler
 from rlhf.random import generator
+from rlhf.sampling.choose import fast_sampler, unfit
+from rlhf.sampling.plain import sample_plain
 
 VOCAB, WIDTH, LAYERS, PAD, EOS = 23, 16, 3, 0, 1
 _SHARED = {"vocab_size": VOCAB, "pad_token_id": PAD, "eos_token_id": EOS, "bos_token_id": None}
@@ -64,11 +69,17 @@ ARCHITECTURES: dict[str, Callable[[], PretrainedConfig]] = {
     ),
 }
 MODES = ("all", "last_k", "lora")
+SAMPLINGS = ("plain", "fast")
 
 
 def tiny_model(architecture: str = "gpt_neox", seed: int = 0, scale: float = 0.25) -> PreTrainedModel:
     """Three blocks, width 16; every matrix and bias drawn at standard deviation `scale`."""
-    model = AutoModelForCausalLM.from_config(ARCHITECTURES[architecture](), dtype=torch.float32)
+    return model_of(ARCHITECTURES[architecture](), seed, scale)
+
+
+def model_of(config: PretrainedConfig, seed: int = 0, scale: float = 0.25) -> PreTrainedModel:
+    """As `tiny_model`, of any architecture."""
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     draws = generator(seed, "tiny model")
     with torch.no_grad():
         for parameter in model.parameters():
@@ -142,6 +153,23 @@ def plain_logprobs(model: PreTrainedModel, prompt: list[int], response: list[int
     logits = model(torch.tensor([prompt + response])).logits[0].double() / temperature
     logprobs = logits.log_softmax(-1)
     return torch.stack([logprobs[len(prompt) + t - 1, token] for t, token in enumerate(response)])
+
+
+def sampler_of(model: PreTrainedModel, temperature: float = 1.0) -> Sampler:
+    """A whole model as it is, which no mode has touched."""
+    return Sampler(model, lambda hidden: float32_logits(language_head(model), hidden) / temperature)
+
+
+def sample(
+    sampling: str, sampler: Sampler, prompt_ids: Tensor, prompt_mask: Tensor, uniforms: Tensor, *, eos_id: int = EOS
+) -> tuple[Tensor, Tensor]:
+    """Tokens and logprobs of one batch, either way; without a gradient. A model that fast does not fit is an error."""
+    if sampling == "plain":
+        return sample_plain(sampler, prompt_ids, prompt_mask, uniforms, eos_id=eos_id, pad_id=PAD)
+    assert unfit(sampler.model) == ""
+    rows, width = prompt_ids.shape
+    sizes = {"rows": rows, "prompt_width": width, "response_width": uniforms.shape[1]}
+    return fast_sampler(sampler, **sizes, eos_id=eos_id, pad_id=PAD).sample(prompt_ids, prompt_mask, uniforms)
 
 
 def unpadded(ids: Tensor, mask: Tensor) -> list[list[int]]:

@@ -25,6 +25,11 @@ def command(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     [
         (["+algo.lamda=1"], ["config error: algo.lamda: no such option; did you mean algo.lam?"]),
         (["-m", "algo=apo,ppo"], ["config error: algo=apo: no such option; there are apa, awr, ilql, ppo"]),
+        (["rollout=nonsense"], ["config error: rollout=nonsense: no such option; there are fast, plain"]),
+        (
+            ["rollout.sampling=nonsense"],
+            ["config error: rollout.sampling: 'nonsense' is not one of fast, plain"],
+        ),
         (["dataset.path=/nonexistent"], ["config error: dataset.path: /nonexistent does not exist"]),
         (
             ["-m", "seed=0,abc", "algo=apa,ppo", "optimization.betas=[0.9]"],
@@ -87,6 +92,13 @@ def test_hydras_keys_pass(tmp_path):
     assert done.returncode == 0, done.stderr
     assert "lam: 0.25" in done.stdout
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("words", "sampling"), [([], "fast"), (["rollout=plain"], "plain")])
+def test_a_way_of_sampling_is_a_group(tmp_path, words, sampling):
+    done = command(*words, "--cfg", "job", "-p", "rollout", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert f"sampling: {sampling}" in done.stdout.splitlines() or f"  sampling: {sampling}" in done.stdout.splitlines()
 
 
 def test_a_sweep_from_any_folder_goes_on_when_typed_again_and_ends_in_a_table(tmp_path):

@@ -4,29 +4,33 @@ from __future__ import annotations
 
 import contextlib
 from dataclasses import replace
-from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from scipy.stats import chisquare
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from torch import Tensor
-from transformers import PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, GPTNeoXConfig, PreTrainedTokenizerFast
 
 from rlhf.batches import PromptBatch, pad
 from rlhf.masked import token_logprobs
+from rlhf.models.decoder import Cache, Decoder
 from rlhf.models.held import hold
 from rlhf.models.loading import word_tokenizer
 from rlhf.random import generator, sampling_uniforms
-from rlhf.rollout import generate, inverse_cdf, read_responses, sample
+from rlhf.rollout import generate, read_responses
+from rlhf.sampling.choose import unfit
 from tests.helpers import (
     ARCHITECTURES,
     EOS,
     PAD,
+    SAMPLINGS,
     VOCAB,
     plain_logprobs,
     policy_models,
     random_rollouts,
+    sample,
+    sampler_of,
     tiny_model,
     unpadded,
 )
@@ -46,28 +50,16 @@ def random_prompts(count: int, longest: int = 6, seed: int = 0) -> list[list[int
     return [torch.randint(2, VOCAB, (length,), generator=draws).tolist() for length in lengths]
 
 
-# --- one draw ------------------------------------------------------------------------------------------------------
+# --- the softmax ---------------------------------------------------------------------------------------------------
 
 
-def test_the_inverse_cdf_by_hand():
-    # cumulative probabilities 0.25, 0.25, 0.75, 1: the first that exceeds the uniform; token 1 is impossible
-    probabilities = torch.tensor([[0.25, 0.0, 0.5, 0.25]], dtype=torch.float64).expand(6, 4)
-    uniforms = torch.tensor([0.0, 0.2499, 0.25, 0.7499, 0.75, 1 - 1e-16], dtype=torch.float64)
-    assert inverse_cdf(probabilities, uniforms).tolist() == [0, 0, 2, 2, 3, 3]
-    assert inverse_cdf(probabilities * 8, uniforms).tolist() == [0, 0, 2, 2, 3, 3]  # not normalised
-
-
-def test_a_token_without_probability_is_never_drawn_at_the_edges():
-    probabilities = torch.tensor([[0.0, 1.0, 0.0]], dtype=torch.float64).expand(2, 3)
-    assert inverse_cdf(probabilities, torch.tensor([0.0, 1 - 2**-53], dtype=torch.float64)).tolist() == [1, 1]
-
-
+@pytest.mark.parametrize("sampling", SAMPLINGS)
 @pytest.mark.parametrize("temperature", [1.0, 0.5])
-def test_first_tokens_have_the_frequencies_of_the_softmax(temperature):
+def test_first_tokens_have_the_frequencies_of_the_softmax(temperature, sampling):
     model, count = tiny_model(scale=0.15), 4000
     ids, mask = pad([[5, 7, 9]] * count, PAD, left=True)
     uniforms = sampling_uniforms(0, "frequencies", 0, count, 1)
-    tokens, _ = sample(model, ids, mask, uniforms, eos_id=EOS, pad_id=PAD, temperature=temperature)
+    tokens, _ = sample(sampling, sampler_of(model, temperature), ids, mask, uniforms)
     with torch.no_grad():
         expected = (model(torch.tensor([[5, 7, 9]])).logits[0, -1].double() / temperature).softmax(-1) * count
     observed = tokens[:, 0].bincount(minlength=VOCAB).double()
@@ -82,13 +74,14 @@ def test_first_tokens_have_the_frequencies_of_the_softmax(temperature):
 # --- real models ---------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("sampling", SAMPLINGS)
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_sampled_logprobs_are_those_of_a_plain_forward(architecture):
+def test_sampled_logprobs_are_those_of_a_plain_forward(architecture, sampling):
     """Left-padded prompts of different lengths, through the cache, at a temperature, against single unpadded texts."""
     model, prompts = tiny_model(architecture), random_prompts(6)
     ids, mask = pad(prompts, PAD, left=True)
     uniforms = sampling_uniforms(1, "rollout", 0, 6, 8)
-    tokens, logprobs = sample(model, ids, mask, uniforms, eos_id=EOS, pad_id=PAD, temperature=0.8)
+    tokens, logprobs = sample(sampling, sampler_of(model, temperature=0.8), ids, mask, uniforms)
     for i, prompt in enumerate(prompts):
         response = tokens[i].tolist()
         length = response.index(EOS) + 1 if EOS in response else 8
@@ -97,27 +90,30 @@ def test_sampled_logprobs_are_those_of_a_plain_forward(architecture):
         assert response[length:] == [PAD] * (8 - length) and logprobs[i, length:].tolist() == [0.0] * (8 - length)
 
 
-def rollouts_of(models, prompts: PromptBatch, batch_size: int, tokens: int = 8, temperature: float = 1.0, **options):
+def rollouts_of(models, prompts: PromptBatch, batch_size: int, sampling: str, tokens: int = 8):
     uniforms = sampling_uniforms(0, "rollout", 1, len(prompts.texts), tokens)
-    settings = {"batch_size": batch_size, "temperature": temperature, "stop_strings": [], **options}
-    return generate(models, word_tokenizer(WORDS), prompts, uniforms, **settings)
+    tokenizer = word_tokenizer(WORDS)
+    return generate(models, tokenizer, prompts, uniforms, sampling=sampling, batch_size=batch_size, stop_strings=[])
 
 
+@pytest.mark.parametrize("sampling", SAMPLINGS)
 @pytest.mark.parametrize("mode", ["last_k", "lora"])
-def test_neither_batching_nor_padding_changes_a_draw(mode):
+def test_neither_batching_nor_padding_changes_a_draw(mode, sampling):
     models, rows = policy_models(tiny_model(), mode), random_prompts(10)
-    whole = rollouts_of(models, prompt_batch(rows), batch_size=10)
+    whole = rollouts_of(models, prompt_batch(rows), 10, sampling)
     for batch_size in (1, 3):
-        parts = rollouts_of(models, prompt_batch(rows), batch_size=batch_size)
+        parts = rollouts_of(models, prompt_batch(rows), batch_size, sampling)
         assert torch.equal(parts.response_ids, whole.response_ids) and torch.equal(parts.mask, whole.mask)
-    wide = rollouts_of(models, prompt_batch(rows, width=15), batch_size=4)
+        torch.testing.assert_close(parts.sampler_logprobs, whole.sampler_logprobs, atol=1e-5, rtol=1e-5)
+    wide = rollouts_of(models, prompt_batch(rows, width=15), 4, sampling)
     assert torch.equal(wide.response_ids, whole.response_ids)
     assert len({tuple(row) for row in whole.response_ids.tolist()}) > 5  # draws differ between rows
 
 
-def test_rollouts_carry_what_the_update_will_measure():
+@pytest.mark.parametrize("sampling", SAMPLINGS)
+def test_rollouts_carry_what_the_update_will_measure(sampling):
     models, rows = policy_models(tiny_model(), "last_k", temperature=0.7), random_prompts(8)
-    rollouts = rollouts_of(models, prompt_batch(rows), batch_size=3, temperature=0.7)
+    rollouts = rollouts_of(models, prompt_batch(rows), 3, sampling)
     with torch.no_grad():
         logits = models.policy_logits(models.features(rollouts))
     measured = torch.where(rollouts.mask, token_logprobs(logits, rollouts.response_ids), 0.0)
@@ -131,36 +127,53 @@ def test_rollouts_carry_what_the_update_will_measure():
 
 
 class Chain:
-    """A language model in which every token has one successor. A stand-in for a policy, too."""
+    """A language model in which every token has one successor: blocks that add nothing, between one-hot embeddings and
+    a head. A stand-in for a policy, too."""
 
     device = torch.device("cpu")
 
     def __init__(self, successor: dict[int, int], vocabulary: int) -> None:
-        self.successor = torch.tensor([successor.get(token, PAD) for token in range(vocabulary)])
+        settings = GPTNeoXConfig(
+            vocab_size=vocabulary,
+            hidden_size=24,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            intermediate_size=8,
+            max_position_embeddings=64,
+        )
+        self.model = AutoModelForCausalLM.from_config(settings).eval()
+        following = torch.tensor([successor.get(token, PAD) for token in range(vocabulary)])
+        with torch.no_grad():
+            for name, parameter in self.model.named_parameters():
+                parameter.fill_(1.0 if "norm.weight" in name else 0.0)
+            self.model.get_input_embeddings().weight[:, :vocabulary] = torch.eye(vocabulary)
+            self.model.get_output_embeddings().weight[following, torch.arange(vocabulary)] = 100.0
+        assert unfit(self.model) == ""
         self.steps = 0
+        self.model.base_model.final_layer_norm.register_forward_hook(self.count)
+
+    def count(self, *_: object) -> None:
+        self.steps += 1
 
     @contextlib.contextmanager
     def sampling(self):
-        yield self
-
-    def __call__(self, input_ids: Tensor, **_: object):
-        self.steps += 1
-        logits = torch.full((len(input_ids), 1, len(self.successor)), -1e4)
-        logits.scatter_(2, self.successor[input_ids[:, -1]][:, None, None], 0.0)
-        return SimpleNamespace(logits=logits, past_key_values=None)
+        yield sampler_of(self.model)
 
 
-def chain_rollouts(successor: dict[int, int], last_prompt_tokens: list[int], tokenizer, tokens=6, stop_strings=()):
+def chain_rollouts(
+    successor: dict[int, int], last_prompt_tokens: list[int], tokenizer, sampling, tokens=6, stop_strings=()
+):
     prompts = prompt_batch([[9, last] for last in last_prompt_tokens])
     uniforms = sampling_uniforms(0, "rollout", 0, len(last_prompt_tokens), tokens)
     chain = Chain(successor, len(tokenizer))
-    options = {"batch_size": 2, "temperature": 1.0, "stop_strings": stop_strings}
+    options = {"sampling": sampling, "batch_size": 2, "stop_strings": stop_strings}
     return generate(chain, tokenizer, prompts, uniforms, **options), chain  # type: ignore[arg-type]
 
 
-def test_a_response_runs_through_its_first_eos_or_to_the_cut():
+@pytest.mark.parametrize("sampling", SAMPLINGS)
+def test_a_response_runs_through_its_first_eos_or_to_the_cut(sampling):
     successor = {5: 6, 6: 7, 7: EOS, EOS: 8, 8: 8, 10: EOS, 11: 12, 12: 11}
-    rollouts, chain = chain_rollouts(successor, [5, 10, 11], word_tokenizer(WORDS))
+    rollouts, chain = chain_rollouts(successor, [5, 10, 11], word_tokenizer(WORDS), sampling)
     assert rollouts.response_ids.tolist() == [[6, 7, 1, 0, 0, 0], [1, 0, 0, 0, 0, 0], [12, 11, 12, 11, 12, 11]]
     assert rollouts.mask.sum(1).tolist() == rollouts.lengths.tolist() == [3, 1, 6]
     assert rollouts.ended.tolist() == [True, True, False]
@@ -168,19 +181,21 @@ def test_a_response_runs_through_its_first_eos_or_to_the_cut():
     assert chain.steps == 3 + 6  # the batch of the first two stops when both have ended
 
 
-def test_a_sampled_pad_token_is_a_token_like_any_other():
+@pytest.mark.parametrize("sampling", SAMPLINGS)
+def test_a_sampled_pad_token_is_a_token_like_any_other(sampling):
     # Masks go by position: pad before the EOS was sampled, and leaving it out would bias the KL.
-    rollouts, _ = chain_rollouts({5: PAD, PAD: 6, 6: EOS}, [5], word_tokenizer(WORDS))
+    rollouts, _ = chain_rollouts({5: PAD, PAD: 6, 6: EOS}, [5], word_tokenizer(WORDS), sampling)
     assert rollouts.response_ids.tolist() == [[PAD, 6, EOS, PAD, PAD, PAD]]
     assert rollouts.mask.tolist() == [[True, True, True, False, False, False]]
     assert rollouts.responses == ["w03"]
 
 
-def test_an_eos_in_the_last_place_ends_a_response():
+@pytest.mark.parametrize("sampling", SAMPLINGS)
+def test_an_eos_in_the_last_place_ends_a_response(sampling):
     successor = {5: 6, 6: 7, 7: EOS}
-    rollouts, _ = chain_rollouts(successor, [5], word_tokenizer(WORDS), tokens=3)
+    rollouts, _ = chain_rollouts(successor, [5], word_tokenizer(WORDS), sampling, tokens=3)
     assert rollouts.ended.tolist() == [True]
-    rollouts, _ = chain_rollouts(successor, [5], word_tokenizer(WORDS), tokens=2)
+    rollouts, _ = chain_rollouts(successor, [5], word_tokenizer(WORDS), sampling, tokens=2)
     assert rollouts.ended.tolist() == [False] and rollouts.lengths.tolist() == [2]
 
 
@@ -234,10 +249,11 @@ def test_no_stop_strings_leave_the_text_as_it_is():
     assert read(" yes", "\n", "Assistant:", stops=[]) == (3, False, " yes\nAssistant:")
 
 
-def test_a_stop_string_ends_a_rollout():
+@pytest.mark.parametrize("sampling", SAMPLINGS)
+def test_a_stop_string_ends_a_rollout(sampling):
     yes, newline, hum, an, colon, no = (PIECES.index(p) for p in (" yes", "\n", "Hum", "an", ":", " no"))
     successor = {13: yes, yes: newline, newline: hum, hum: an, an: colon, colon: no, no: no}
-    rollouts, _ = chain_rollouts(successor, [13, no], piece_tokenizer(), tokens=8, stop_strings=["Human:"])
+    rollouts, _ = chain_rollouts(successor, [13, no], piece_tokenizer(), sampling, tokens=8, stop_strings=["Human:"])
     assert rollouts.response_ids.tolist() == [[yes, newline, hum, an, colon, 0, 0, 0], [no] * 8]
     assert rollouts.mask.tolist() == [[True] * 5 + [False] * 3, [True] * 8]
     assert rollouts.ended.tolist() == [True, False]
@@ -248,27 +264,34 @@ def test_a_stop_string_ends_a_rollout():
 # --- in fewer bits -------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("sampling", SAMPLINGS)
 @pytest.mark.parametrize(("precision", "dtype"), [("bf16", torch.bfloat16), ("fp16", torch.float16), ("fp32", None)])
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_keys_and_values_are_kept_in_the_precision(architecture, precision, dtype):
+def test_keys_and_values_are_kept_in_the_precision(monkeypatch, architecture, precision, dtype, sampling):
     """Of held weights, whose residual stream is float32: rotary positions make float32 keys of it."""
     model = tiny_model(architecture).bfloat16() if precision == "bf16" else tiny_model(architecture)
     hold(model)
-    models, caches = policy_models(model, "lora", precision=precision), []
+    models = policy_models(model, "lora", precision=precision)
     ids, mask = pad(random_prompts(3), PAD, left=True)
+    ours: list[Cache] = []
+    new_cache = Decoder.new_cache
     with models.sampling() as sampler:
-
-        def watched(**arguments):
-            output = sampler(**arguments)
-            caches.append(output.past_key_values)
-            return output
-
-        tokens, logprobs = sample(
-            watched, ids, mask, sampling_uniforms(0, "cache", 0, 3, 4), eos_id=VOCAB, pad_id=PAD, temperature=1.0
+        assert unfit(sampler.model) == ""  # tried before anything is watched
+        theirs: dict[int, Any] = {}
+        sampler.model.base_model.register_forward_hook(
+            lambda _, __, output: theirs.update({id(output.past_key_values): output.past_key_values})
         )
-    assert len(caches) == 4 and all(cache is caches[0] for cache in caches)
-    kept = {tensor.dtype for layer in caches[0].layers for tensor in (layer.keys, layer.values)}
-    assert kept == {dtype or torch.float32}
+        monkeypatch.setattr(Decoder, "new_cache", lambda *given: (ours.append(new_cache(*given)), ours[-1])[1])
+        uniforms = sampling_uniforms(0, "cache", 0, 3, 4)
+        tokens, logprobs = sample(sampling, sampler, ids, mask, uniforms, eos_id=VOCAB)
+    if sampling == "plain":
+        (cache,), none = theirs.values(), ours
+        kept = {tensor.dtype for layer in cache.layers for tensor in (layer.keys, layer.values)}
+    else:
+        (cache,), none = ours, theirs
+        assert all(bool(tensor.any()) for tensor in (*cache.keys, *cache.values))
+        kept = {tensor.dtype for tensor in (*cache.keys, *cache.values)}
+    assert not none and kept == {dtype or torch.float32}
     rollouts = replace(random_rollouts([1] * 3, [4] * 3), prompt_ids=ids, prompt_mask=mask, response_ids=tokens)
     with torch.no_grad():
         expected = token_logprobs(models.policy_logits(models.features(rollouts)), tokens)

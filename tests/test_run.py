@@ -452,10 +452,10 @@ def test_a_damaged_checkpoint_falls_back_and_two_are_an_error(never_stopped, mon
 
 def test_a_failed_run_says_why_and_can_be_typed_again(never_stopped, monkeypatch, tmp_path, cache):
     run = tiny(tmp_path, cache, "apa")
-    score = online.score_responses
+    score = online.checked_scores
 
     with monkeypatch.context() as patch:
-        patch.setattr(online, "score_responses", lambda *arguments: score(*arguments) * float("nan"))
+        patch.setattr(online, "checked_scores", lambda *arguments: score(*arguments) * float("nan"))
         with pytest.raises(NotFinite, match="the reward gave"):
             execute(run)
     summary = json.loads((run_folder(run) / "summary.json").read_text())

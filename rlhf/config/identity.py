@@ -34,11 +34,11 @@ _ILQL_SAMPLER = {"name", "top_k", "betas"}
 # an evaluation reads how many responses a forward pass has, which `_identity` puts in.
 UNREAD = {
     "online": {"offline"},
-    "offline": set[str](),
+    "offline": {"reward.overlap"},
     "evaluate": {
         *("seed", "value", "offline", "advantages", "optimization", "checkpoint"),
         *("rollout.iterations", "rollout.num_responses"),
-        *("reward.scale", "reward.clip", "reward.baseline"),
+        *("reward.scale", "reward.clip", "reward.baseline", "reward.overlap"),
         *("evaluation.eval_every", "evaluation.released_k3", "dataset.kl_budgets", "hardware.sharding"),
         *(f"model.train.{option}" for option in ("last_k", "lora_rank", "lora_alpha", "lora_targets")),
         "model.train.merge_adapters",

@@ -12,6 +12,11 @@ class RolloutConfig:
     iterations: int = setting("rollout-and-update rounds", low=1)
     num_responses: int = setting("responses per iteration, of all ranks together", low=1)
     batch_size: int = setting("responses sampled at once by each rank", low=1)
+    sampling: str = setting(
+        "fast: our own layers over a static key-value cache; plain: the model's forward pass, which any architecture "
+        "has and which takes over where fast does not fit; typed as rollout=plain",
+        choices=("fast", "plain"),
+    )
     temperature: float = setting("sampling temperature; logprobs are taken at it too", above=0)
 
 
@@ -55,6 +60,10 @@ class OptimizationConfig:
         "responses per optimizer step, of all ranks together; divides rollout.num_responses", low=1
     )
     micro_batch_size: int = setting("responses per forward pass of each rank, at most; divides minibatch_size", low=1)
+    pack_by_length: bool = setting(
+        "a minibatch's micro-batches are of neighbours in length without their padding; false: all are as wide as the "
+        "rollout, and the first ratio is exactly 1"
+    )
     max_grad_norm: float = setting("gradients of each network are scaled down to this norm", above=0)
 
 

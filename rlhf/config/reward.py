@@ -29,6 +29,10 @@ class RewardConfig:
     max_tokens: int | None = setting("longer texts are cut on the left; null: what max_total_length leaves", low=1)
     precision: str = setting("how the reward model's weights are held", choices=("fp32", "bf16", "fp16"))
     batch_size: int = setting("texts scored at once; how far they are padded can change a score's last bits", low=1)
+    overlap: bool = setting(
+        "score what has been sampled while more is sampled (reward.name=http, or on a GPU); false: afterwards, in less "
+        "memory"
+    )
     url: str | None = setting("where name=http posts its texts")
     timeout_seconds: float = setting("longest wait for an answer of `url`", above=0, identity=False)
     retries: int = setting("further tries of a request that failed", low=0, identity=False)

@@ -18,7 +18,8 @@ from __future__ import annotations
 from transformers import PreTrainedModel
 
 from rlhf.config import TrainableConfig, ValueConfig
-from rlhf.models.base import Features, PolicyModels, positions_of
+from rlhf.models.base import PolicyModels
+from rlhf.models.features import Features, positions_of
 from rlhf.models.modes import AllParameters, LastBlocks, LoRA
 
 __all__ = ["Features", "PolicyModels", "build_models", "positions_of"]

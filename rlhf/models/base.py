@@ -3,48 +3,28 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
-from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from rlhf.batches import Rollouts
 from rlhf.config import TrainableConfig, ValueConfig
+from rlhf.distributed import is_sharded
+from rlhf.models.features import Features, before_response, features_of
+from rlhf.models.held import widened
 from rlhf.models.loading import language_head
+from rlhf.models.policy import Sampler
 from rlhf.models.recompute import recomputing
 from rlhf.precision import LossScaler, autocast
+from rlhf.token_logprobs import measured_logprobs, pieces, trained_logprobs
 
 Parameters = dict[str, nn.Parameter]
 """Trained parameters by name."""
-
-
-@dataclass(frozen=True)
-class Features:
-    """A batch of whole texts as the trained parts take it. B rows, L = P + T positions."""
-
-    input_ids: Tensor
-    """(B, L) int64: left-padded prompt, then right-padded response."""
-    mask: Tensor
-    """(B, L) bool."""
-    hidden: Tensor | None
-    """(B, L, d) float: the trunk's output; None where nothing is shared."""
-    prompt_width: int
-    """P."""
-
-    def rows(self, index: Tensor) -> Features:
-        hidden = None if self.hidden is None else self.hidden[index]
-        return Features(self.input_ids[index], self.mask[index], hidden, self.prompt_width)
-
-
-def positions_of(mask: Tensor) -> Tensor:
-    """Position ids under left padding: the first real token is at 0. (B, L) bool -> (B, L) int64."""
-    return (mask.long().cumsum(-1) - 1).clamp(min=0)
 
 
 class PolicyModels(ABC):
@@ -99,7 +79,7 @@ class PolicyModels(ABC):
         """The policy as a whole causal language model with a key-value cache."""
 
     @abstractmethod
-    def _trunk(self, input_ids: Tensor, mask: Tensor) -> Tensor | None: ...
+    def _trunk(self, features: Features) -> Tensor | None: ...
 
     @abstractmethod
     def _policy_hidden(self, features: Features) -> Tensor: ...
@@ -112,54 +92,100 @@ class PolicyModels(ABC):
 
     @contextlib.contextmanager
     def sampling(self) -> Iterator[Sampler]:
-        """The policy for `rollout.sample`, without gradient."""
+        """The policy as it is, without gradient and under its autocast."""
+        head = widened(self.language_head)
+
+        def logits(hidden: Tensor) -> Tensor:
+            return _at_temperature(float32_logits(head, hidden), self.temperature)
+
         with torch.no_grad(), self._autocast():
-            yield Sampler(self.sampler)
+            yield Sampler(self.sampler, logits)
 
     def features(self, rollouts: Rollouts) -> Features:
         """What the frozen part makes of prompts and responses; computed once per rollout."""
-        input_ids = torch.cat([rollouts.prompt_ids, rollouts.response_ids], 1)
-        mask = torch.cat([rollouts.prompt_mask, rollouts.mask], 1)
+        features = features_of(rollouts)
         with torch.no_grad(), self._autocast():
-            hidden = self._trunk(input_ids, mask)
-        return Features(input_ids, mask, hidden, rollouts.prompt_ids.shape[1])
+            hidden = self._trunk(features)
+        return dataclasses.replace(features, hidden=hidden)
 
-    def policy_logits(self, features: Features) -> Tensor:
-        """(B, T, V) logits of the response tokens, divided by the sampling temperature."""
-        return self._logits(self._policy_hidden, features)
+    def policy_hidden(self, features: Features) -> Tensor:
+        """(B, T, d) states before the response tokens, which the logits are made of."""
+        with self._autocast():
+            return before_response(self._policy_hidden(features), features)
 
     @torch.no_grad()
+    def reference_hidden(self, features: Features) -> Tensor:
+        """As `policy_hidden`, of the frozen initial policy."""
+        with self._autocast():
+            return before_response(self._reference_hidden(features), features)
+
+    def policy_head(self, hidden: Tensor) -> Tensor:
+        """(..., d) -> (..., V) float32 logits, divided by the sampling temperature."""
+        return _at_temperature(float32_logits(self.language_head, hidden), self.temperature)
+
+    @torch.no_grad()
+    def reference_head(self, hidden: Tensor) -> Tensor:
+        """As `policy_head`, of the frozen initial policy."""
+        return _at_temperature(float32_logits(self.reference_language_head, hidden), self.temperature)
+
+    @property
+    def reference_language_head(self) -> nn.Module:
+        """The policy's own where that is frozen."""
+        return self.language_head
+
+    def pieces(self, count: int) -> list[slice]:
+        """range(count) of states in pieces whose logits fit into memory at once; in one where the head's weights are
+        cut up among ranks, which gather them together."""
+        whole = is_sharded(self.language_head)
+        return [slice(0, count)] if whole else pieces(count, self.model.config.vocab_size)
+
+    @property
+    def apart(self) -> bool:
+        """Whether policy and value network can be computed at once, by two threads of one CPU."""
+        return False
+
+    def policy_logits(self, features: Features) -> Tensor:
+        """(B, T, V) of the response tokens; for short texts or small vocabularies."""
+        return self.policy_head(self.policy_hidden(features))
+
     def reference_logits(self, features: Features) -> Tensor:
         """As `policy_logits`, of the frozen initial policy."""
-        return self._logits(self._reference_hidden, features)
+        return self.reference_head(self.reference_hidden(features))
+
+    def policy_logprobs(self, hidden: Tensor, tokens: Tensor, valid: Tensor | None = None) -> Tensor:
+        """(B, T) log pi of the tokens from `policy_hidden`, in chunks of logits; 0 outside `valid`."""
+        return trained_logprobs(self.language_head, hidden, tokens, temperature=self.temperature, valid=valid)
+
+    def policy_logprobs_and_entropy(
+        self, hidden: Tensor, tokens: Tensor, valid: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """As `policy_logprobs`, to the bit but without gradient, and the policy's entropy in nats."""
+        return measured_logprobs(self.language_head, hidden, tokens, temperature=self.temperature, valid=valid)
+
+    @torch.no_grad()
+    def reference_logprobs(self, hidden: Tensor, tokens: Tensor, valid: Tensor | None = None) -> Tensor:
+        """As `policy_logprobs`, of the frozen initial policy."""
+        head = self.reference_language_head
+        return trained_logprobs(head, hidden, tokens, temperature=self.temperature, valid=valid)
 
     def values(self, features: Features) -> Tensor:
         """(B, T) float32: V of the state before each response token."""
         with self._autocast():
-            hidden = self._value_hidden(features)
-        return self.value_head(before_response(hidden, features).float()).squeeze(-1)
+            hidden = before_response(self._value_hidden(features), features)
+        return self.values_on(hidden)
 
-    def policy_logits_and_values(self, features: Features) -> tuple[Tensor, Tensor]:
+    def policy_hidden_and_values(self, features: Features) -> tuple[Tensor, Tensor]:
         """Both from one forward pass, where the value head sits on the policy; two passes otherwise."""
-        if not self.value_on_policy:
-            return self.policy_logits(features), self.values(features)
-        logits, hidden = self.policy_logits_and_hidden(features)
-        return logits, self.value_head(hidden.float()).squeeze(-1)
+        hidden = self.policy_hidden(features)
+        return hidden, self.values_on(hidden) if self.value_on_policy else self.values(features)
 
-    def policy_logits_and_hidden(self, features: Features) -> tuple[Tensor, Tensor]:
-        """As `policy_logits`, and the (B, T, d) hidden states before the response tokens that they are made of."""
-        with self._autocast():
-            hidden = before_response(self._policy_hidden(features), features)
-        return float32_logits(self.language_head, hidden) / self.temperature, hidden
+    def values_on(self, hidden: Tensor) -> Tensor:
+        """The value head: (B, T, d) -> (B, T)."""
+        return self.value_head(hidden.float()).squeeze(-1)
 
     def named_parameters(self) -> Parameters:
         """Every trained parameter: what a checkpoint keeps."""
         return {**self.policy_parameters, **self.value_parameters}
-
-    def _logits(self, hidden_of: Callable[[Features], Tensor], features: Features) -> Tensor:
-        with self._autocast():
-            hidden = before_response(hidden_of(features), features)
-        return float32_logits(self.language_head, hidden) / self.temperature
 
     def _autocast(self) -> torch.autocast:
         return autocast(self.device, self.precision)
@@ -171,11 +197,6 @@ class PolicyModels(ABC):
         return recomputing(base, again) if self.recompute else base
 
 
-def before_response(hidden: Tensor, features: Features) -> Tensor:
-    """Hidden states that predict the response tokens: (B, L, d) -> (B, T, d), contiguous (bf16 heads are slow else)."""
-    return hidden[:, features.prompt_width - 1 : -1].contiguous()
-
-
 def float32_logits(head: nn.Module, hidden: Tensor) -> Tensor:
     """A language head in float32 under any autocast: (..., d) -> (..., V).
 
@@ -185,30 +206,5 @@ def float32_logits(head: nn.Module, hidden: Tensor) -> Tensor:
         return head(hidden.float())
 
 
-class Sampler(nn.Module):
-    """A causal language model as `rollout.sample` calls it, with `float32_logits`."""
-
-    def __init__(self, model: PreTrainedModel) -> None:
-        super().__init__()
-        self.model = model
-        self.config = model.config
-
-    def forward(self, logits_to_keep: int = 0, **arguments: Any) -> CausalLMOutputWithPast:
-        """`hidden_states` are those that the logits are made of, alone."""
-        output = self.model.base_model(**arguments)
-        hidden = output.last_hidden_state[:, -logits_to_keep:]
-        logits: Any = float32_logits(language_head(self.model), hidden)
-        return CausalLMOutputWithPast(
-            logits=logits,
-            past_key_values=output.past_key_values,
-            hidden_states=(hidden,),  # type: ignore[arg-type]
-        )
-
-
-def run_base(base: nn.Module, features: Features, hidden: Tensor | None) -> Tensor:
-    """Final hidden states (B, L, d) of a base model, from tokens or from the trunk's output."""
-    start = {"input_ids": features.input_ids} if hidden is None else {"inputs_embeds": hidden}
-    output = base(
-        **start, attention_mask=features.mask.long(), position_ids=positions_of(features.mask), use_cache=False
-    )
-    return output.last_hidden_state
+def _at_temperature(logits: Tensor, temperature: float) -> Tensor:
+    return logits if temperature == 1.0 else logits / temperature

@@ -7,6 +7,7 @@ stay float32.
 
 from __future__ import annotations
 
+import copy
 import functools
 from collections.abc import Iterable
 from typing import Any
@@ -83,6 +84,18 @@ def hold(model: nn.Module) -> None:
     for parameter in model.parameters():
         if parameter.dtype in SHORT and id(parameter) not in kept:
             parameter.data = parameter.data.float()
+
+
+def widened(layer: nn.Module) -> nn.Module:
+    """A layer held in fewer bits as a float32 copy, for where it would be cast for every token; others as they are."""
+    if not isinstance(layer, HeldLinear) or layer.weight.dtype not in SHORT:
+        return layer
+    twin = copy.copy(layer)
+    twin._parameters = {
+        name: None if value is None else nn.Parameter(value.detach().float(), requires_grad=False)
+        for name, value in layer._parameters.items()
+    }
+    return twin
 
 
 def to_float32(parameters: Iterable[nn.Parameter]) -> None:

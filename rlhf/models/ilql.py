@@ -6,21 +6,19 @@ import contextlib
 import copy
 import os
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from rlhf.batches import ILQLOutputs, Rollouts
 from rlhf.masked import token_logprobs
-from rlhf.models.base import Features, Parameters
+from rlhf.models.base import Parameters
+from rlhf.models.features import Features
 from rlhf.models.loading import ModelError
-from rlhf.models.policy import LanguagePolicy
+from rlhf.models.policy import Policy, Sampler
 
 HEADS = "ilql_heads.safetensors"
 """In final/, beside the language model."""
@@ -51,11 +49,12 @@ class ILQLHeads(nn.Module):
         """Everything that a checkpoint keeps, target heads too."""
         return {f"ilql.{name}": parameter for name, parameter in self.named_parameters()}
 
-    def outputs(self, logits: Tensor, hidden: Tensor, tokens: Tensor, mask: Tensor) -> ILQLOutputs:
+    def outputs(self, logprobs: Tensor, hidden: Tensor, tokens: Tensor, mask: Tensor) -> ILQLOutputs:
         """What the losses take. Q over the vocabulary is made for valid tokens alone, one head at a time.
 
         Args:
-            logits, hidden: (B, T, V) and (B, T, d) of the states before the response tokens.
+            logprobs: (B, T) log pi of the tokens, 0 on padding.
+            hidden: (B, T, d) of the states before them.
             tokens, mask: (B, T).
         """
         with _float32(hidden):
@@ -68,7 +67,7 @@ class ILQLHeads(nn.Module):
             with torch.no_grad():
                 targets = [_at(head(states), taken) for head in self.target_q]
             return ILQLOutputs(
-                logprobs=torch.where(mask, token_logprobs(logits, tokens), 0.0),
+                logprobs=logprobs,
                 values=self.v(hidden.float()).squeeze(-1),
                 q=q,
                 q_logprobs=q_logprobs,
@@ -128,7 +127,7 @@ def load_heads(folder: str, width: int, vocabulary: int, device: torch.device) -
 class ILQLSampler:
     """The policy softmax(top_k(log pi + beta (min Q_target - V))) on top of a language model."""
 
-    def __init__(self, policy: LanguagePolicy, heads: ILQLHeads, *, beta: float, top_k: int) -> None:
+    def __init__(self, policy: Policy, heads: ILQLHeads, *, beta: float, top_k: int) -> None:
         self.policy = policy
         self.heads = heads
         self.beta = beta
@@ -136,34 +135,29 @@ class ILQLSampler:
         self.device = policy.device
 
     @contextlib.contextmanager
-    def sampling(self) -> Iterator[partial[CausalLMOutputWithPast]]:
-        with self.policy.sampling() as model:
-            yield partial(self._next, model)
+    def sampling(self) -> Iterator[Sampler]:
+        with self.policy.sampling() as sampler:
+            yield Sampler(sampler.model, lambda hidden: self._adjusted(sampler.logits(hidden), hidden))
 
     def features(self, rollouts: Rollouts) -> Features:
         return self.policy.features(rollouts)
 
+    def pieces(self, count: int) -> list[slice]:
+        return self.policy.pieces(count)
+
+    def policy_hidden(self, features: Features) -> Tensor:
+        return self.policy.policy_hidden(features)
+
     @torch.no_grad()
-    def policy_logits(self, features: Features) -> Tensor:
-        """The sampler's log-probabilities; on padding, where nobody looks, the language model's logits."""
-        logits, hidden = self.policy.policy_logits_and_hidden(features)
-        valid = features.mask[:, features.prompt_width :]
-        logits = logits.float()
-        logits[valid] = self._adjusted(logits[valid], hidden[valid])
-        return logits
+    def policy_head(self, hidden: Tensor) -> Tensor:
+        """The sampler's log-probabilities."""
+        return self._adjusted(self.policy.policy_head(hidden), hidden)
 
-    def reference_logits(self, features: Features) -> Tensor:
-        return self.policy.reference_logits(features)
+    def reference_hidden(self, features: Features) -> Tensor:
+        return self.policy.reference_hidden(features)
 
-    def _next(self, model: Any, logits_to_keep: int, **arguments: Any) -> CausalLMOutputWithPast:
-        """A forward pass as `rollout.sample` asks for it, which divides logits by the temperature."""
-        output = model(logits_to_keep=logits_to_keep, **arguments)
-        (hidden,) = output.hidden_states
-        logits = output.logits / self.policy.temperature
-        return CausalLMOutputWithPast(
-            logits=self._adjusted(logits, hidden) * self.policy.temperature,  # type: ignore[arg-type]
-            past_key_values=output.past_key_values,
-        )
+    def reference_head(self, hidden: Tensor) -> Tensor:
+        return self.policy.reference_head(hidden)
 
     def _adjusted(self, logits: Tensor, hidden: Tensor) -> Tensor:
         return self.heads.sampler_logprobs(logits, hidden, beta=self.beta, top_k=self.top_k)

@@ -6,13 +6,14 @@ import contextlib
 import copy
 from collections.abc import Iterator
 
-import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from rlhf.config import TrainableConfig, ValueConfig
-from rlhf.models.base import Features, Parameters, PolicyModels, before_response, float32_logits, run_base
+from rlhf.distributed import is_sharded
+from rlhf.models.base import Parameters, PolicyModels
+from rlhf.models.features import Features, run_base
 from rlhf.models.held import to_float32
 from rlhf.models.loading import language_head
 from rlhf.models.split import check_split, copy_top, joined, split, top_parameters
@@ -53,7 +54,7 @@ class AllParameters(PolicyModels):
     def sampler(self) -> PreTrainedModel:
         return self.model
 
-    def _trunk(self, input_ids: Tensor, mask: Tensor) -> None:
+    def _trunk(self, features: Features) -> None:
         return None
 
     def _policy_hidden(self, features: Features) -> Tensor:
@@ -62,11 +63,13 @@ class AllParameters(PolicyModels):
     def _reference_hidden(self, features: Features) -> Tensor:
         return run_base(self.reference.base_model, features, None)
 
-    @torch.no_grad()
-    def reference_logits(self, features: Features) -> Tensor:
-        with self._autocast():
-            hidden = before_response(self._reference_hidden(features), features)
-        return float32_logits(language_head(self.reference), hidden) / self.temperature
+    @property
+    def apart(self) -> bool:
+        return self.device.type == "cpu" and not self.value_on_policy and not is_sharded(self.model)
+
+    @property
+    def reference_language_head(self) -> nn.Module:
+        return language_head(self.reference)
 
     def _value_hidden(self, features: Features) -> Tensor:
         return self._policy_hidden(features) if self._value_run is None else run_base(self._value_run, features, None)
@@ -100,8 +103,12 @@ class LastBlocks(PolicyModels):
     def sampler(self) -> PreTrainedModel:
         return self._joined
 
-    def _trunk(self, input_ids: Tensor, mask: Tensor) -> Tensor:
-        return run_base(self.trunk, Features(input_ids, mask, None, 0), None)
+    @property
+    def apart(self) -> bool:
+        return self.device.type == "cpu" and not self.value_on_policy
+
+    def _trunk(self, features: Features) -> Tensor:
+        return run_base(self.trunk, features, None)
 
     def _policy_hidden(self, features: Features) -> Tensor:
         return run_base(self._policy_run, features, features.hidden)
@@ -159,7 +166,7 @@ class LoRA(PolicyModels):
         self._use("policy")
         return self.model
 
-    def _trunk(self, input_ids: Tensor, mask: Tensor) -> None:
+    def _trunk(self, features: Features) -> None:
         return None
 
     def _policy_hidden(self, features: Features) -> Tensor:

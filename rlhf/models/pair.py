@@ -11,8 +11,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhf.batches import Rollouts
 from rlhf.data.tokenize import eos_id, pad_id
-from rlhf.models.base import Features, Sampler, before_response, float32_logits, run_base
+from rlhf.models.base import float32_logits
+from rlhf.models.features import Features, before_response, features_of, run_base
 from rlhf.models.loading import ModelError, language_head
+from rlhf.models.policy import Sampler
+from rlhf.token_logprobs import pieces
 
 
 class PolicyPair:
@@ -40,29 +43,32 @@ class PolicyPair:
     @contextlib.contextmanager
     def sampling(self) -> Iterator[Sampler]:
         with torch.no_grad(), self._autocast():
-            yield Sampler(self.policy)
+            yield Sampler(self.policy, self.policy_head)
 
     def features(self, rollouts: Rollouts) -> Features:
         """The whole texts: the two models need not share anything."""
-        input_ids = torch.cat([rollouts.prompt_ids, rollouts.response_ids], 1)
-        mask = torch.cat([rollouts.prompt_mask, rollouts.mask], 1)
-        return Features(input_ids, mask, None, rollouts.prompt_ids.shape[1])
+        return features_of(rollouts)
 
-    def policy_logits(self, features: Features) -> Tensor:
-        return self.policy_logits_and_hidden(features)[0]
+    def pieces(self, count: int) -> list[slice]:
+        return pieces(count, self.policy.config.vocab_size)
+
+    def policy_hidden(self, features: Features) -> Tensor:
+        return self._hidden(self.policy, features)
+
+    def policy_head(self, hidden: Tensor) -> Tensor:
+        return float32_logits(self.language_head, hidden) / self.temperature
+
+    def reference_hidden(self, features: Features) -> Tensor:
+        return self._hidden(self.reference, features)
 
     @torch.no_grad()
-    def policy_logits_and_hidden(self, features: Features) -> tuple[Tensor, Tensor]:
-        return self._logits_and_hidden(self.policy, features)
+    def reference_head(self, hidden: Tensor) -> Tensor:
+        return float32_logits(language_head(self.reference), hidden) / self.temperature
 
     @torch.no_grad()
-    def reference_logits(self, features: Features) -> Tensor:
-        return self._logits_and_hidden(self.reference, features)[0]
-
-    def _logits_and_hidden(self, model: PreTrainedModel, features: Features) -> tuple[Tensor, Tensor]:
+    def _hidden(self, model: PreTrainedModel, features: Features) -> Tensor:
         with self._autocast():
-            hidden = before_response(run_base(model.base_model, features, None), features)
-        return float32_logits(language_head(model), hidden) / self.temperature, hidden
+            return before_response(run_base(model.base_model, features, None), features)
 
 
 def check_same_tokens(

@@ -4,13 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from typing import Any, Protocol
+from dataclasses import dataclass
+from typing import Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from transformers import PreTrainedModel
 
 from rlhf.batches import Rollouts
-from rlhf.models.base import Features
+from rlhf.models.features import Features
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """What `rlhf.sampling` runs."""
+
+    model: PreTrainedModel
+    """A causal language model, whose hidden states matter alone."""
+    logits: Callable[[Tensor], Tensor]
+    """Hidden states (..., d) -> (..., V) float32 logits at the sampling temperature; -inf where the policy never
+    goes."""
 
 
 class Policy(Protocol):
@@ -20,35 +33,30 @@ class Policy(Protocol):
     @property
     def device(self) -> torch.device: ...
 
-    def sampling(self) -> AbstractContextManager[Callable[..., Any]]:
-        """A causal language model with a key-value cache for `rollout.sample`, without gradient.
+    def pieces(self, count: int) -> list[slice]:
+        """range(count) of states in pieces whose logits fit into memory at once."""
+        ...
 
-        Its output's `hidden_states` are those before the logits, alone, where the policy is a language model.
-        """
+    def sampling(self) -> AbstractContextManager[Sampler]:
+        """The policy as it is, without gradient and under its autocast."""
         ...
 
     def features(self, rollouts: Rollouts) -> Features:
         """What the two methods below take."""
         ...
 
-    def policy_logits(self, features: Features) -> Tensor:
-        """(B, T, V) logits of the response tokens at the sampling temperature; -inf where the policy never goes."""
+    def policy_hidden(self, features: Features) -> Tensor:
+        """(B, T, d) states before the response tokens."""
         ...
 
-    def reference_logits(self, features: Features) -> Tensor:
-        """As `policy_logits`, of the initial policy; finite."""
+    def policy_head(self, hidden: Tensor) -> Tensor:
+        """(..., d) -> (..., V) logits at the sampling temperature; -inf where the policy never goes."""
         ...
 
+    def reference_hidden(self, features: Features) -> Tensor:
+        """As `policy_hidden`, of the initial policy."""
+        ...
 
-class LanguagePolicy(Policy, Protocol):
-    """A policy that is a language model as it stands, whose hidden states other heads can read."""
-
-    @property
-    def temperature(self) -> float: ...
-
-    @property
-    def language_head(self) -> nn.Module: ...
-
-    def policy_logits_and_hidden(self, features: Features) -> tuple[Tensor, Tensor]:
-        """As `policy_logits`, and the (B, T, d) hidden states before the response tokens that they are made of."""
+    def reference_head(self, hidden: Tensor) -> Tensor:
+        """As `policy_head`, of the initial policy; finite."""
         ...

@@ -15,8 +15,8 @@ from transformers import AutoModelForSequenceClassification, PreTrainedModel, Pr
 from rlhf.batches import pad
 from rlhf.config import TrainableConfig
 from rlhf.data.tokenize import encode_answered, pad_id
-from rlhf.models.base import positions_of
 from rlhf.models.classifier import first_line, load_classifier
+from rlhf.models.features import positions_of
 from rlhf.models.held import hold, to_float32
 from rlhf.models.loading import FLOAT32, Held, ModelError, check_positions, load_pretrained, load_tokenizer
 from rlhf.models.saving import write_trained

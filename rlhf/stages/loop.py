@@ -31,6 +31,7 @@ from rlhf.models.sharding import shard, whole_weights
 from rlhf.optimization import NotFinite, adamw
 from rlhf.random import seed_torch
 from rlhf.rewards import RunningMoments
+from rlhf.sampling.choose import unfit
 from rlhf.scorers import Scorer, load_scorer
 from rlhf.stages.context import RunContext
 from rlhf.training_batch import Measured, measure, training_batch
@@ -161,7 +162,7 @@ def one_iteration(
     if not bool(scores.isfinite().all()):
         raise NotFinite("the reward gave a score that is not finite; look at reward.path or reward_model.*")
     scaled = responses.scaled(scores, progress.moments)
-    measured = measured_by_all(setup.models, rollouts, forward_rows(config))
+    measured = measured_by_all(config, setup.models, rollouts)
     measured = dataclasses.replace(measured, values=responses.values(measured))
     kl_coef = progress.controller.coef
     batch = training_batch(rollouts, measured, scaled, kl_coef, config.advantages)
@@ -189,12 +190,13 @@ def one_iteration(
     return row
 
 
-def measured_by_all(models: PolicyModels, rollouts: Rollouts, micro_batch_size: int) -> Measured:
+def measured_by_all(config: RunConfig, models: PolicyModels, rollouts: Rollouts) -> Measured:
     """What the networks say of all rollouts, each rank having asked them for its own rows."""
-    total = len(rollouts.mask)
-    if count() == 1:
-        return measure(models, rollouts, micro_batch_size)
-    return gathered(measure(models, rollouts.rows(own_rows(total)), micro_batch_size), total)
+    total, own = len(rollouts.mask), rollouts
+    if count() > 1:
+        own = rollouts.rows(own_rows(total))
+    measured = measure(models, own, forward_rows(config), by_length=config.optimization.pack_by_length)
+    return measured if count() == 1 else gathered(measured, total)
 
 
 def build(context: RunContext) -> Setup:
@@ -229,6 +231,8 @@ def build(context: RunContext) -> Setup:
         eps=settings.eps,
         weight_decay=settings.weight_decay,
     )
+    if config.rollout.sampling == "fast" and (reason := unfit(models.sampler)):
+        context.say(f"rollout=plain: {reason}")
     context.say(prompt_report(config.dataset, tokenizer, data.prompts, data.dropped))
     eval_prompts = encode_prompts(tokenizer, data.eval_prompts, limits[0])
     return Setup(

@@ -20,15 +20,16 @@ from rlhf.distributed import gathered, own_rows
 from rlhf.evaluation import ILQLEvaluator
 from rlhf.ilql_update import ilql_update
 from rlhf.kl import k1, sequence_kl
-from rlhf.masked import entropy, masked_mean, token_logprobs
+from rlhf.masked import masked_mean
 from rlhf.models import Features, PolicyModels
+from rlhf.models.features import features_of
 from rlhf.models.ilql import ILQLHeads
 from rlhf.optimization import adamw
 from rlhf.random import endless_order, seed_torch
 from rlhf.rewards import RunningMoments, score_responses, token_rewards
 from rlhf.stages.context import Interrupted, RunContext
 from rlhf.stages.loop import Progress, Responses, Setup, build, run_loop
-from rlhf.training_batch import Measured, joined
+from rlhf.training_batch import Measured, put_rows
 
 
 def run_offline(context: RunContext) -> dict[str, float]:
@@ -223,15 +224,18 @@ def ilql_iteration(
 @torch.no_grad()
 def _measure(models: PolicyModels, rollouts: Rollouts, micro_batch_size: int) -> tuple[Features, dict[str, float]]:
     """The frozen part's features, and what the language model says of the answers before any update."""
-    mask, count, features, columns = rollouts.mask, len(rollouts.mask), [], []
-    for rows in own_rows(count).split(micro_batch_size):
-        part = rollouts.rows(rows)
-        features.append(models.features(part))
-        logits = models.policy_logits(features[-1])
-        reference = token_logprobs(models.reference_logits(features[-1]), part.response_ids)
-        columns.append((k1(token_logprobs(logits, part.response_ids), reference), entropy(logits)))
+    mask, count, columns = rollouts.mask, len(rollouts.mask), []
+    own = rollouts.rows(own_rows(count))
+    features, trunk = features_of(own), None
+    for rows in torch.arange(len(own.mask)).split(micro_batch_size):
+        part = own.rows(rows)
+        found = models.features(part)
+        hidden, initial = models.policy_hidden(found), models.reference_hidden(found)
+        logprobs, entropies = models.policy_logprobs_and_entropy(hidden, part.response_ids)
+        columns.append((k1(logprobs, models.reference_logprobs(initial, part.response_ids)), entropies))
+        trunk = put_rows(trunk, rows, found, features)
     log_ratios, entropies = (gathered(torch.cat(column), count) for column in zip(*columns, strict=True))
-    return gathered(joined(features), count), {
+    return gathered(dataclasses.replace(features, hidden=trunk), count), {
         "data_log_ratio": float(sequence_kl(log_ratios, mask)),
         "entropy": float(masked_mean(entropies, mask)),
         "response_length": float(rollouts.lengths.double().mean()),

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from rlhf.batches import Rollouts
+from rlhf.batches import PromptBatch, Rollouts
 from rlhf.config import RunConfig
+from rlhf.data.tokenize import Prompts
 from rlhf.distributed import gathered, own_rows
 from rlhf.random import endless_order, sampling_uniforms
-from rlhf.rewards import RunningMoments, scale_scores, score_responses
+from rlhf.rewards import RunningMoments, checked_scores, scale_scores
 from rlhf.rollout import generate
+from rlhf.scorers import Scorer
 from rlhf.stages.context import RunContext
 from rlhf.stages.loop import Setup, build, run_loop
 from rlhf.training_batch import Measured
@@ -21,7 +26,68 @@ from rlhf.training_batch import Measured
 def run_online(context: RunContext) -> dict[str, float]:
     """The whole run from its initial policy or its checkpoint; returns the last evaluation."""
     setup = build(context)
-    return run_loop(context, setup, Sampled(context.config, setup))
+    config = context.config
+    early = EarlyScores(setup.scorer, context.device) if scores_early(config) else None
+    return run_loop(context, setup, Sampled(config, setup, PromptsAhead(config, setup.prompts), early))
+
+
+def scores_early(config: RunConfig) -> bool:
+    """Whether scoring beside sampling can save time: elsewhere both would share the same cores."""
+    batches = config.rollout.num_responses // config.hardware.ranks > config.rollout.batch_size
+    elsewhere = config.reward.name == "http" or (config.hardware.device == "cuda" and config.reward.name != "sentiment")
+    return config.reward.overlap and batches and elsewhere
+
+
+class PromptsAhead:
+    """The prompts of an iteration, next in an endless reshuffled order; tokenised while the one before is at work."""
+
+    def __init__(self, config: RunConfig, prompts: Prompts) -> None:
+        self.config = config
+        self.prompts = prompts
+        self.pool = ThreadPoolExecutor(1, "prompts")
+        self.ahead: tuple[int, Future[PromptBatch]] | None = None
+
+    def take(self, iteration: int) -> PromptBatch:
+        """Those of `iteration`, and a start on the next one's."""
+        ready = self.ahead
+        batch = ready[1].result() if ready is not None and ready[0] == iteration else self._of(iteration)
+        if iteration < self.config.rollout.iterations:
+            self.ahead = iteration + 1, self.pool.submit(self._of, iteration + 1)
+        return batch
+
+    def _of(self, iteration: int) -> PromptBatch:
+        count = self.config.rollout.num_responses
+        order = endless_order(self.config.seed, "prompts", (iteration - 1) * count, count, len(self.prompts))
+        return self.prompts.rows(order)
+
+
+class EarlyScores:
+    """Scores of an iteration's responses, asked for batch by batch as they are sampled, in a thread of its own."""
+
+    def __init__(self, scorer: Scorer, device: torch.device) -> None:
+        self.scorer = scorer
+        self.stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self.pool = ThreadPoolExecutor(1, "scores")
+        self.parts: list[tuple[Tensor, Future[Tensor]]] = []
+
+    def ask(self, rows: Tensor, prompts: Sequence[str], texts: Sequence[str]) -> None:
+        self.parts.append((rows, self.pool.submit(self._score, prompts, texts)))
+
+    def take(self) -> Tensor:
+        """(B,) scores of all rows since the last call.
+
+        Raises:
+            Exception: what the scorer raised.
+        """
+        parts, self.parts = self.parts, []
+        scores = torch.zeros(sum(len(rows) for rows, _ in parts))
+        for rows, part in parts:
+            scores[rows] = part.result()
+        return scores
+
+    def _score(self, prompts: Sequence[str], texts: Sequence[str]) -> Tensor:
+        with torch.cuda.stream(self.stream) if self.stream else contextlib.nullcontext():
+            return self.scorer.score(prompts, texts)
 
 
 @dataclass(frozen=True)
@@ -30,23 +96,32 @@ class Sampled:
 
     config: RunConfig
     setup: Setup
+    prompts: PromptsAhead
+    early: EarlyScores | None
+    """Where responses are scored while more are sampled."""
     sampled = True
 
     def rollouts(self, iteration: int) -> Rollouts:
-        """The iteration's prompts, next in an endless reshuffled order, with a response each."""
+        """The iteration's prompts with a response each."""
         config, setup = self.config, self.setup
         count = config.rollout.num_responses
-        order = endless_order(config.seed, "prompts", (iteration - 1) * count, count, len(setup.prompts))
         uniforms = sampling_uniforms(config.seed, "rollout", iteration, count, config.dataset.max_new_tokens)
         own = own_rows(count)
+        prompts = self.prompts.take(iteration).rows(own)  # padded as all of them are
+
+        def as_sampled(rows: Tensor, texts: list[str]) -> None:
+            if self.early is not None:
+                self.early.ask(rows, [prompts.texts[row] for row in rows.tolist()], texts)
+
         part = generate(
             setup.models,
             setup.tokenizer,
-            setup.prompts.rows(order).rows(own),  # padded as all of them are
+            prompts,
             uniforms[own],
+            sampling=config.rollout.sampling,
             batch_size=config.rollout.batch_size,
-            temperature=config.rollout.temperature,
             stop_strings=config.dataset.stop_strings,
+            as_sampled=as_sampled,
         )
         return gathered(part, count)
 
@@ -57,7 +132,8 @@ class Sampled:
         """
         config, scorer, count = self.config, self.setup.scorer, len(rollouts.mask)
         own = rollouts.rows(own_rows(count))
-        scores = score_responses(scorer, own, config.reward.missing_eos_score)
+        raw = scorer.score(own.prompts, own.responses) if self.early is None else self.early.take()
+        scores = checked_scores(raw, own, config.reward.missing_eos_score)
         if config.reward.baseline == "reference":
             references = scorer.score(own.prompts, own.references)
             if config.reward.missing_eos_score is not None:

@@ -14,11 +14,11 @@ from rlhf.algorithms.ilql import awac_loss, cql_loss, expectile_loss, following_
 from rlhf.batches import ILQLBatch, ILQLOutputs, PromptBatch
 from rlhf.config import ILQLConfig
 from rlhf.evaluation import policy_distance
+from rlhf.masked import token_logprobs
 from rlhf.models.ilql import HEADS, ILQLHeads, ILQLSampler, load_heads
 from rlhf.models.loading import ModelError
 from rlhf.random import generator, sampling_uniforms
-from rlhf.rollout import sample
-from tests.helpers import EOS, MODES, PAD, VOCAB, WIDTH, policy_models, random_rollouts, tiny_model
+from tests.helpers import EOS, MODES, SAMPLINGS, VOCAB, WIDTH, policy_models, random_rollouts, sample, tiny_model
 
 CPU = torch.device("cpu")
 MASK = torch.tensor([[True, True]])
@@ -163,6 +163,10 @@ def slow_loss(
     return total / count
 
 
+def logprobs_of(logits: Tensor, tokens: Tensor, mask: Tensor) -> Tensor:
+    return torch.where(mask, token_logprobs(logits, tokens), 0.0)
+
+
 @pytest.mark.parametrize("two_qs", [True, False])
 def test_the_loss_of_a_padded_batch_is_that_of_a_slow_loop(two_qs: bool) -> None:
     draws, lengths, scores = generator(0, "ilql"), [3, 1, 4], [0.7, -1.2, 0.1]
@@ -173,18 +177,19 @@ def test_the_loss_of_a_padded_batch_is_that_of_a_slow_loop(two_qs: bool) -> None
     rewards = torch.zeros(3, 4)
     rewards[torch.arange(3), torch.tensor(lengths) - 1] = torch.tensor(scores)
     batch = ILQLBatch(torch.arange(3), mask, rewards)
-    output = ilql(batch, heads.outputs(logits, hidden, tokens, mask), config, mask.sum())
+    output = ilql(batch, heads.outputs(logprobs_of(logits, tokens, mask), hidden, tokens, mask), config, mask.sum())
     expected = slow_loss(heads, logits, hidden, tokens, lengths, scores, config)
     assert float(output.loss.detach()) == pytest.approx(expected, rel=1e-5)
     hidden[~mask], logits[~mask] = 7.0, 9.0  # padding holds anything
-    again = ilql(batch, heads.outputs(logits, hidden, tokens, mask), config, mask.sum())
+    again = ilql(batch, heads.outputs(logprobs_of(logits, tokens, mask), hidden, tokens, mask), config, mask.sum())
     assert float(again.loss.detach()) == float(output.loss.detach())
 
 
 def test_gradients_reach_heads_and_hidden_states_but_no_target_head() -> None:
     heads, rows = heads_with(), random_rollouts([2, 2], [3, 2])
     hidden = torch.randn(2, 3, WIDTH, requires_grad=True)
-    outputs = heads.outputs(torch.randn(2, 3, VOCAB), hidden, rows.response_ids, rows.mask)
+    logprobs = logprobs_of(torch.randn(2, 3, VOCAB), rows.response_ids, rows.mask)
+    outputs = heads.outputs(logprobs, hidden, rows.response_ids, rows.mask)
     batch = ILQLBatch(torch.arange(2), rows.mask, torch.ones(2, 3))
     ilql(batch, outputs, settings(), rows.mask.sum()).loss.backward()
     assert all(p.grad is not None and bool(p.grad.any()) for p in heads.trained_parameters())
@@ -254,25 +259,26 @@ def some_prompts(lengths: list[int]) -> PromptBatch:
 
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
-def test_what_is_sampled_is_what_is_measured(mode: str, temperature: float) -> None:
+@pytest.mark.parametrize("sampling", SAMPLINGS)
+def test_what_is_sampled_is_what_is_measured(mode: str, temperature: float, sampling: str) -> None:
     """Token by token through the cache, and in one pass over the whole texts: the same distribution."""
     models = policy_models(tiny_model(), mode, temperature=temperature)
     sampler = ILQLSampler(models, heads_with(), beta=2.0, top_k=5)
     prompts = some_prompts([2, 4, 3])
     uniforms = sampling_uniforms(0, "test", 0, 3, 6)
     with sampler.sampling() as model:
-        tokens, logprobs = sample(
-            model, prompts.input_ids, prompts.mask, uniforms, eos_id=EOS, pad_id=PAD, temperature=temperature
-        )
+        tokens, logprobs = sample(sampling, model, prompts.input_ids, prompts.mask, uniforms)
     rows = random_rollouts([2, 4, 3], [6, 6, 6])
     mask = (tokens == EOS).cumsum(1) - (tokens == EOS).long() == 0
     rows = dataclasses.replace(rows, prompt_ids=prompts.input_ids, response_ids=tokens, mask=mask)
-    logits = sampler.policy_logits(sampler.features(rows))
+    features = sampler.features(rows)
+    with torch.no_grad():
+        logits = sampler.policy_head(sampler.policy_hidden(features))
     measured = logits.log_softmax(-1).gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
     assert torch.allclose(torch.where(mask, measured, 0.0), logprobs, atol=1e-4)
     assert bool(((logits > -torch.inf).sum(-1)[mask] == 5).all())
     kl, entropies = policy_distance(sampler, rows, 2)
-    reference = sampler.reference_logits(sampler.features(rows)).log_softmax(-1)
+    reference = sampler.reference_head(sampler.reference_hidden(features)).log_softmax(-1)
     for row, t in mask.nonzero().tolist():
         p = logits[row, t].exp().tolist()
         q = reference[row, t].tolist()

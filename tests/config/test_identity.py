@@ -54,6 +54,8 @@ def test_what_cannot_change_results_is_no_part_of_it(override):
         "reward_model.steps=151",
         "dataset.seed=1",
         "rollout.iterations=41",
+        "rollout=plain",  # other last bits
+        "optimization.pack_by_length=false",
         "reward.batch_size=3",  # another padding, other last bits
     ],
 )
@@ -156,6 +158,7 @@ GIVEN = ("model=pythia_125m", "model.path=owner/policy", "dataset=hh", "model.sf
         "model.train.last_k=1",
         "value.coef=0.3",
         "optimization.minibatch_size=32",
+        "optimization.pack_by_length=false",
         "hardware.gradient_checkpointing=true",
         "hardware.input_threads=1",
     ],
@@ -172,6 +175,7 @@ def test_an_evaluation_is_the_same_whatever_else_a_training_run_has(override):
         ("optimization.minibatch_size=32", ["hardware.ranks=2"]),  # a rank's part of it is all that goes at once
         ("rollout.batch_size=8", []),
         ("rollout.temperature=0.7", []),
+        ("rollout.sampling=plain", []),
         ("evaluation.seed=1", []),
         ("reward.missing_eos_score=-3", []),
         ("dataset.num_eval_prompts=8", []),

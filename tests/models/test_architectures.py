@@ -21,8 +21,9 @@ from rlhf.models.loading import Held, ModelError, load_base, load_pretrained
 from rlhf.models.split import split
 from rlhf.random import generator, sampling_uniforms
 from rlhf.rollout import generate
+from rlhf.sampling.choose import unfit
 from tests.config.composed import config
-from tests.helpers import ARCHITECTURES, LAYERS, MODES, nudge, plain_logprobs, policy_models, unpadded
+from tests.helpers import ARCHITECTURES, LAYERS, MODES, SAMPLINGS, nudge, plain_logprobs, policy_models, unpadded
 
 TEXT = "the cat sat on the mat and the dog ran to the cat while a bird sang in the tall old tree by the river"
 PROMPTS = ["the cat", "while a bird sang in the tall old tree", "a", "the dog ran to the river by the"]
@@ -71,17 +72,21 @@ def loaded(folder: Path, mode: str, tmp_path: Path) -> tuple[PolicyModels, PreTr
 
 
 def responses(
-    networks: PolicyModels, tokenizer: PreTrainedTokenizerBase, prompts: PromptBatch, uniforms: Tensor
+    networks: PolicyModels, tokenizer: PreTrainedTokenizerBase, prompts: PromptBatch, uniforms: Tensor, sampling: str
 ) -> Rollouts:
-    return generate(networks, tokenizer, prompts, uniforms, batch_size=3, temperature=1.0, stop_strings=[])
+    assert unfit(networks.sampler) == ""
+    return generate(networks, tokenizer, prompts, uniforms, sampling=sampling, batch_size=3, stop_strings=[])
 
 
 def rows_of(logprobs: Tensor, rollouts: Rollouts) -> Iterator[Tensor]:
     return (row[valid] for row, valid in zip(logprobs, rollouts.mask, strict=True))
 
 
+@pytest.mark.parametrize("sampling", SAMPLINGS)
 @pytest.mark.parametrize(("architecture", "mode"), EVERYWHERE)
-def test_sampler_update_and_a_plain_forward_agree_with_and_without_left_padding(architecture, mode, folders, tmp_path):
+def test_sampler_update_and_a_plain_forward_agree_with_and_without_left_padding(
+    architecture, mode, sampling, folders, tmp_path
+):
     """The plain forward is transformers' own of each text alone: no padding, positions or mask, none of our code."""
     networks, tokenizer = loaded(folders[architecture], mode, tmp_path)
     assert tokenizer.pad_token_id == len(tokenizer) - 1 != tokenizer.eos_token_id  # it had none
@@ -89,7 +94,7 @@ def test_sampler_update_and_a_plain_forward_agree_with_and_without_left_padding(
     prompts = encode_prompts(tokenizer, [Demonstration(text, "") for text in PROMPTS], 20)
     assert not bool(prompts.mask.all())
     uniforms = sampling_uniforms(0, "test", 0, len(PROMPTS), NEW)
-    rollouts = responses(networks, tokenizer, prompts, uniforms)
+    rollouts = responses(networks, tokenizer, prompts, uniforms, sampling)
     with torch.no_grad():
         logits = networks.policy_logits(networks.features(rollouts))
         updated = token_logprobs(logits, rollouts.response_ids)
@@ -104,7 +109,7 @@ def test_sampler_update_and_a_plain_forward_agree_with_and_without_left_padding(
         with_pad = logits[number, : len(response)].double().log_softmax(-1)[:, pad_row].exp()
         torch.testing.assert_close(update, expected + torch.log1p(-with_pad).float(), atol=2e-5, rtol=2e-5)
     alone = [
-        responses(networks, tokenizer, prompts.rows(torch.tensor([i])).trimmed(), uniforms[i : i + 1])
+        responses(networks, tokenizer, prompts.rows(torch.tensor([i])).trimmed(), uniforms[i : i + 1], sampling)
         for i in range(len(PROMPTS))
     ]
     for i, single in enumerate(alone):
@@ -138,7 +143,8 @@ def test_with_adapters_off_a_lora_run_has_the_untouched_base_exactly(architectur
     networks, tokenizer = loaded(folders[architecture], "lora", tmp_path)
     untouched, _ = load_pretrained(folders[architecture])
     prompts = encode_prompts(tokenizer, [Demonstration(text, "") for text in PROMPTS], 20)
-    rollouts = responses(networks, tokenizer, prompts, sampling_uniforms(0, "test", 0, len(PROMPTS), NEW))
+    uniforms = sampling_uniforms(0, "test", 0, len(PROMPTS), NEW)
+    rollouts = responses(networks, tokenizer, prompts, uniforms, "fast")
     features = networks.features(rollouts)
     optimizer = torch.optim.AdamW(networks.named_parameters().values(), lr=0.05, weight_decay=0.1)
     for _ in range(2):
@@ -168,12 +174,14 @@ def test_a_widened_vocabulary_is_the_same_each_time(folders):
     assert held.get_input_embeddings().weight.shape == first.get_input_embeddings().weight.shape
 
 
-def test_nudged_policies_of_all_modes_are_still_their_samplers(folders, tmp_path):
+@pytest.mark.parametrize("sampling", SAMPLINGS)
+def test_nudged_policies_of_all_modes_are_still_their_samplers(folders, tmp_path, sampling):
     for mode in MODES:
         networks, tokenizer = loaded(folders["gpt_neo"], mode, tmp_path)
         nudge(networks.named_parameters(), 0.2)
         prompts = encode_prompts(tokenizer, [Demonstration(text, "") for text in PROMPTS], 20)
-        rollouts = responses(networks, tokenizer, prompts, sampling_uniforms(0, "test", 0, len(PROMPTS), NEW))
+        uniforms = sampling_uniforms(0, "test", 0, len(PROMPTS), NEW)
+        rollouts = responses(networks, tokenizer, prompts, uniforms, sampling)
         with torch.no_grad():
             updated = token_logprobs(networks.policy_logits(networks.features(rollouts)), rollouts.response_ids)
         torch.testing.assert_close(

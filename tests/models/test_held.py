@@ -18,17 +18,18 @@ from rlhf.models.loading import Held, ModelError, load_base, load_pretrained, wo
 from rlhf.models.modes import LoRA
 from rlhf.models.saving import save_model, save_policy
 from rlhf.random import sampling_uniforms
-from rlhf.rollout import sample
 from rlhf.training_batch import measure
 from tests.config.composed import config
 from tests.helpers import (
     ARCHITECTURES,
     EOS,
     PAD,
+    SAMPLINGS,
     nudge,
     plain_logprobs,
     policy_models,
     random_rollouts,
+    sample,
     tiny_model,
     unpadded,
     value_settings,
@@ -96,32 +97,26 @@ def test_the_first_ratio_is_one_and_nothing_frozen_grows(mode, precision, folder
     frozen = [m for m in model.modules() if isinstance(m, HeldLinear | HeldEmbedding)]
     models = policy_models(model, mode, precision=precision)
     rollouts = random_rollouts(PROMPTS, RESPONSES)
-    measured = measure(models, rollouts, 2)
+    measured = measure(models, rollouts, 2, by_length=False)
     part = torch.tensor([2, 3])
-    fresh = models.policy_logits(measured.features.rows(part))
-    logprobs = torch.where(rollouts.mask[part], token_logprobs(fresh, rollouts.response_ids[part]), 0.0)
+    fresh = models.policy_hidden(measured.features.rows(part))
+    logprobs = torch.where(rollouts.mask[part], models.policy_logprobs(fresh, rollouts.response_ids[part]), 0.0)
     assert torch.equal(logprobs, measured.old_logprobs[part])
     assert torch.equal(measured.old_logprobs, measured.reference_logprobs)
     assert len(frozen) > 10 and all(module.weight.dtype == torch.bfloat16 for module in frozen)
 
 
+@pytest.mark.parametrize("sampling", SAMPLINGS)
 @pytest.mark.parametrize("merge", [False, True])
 @pytest.mark.parametrize(("architecture", "mode"), EVERYWHERE)
-def test_a_held_policy_samples_and_is_saved_whole(architecture, mode, merge, folders, tmp_path):
+def test_a_held_policy_samples_and_is_saved_whole(architecture, mode, merge, sampling, folders, tmp_path):
     model, _ = load_pretrained(folders[architecture], Held("bfloat16"))
     models = policy_models(model, mode, merge_adapters=merge)
     nudge(models.policy_parameters, 0.1)
     rollouts = random_rollouts(PROMPTS, RESPONSES)
     with models.sampling() as sampler:
-        tokens, logprobs = sample(
-            sampler,
-            rollouts.prompt_ids,
-            rollouts.prompt_mask,
-            sampling_uniforms(0, "test", 0, len(PROMPTS), 5),
-            eos_id=EOS,
-            pad_id=PAD,
-            temperature=1.0,
-        )
+        uniforms = sampling_uniforms(0, "test", 0, len(PROMPTS), 5)
+        tokens, logprobs = sample(sampling, sampler, rollouts.prompt_ids, rollouts.prompt_mask, uniforms)
     save_policy(models, TOKENIZER, tmp_path / "final", "full")
     assert (tmp_path / "final" / "adapter_config.json").exists() == (mode == "lora" and not merge)
     # An adapter's base is read again in float32 unless it is held likewise.
@@ -219,6 +214,21 @@ def test_a_text_does_not_depend_on_its_neighbours(wide, weights):
         features = models.features(rollouts)
         together, alone = (models.policy_logits(features.rows(torch.tensor(r))) for r in ([0, 1, 2], [1]))
     torch.testing.assert_close(together[1], alone[0], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.slow  # and not in the default tier, whose installation leaves bitsandbytes out
+@pytest.mark.parametrize("weights", ["int8", "int4"])
+def test_fast_and_plain_sample_the_same(wide, weights):
+    models = policy_models(load_pretrained(wide, Held(weights))[0], "lora")
+    nudge(models.named_parameters(), 0.05)
+    rollouts, uniforms = random_rollouts(PROMPTS, RESPONSES), sampling_uniforms(0, "test", 0, len(PROMPTS), 6)
+    with models.sampling() as sampler:
+        (tokens, logprobs), (plain, about) = (
+            sample(sampling, sampler, rollouts.prompt_ids, rollouts.prompt_mask, uniforms)
+            for sampling in ("fast", "plain")
+        )
+    assert torch.equal(tokens, plain)
+    torch.testing.assert_close(logprobs, about, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.slow  # and not in the default tier, whose installation leaves bitsandbytes out

@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from rlhf.kl import exact_kl
 from rlhf.masked import token_logprobs
 from rlhf.models import PolicyModels
-from rlhf.models.base import Features, positions_of, run_base
+from rlhf.models.features import Features, features_of, positions_of, run_base
 from rlhf.models.loading import ModelError, load_pretrained, word_tokenizer
 from rlhf.models.saving import save_model, save_policy
 from rlhf.models.split import split
@@ -43,6 +43,12 @@ def response_logprobs(models: PolicyModels, logits: Tensor, rollouts) -> list[Te
     return [row[valid] for row, valid in zip(token_logprobs(logits, rollouts.response_ids), rollouts.mask, strict=True)]
 
 
+def one_text(ids: Tensor, prompt_width: int) -> Features:
+    """A (1, L) text without padding."""
+    prompt, response = torch.tensor([prompt_width]), torch.tensor([ids.shape[1] - prompt_width])
+    return Features(ids, torch.ones_like(ids, dtype=torch.bool), None, prompt_width, prompt, response)
+
+
 def optimizer_step(models: PolicyModels, features: Features, target: str = "both") -> None:
     """One AdamW step on some loss of policy and values, weight decay on, so that every trained tensor moves."""
     optimizer = torch.optim.AdamW(models.named_parameters().values(), lr=0.05, weight_decay=0.1)
@@ -58,11 +64,8 @@ def optimizer_step(models: PolicyModels, features: Features, target: str = "both
 def test_trunk_and_top_are_the_whole_model_to_the_bit(architecture, last_k):
     base = tiny_model(architecture).base_model
     rollouts = random_rollouts(PROMPTS, RESPONSES)
-    ids, mask = (
-        torch.cat(pair, 1)
-        for pair in ((rollouts.prompt_ids, rollouts.response_ids), (rollouts.prompt_mask, rollouts.mask))
-    )
-    features = Features(ids, mask, None, rollouts.prompt_ids.shape[1])
+    features = features_of(rollouts)
+    mask = features.mask
     trunk, top = split(base, last_k)
     with torch.no_grad():
         whole = run_base(base, features, None)
@@ -87,7 +90,7 @@ def test_a_cut_through_blocks_of_different_kinds_is_the_whole_model_too():
     torch.manual_seed(0)
     base = AutoModelForCausalLM.from_config(config).eval().base_model
     ids = torch.arange(2, 14)[None]
-    features = Features(ids, torch.ones_like(ids, dtype=torch.bool), None, 1)
+    features = one_text(ids, 1)
     trunk, top = split(base, 2)
     with torch.no_grad():
         halves = run_base(top, features, run_base(trunk, features, None))
@@ -107,9 +110,14 @@ def test_at_first_policy_reference_and_untouched_base_agree(architecture, mode):
     features = models.features(rollouts)
     with torch.no_grad():
         policy, reference = models.policy_logits(features), models.reference_logits(features)
-        both, values = models.policy_logits_and_values(features)
+        hidden, values = models.policy_hidden_and_values(features)
+        chunked = models.policy_logprobs(hidden, rollouts.response_ids, rollouts.mask)
+        initial = models.reference_logprobs(models.reference_hidden(features), rollouts.response_ids, rollouts.mask)
     assert torch.equal(policy[rollouts.mask], reference[rollouts.mask])
-    assert torch.equal(policy[rollouts.mask], both[rollouts.mask])
+    assert torch.equal(policy[rollouts.mask], models.policy_head(hidden)[rollouts.mask])
+    assert torch.equal(chunked, initial) and bool((chunked[~rollouts.mask] == 0).all())
+    expected = token_logprobs(policy, rollouts.response_ids)
+    torch.testing.assert_close(chunked[rollouts.mask], expected[rollouts.mask], atol=1e-5, rtol=1e-5)
     assert values.shape == rollouts.mask.shape
     # Against plain forwards of texts without any padding, which no part of the project has touched.
     prompts = unpadded(rollouts.prompt_ids, rollouts.prompt_mask)
@@ -129,7 +137,7 @@ def test_values_are_of_the_state_before_each_token_and_do_not_see_padding(archit
             row = together.rows(torch.tensor([i]))
             width, length = PROMPTS[i], RESPONSES[i]
             ids = torch.cat([row.prompt_ids[:, -width:], row.response_ids[:, :length]], 1)
-            hidden = run_base(tiny_model(architecture).base_model, Features(ids, ids > 0, None, width), None)
+            hidden = run_base(tiny_model(architecture).base_model, one_text(ids, width), None)
             expected = models.value_head(hidden[0, width - 1 : -1]).squeeze(-1)
             torch.testing.assert_close(values[i, :length], expected, atol=1e-5, rtol=1e-5)
 
@@ -217,11 +225,8 @@ def test_the_sampler_is_the_updated_policy(architecture, mode):
         features = models.features(rollouts)
         models.values(features), models.reference_logits(features)  # leave no other adapter switched on
         with models.sampling() as sampler:
-            logits = sampler(
-                input_ids=features.input_ids,
-                attention_mask=features.mask.long(),
-                position_ids=positions_of(features.mask),
-            ).logits[:, features.prompt_width - 1 : -1]
+            logits = sampler.logits(run_base(sampler.model.base_model, features, None))
+            logits = logits[:, features.prompt_width - 1 : -1]
         expected = models.policy_logits(features)
         assert (expected - models.reference_logits(features))[rollouts.mask].abs().max() > 0.1
     torch.testing.assert_close(logits[rollouts.mask], expected[rollouts.mask], atol=1e-5, rtol=1e-5)
@@ -235,10 +240,10 @@ def test_a_value_head_on_the_policy_trains_with_it(mode):
     assert {"value_head.weight", "value_head.bias"} < set(models.policy_parameters)
     features = models.features(random_rollouts(PROMPTS, RESPONSES))
     with torch.no_grad():
-        logits, values = models.policy_logits_and_values(features)
-        assert torch.equal(logits, models.policy_logits(features))
+        hidden, values = models.policy_hidden_and_values(features)
+        assert torch.equal(models.policy_head(hidden), models.policy_logits(features))
         torch.testing.assert_close(values, models.values(features))
-    models.policy_logits_and_values(features)[1].sum().backward()
+    models.policy_hidden_and_values(features)[1].sum().backward()
     blocks = [p for name, p in models.policy_parameters.items() if not name.startswith("value_head")]
     with_gradient = [p for p in blocks if p.grad is not None and bool((p.grad != 0).any())]
     assert len(with_gradient) > 0.5 * len(blocks)
@@ -364,11 +369,7 @@ def test_logits_have_the_resolution_of_float32_whatever_the_precision(mode, prec
             before = models.policy_logits(features)
             assert torch.equal(before, models.reference_logits(features))
             with models.sampling() as sampler:
-                sampled = sampler(
-                    input_ids=features.input_ids,
-                    attention_mask=features.mask.long(),
-                    position_ids=positions_of(features.mask),
-                ).logits[:, features.prompt_width - 1 : -1]
+                sampled = sampler.logits(run_base(sampler.model.base_model, features, None))
             models.language_head.weight[3] *= 1.02
             after = models.policy_logits(features)
         for logits in (before, sampled, after):

@@ -10,16 +10,15 @@ import torch
 
 from rlhf.models import PolicyModels
 from rlhf.random import sampling_uniforms
-from rlhf.rollout import sample
 from tests.helpers import (
     ARCHITECTURES,
-    EOS,
     LAYERS,
     MODES,
-    PAD,
+    SAMPLINGS,
     nudge,
     policy_models,
     random_rollouts,
+    sample,
     tiny_model,
     value_settings,
 )
@@ -80,20 +79,13 @@ def test_blocks_are_computed_again_for_training_alone(mode, monkeypatch):
     assert calls == {False: trained}
 
 
+@pytest.mark.parametrize("sampling", SAMPLINGS)
 @pytest.mark.parametrize("mode", MODES)
-def test_the_sampler_keeps_its_cache(mode):
+def test_the_sampler_keeps_its_cache(mode, sampling):
     uniforms = sampling_uniforms(0, "test", 0, 4, 5)
     drawn = []
     for models in both("gpt_neox", mode):
         with models.sampling() as sampler:
-            tokens = sample(
-                sampler,
-                ROLLOUTS.prompt_ids,
-                ROLLOUTS.prompt_mask,
-                uniforms,
-                eos_id=EOS,
-                pad_id=PAD,
-                temperature=1.0,
-            )
+            tokens = sample(sampling, sampler, ROLLOUTS.prompt_ids, ROLLOUTS.prompt_mask, uniforms)
         drawn.append(tokens)
     assert torch.equal(drawn[0][0], drawn[1][0]) and torch.equal(drawn[0][1], drawn[1][1])

@@ -1,0 +1,86 @@
+"""Whether the fast sampler computes what a model's own forward pass does: known by its class, then tried out."""
+
+from __future__ import annotations
+
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from rlhf.distributed import is_sharded
+from rlhf.models import positions_of
+from rlhf.models.decoder import Decoder, Rotation
+from rlhf.models.families import Unknown, decoder_of
+from rlhf.models.policy import Sampler
+from rlhf.models.split import with_modules
+from rlhf.sampling.fast import FastSampler, with_short_weights
+
+_TRIED: WeakKeyDictionary[nn.Module, str] = WeakKeyDictionary()
+TOLERANCE = 1e-3
+"""Of the hidden states' norm; another architecture is off by much more, rounding by less."""
+
+
+def unfit(model: PreTrainedModel) -> str:
+    """Why `rollout=fast` cannot sample from the model; empty where it can. Tried once for each model."""
+    if model not in _TRIED:
+        _TRIED[model] = _try(model)
+    return _TRIED[model]
+
+
+def fast_sampler(
+    sampler: Sampler, *, rows: int, prompt_width: int, response_width: int, eos_id: int, pad_id: int
+) -> FastSampler:
+    """The fast sampler of a policy that it fits; see `FastSampler` for the arguments."""
+    model = sampler.model
+    device = next(model.parameters()).device
+    if torch.is_autocast_enabled(device.type):
+        base = with_short_weights(model.base_model, torch.get_autocast_dtype(device.type))
+        short = with_modules(model, **{model.base_model_prefix: base})
+        assert isinstance(short, PreTrainedModel)
+        model = short
+    return FastSampler(
+        sampler,
+        decoder_of(model),
+        rows=rows,
+        prompt_width=prompt_width,
+        response_width=response_width,
+        eos_id=eos_id,
+        pad_id=pad_id,
+        device=device,
+    )
+
+
+def _try(model: PreTrainedModel) -> str:
+    if is_sharded(model):
+        return "its weights are cut up among ranks"
+    try:
+        decoder = decoder_of(model)
+    except Unknown as unknown:
+        return str(unknown)
+    expected, found = both_ways(model, decoder)
+    if float((expected - found).norm()) > TOLERANCE * float(expected.norm()):
+        return f"{type(model).__name__} computes something else than the layers it is known for"
+    return ""
+
+
+@torch.no_grad()
+def both_ways(model: PreTrainedModel, decoder: Decoder) -> tuple[Tensor, Tensor]:
+    """Last hidden states of two short texts, one of them left-padded, by the model itself and token by token."""
+    base: Any = model.base_model
+    device = next(model.parameters()).device
+    prompt, whole = 7, 10
+    ids = (torch.arange(2 * whole, device=device).view(2, whole) * 7 + 3) % model.config.vocab_size
+    mask = torch.ones_like(ids, dtype=torch.bool)
+    mask[1, :4] = False
+    positions = positions_of(mask)
+    with torch.autocast(device.type, enabled=False):
+        output = base(input_ids=ids, attention_mask=mask.long(), position_ids=positions, use_cache=False)
+        cache, rotation = decoder.new_cache(2, whole, torch.float32, device), Rotation(decoder, whole, device)
+        hidden = decoder.prefill(ids[:, :prompt], mask[:, :prompt], positions[:, :prompt], rotation, cache)
+        for column in range(prompt, whole):
+            token, position = ids[:, column : column + 1], positions[:, column : column + 1]
+            at, seen = torch.tensor([column], device=device), mask[:, : column + 1]
+            hidden = decoder.step(token, position, rotation, cache, at, seen, column + 1)
+    return output.last_hidden_state[:, -1].float(), hidden.float()

@@ -1,0 +1,150 @@
+"""From hidden states to what is wanted of the logits, in chunks: never (B, T, V) at once.
+
+With V = 50,000 the logits of 16 responses of 128 tokens are 400 MB, and autograd keeps them twice.
+"""
+
+from __future__ import annotations
+
+from typing import Any, TypeGuard
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+from rlhf.masked import token_logprobs
+
+CHUNK = 2**24
+"""Numbers of a chunk of logits, at most; 64 MB."""
+
+
+def pieces(count: int, vocabulary: int) -> list[slice]:
+    """range(count) in pieces whose logits are a chunk."""
+    size = max(1, CHUNK // vocabulary)
+    return [slice(first, first + size) for first in range(0, count, size)]
+
+
+def chosen(hidden: Tensor, tokens: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor]:
+    """(B, T, d) and (B, T) -> (N, d) and (N,): all positions, or the valid ones alone."""
+    return (hidden.flatten(0, 1), tokens.flatten()) if valid is None else (hidden[valid], tokens[valid])
+
+
+def spread(values: Tensor, like: Tensor, valid: Tensor | None) -> Tensor:
+    """(N,) back to the shape (B, T) of `like`, 0 where nothing was chosen."""
+    if valid is None:
+        return values.view(like.shape)
+    return torch.zeros(like.shape, dtype=values.dtype, device=values.device).masked_scatter(valid, values)
+
+
+def trained_logprobs(
+    head: nn.Module, hidden: Tensor, tokens: Tensor, *, temperature: float, valid: Tensor | None = None
+) -> Tensor:
+    """log softmax(head(hidden) / temperature) of the tokens, (B, T) float32, with gradient.
+
+    Args:
+        head: without autocast; a linear layer is computed in chunks, anything else at once.
+        hidden: (B, T, d).
+        tokens: (B, T) int64.
+        valid: (B, T) bool, where they are wanted; 0 elsewhere. None: everywhere.
+    """
+    states, taken = chosen(hidden, tokens, valid)
+    with torch.autocast(hidden.device.type, enabled=False):
+        if _is_plain(head):
+            trains = torch.is_grad_enabled()
+            logprobs = _TokenLogprobs.apply(states.float(), head.weight, head.bias, taken, temperature, trains)
+        else:
+            logits = head(states.float()) / temperature
+            logprobs = token_logprobs(logits, taken)
+    return spread(logprobs, tokens, valid)  # type: ignore[arg-type]
+
+
+@torch.no_grad()
+def measured_logprobs(
+    head: nn.Module, hidden: Tensor, tokens: Tensor, *, temperature: float, valid: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """As `trained_logprobs`, to the bit, and the entropy of the distribution in nats."""
+    states, taken = chosen(hidden, tokens, valid)
+    linear = head if _is_plain(head) else None
+    with torch.autocast(hidden.device.type, enabled=False):
+        states = states.float()
+        found = []
+        for rows in [slice(0, len(states))] if linear is None else pieces(len(states), len(linear.weight)):
+            if linear is None:
+                logits = head(states[rows]) / temperature
+            else:
+                logits = _logits(states[rows], linear.weight.to(states.dtype), linear.bias, temperature)
+            total = logits.logsumexp(-1)
+            picked = logits.gather(-1, taken[rows, None]).squeeze(-1) - total
+            logprobs = logits.sub_(total[:, None])
+            found.append((picked, -(logprobs.exp() * logprobs).sum(-1)))
+    picked, entropies = (torch.cat(column) for column in zip(*found, strict=True))
+    return spread(picked, tokens, valid), spread(entropies, tokens, valid)
+
+
+def _is_plain(head: nn.Module) -> TypeGuard[nn.Linear]:
+    """A matrix that can be multiplied in pieces."""
+    return isinstance(head, nn.Linear) and head.weight.is_floating_point() and not isinstance(head.weight, DTensor)
+
+
+class _TokenLogprobs(torch.autograd.Function):
+    """Gradients are made where the logits are: d log p / d hidden = (W[token] - softmax W) / temperature.
+
+    What a trained head needs, softmax, is kept where one chunk is all, and computed again otherwise.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, tokens: Tensor, temperature: float, trains: bool
+    ) -> Tensor:
+        for_hidden = trains and ctx.needs_input_grad[0]
+        for_head = trains and any(ctx.needs_input_grad[1:3])
+        parts = pieces(len(hidden), len(weight))
+        full = weight.to(hidden.dtype)
+        logprobs = hidden.new_empty(len(hidden))
+        slopes = torch.empty_like(hidden) if for_hidden else None
+        kept = None
+        for rows in parts:
+            logits = _logits(hidden[rows], full, bias, temperature)
+            total = logits.logsumexp(-1)
+            logprobs[rows] = logits.gather(-1, tokens[rows, None]).squeeze(-1) - total
+            if not (for_hidden or for_head):
+                continue
+            probabilities = logits.sub_(total[:, None]).exp_()
+            if slopes is not None:
+                slopes[rows] = (F.embedding(tokens[rows], full) - probabilities @ full) / temperature
+            kept = probabilities
+        ctx.temperature = temperature
+        ctx.save_for_backward(
+            slopes, tokens, *((hidden, weight, bias, kept if len(parts) == 1 else None) if for_head else ())
+        )
+        return logprobs
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        (gradient,) = gradients
+        slopes, tokens, *head = ctx.saved_tensors
+        for_hidden = None if slopes is None else gradient[:, None] * slopes
+        if not head:
+            return for_hidden, None, None, None, None, None
+        hidden, weight, bias, kept = head
+        scaled = gradient / ctx.temperature
+        full = weight.to(hidden.dtype)
+        for_weight = torch.zeros_like(full)
+        for_bias = None if bias is None else torch.zeros_like(bias)
+        for rows in pieces(len(hidden), len(weight)):
+            probabilities = kept
+            if probabilities is None:
+                probabilities = _logits(hidden[rows], full, bias, ctx.temperature).softmax(-1)
+            weighted = probabilities * scaled[rows, None]
+            for_weight.addmm_(weighted.t(), hidden[rows], alpha=-1.0)
+            if for_bias is not None:
+                for_bias -= weighted.sum(0)
+        for_weight.index_add_(0, tokens, hidden * scaled[:, None])
+        if for_bias is not None:
+            for_bias.index_add_(0, tokens, scaled)
+        return for_hidden, for_weight.to(weight.dtype), for_bias, None, None, None
+
+
+def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, temperature: float) -> Tensor:
+    logits = F.linear(hidden, weight, bias)
+    return logits if temperature == 1.0 else logits.div_(temperature)

@@ -1,0 +1,132 @@
+"""What each stage of one of our iterations has to compute, as matrix products: weights and rows of tokens."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import nn
+from transformers import PreTrainedModel
+
+from rlhf.config import RunConfig
+from rlhf.config.sizes import forward_rows
+from rlhf.models.loading import language_head
+from rlhf.models.split import BLOCKS, attribute
+from tests.benchmarks.measuring import (
+    Machine,
+    Product,
+    Shapes,
+    Table,
+    Times,
+    backward,
+    flops,
+    forward,
+    linear_shapes,
+    share,
+)
+
+
+@dataclass(frozen=True)
+class Work:
+    """An iteration over texts of one length, with a separate value network that trains what the policy does.
+
+    Only what must be done is counted: the policy's logits once, though its entropy may be taken apart; adapters, which
+    are a few per cent of a base, not at all.
+    """
+
+    trunk: Shapes
+    """Frozen blocks below the trained ones; none in modes all and lora."""
+    top: Shapes
+    head: Shapes
+    mode: str
+    responses: int
+    sampled_at_once: int
+    prompt: int
+    new: int
+    micro_batch: int
+    epochs: int
+
+    @property
+    def texts(self) -> int:
+        return self.prompt + self.new
+
+    def sampling(self) -> list[Product]:
+        """The prompts, then one token after the other; logits where a token is drawn."""
+        rows, rounds, blocks = self.sampled_at_once, self.responses // self.sampled_at_once, self.trunk + self.top
+        return [
+            *forward(blocks, rows * self.prompt, rounds),
+            *forward(blocks, rows, rounds * (self.new - 1)),
+            *forward(self.head, rows, rounds * self.new),
+        ]
+
+    def scoring(self) -> list[Product]:
+        """By a reward model of the policy's size, of whole texts and their EOS."""
+        return forward(self.trunk + self.top, self.responses * (self.texts + 1))
+
+    def measuring(self) -> list[Product]:
+        """Policy, reference and value network; logits of the first two."""
+        rows, times = self.micro_batch, self.responses // self.micro_batch
+        return [
+            *forward(self.trunk, rows * self.texts, times),
+            *forward(self.top, rows * self.texts, 3 * times),
+            *forward(self.head, rows * self.new, 2 * times),
+        ]
+
+    def update(self) -> list[Product]:
+        """Policy and value network, forward and backward."""
+        rows, times = self.micro_batch, self.epochs * (self.responses // self.micro_batch)
+        return [
+            *forward(self.top, rows * self.texts, 2 * times),
+            *backward(self.top, rows * self.texts, 2 * times, weights=self.mode != "lora"),
+            *forward(self.head, rows * self.new, times),
+            *backward(self.head, rows * self.new, times, weights=self.mode == "all"),
+        ]
+
+    def by_stage(self) -> dict[str, list[Product]]:
+        return {
+            "sampling": self.sampling(),
+            "scoring": self.scoring(),
+            "measuring": self.measuring(),
+            "update": self.update(),
+        }
+
+
+def work_of(config: RunConfig, model: PreTrainedModel, prompt: int) -> Work:
+    """Of the model before anything is put into it."""
+    blocks = list(getattr(model.base_model, attribute(model.base_model, BLOCKS)))
+    train = config.model.train
+    cut = len(blocks) - train.last_k if train.mode == "last_k" else 0
+    head = language_head(model)
+    assert isinstance(head, nn.Linear)
+    responses = config.rollout.num_responses
+    return Work(
+        trunk=linear_shapes(*blocks[:cut]),
+        top=linear_shapes(*blocks[cut:]),
+        head=linear_shapes(head),
+        mode=train.mode,
+        responses=responses,
+        sampled_at_once=min(config.rollout.batch_size, responses),
+        prompt=prompt,
+        new=config.dataset.max_new_tokens,
+        micro_batch=forward_rows(config),
+        epochs=config.optimization.epochs,
+    )
+
+
+def show_shares(title: str, products: dict[str, list[Product]], times: dict[str, Times], machine: Machine) -> None:
+    """A row a stage: its arithmetic, the rate that it reached, and what share that is of what the machine does."""
+    square = machine.square_rate()
+    table = Table(title, "min s", "median s", "GFLOP", "GFLOP/s", "of square", "of shapes", "shapes' GFLOP/s")
+    for stage, work in products.items():
+        took, count, alone = times[stage], flops(work), machine.seconds(work)
+        rate = count / took.least
+        table.row(
+            stage,
+            took.least,
+            took.median,
+            count / 1e9,
+            rate / 1e9,
+            share(rate, square),
+            share(alone, took.least),
+            count / alone / 1e9,
+        )
+    print(f"large square products: {square / 1e9:,.0f} GFLOP/s; `of shapes`: the stage's own products, alone\n")

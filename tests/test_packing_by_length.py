@@ -1,0 +1,138 @@
+"""optimization.pack_by_length: micro-batches of neighbours in length without their padding, and the same numbers."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+
+import pytest
+import torch
+
+import rlhf.models.modes as modes
+from rlhf.evaluation import policy_distance
+from rlhf.kl import exact_kl
+from rlhf.masked import entropy
+from rlhf.models.features import Features, features_of, micro_batches
+from rlhf.training_batch import measure, put_rows
+from rlhf.update import accumulate_gradients
+from tests.helpers import MODES, nudge, policy_models, random_rollouts, tiny_model
+from tests.test_update import gradients, prepared, run_update, settings
+
+PROMPT_LENGTHS, RESPONSE_LENGTHS = [5, 1, 3, 2, 6], [4, 6, 1, 2, 3]
+
+
+def some_features(width: int = 2) -> Features:
+    """Hidden states that name their row and column."""
+    features = features_of(random_rollouts(PROMPT_LENGTHS, RESPONSE_LENGTHS))
+    rows, columns = features.mask.shape
+    hidden = torch.stack([torch.arange(rows)[:, None].expand(rows, columns), torch.arange(columns).expand(rows, -1)], 2)
+    return dataclasses.replace(features, hidden=hidden.float())
+
+
+def test_neighbours_in_length_go_together_and_ties_stay_in_order():
+    features = some_features()  # lengths in all 9, 7, 4, 4, 9
+    index = torch.arange(5)
+    parts = micro_batches(index, features, 2, by_length=True)
+    assert [part.tolist() for part in parts] == [[2, 3], [1, 0], [4]]
+    assert [part.tolist() for part in micro_batches(index, features, 2, by_length=False)] == [[0, 1], [2, 3], [4]]
+    some = torch.tensor([4, 3, 0])  # some rows, in an order of their own
+    assert [part.tolist() for part in micro_batches(some, features, 2, by_length=True)] == [[3, 4], [0]]
+    assert [part.tolist() for part in micro_batches(some, features, 2, by_length=False)] == [[4, 3], [0]]
+
+
+def test_trimmed_features_lose_the_columns_that_are_padding_in_every_row():
+    features = some_features()
+    part = features.rows(torch.tensor([3, 2]))  # prompts 2 and 3 of 6, responses 2 and 1 of 6
+    trimmed = part.trimmed()
+    assert trimmed.prompt_width == 3 and trimmed.input_ids.shape == (2, 5)
+    assert torch.equal(trimmed.input_ids, part.input_ids[:, 3:8]) and torch.equal(trimmed.mask, part.mask[:, 3:8])
+    assert torch.equal(trimmed.tokens, part.tokens[:, :2])
+    assert trimmed.hidden is not None and trimmed.hidden[:, :, 1].tolist() == [[3, 4, 5, 6, 7]] * 2
+    assert trimmed.hidden[:, 0, 0].tolist() == [3, 2]
+    assert int(trimmed.mask.sum()) == int(part.mask.sum()) == 2 + 2 + 3 + 1
+    assert (trimmed.prompt_lengths.tolist(), trimmed.response_lengths.tolist()) == ([2, 3], [2, 1])
+    again = trimmed.trimmed()
+    assert torch.equal(again.input_ids, trimmed.input_ids) and again.prompt_width == 3
+
+
+def test_trimmed_rollouts_and_features_agree():
+    rollouts = random_rollouts(PROMPT_LENGTHS, RESPONSE_LENGTHS).rows(torch.tensor([3, 2]))
+    one, other = features_of(rollouts.trimmed()), features_of(rollouts).trimmed()
+    assert torch.equal(one.input_ids, other.input_ids) and torch.equal(one.mask, other.mask)
+    assert one.prompt_width == other.prompt_width
+    assert rollouts.trimmed().sampler_logprobs.shape == rollouts.trimmed().response_ids.shape == (2, 2)
+
+
+def test_a_trimmed_trunk_goes_back_where_it_was():
+    whole = some_features()
+    trunk = None
+    for rows in micro_batches(torch.arange(5), whole, 2, by_length=True):
+        trunk = put_rows(trunk, rows, whole.rows(rows).trimmed(), whole)
+    assert trunk is not None and whole.hidden is not None
+    assert torch.equal(trunk[whole.mask], whole.hidden[whole.mask])
+    assert put_rows(None, torch.arange(5), dataclasses.replace(whole, hidden=None), whole) is None
+
+
+@pytest.mark.parametrize("network", ["separate", "head"])
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("algo", ["apa", "ppo", "awr"])
+def test_measured_columns_gradients_and_metrics_are_those_of_padded_micro_batches(algo, mode, network):
+    results = []
+    for by_length in (False, True):
+        run = settings(algo, "optimization.micro_batch_size=2", f"optimization.pack_by_length={by_length}")
+        models, _, measured, batch = prepared(run, mode, network=network)
+        metrics = accumulate_gradients(
+            run, models, batch.rows(torch.tensor([4, 0, 7, 13, 1, 5, 8, 15])), measured.features
+        )
+        results.append((measured, gradients(models), metrics))
+    (padded, expected, theirs), (packed, found, ours) = results
+    for name in ("old_logprobs", "reference_logprobs", "values", "entropy"):
+        torch.testing.assert_close(getattr(packed, name), getattr(padded, name), atol=1e-5, rtol=1e-5)
+    assert (found - expected).norm() < 1e-5 * expected.norm()
+    assert set(ours) == set(theirs) and ours == pytest.approx(theirs, rel=1e-5, abs=1e-5)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_padding_falls_and_no_token_is_lost(monkeypatch, mode):
+    seen: Counter[str] = Counter()
+    run_base = modes.run_base
+
+    def counting(base, features, hidden):
+        seen.update(positions=features.mask.numel(), tokens=int(features.mask.sum()))
+        return run_base(base, features, hidden)
+
+    monkeypatch.setattr(modes, "run_base", counting)
+    counts = []
+    for by_length in (False, True):
+        run = settings("apa", f"optimization.pack_by_length={by_length}", "optimization.minibatch_size=16")
+        seen.clear()
+        models, _, measured, batch = prepared(run, mode)
+        run_update(run, models, batch, measured)
+        counts.append(dict(seen))
+    padded, packed = counts
+    assert packed["tokens"] == padded["tokens"]
+    saved = padded["positions"] - packed["positions"]
+    assert saved > 0.3 * (padded["positions"] - padded["tokens"])
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_the_distance_of_policies_is_measured_by_length_too(mode):
+    models, rollouts = policy_models(tiny_model(), mode), random_rollouts(PROMPT_LENGTHS, RESPONSE_LENGTHS)
+    nudge(models.named_parameters(), 0.1)
+    with torch.no_grad():
+        features = models.features(rollouts)
+        logits, initial = models.policy_logits(features), models.reference_logits(features)
+    kl, entropies = policy_distance(models, rollouts, 2)
+    torch.testing.assert_close(kl.float(), torch.where(rollouts.mask, exact_kl(logits, initial), 0.0).float())
+    torch.testing.assert_close(entropies, torch.where(rollouts.mask, entropy(logits), 0.0))
+    assert float(kl.max()) > 1e-3
+
+
+def test_measuring_rows_of_no_padding_is_the_same_to_the_bit_either_way():
+    """Where there is nothing to trim, packing changes no shape."""
+    models, rollouts = policy_models(tiny_model(), "last_k"), random_rollouts([3] * 4, [5] * 4)
+    one, other = (measure(models, rollouts, 2, by_length=by_length) for by_length in (False, True))
+    assert torch.equal(one.values, other.values)
+    assert one.features.hidden is not None and other.features.hidden is not None
+    assert torch.equal(one.features.hidden, other.features.hidden)
+    torch.testing.assert_close(one.old_logprobs, other.old_logprobs, atol=1e-6, rtol=1e-6)
