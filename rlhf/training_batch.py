@@ -32,11 +32,12 @@ class Measured:
 
 @torch.no_grad()
 def measure(models: PolicyModels, rollouts: Rollouts, micro_batch_size: int, *, by_length: bool) -> Measured:
-    """Old and reference logprobs by the update's own function, in micro-batches of the update's size.
+    """Old and reference logprobs by the update's own function.
 
     Not by the sampler: its cached, token-by-token arithmetic rounds otherwise, and the first ratio would not be 1.
 
     Args:
+        micro_batch_size: the update's, for a first ratio of exactly 1.
         by_length: optimization.pack_by_length; micro-batches of neighbours in length, without their padding.
     """
     whole = features_of(rollouts)

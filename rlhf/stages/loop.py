@@ -195,7 +195,10 @@ def measured_by_all(config: RunConfig, models: PolicyModels, rollouts: Rollouts)
     total, own = len(rollouts.mask), rollouts
     if count() > 1:
         own = rollouts.rows(own_rows(total))
-    measured = measure(models, own, forward_rows(config), by_length=config.optimization.pack_by_length)
+    # Without gradients as many rows fit as are sampled at once; but the first ratio is 1 at the update's shapes alone.
+    by_length = config.optimization.pack_by_length
+    rows = config.rollout.batch_size if by_length else forward_rows(config)
+    measured = measure(models, own, rows, by_length=by_length)
     return measured if count() == 1 else gathered(measured, total)
 
 
