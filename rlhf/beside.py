@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from typing import TypeVar
 
 import torch
@@ -22,19 +22,20 @@ def beside(first: Callable[[], A], second: Callable[[], B], *, at_once: bool) ->
     Gradient mode is as the caller has it; autocast is for each to enter.
 
     Raises:
-        Exception: what either raised, once both have ended.
+        Exception: what either raised, once both have ended; the first's where both did.
     """
     threads = torch.get_num_threads()
     if not at_once or threads < 2:
         return first(), second()
-    enabled = torch.is_grad_enabled()
-    pool = _pool(threads // 2)
-    torch.set_num_threads(threads)  # the workers' own call has told threads that start later otherwise
-    one, other = pool.submit(_run, enabled, first), pool.submit(_run, enabled, second)
-    failed = one.exception() or other.exception()
-    if failed is not None:
-        raise failed
-    return one.result(), other.result()
+    pool, enabled = _pool(threads // 2), torch.is_grad_enabled()
+    # OpenMP keeps a number by thread, which the workers have set; MKL keeps one for the process.
+    torch.set_num_threads(threads // 2)
+    try:
+        both = pool.submit(_run, enabled, first), pool.submit(_run, enabled, second)
+        wait(both)
+    finally:
+        torch.set_num_threads(threads)
+    return both[0].result(), both[1].result()
 
 
 def _run(enabled: bool, work: Callable[[], A]) -> A:
@@ -44,5 +45,5 @@ def _run(enabled: bool, work: Callable[[], A]) -> A:
 
 @functools.cache
 def _pool(threads: int) -> ThreadPoolExecutor:
-    """Two threads of Python, each with a number of torch's own, which OpenMP keeps by thread."""
+    """Two threads of Python, each with so many of torch's."""
     return ThreadPoolExecutor(2, "beside", initializer=torch.set_num_threads, initargs=(threads,))

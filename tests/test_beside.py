@@ -1,0 +1,89 @@
+"""Two networks at once: the same numbers, the caller's threads and gradient mode, errors of either."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+import torch
+from torch import Tensor
+
+from rlhf.beside import beside
+from rlhf.update import accumulate_gradients
+from tests.helpers import policy_models, tiny_model, value_settings
+from tests.test_update import gradients, prepared, settings
+
+
+@pytest.fixture(autouse=True)
+def two_threads():
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+def test_both_run_at_once_with_half_the_threads_each():
+    meeting = threading.Barrier(2, timeout=10.0)  # passed by neither where one waits for the other
+
+    def work() -> tuple[str, int]:
+        meeting.wait()
+        return threading.current_thread().name, torch.get_num_threads()
+
+    (one, threads), (other, others) = beside(work, work, at_once=True)
+    assert one != other and threading.current_thread().name not in (one, other)
+    assert threads == others == 1 and torch.get_num_threads() == 2
+
+
+def test_one_after_the_other_in_this_thread_where_not_asked_for_or_on_one_thread():
+    name = threading.current_thread().name
+    who = lambda: threading.current_thread().name  # noqa: E731
+    assert beside(who, who, at_once=False) == (name, name)
+    torch.set_num_threads(1)
+    assert beside(who, who, at_once=True) == (name, name)
+
+
+@pytest.mark.parametrize("enabled", [False, True])
+def test_the_gradient_mode_is_the_callers(enabled):
+    with torch.set_grad_enabled(enabled):
+        found = beside(torch.is_grad_enabled, torch.is_grad_enabled, at_once=True)
+    assert found == (enabled, enabled)
+
+
+def test_an_error_comes_once_both_have_ended():
+    ended = threading.Event()
+
+    def fails() -> None:
+        raise ArithmeticError("the first")
+
+    def lasts() -> None:
+        ended.wait(0.2)
+        ended.set()
+        raise ValueError("the second")
+
+    with pytest.raises(ArithmeticError, match="the first"):
+        beside(fails, lasts, at_once=True)
+    assert ended.is_set()
+    with pytest.raises(ValueError, match="the second"):
+        beside(lambda: None, lasts, at_once=True)
+
+
+def test_which_networks_are_apart():
+    assert policy_models(tiny_model(), "all").apart and policy_models(tiny_model(), "last_k").apart
+    assert not policy_models(tiny_model(), "lora").apart  # one base, whose adapters are switched
+    for mode in ("all", "last_k", "lora"):
+        assert not policy_models(tiny_model(), mode, value_settings("head")).apart
+
+
+@pytest.mark.parametrize("mode", ["all", "last_k"])
+def test_gradients_are_the_same_to_the_bit_each_time_and_close_to_those_one_after_the_other(mode, monkeypatch):
+    run = settings("ppo", "optimization.micro_batch_size=4")
+
+    def found(at_once: bool) -> Tensor:
+        models, _, measured, batch = prepared(run, mode=mode)
+        monkeypatch.setattr(type(models), "apart", property(lambda _: at_once))
+        accumulate_gradients(run, models, batch.rows(torch.arange(8)), measured.features)
+        return gradients(models)
+
+    at_once, after = found(True), found(False)
+    assert torch.equal(at_once, found(True))
+    assert (at_once - after).norm() < 1e-6 * after.norm()
