@@ -31,11 +31,12 @@ def beside(first: Callable[[], A], second: Callable[[], B], *, at_once: bool) ->
     # OpenMP keeps a number by thread, which the workers have set; MKL keeps one for the process.
     torch.set_num_threads(threads // 2)
     try:
-        both = pool.submit(_run, enabled, first), pool.submit(_run, enabled, second)
-        wait(both)
+        one, other = pool.submit(_run, enabled, first), pool.submit(_run, enabled, second)
+        wait([one])
+        wait([other])
     finally:
         torch.set_num_threads(threads)
-    return both[0].result(), both[1].result()
+    return one.result(), other.result()
 
 
 def _run(enabled: bool, work: Callable[[], A]) -> A:

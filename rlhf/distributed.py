@@ -84,6 +84,13 @@ def sum_numbers(numbers: Mapping[str, float]) -> dict[str, float]:
     return dict(zip(numbers, total.tolist(), strict=True))
 
 
+def sum_rows(tensor: Tensor) -> Tensor:
+    """Rows that each rank has worked out for itself, the others' being 0, put together."""
+    total = tensor.contiguous()
+    distributed.all_reduce(total)
+    return total
+
+
 @torch.no_grad()
 def sum_gradients(parameters: Iterable[nn.Parameter]) -> None:
     """Add the gradients up over the ranks, in place. Those of sharded weights have been, in the backward pass."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -15,7 +16,7 @@ from rlhf.config import AdvantagesConfig
 from rlhf.kl import k1
 from rlhf.masked import whiten
 from rlhf.models import Features, PolicyModels
-from rlhf.models.features import features_of, micro_batches
+from rlhf.models.features import features_of
 from rlhf.rewards import token_rewards
 
 
@@ -30,25 +31,29 @@ class Measured:
     entropy: Tensor
 
 
+COLUMNS = ("old_logprobs", "reference_logprobs", "values", "entropy")
+"""Of `Measured`."""
+
+
 @torch.no_grad()
-def measure(models: PolicyModels, rollouts: Rollouts, micro_batch_size: int, *, by_length: bool) -> Measured:
-    """Old and reference logprobs by the update's own function.
+def measure(models: PolicyModels, rollouts: Rollouts, parts: Sequence[Tensor], *, by_length: bool) -> Measured:
+    """Old and reference logprobs by the update's own function; 0 in rows that no part names.
 
     Not by the sampler: its cached, token-by-token arithmetic rounds otherwise, and the first ratio would not be 1.
 
     Args:
-        micro_batch_size: the update's, for a first ratio of exactly 1.
-        by_length: optimization.pack_by_length; micro-batches of neighbours in length, without their padding.
+        parts: rows that are computed together. Those of the update's first epoch make its first ratio exactly 1: the
+            same texts at the same padded shape give the same bits.
+        by_length: optimization.pack_by_length; parts are trimmed of their padding.
     """
     whole = features_of(rollouts)
-    names = ("old_logprobs", "reference_logprobs", "values", "entropy")
-    columns = {name: torch.zeros(rollouts.mask.shape, device=rollouts.mask.device) for name in names}
+    columns = {name: torch.zeros(rollouts.mask.shape, device=rollouts.mask.device) for name in COLUMNS}
     trunk: Tensor | None = None
-    for rows in micro_batches(torch.arange(len(rollouts.mask)), whole, micro_batch_size, by_length=by_length):
+    for rows in parts:
         part = rollouts.rows(rows)
         part = part.trimmed() if by_length else part
         found, features = measure_part(models, part, by_length=by_length)
-        for name, column in zip(names, found, strict=True):
+        for name, column in zip(COLUMNS, found, strict=True):
             columns[name][rows, : part.mask.shape[1]] = torch.where(part.mask, column, 0.0)
         trunk = put_rows(trunk, rows, features, whole)
     return Measured(features=dataclasses.replace(whole, hidden=trunk), **columns)

@@ -48,8 +48,7 @@ def update(
     networks = {name: parameters for name, parameters in networks.items() if parameters}
     done = 0
     for epoch in range(settings.epochs):
-        order = permutation(config.seed, f"minibatches of epoch {epoch}", iteration, len(batch.mask))
-        for rows in minibatches(order, settings.minibatch_size):
+        for rows in minibatches_of(config, len(batch.mask), iteration, epoch):
             minibatch = batch.rows(rows)
             if config.advantages.whiten_over == "minibatch":
                 whitened = whiten(minibatch.advantages, minibatch.mask, config.advantages.whiten)
@@ -72,6 +71,29 @@ def update(
     return means, step + done
 
 
+def minibatches_of(config: RunConfig, count: int, iteration: int, epoch: int) -> list[Tensor]:
+    """Rows of each minibatch of an epoch over `count` responses, all ranks' together."""
+    order = permutation(config.seed, f"minibatches of epoch {epoch}", iteration, count)
+    return list(minibatches(order, config.optimization.minibatch_size))
+
+
+def own_micro_batches(config: RunConfig, minibatch: Tensor, features: Features) -> list[Tensor]:
+    """Rows of this rank's micro-batches of a minibatch.
+
+    Args:
+        minibatch: its rows in the rollout.
+        features: of the whole rollout batch.
+    """
+    own, by_length = minibatch[own_rows(len(minibatch))], config.optimization.pack_by_length
+    return micro_batches(own, features, forward_rows(config), by_length=by_length)
+
+
+def first_micro_batches(config: RunConfig, features: Features, iteration: int) -> list[Tensor]:
+    """Rows of this rank's micro-batches of an iteration's first epoch: all ranks' together are all rows, once."""
+    first = minibatches_of(config, len(features.mask), iteration, 0)
+    return [rows for minibatch in first for rows in own_micro_batches(config, minibatch, features)]
+
+
 def num_optimizer_steps(config: RunConfig) -> int:
     """Optimizer steps of the whole run."""
     per_epoch = config.rollout.num_responses // config.optimization.minibatch_size
@@ -88,9 +110,9 @@ def accumulate_gradients(
     num_tokens = minibatch.mask.sum()
     sums = defaultdict[str, list[Tensor]](list)
     by_length = config.optimization.pack_by_length
-    texts = features.rows(minibatch.rows_in_rollout)
-    for rows in micro_batches(own_rows(len(minibatch.mask)), texts, forward_rows(config), by_length=by_length):
-        part, own = minibatch.rows(rows), texts.rows(rows)
+    place = {row: i for i, row in enumerate(minibatch.rows_in_rollout.tolist())}
+    for rows in own_micro_batches(config, minibatch.rows_in_rollout, features):
+        part, own = minibatch.rows(torch.tensor([place[row] for row in rows.tolist()])), features.rows(rows)
         if by_length:
             own = own.trimmed()
             part = part.first_columns(own.tokens.shape[1])

@@ -26,11 +26,13 @@ from rlhf.batches import Rollouts, pad
 from rlhf.config import TrainableConfig, ValueConfig
 from rlhf.models import PolicyModels, build_models
 from rlhf.models.base import float32_logits
+from rlhf.models.features import features_of, micro_batches
 from rlhf.models.loading import language_head
 from rlhf.models.policy import Sampler
 from rlhf.random import generator
 from rlhf.sampling.choose import fast_sampler, unfit
 from rlhf.sampling.plain import sample_plain
+from rlhf.training_batch import Measured, measure
 
 VOCAB, WIDTH, LAYERS, PAD, EOS = 23, 16, 3, 0, 1
 _SHARED = {"vocab_size": VOCAB, "pad_token_id": PAD, "eos_token_id": EOS, "bos_token_id": None}
@@ -174,3 +176,11 @@ def sample(
 
 def unpadded(ids: Tensor, mask: Tensor) -> list[list[int]]:
     return [row[valid].tolist() for row, valid in zip(ids, mask, strict=True)]
+
+
+def measure_all(models: PolicyModels, rollouts: Rollouts, micro_batch_size: int, *, by_length: bool) -> Measured:
+    """All rows in their order, or that of their length, in parts of this size."""
+    parts = micro_batches(
+        torch.arange(len(rollouts.mask)), features_of(rollouts), micro_batch_size, by_length=by_length
+    )
+    return measure(models, rollouts, parts, by_length=by_length)

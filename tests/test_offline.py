@@ -33,10 +33,9 @@ from rlhf.run import execute
 from rlhf.stages.context import Interrupted
 from rlhf.stages.offline import DataResponses, Untrained, _untrained_values
 from rlhf.tracking import read_rows
-from rlhf.training_batch import measure
 from tests.algorithms.test_ilql import heads_with
 from tests.config.composed import config
-from tests.helpers import nudge, policy_models, random_rollouts, tiny_model, unpadded, value_settings
+from tests.helpers import measure_all, nudge, policy_models, random_rollouts, tiny_model, unpadded, value_settings
 from tests.test_run import outcome, signal_at, tiny, weights, without_time
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -235,18 +234,18 @@ def test_one_rank_alone_reads_all_answers_for_their_fingerprint(tmp_path, monkey
 def test_untrained_values_are_those_before_training_and_leave_no_trace(mode, network, by_length):
     models = policy_models(tiny_model(), mode, value_settings(network))
     rollouts = random_rollouts([2, 3, 1, 2], [3, 4, 2, 1])
-    before = measure(models, rollouts, 2, by_length=by_length)
+    before = measure_all(models, rollouts, 2, by_length=by_length)
     untrained = _untrained_values(models)
     assert isinstance(untrained, Untrained)
     nudge(models.named_parameters())
     moved = {name: parameter.clone() for name, parameter in models.named_parameters().items()}
-    now = measure(models, rollouts, 2, by_length=by_length)
+    now = measure_all(models, rollouts, 2, by_length=by_length)
     assert not torch.allclose(now.values, before.values)
     again = untrained.values(now, rollouts.mask, 2)  # all as wide as the rollout
     close = 1e-5 if by_length else 0.0
     torch.testing.assert_close(again, before.values, atol=close, rtol=close)
     assert all(torch.equal(p, moved[name]) for name, p in models.named_parameters().items())
-    assert torch.equal(measure(models, rollouts, 2, by_length=by_length).values, now.values)
+    assert torch.equal(measure_all(models, rollouts, 2, by_length=by_length).values, now.values)
 
 
 # --- whole runs ----------------------------------------------------------------------------------------------------

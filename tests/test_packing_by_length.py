@@ -13,9 +13,9 @@ from rlhf.evaluation import policy_distance
 from rlhf.kl import exact_kl
 from rlhf.masked import entropy
 from rlhf.models.features import Features, features_of, micro_batches
-from rlhf.training_batch import measure, put_rows
+from rlhf.training_batch import put_rows
 from rlhf.update import accumulate_gradients
-from tests.helpers import MODES, nudge, policy_models, random_rollouts, tiny_model
+from tests.helpers import MODES, measure_all, nudge, policy_models, random_rollouts, tiny_model
 from tests.test_update import gradients, prepared, run_update, settings
 
 PROMPT_LENGTHS, RESPONSE_LENGTHS = [5, 1, 3, 2, 6], [4, 6, 1, 2, 3]
@@ -131,7 +131,7 @@ def test_the_distance_of_policies_is_measured_by_length_too(mode):
 def test_measuring_rows_of_no_padding_is_the_same_to_the_bit_either_way():
     """Where there is nothing to trim, packing changes no shape."""
     models, rollouts = policy_models(tiny_model(), "last_k"), random_rollouts([3] * 4, [5] * 4)
-    one, other = (measure(models, rollouts, 2, by_length=by_length) for by_length in (False, True))
+    one, other = (measure_all(models, rollouts, 2, by_length=by_length) for by_length in (False, True))
     assert torch.equal(one.values, other.values)
     assert one.features.hidden is not None and other.features.hidden is not None
     assert torch.equal(one.features.hidden, other.features.hidden)

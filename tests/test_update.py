@@ -19,7 +19,8 @@ from rlhf.masked import token_logprobs
 from rlhf.models import PolicyModels
 from rlhf.optimization import NotFinite, adamw, clip_and_step, minibatches, schedule_factor, set_learning_rate
 from rlhf.random import generator
-from rlhf.training_batch import Measured, measure, training_batch
+from rlhf.stages.loop import measured_by_all
+from rlhf.training_batch import Measured, training_batch
 from rlhf.update import accumulate_gradients, num_optimizer_steps, update
 from tests.config.composed import config
 from tests.helpers import MODES, nudge, policy_models, random_rollouts, tiny_model, value_settings
@@ -41,12 +42,13 @@ def prepared(
     architecture: str = "gpt_neox",
     network: str = "separate",
     kl_coef: float = 0.1,
+    precision: str = "fp32",
 ) -> tuple[PolicyModels, Rollouts, Measured, TrainingBatch]:
     """Networks whose policy has left the reference, rollouts with random scores, and the batch made of them."""
-    models = policy_models(tiny_model(architecture), mode, value_settings(network))
+    models = policy_models(tiny_model(architecture), mode, value_settings(network), precision=precision)
     nudge(models.named_parameters(), 0.1)
     rollouts = random_rollouts(PROMPTS, RESPONSES)
-    measured = measure(models, rollouts, run.optimization.micro_batch_size, by_length=run.optimization.pack_by_length)
+    measured = measured_by_all(run, models, rollouts, 1)
     scores = torch.randn(len(PROMPTS), generator=generator(0, "scores"))
     return models, rollouts, measured, training_batch(rollouts, measured, scores, kl_coef, run.advantages)
 
@@ -80,18 +82,19 @@ class Spy:
 @pytest.mark.parametrize("architecture", ["gpt_neox", "llama"])
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("by_length", [False, True])
-def test_the_first_ratio_is_exactly_1_and_the_second_is_not(monkeypatch, architecture, mode, by_length):
-    """Exactly at the same padded shape; up to rounding where micro-batches are cut by length."""
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_the_first_ratio_is_exactly_1_and_the_second_is_not(monkeypatch, architecture, mode, by_length, precision):
+    """Whatever the precision: texts are measured in the micro-batches that they are trained in first."""
     run = settings("ppo", f"optimization.pack_by_length={by_length}")
-    models, _, measured, batch = prepared(run, mode, architecture)
+    models, _, measured, batch = prepared(run, mode, architecture, precision=precision)
     spy = Spy(monkeypatch, "ppo")
     run_update(run, models, batch, measured)
     assert len(spy.seen) == 4  # two minibatches of two micro-batches
     assert sorted(torch.cat([b.rows_in_rollout for b, _ in spy.seen]).tolist()) == list(range(16))
     assert spy.seen[0][0].rows_in_rollout.tolist() != [0, 1, 2, 3]  # shuffled
     for number, (part, logprobs) in enumerate(spy.seen):
-        off = float((probability_ratio(logprobs, part.old_logprobs)[part.mask] - 1).abs().max())
-        assert (off <= (1e-5 if by_length else 0.0)) == (number < 2), (number, off)
+        ratio = probability_ratio(logprobs, part.old_logprobs)[part.mask]
+        assert bool((ratio == 1.0).all()) == (number < 2)
 
 
 def test_every_epoch_has_a_fresh_order_that_follows_from_seed_and_iteration(monkeypatch):
@@ -208,7 +211,7 @@ def test_the_gradient_is_that_of_apas_formula_written_out(network):
     policy, critic = error.square().mean(), 0.5 * (values - part.returns)[part.mask].square().mean()
     (policy + 0.3 * critic).backward()
     expected = gradients(models)
-    assert (found - expected).norm() < 1e-6 * expected.norm()
+    assert (found - expected).norm() < 1e-5 * expected.norm()
     assert metrics["policy_loss"] == pytest.approx(policy.item(), rel=1e-5)
     assert metrics["value_loss"] == pytest.approx(critic.item(), rel=1e-5)
 

@@ -137,6 +137,8 @@ def _identity(config: RunConfig) -> dict[str, Any]:
         unread |= set() if inputs else _READ_FOR_INPUTS
         unread |= {f"algo.{option}" for option in {*identity["algo"]} - _ILQL_SAMPLER}
         unread |= set() if isinstance(config.algo, ILQLConfig) else {"algo"}
+    if isinstance(config.algo, ILQLConfig):
+        unread |= {"optimization.pack_by_length"}
     kept = without(identity, unread)
     if stage == "evaluate":
         kept["forward_rows"] = forward_rows(config)

@@ -11,7 +11,7 @@ from rlhf.config.setting import setting
 class RolloutConfig:
     iterations: int = setting("rollout-and-update rounds", low=1)
     num_responses: int = setting("responses per iteration, of all ranks together", low=1)
-    batch_size: int = setting("responses that each rank samples, measures and evaluates at once", low=1)
+    batch_size: int = setting("responses sampled at once by each rank", low=1)
     sampling: str = setting(
         "fast: our own layers over a static key-value cache; plain: the model's forward pass, which any architecture "
         "has and which takes over where fast does not fit; typed as rollout=plain",
@@ -59,10 +59,10 @@ class OptimizationConfig:
     minibatch_size: int = setting(
         "responses per optimizer step, of all ranks together; divides rollout.num_responses", low=1
     )
-    micro_batch_size: int = setting("responses per training pass of each rank, at most; divides minibatch_size", low=1)
+    micro_batch_size: int = setting("responses per forward pass of each rank, at most; divides minibatch_size", low=1)
     pack_by_length: bool = setting(
-        "a minibatch's micro-batches are of neighbours in length without their padding; false: all are as wide as the "
-        "rollout, and the first ratio is exactly 1"
+        "a minibatch's micro-batches are of neighbours in length, without their padding; false: all are as wide as the "
+        "rollout; ilql does not read it"
     )
     max_grad_norm: float = setting("gradients of each network are scaled down to this norm", above=0)
 

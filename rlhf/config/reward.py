@@ -30,8 +30,8 @@ class RewardConfig:
     precision: str = setting("how the reward model's weights are held", choices=("fp32", "bf16", "fp16"))
     batch_size: int = setting("texts scored at once; how far they are padded can change a score's last bits", low=1)
     overlap: bool = setting(
-        "score what has been sampled while more is sampled (reward.name=http, or on a GPU); false: afterwards, in less "
-        "memory"
+        "score what has been sampled while more is sampled: with reward.name=http or on a GPU, where "
+        "rollout.batch_size is less than a rank's responses; false: afterwards, in less memory"
     )
     url: str | None = setting("where name=http posts its texts")
     timeout_seconds: float = setting("longest wait for an answer of `url`", above=0, identity=False)

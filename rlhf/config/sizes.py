@@ -68,7 +68,7 @@ def _evaluation(config: RunConfig) -> list[Size]:
         ("prompts", prompts, "dataset.num_eval_prompts"),
         *([("prompts per rank", each, "/ hardware.ranks, rounded up")] if ranks > 1 else []),
         ("sampled at once", min(config.rollout.batch_size, each), "rollout.batch_size"),
-        *_longest(config, min(config.rollout.batch_size, each), "sampled at once", "forward"),
+        *_longest(config, min(forward_rows(config), each), "micro-batch"),
     ]
 
 
@@ -82,6 +82,6 @@ def _micro(whole: str, ranks: int) -> str:
     return f"{whole} / {'hardware.ranks / ' if ranks > 1 else ''}{section}.micro_batch_size"
 
 
-def _longest(config: RunConfig, rows: int, what: str, kind: str = "training") -> list[Size]:
+def _longest(config: RunConfig, rows: int, what: str) -> list[Size]:
     tokens = rows * config.dataset.max_total_length
-    return [(f"tokens per {kind} pass, at most", tokens, f"{what} x dataset.max_total_length")]
+    return [("tokens per forward pass, at most", tokens, f"{what} x dataset.max_total_length")]

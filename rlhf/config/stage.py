@@ -27,7 +27,7 @@ class SupervisedConfig:
     warmup_steps: int = setting("optimizer steps of linear warm-up", low=0)
     schedule: str = setting("after the warm-up", choices=("constant", "linear", "cosine"))
     batch_size: int = setting("examples per optimizer step, of all ranks together", low=1)
-    micro_batch_size: int = setting("examples per training pass of each rank, at most; divides batch_size", low=1)
+    micro_batch_size: int = setting("examples per forward pass of each rank, at most; divides batch_size", low=1)
     steps: int = setting("optimizer steps", low=1)
     max_grad_norm: float = setting("gradients are scaled down to this norm", above=0)
     eval_every: int = setting("optimizer steps between evaluations on held-out data", low=1)

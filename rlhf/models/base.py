@@ -174,11 +174,6 @@ class PolicyModels(ABC):
             hidden = before_response(self._value_hidden(features), features)
         return self.values_on(hidden)
 
-    def policy_hidden_and_values(self, features: Features) -> tuple[Tensor, Tensor]:
-        """Both from one forward pass, where the value head sits on the policy; two passes otherwise."""
-        hidden = self.policy_hidden(features)
-        return hidden, self.values_on(hidden) if self.value_on_policy else self.values(features)
-
     def values_on(self, hidden: Tensor) -> Tensor:
         """The value head: (B, T, d) -> (B, T)."""
         return self.value_head(hidden.float()).squeeze(-1)

@@ -13,6 +13,7 @@ from rlhf.batches import Rollouts
 from rlhf.data.tokenize import eos_id, pad_id
 from rlhf.models.base import float32_logits
 from rlhf.models.features import Features, before_response, features_of, run_base
+from rlhf.models.held import widened
 from rlhf.models.loading import ModelError, language_head
 from rlhf.models.policy import Sampler
 from rlhf.token_logprobs import pieces
@@ -43,7 +44,8 @@ class PolicyPair:
     @contextlib.contextmanager
     def sampling(self) -> Iterator[Sampler]:
         with torch.no_grad(), self._autocast():
-            yield Sampler(self.policy, self.policy_head)
+            head = widened(self.language_head)
+            yield Sampler(self.policy, lambda hidden: float32_logits(head, hidden) / self.temperature)
 
     def features(self, rollouts: Rollouts) -> Features:
         """The whole texts: the two models need not share anything."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Callable, Iterator
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -9,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from rlhf.config import RunConfig
 from rlhf.distributed import is_sharded
 from rlhf.models import positions_of
 from rlhf.models.decoder import Decoder, Rotation
@@ -27,6 +30,12 @@ def unfit(model: PreTrainedModel) -> str:
     if model not in _TRIED:
         _TRIED[model] = _try(model)
     return _TRIED[model]
+
+
+def say_where_plain(config: RunConfig, model: PreTrainedModel, say: Callable[[str], None]) -> None:
+    """One line where `rollout=fast` does not fit the model."""
+    if config.rollout.sampling == "fast" and (reason := unfit(model)):
+        say(f"rollout=plain: {reason}")
 
 
 def fast_sampler(
@@ -57,12 +66,28 @@ def _try(model: PreTrainedModel) -> str:
         return "its weights are cut up among ranks"
     try:
         decoder = decoder_of(model)
+        with in_float32(model):
+            expected, found = both_ways(model, decoder)
     except Unknown as unknown:
         return str(unknown)
-    expected, found = both_ways(model, decoder)
-    if float((expected - found).norm()) > TOLERANCE * float(expected.norm()):
+    except (AttributeError, TypeError, RuntimeError) as error:  # modules of the same names that are put together else
+        return f"{type(model).__name__}: {str(error).strip().splitlines()[0][:200]}"
+    if not float((expected - found).norm()) <= TOLERANCE * float(expected.norm()):
         return f"{type(model).__name__} computes something else than the layers it is known for"
     return ""
+
+
+@contextlib.contextmanager
+def in_float32(model: PreTrainedModel) -> Iterator[None]:
+    """int4 layers compute in what hardware.precision says, whose rounding is larger than what is looked for."""
+    before = {module: module.compute_dtype for module in model.modules() if hasattr(module, "compute_dtype")}
+    try:
+        for module in before:
+            module.compute_dtype = torch.float32  # type: ignore[assignment]
+        yield
+    finally:
+        for module, dtype in before.items():
+            module.compute_dtype = dtype
 
 
 @torch.no_grad()

@@ -33,11 +33,12 @@ def draw(logits: Tensor, uniforms: Tensor) -> tuple[Tensor, Tensor]:
     through = sums.cumsum(-1)
     total = through[:, -1:]
     target = _below(uniforms.unsqueeze(-1) * total, total)
-    chunk = torch.searchsorted(through, target, right=True)
+    # Logits that are not finite draw any token: the update will say so, a device-side assert would end the process.
+    chunk = torch.searchsorted(through, target, right=True).clamp_(max=through.shape[-1] - 1)
     target = target - (through - sums).gather(-1, chunk)
     inside = chunks.gather(1, chunk.unsqueeze(-1).expand(-1, -1, CHUNK)).squeeze(1).double().cumsum(-1)
     place = torch.searchsorted(inside, _below(target, inside[:, -1:]), right=True)
-    tokens = chunk * CHUNK + place
+    tokens = (chunk * CHUNK + place).clamp_(max=vocabulary - 1)
     logprobs = (logits.gather(-1, tokens) - peak).double() - total.log()
     return tokens.squeeze(-1), logprobs.squeeze(-1).float()
 

@@ -84,7 +84,7 @@ class FastSampler:
         self.sampler = sampler
         self.decoder = decoder
         self.eos_id, self.pad_id = eos_id, pad_id
-        self.graphs = Graphs(self._step) if device.type == "cuda" else None
+        self.graphs = Graphs() if device.type == "cuda" else None
         self.look_every = LOOK_EVERY.get(device.type, 16)
         columns = prompt_width + response_width
         columns = -(-columns // COLUMNS) * COLUMNS if self.graphs else columns
@@ -124,7 +124,7 @@ class FastSampler:
                     break
                 running = self._retire(running, going, tokens, logprobs)
             if self.graphs is not None:
-                self.graphs.run(running, -(-(width + t) // COLUMNS) * COLUMNS)
+                self.graphs.run(self._step, running, -(-(width + t) // COLUMNS) * COLUMNS)
             else:
                 self._step(running, width + t, masked=padded)
         tokens[running.index], logprobs[running.index] = running.tokens, running.logprobs

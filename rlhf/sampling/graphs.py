@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import sys
 from collections.abc import Iterator
 from typing import Any, Protocol
@@ -10,45 +11,48 @@ from typing import Any, Protocol
 import torch
 
 
-class _Step(Protocol):
+class Step(Protocol):
     def __call__(self, running: Any, columns: int) -> None: ...
 
 
 class Graphs:
-    """Graphs of `step` by number of rows and of columns, captured as they are needed.
+    """Graphs of a step by number of rows and of columns, captured as they are needed.
 
     A pair's first step runs as it is, which warms up what a capture must not do (libraries' workspaces); the second is
     captured, and from then on replayed. Where something in a step cannot be captured, all steps run as they are.
     """
 
-    def __init__(self, step: _Step) -> None:
-        self.step = step
+    def __init__(self) -> None:
         self.captured: dict[tuple[int, int], torch.cuda.CUDAGraph | None] = {}
         """None: warmed up."""
         self.pool: Any = None
         self.refused = False
 
-    def run(self, running: Any, columns: int) -> None:
-        """One step of `running`, whose tensors stay where they are from one call to the next."""
+    def run(self, step: Step, running: Any, columns: int) -> None:
+        """One step of `running`, whose tensors stay where they are from one call to the next.
+
+        The step is not kept: it holds the sampler that holds this, and a circle of large tensors would stay until
+        Python looks for circles.
+        """
         key = len(running.index), columns
         if self.refused or key not in self.captured:
             self.captured[key] = None
-            self.step(running, columns)
+            step(running, columns)
             return
         if self.captured[key] is None:
-            self.captured[key] = self._capture(running, columns)
+            self.captured[key] = self._capture(step, running, columns)
         graph = self.captured[key]
         if graph is None:
-            self.step(running, columns)
+            step(running, columns)
         else:
             graph.replay()
 
-    def _capture(self, running: Any, columns: int) -> torch.cuda.CUDAGraph | None:
+    def _capture(self, step: Step, running: Any, columns: int) -> torch.cuda.CUDAGraph | None:
         """None where it cannot be."""
         graph = torch.cuda.CUDAGraph()
         try:
             with capturing(graph, self.pool):
-                self.step(running, columns)
+                step(running, columns)
         except RuntimeError as error:
             self.refused = True
             reason = str(error).strip().splitlines()[0][:200]
@@ -64,12 +68,23 @@ def capturing(graph: torch.cuda.CUDAGraph, pool: Any) -> Iterator[None]:
 
     Another thread may be at work on the device meanwhile: a reward model's.
     """
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        graph.capture_begin(*(() if pool is None else (pool,)), capture_error_mode="thread_local")
-        try:
-            yield
-        finally:
+    stream, outer = _capture_stream(torch.cuda.current_device()), torch.cuda.current_stream()
+    stream.wait_stream(outer)
+    try:
+        with torch.cuda.stream(stream):
+            graph.capture_begin(*(() if pool is None else (pool,)), capture_error_mode="thread_local")
+            try:
+                yield
+            except BaseException:
+                with contextlib.suppress(RuntimeError):  # that the capture has failed, which is known by now
+                    graph.capture_end()
+                raise
             graph.capture_end()
-    torch.cuda.current_stream().wait_stream(stream)
+    finally:
+        outer.wait_stream(stream)
+
+
+@functools.cache
+def _capture_stream(device: int) -> torch.cuda.Stream:
+    """One for all captures: a library's workspace is kept for each stream that it was ever used on."""
+    return torch.cuda.Stream(device)

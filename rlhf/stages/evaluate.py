@@ -13,6 +13,7 @@ from rlhf.models.ilql import load_heads
 from rlhf.models.loading import ModelError, held_for, load_base, load_pretrained, moved
 from rlhf.models.pair import PolicyPair, check_same_tokens
 from rlhf.random import seed_torch
+from rlhf.sampling.choose import say_where_plain
 from rlhf.scorers import load_scorer
 from rlhf.stages.context import RunContext
 
@@ -31,6 +32,7 @@ def run_evaluate(context: RunContext) -> dict[str, float]:
         evaluator = ILQLEvaluator(config, tokenizer, prompts, scorer, data.gold, heads)
     else:
         evaluator = Evaluator(config, tokenizer, prompts, scorer, data.gold)
+    say_where_plain(config, models.policy, context.say)
     metrics, samples = evaluator.run(models)
     where = {"step": 0, "iteration": 0}
     context.tracker.log_samples(sample_rows(samples, where))

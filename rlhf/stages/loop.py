@@ -15,27 +15,27 @@ from transformers import PreTrainedTokenizerBase
 from rlhf.batches import Rollouts, TrainingBatch
 from rlhf.checkpoint import load_optimizer_tensors, load_parameter_tensors, optimizer_tensors, parameter_tensors
 from rlhf.config import PPOConfig, RunConfig
-from rlhf.config.sizes import forward_rows
 from rlhf.data import load_text_data
 from rlhf.data.examples import TextData
 from rlhf.data.tokenize import Prompts, encode_prompts, prompt_report
-from rlhf.distributed import count, gathered, own_rows
+from rlhf.distributed import count, sum_rows
 from rlhf.evaluation import Evaluator, sample_rows
 from rlhf.kl import CONTROLLERS, KLController, k1, k3, released_k3, sequence_kl
 from rlhf.masked import masked_mean, masked_variance
 from rlhf.models import PolicyModels, build_models
 from rlhf.models.base import Parameters
+from rlhf.models.features import features_of
 from rlhf.models.loading import held_for, load_base, load_pretrained, moved
 from rlhf.models.saving import save_policy
 from rlhf.models.sharding import shard, whole_weights
 from rlhf.optimization import NotFinite, adamw
 from rlhf.random import seed_torch
 from rlhf.rewards import RunningMoments
-from rlhf.sampling.choose import unfit
+from rlhf.sampling.choose import say_where_plain
 from rlhf.scorers import Scorer, load_scorer
 from rlhf.stages.context import RunContext
-from rlhf.training_batch import Measured, measure, training_batch
-from rlhf.update import update
+from rlhf.training_batch import COLUMNS, Measured, measure, training_batch
+from rlhf.update import first_micro_batches, update
 
 
 class Responses(Protocol):
@@ -162,7 +162,7 @@ def one_iteration(
     if not bool(scores.isfinite().all()):
         raise NotFinite("the reward gave a score that is not finite; look at reward.path or reward_model.*")
     scaled = responses.scaled(scores, progress.moments)
-    measured = measured_by_all(config, setup.models, rollouts)
+    measured = measured_by_all(config, setup.models, rollouts, iteration)
     measured = dataclasses.replace(measured, values=responses.values(measured))
     kl_coef = progress.controller.coef
     batch = training_batch(rollouts, measured, scaled, kl_coef, config.advantages)
@@ -190,16 +190,17 @@ def one_iteration(
     return row
 
 
-def measured_by_all(config: RunConfig, models: PolicyModels, rollouts: Rollouts) -> Measured:
-    """What the networks say of all rollouts, each rank having asked them for its own rows."""
-    total, own = len(rollouts.mask), rollouts
-    if count() > 1:
-        own = rollouts.rows(own_rows(total))
-    # Without gradients as many rows fit as are sampled at once; but the first ratio is 1 at the update's shapes alone.
-    by_length = config.optimization.pack_by_length
-    rows = config.rollout.batch_size if by_length else forward_rows(config)
-    measured = measure(models, own, rows, by_length=by_length)
-    return measured if count() == 1 else gathered(measured, total)
+def measured_by_all(config: RunConfig, models: PolicyModels, rollouts: Rollouts, iteration: int) -> Measured:
+    """What the networks say of all rollouts, each rank having asked them for the rows that it trains on first."""
+    parts = first_micro_batches(config, features_of(rollouts), iteration)
+    measured = measure(models, rollouts, parts, by_length=config.optimization.pack_by_length)
+    if count() == 1:
+        return measured
+    hidden = measured.features.hidden
+    return Measured(
+        features=dataclasses.replace(measured.features, hidden=None if hidden is None else sum_rows(hidden)),
+        **{name: sum_rows(getattr(measured, name)) for name in COLUMNS},
+    )
 
 
 def build(context: RunContext) -> Setup:
@@ -234,8 +235,7 @@ def build(context: RunContext) -> Setup:
         eps=settings.eps,
         weight_decay=settings.weight_decay,
     )
-    if config.rollout.sampling == "fast" and (reason := unfit(models.sampler)):
-        context.say(f"rollout=plain: {reason}")
+    say_where_plain(config, models.sampler, context.say)
     context.say(prompt_report(config.dataset, tokenizer, data.prompts, data.dropped))
     eval_prompts = encode_prompts(tokenizer, data.eval_prompts, limits[0])
     return Setup(

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from queue import SimpleQueue
 
 import torch
 from torch import Tensor
@@ -62,32 +64,55 @@ class PromptsAhead:
 
 
 class EarlyScores:
-    """Scores of an iteration's responses, asked for batch by batch as they are sampled, in a thread of its own."""
+    """Scores of an iteration's responses, asked for batch by batch as they are sampled, in a thread of its own.
+
+    The thread dies with the process, whatever it waits for.
+    """
 
     def __init__(self, scorer: Scorer, device: torch.device) -> None:
         self.scorer = scorer
         self.stream = torch.cuda.Stream(device) if device.type == "cuda" else None
-        self.pool = ThreadPoolExecutor(1, "scores")
         self.parts: list[tuple[Tensor, Future[Tensor]]] = []
+        self._asked: SimpleQueue[tuple[Future[Tensor], Sequence[str], Sequence[str]]] = SimpleQueue()
+        threading.Thread(target=self._work, name="scores", daemon=True).start()
 
     def ask(self, rows: Tensor, prompts: Sequence[str], texts: Sequence[str]) -> None:
-        self.parts.append((rows, self.pool.submit(self._score, prompts, texts)))
+        """Want scores of these rows.
+
+        Raises:
+            Exception: what the scorer raised for an earlier batch; no more is sampled in vain.
+        """
+        if any(part.done() and part.exception() is not None for _, part in self.parts):
+            self.take()
+        self.parts.append((rows, Future()))
+        self._asked.put((self.parts[-1][1], prompts, texts))
 
     def take(self) -> Tensor:
         """(B,) scores of all rows since the last call.
 
         Raises:
-            Exception: what the scorer raised.
+            Exception: what the scorer raised; batches that it has not begun are forgotten.
         """
         parts, self.parts = self.parts, []
         scores = torch.zeros(sum(len(rows) for rows, _ in parts))
-        for rows, part in parts:
-            scores[rows] = part.result()
+        try:
+            for rows, part in parts:
+                scores[rows] = part.result()
+        finally:
+            for _, part in parts:
+                part.cancel()  # of those that are done nothing is taken back
         return scores
 
-    def _score(self, prompts: Sequence[str], texts: Sequence[str]) -> Tensor:
-        with torch.cuda.stream(self.stream) if self.stream else contextlib.nullcontext():
-            return self.scorer.score(prompts, texts)
+    def _work(self) -> None:
+        while True:
+            future, prompts, texts = self._asked.get()
+            if not future.set_running_or_notify_cancel():
+                continue
+            try:
+                with torch.cuda.stream(self.stream) if self.stream else contextlib.nullcontext():
+                    future.set_result(self.scorer.score(prompts, texts))
+            except BaseException as error:  # whatever it is, `take` raises it where the run can say so
+                future.set_exception(error)
 
 
 @dataclass(frozen=True)

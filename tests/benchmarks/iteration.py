@@ -182,7 +182,7 @@ def show_profile(config: RunConfig, setup: Setup) -> None:
         with profile(activities=[ProfilerActivity.CPU]) as seen:
             rollouts = responses.rollouts(1)
         _show(seen, "sampling")
-        measured = measured_by_all(config, setup.models, rollouts)
+        measured = measured_by_all(config, setup.models, rollouts, 1)
         batch = training_batch(rollouts, measured, torch.randn(len(rollouts.mask)), 0.0, config.advantages)
         with profile(activities=[ProfilerActivity.CPU]) as seen:
             update(config, setup.models, setup.optimizer, batch, measured.features, iteration=1, step=0)

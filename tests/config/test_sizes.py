@@ -28,7 +28,7 @@ def test_an_online_run_of_one_rank():
         "optimizer steps per iteration": 12,
         "optimizer steps in all": 120,
         "micro-batches per minibatch and rank": 4,
-        "tokens per training pass, at most": 4 * 40,
+        "tokens per forward pass, at most": 4 * 40,
     }
 
 
@@ -42,7 +42,7 @@ def test_ranks_share_the_global_batches_and_not_the_steps():
         "optimizer steps per iteration": 12,
         "optimizer steps in all": 120,
         "micro-batches per minibatch and rank": 2,
-        "tokens per training pass, at most": 4 * 40,
+        "tokens per forward pass, at most": 4 * 40,
     }
 
 
@@ -62,7 +62,7 @@ def test_a_stage_before_rl(stage, what, texts):
         f"{what} per optimizer step": 24,
         f"{what} per optimizer step and rank": 12,
         "micro-batches per optimizer step and rank": 2,
-        "tokens per training pass, at most": 6 * texts * 40,
+        "tokens per forward pass, at most": 6 * texts * 40,
     }
 
 
@@ -71,7 +71,7 @@ def test_an_evaluation():
         "prompts": 10,
         "prompts per rank": 3,
         "sampled at once": 2,
-        "tokens per forward pass, at most": 2 * 40,
+        "tokens per forward pass, at most": 3 * 40,
     }
 
 

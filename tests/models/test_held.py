@@ -18,13 +18,13 @@ from rlhf.models.loading import Held, ModelError, load_base, load_pretrained, wo
 from rlhf.models.modes import LoRA
 from rlhf.models.saving import save_model, save_policy
 from rlhf.random import sampling_uniforms
-from rlhf.training_batch import measure
 from tests.config.composed import config
 from tests.helpers import (
     ARCHITECTURES,
     EOS,
     PAD,
     SAMPLINGS,
+    measure_all,
     nudge,
     plain_logprobs,
     policy_models,
@@ -97,7 +97,7 @@ def test_the_first_ratio_is_one_and_nothing_frozen_grows(mode, precision, folder
     frozen = [m for m in model.modules() if isinstance(m, HeldLinear | HeldEmbedding)]
     models = policy_models(model, mode, precision=precision)
     rollouts = random_rollouts(PROMPTS, RESPONSES)
-    measured = measure(models, rollouts, 2, by_length=False)
+    measured = measure_all(models, rollouts, 2, by_length=False)
     part = torch.tensor([2, 3])
     fresh = models.policy_hidden(measured.features.rows(part))
     logprobs = torch.where(rollouts.mask[part], models.policy_logprobs(fresh, rollouts.response_ids[part]), 0.0)

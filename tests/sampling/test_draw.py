@@ -137,3 +137,13 @@ def test_rare_tokens_of_a_large_vocabulary_keep_their_share():
     tokens, logprobs = draw(logits.expand(len(wanted), -1), uniforms)
     assert torch.equal(tokens, wanted)
     torch.testing.assert_close(logprobs, torch.full_like(logprobs, math.log(share)), atol=1e-5, rtol=0.0)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_logits_that_are_not_finite_draw_some_token_and_a_logprob_that_says_so(bad):
+    """The update refuses it in a line of its own; an index out of bounds would be a traceback, on a GPU the end."""
+    logits = torch.zeros(2, 300)
+    logits[0, 17] = bad
+    tokens, logprobs = draw(logits, torch.tensor([0.5, 0.5], dtype=torch.float64))
+    assert 0 <= int(tokens[0]) < 300 and not bool(logprobs[0].isfinite())
+    assert int(tokens[1]) == 150 and bool(logprobs[1].isfinite())

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import gc
+import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -84,7 +86,8 @@ def recorded(monkeypatch: pytest.MonkeyPatch, sampler: Sampler, refuses: bool = 
     assert unfit(sampler.model) == "" and (WIDTH + NEW) % COLUMNS == 0
     made = fast_sampler(sampler, rows=8, prompt_width=WIDTH, response_width=NEW, eos_id=EOS, pad_id=PAD)
     recorder = Recorder(made._step, refuses)
-    made.graphs, made.look_every = Graphs(recorder.run), 2
+    made.graphs, made.look_every = Graphs(), 2
+    monkeypatch.setattr(made, "_step", recorder.run)
     monkeypatch.setattr(fast, "COLUMNS", COLUMNS)
     monkeypatch.setattr(torch.cuda, "CUDAGraph", FakeGraph)
     monkeypatch.setattr(graphs, "capturing", recorder.capture)
@@ -108,7 +111,9 @@ def test_replays_sample_what_the_plain_sampler_does(monkeypatch, architecture):
     sizes: list[int] = []
     run = Graphs.run
     monkeypatch.setattr(
-        Graphs, "run", lambda self, running, c: (sizes.append(len(running.index)), run(self, running, c))
+        Graphs,
+        "run",
+        lambda self, step, running, c: (sizes.append(len(running.index)), run(self, step, running, c)),
     )
     for seed in range(3):
         assert_plain(made, sampler, seed)
@@ -140,6 +145,23 @@ def test_what_cannot_be_captured_runs_as_it_is_and_says_so_once(monkeypatch, cap
     reason = "sampling without CUDA graphs, which this model does not allow: CUDA error: operation not permitted"
     assert capfd.readouterr().err.splitlines() == [reason]
     assert recorder.events["eager"] > 10 and not recorder.events["replayed"] and not recorder.events["captured"]
+
+
+def test_a_sampler_with_graphs_goes_as_soon_as_nobody_holds_it():
+    """Not when Python next looks for circles: its cache may be most of a GPU's memory."""
+    sampler = sampler_of(tiny_model())
+    gc.collect()
+    gc.disable()
+    try:
+        made = fast_sampler(sampler, rows=8, prompt_width=WIDTH, response_width=2, eos_id=EOS, pad_id=PAD)
+        made.graphs = Graphs()
+        ids, mask = prompts()
+        made.sample(ids, mask, sampling_uniforms(0, "graphs", 0, 8, 2))
+        gone = weakref.ref(made)
+        del made
+        assert gone() is None
+    finally:
+        gc.enable()
 
 
 @pytest.mark.gpu
