@@ -26,7 +26,7 @@ from rlhf.batches import Rollouts, pad
 from rlhf.config import TrainableConfig, ValueConfig
 from rlhf.models import PolicyModels, build_models
 from rlhf.models.base import float32_logits
-from rlhf.models.features import features_of, micro_batches
+from rlhf.models.features import Features, features_of, micro_batches
 from rlhf.models.loading import language_head
 from rlhf.models.policy import Sampler
 from rlhf.random import generator
@@ -184,3 +184,9 @@ def measure_all(models: PolicyModels, rollouts: Rollouts, micro_batch_size: int,
         torch.arange(len(rollouts.mask)), features_of(rollouts), micro_batch_size, by_length=by_length
     )
     return measure(models, rollouts, parts, by_length=by_length)
+
+
+def hidden_and_values(models: PolicyModels, features: Features) -> tuple[Tensor, Tensor]:
+    """What the policy's logits are made of, and the values, wherever their head sits."""
+    hidden = models.policy_hidden(features)
+    return hidden, models.values_on(hidden) if models.value_on_policy else models.values(features)

@@ -23,7 +23,7 @@ from rlhf.stages.loop import measured_by_all
 from rlhf.training_batch import Measured, training_batch
 from rlhf.update import accumulate_gradients, num_optimizer_steps, update
 from tests.config.composed import config
-from tests.helpers import MODES, nudge, policy_models, random_rollouts, tiny_model, value_settings
+from tests.helpers import MODES, hidden_and_values, nudge, policy_models, random_rollouts, tiny_model, value_settings
 
 # Rows without any padding stand beside padded ones: attention may take another path where a micro-batch has none.
 PROMPTS = [6, 6, 6, 6, 1, 2, 3, 4, 5, 6, 1, 2, 6, 5, 4, 3]
@@ -205,7 +205,7 @@ def test_the_gradient_is_that_of_apas_formula_written_out(network):
     metrics = accumulate_gradients(run, models, batch.rows(rows), measured.features)
     found = gradients(models)
     part = batch.rows(rows)
-    hidden, values = models.policy_hidden_and_values(models.features(rollouts.rows(rows)))
+    hidden, values = hidden_and_values(models, models.features(rollouts.rows(rows)))
     logprobs = models.policy_head(hidden).log_softmax(-1).gather(-1, rollouts.response_ids[rows][..., None]).squeeze(-1)
     error = (logprobs - part.advantages / 0.5 - part.reference_logprobs)[part.mask]
     policy, critic = error.square().mean(), 0.5 * (values - part.returns)[part.mask].square().mean()

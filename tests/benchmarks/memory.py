@@ -130,7 +130,7 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--minibatch", type=int, default=8, help="responses of a forward pass and of an optimizer step")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
-    add_options(parser, repeats=1)
+    add_options(parser, repeats=3)
     return parser
 
 

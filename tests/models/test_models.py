@@ -24,6 +24,7 @@ from tests.helpers import (
     ARCHITECTURES,
     LAYERS,
     MODES,
+    hidden_and_values,
     nudge,
     plain_logprobs,
     policy_models,
@@ -110,7 +111,7 @@ def test_at_first_policy_reference_and_untouched_base_agree(architecture, mode):
     features = models.features(rollouts)
     with torch.no_grad():
         policy, reference = models.policy_logits(features), models.reference_logits(features)
-        hidden, values = models.policy_hidden_and_values(features)
+        hidden, values = hidden_and_values(models, features)
         chunked = models.policy_logprobs(hidden, rollouts.response_ids, rollouts.mask)
         initial = models.reference_logprobs(models.reference_hidden(features), rollouts.response_ids, rollouts.mask)
     assert torch.equal(policy[rollouts.mask], reference[rollouts.mask])
@@ -240,10 +241,10 @@ def test_a_value_head_on_the_policy_trains_with_it(mode):
     assert {"value_head.weight", "value_head.bias"} < set(models.policy_parameters)
     features = models.features(random_rollouts(PROMPTS, RESPONSES))
     with torch.no_grad():
-        hidden, values = models.policy_hidden_and_values(features)
+        hidden, values = hidden_and_values(models, features)
         assert torch.equal(models.policy_head(hidden), models.policy_logits(features))
         torch.testing.assert_close(values, models.values(features))
-    models.policy_hidden_and_values(features)[1].sum().backward()
+    hidden_and_values(models, features)[1].sum().backward()
     blocks = [p for name, p in models.policy_parameters.items() if not name.startswith("value_head")]
     with_gradient = [p for p in blocks if p.grad is not None and bool((p.grad != 0).any())]
     assert len(with_gradient) > 0.5 * len(blocks)
