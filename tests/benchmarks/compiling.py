@@ -1,7 +1,7 @@
-"""Whether torch.compile pays for an update's forward and backward pass: `python -m tests.benchmarks.compiling`.
+"""Whether torch.compile pays where an update spends its time: `python -m tests.benchmarks.compiling`.
 
-The policy of model=tiny, all parameters trained, one micro-batch; compiled and as it is take turns. The compiler's
-warm-up is paid by every process anew, for every shape of a micro-batch that the first compilation did not foresee.
+Forward and backward pass of the policy of model=tiny up to its hidden states, all parameters trained, one micro-batch;
+compiled and as it is take turns. Its warm-up is paid for every shape that the first compilation did not foresee.
 """
 
 from __future__ import annotations
