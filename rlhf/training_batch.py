@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -49,20 +50,32 @@ def measure(models: PolicyModels, rollouts: Rollouts, parts: Sequence[Tensor], *
     whole = features_of(rollouts)
     columns = {name: torch.zeros(rollouts.mask.shape, device=rollouts.mask.device) for name in COLUMNS}
     trunk: Tensor | None = None
-    for rows in parts:
-        part = rollouts.rows(rows)
-        part = part.trimmed() if by_length else part
-        found, features = measure_part(models, part, by_length=by_length)
-        for name, column in zip(COLUMNS, found, strict=True):
-            columns[name][rows, : part.mask.shape[1]] = torch.where(part.mask, column, 0.0)
-        trunk = put_rows(trunk, rows, features, whole)
+    one_at_a_time = threading.Lock()
+    at_once = models.apart and len(parts) > 1
+
+    def measure_these(parts: Sequence[Tensor]) -> None:
+        nonlocal trunk
+        for rows in parts:
+            part = rollouts.rows(rows)
+            part = part.trimmed() if by_length else part
+            found, features = measure_part(models, part, by_length=by_length, at_once=models.apart and not at_once)
+            for name, column in zip(COLUMNS, found, strict=True):
+                columns[name][rows, : part.mask.shape[1]] = torch.where(part.mask, column, 0.0)
+            with one_at_a_time:
+                trunk = put_rows(trunk, rows, features, whole)
+
+    beside(lambda: measure_these(parts[::2]), lambda: measure_these(parts[1::2]), at_once=at_once)
     return Measured(features=dataclasses.replace(whole, hidden=trunk), **columns)
 
 
 def measure_part(
-    models: PolicyModels, part: Rollouts, *, by_length: bool
+    models: PolicyModels, part: Rollouts, *, by_length: bool, at_once: bool = False
 ) -> tuple[tuple[Tensor, Tensor, Tensor, Tensor], Features]:
-    """Old and reference logprobs, values and entropy, (B, T) each, of one micro-batch; its features."""
+    """Old and reference logprobs, values and entropy, (B, T) each, of one micro-batch; its features.
+
+    Args:
+        at_once: the policy beside the other networks, where they are `apart`.
+    """
     features = models.features(part)
     valid = part.mask if by_length else None
     tokens = part.response_ids
@@ -76,7 +89,7 @@ def measure_part(
         reference = models.reference_logprobs(models.reference_hidden(features), tokens, valid)
         return reference, None if models.value_on_policy else models.values(features)
 
-    (old, entropy, values), (reference, own_values) = beside(policy, others, at_once=models.apart)
+    (old, entropy, values), (reference, own_values) = beside(policy, others, at_once=at_once)
     values = own_values if values is None else values
     assert values is not None
     return (old, reference, values, entropy), features

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from rlhf.beside import beside
+from rlhf.training_batch import COLUMNS, measure
 from rlhf.update import accumulate_gradients
-from tests.helpers import policy_models, tiny_model, value_settings
+from tests.helpers import policy_models, random_rollouts, tiny_model, value_settings
 from tests.test_update import gradients, prepared, settings
 
 
@@ -87,3 +88,20 @@ def test_gradients_are_the_same_to_the_bit_each_time_and_close_to_those_one_afte
     at_once, after = found(True), found(False)
     assert torch.equal(at_once, found(True))
     assert (at_once - after).norm() < 1e-6 * after.norm()
+
+
+@pytest.mark.parametrize("mode", ["all", "last_k"])
+@pytest.mark.parametrize("num_parts", [1, 2, 5])
+def test_halves_of_the_rollouts_are_measured_at_once_to_the_bits_of_each_part_alone(mode, num_parts):
+    models = policy_models(tiny_model(), mode)
+    rollouts = random_rollouts([4, 2, 3, 1, 4, 2, 3, 1, 5, 5], [3, 5, 1, 2, 4, 3, 5, 1, 2, 4])
+    parts = list(torch.randperm(10, generator=torch.Generator().manual_seed(0)).split(10 // num_parts))
+    found = measure(models, rollouts, parts, by_length=True)
+    trunk = found.features.hidden
+    assert (trunk is None) == (mode == "all")
+    for rows in parts:
+        alone = measure(models, rollouts, [rows], by_length=True)
+        for name in COLUMNS:
+            assert torch.equal(getattr(found, name)[rows], getattr(alone, name)[rows])
+        if trunk is not None and alone.features.hidden is not None:
+            torch.testing.assert_close(trunk[rows], alone.features.hidden[rows], atol=1e-6, rtol=1e-6)

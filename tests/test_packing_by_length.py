@@ -8,7 +8,7 @@ from collections import Counter
 import pytest
 import torch
 
-import rlhf.models.modes as modes
+import rlhf.models.network as network
 from rlhf.evaluation import policy_distance
 from rlhf.kl import exact_kl
 from rlhf.masked import entropy
@@ -95,13 +95,13 @@ def test_measured_columns_gradients_and_metrics_are_those_of_padded_micro_batche
 @pytest.mark.parametrize("mode", MODES)
 def test_padding_falls_and_no_token_is_lost(monkeypatch, mode):
     seen: Counter[str] = Counter()
-    run_base = modes.run_base
+    response_states = network.response_states
 
-    def counting(base, features, hidden):
+    def counting(decoder, features, *given):
         seen.update(positions=features.mask.numel(), tokens=int(features.mask.sum()))
-        return run_base(base, features, hidden)
+        return response_states(decoder, features, *given)
 
-    monkeypatch.setattr(modes, "run_base", counting)
+    monkeypatch.setattr(network, "response_states", counting)
     counts = []
     for by_length in (False, True):
         run = settings("apa", f"optimization.pack_by_length={by_length}", "optimization.minibatch_size=16")

@@ -14,7 +14,7 @@ from rlhf.config import RL_STAGES, CheckpointConfig, ILQLConfig, RunConfig, Stag
 from rlhf.config.build import build_config, config_to_mapping
 from rlhf.config.sizes import forward_rows
 
-REVISION = 1
+REVISION = 2
 """Raised whenever code changes results under the same config: cached inputs and finished runs then no longer match."""
 
 # Beside the fields of a config, which nothing changes once it is built; copies with other values start without.

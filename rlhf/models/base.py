@@ -15,11 +15,11 @@ from transformers import PreTrainedModel
 from rlhf.batches import Rollouts
 from rlhf.config import TrainableConfig, ValueConfig
 from rlhf.distributed import is_sharded
-from rlhf.models.features import Features, before_response, features_of
+from rlhf.models.features import Features, features_of
 from rlhf.models.held import widened
 from rlhf.models.loading import language_head
+from rlhf.models.network import Network
 from rlhf.models.policy import Sampler
-from rlhf.models.recompute import recomputing
 from rlhf.precision import LossScaler, autocast
 from rlhf.token_logprobs import measured_logprobs, pieces, trained_logprobs
 
@@ -82,7 +82,8 @@ class PolicyModels(ABC):
     def _trunk(self, features: Features) -> Tensor | None: ...
 
     @abstractmethod
-    def _policy_hidden(self, features: Features) -> Tensor: ...
+    def _policy_hidden(self, features: Features) -> Tensor:
+        """(B, T, d) before the response tokens, as the two below."""
 
     @abstractmethod
     def _reference_hidden(self, features: Features) -> Tensor: ...
@@ -111,13 +112,13 @@ class PolicyModels(ABC):
     def policy_hidden(self, features: Features) -> Tensor:
         """(B, T, d) states before the response tokens, which the logits are made of."""
         with self._autocast():
-            return before_response(self._policy_hidden(features), features)
+            return self._policy_hidden(features)
 
     @torch.no_grad()
     def reference_hidden(self, features: Features) -> Tensor:
         """As `policy_hidden`, of the frozen initial policy."""
         with self._autocast():
-            return before_response(self._reference_hidden(features), features)
+            return self._reference_hidden(features)
 
     def policy_head(self, hidden: Tensor) -> Tensor:
         """(..., d) -> (..., V) float32 logits, divided by the sampling temperature."""
@@ -171,7 +172,7 @@ class PolicyModels(ABC):
     def values(self, features: Features) -> Tensor:
         """(B, T) float32: V of the state before each response token."""
         with self._autocast():
-            hidden = before_response(self._value_hidden(features), features)
+            hidden = self._value_hidden(features)
         return self.values_on(hidden)
 
     def values_on(self, hidden: Tensor) -> Tensor:
@@ -187,9 +188,9 @@ class PolicyModels(ABC):
 
     def _trainable(
         self, base: nn.Module, again: Callable[[], AbstractContextManager[object]] = contextlib.nullcontext
-    ) -> nn.Module:
+    ) -> Network:
         """A base model as training runs it, with or without its activations kept."""
-        return recomputing(base, again) if self.recompute else base
+        return Network(base, again if self.recompute else None)
 
 
 def float32_logits(head: nn.Module, hidden: Tensor) -> Tensor:

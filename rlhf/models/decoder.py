@@ -1,7 +1,8 @@
-"""Known architectures as the sampler runs them: their own layers, a static key-value cache, no other work per token.
+"""Known architectures as sampling and training run them: their own layers, and no other work per token.
 
 Norms, projections and MLPs are the model's own modules, so that adapters, quantised and held weights need no word
-here. What is left of an architecture is a few lines: which modules, in what order, how positions enter.
+here. What is left of an architecture is a few lines: which modules, in what order, how positions enter. The last block
+is computed where its output is wanted alone.
 
 | base model | residual | positions | keys and values |
 | --- | --- | --- | --- |
@@ -16,11 +17,15 @@ To add one: a function that makes its `Decoder`, a line in `FAMILIES`, its name 
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from rlhf.models.recompute import computed_again
+from rlhf.models.rotation import Angles, Rotation, turn
 
 
 @dataclass(frozen=True)
@@ -29,10 +34,8 @@ class Block:
 
     norm: nn.Module
     """Of the attention's input."""
-    project: Callable[[Tensor], tuple[Tensor, Tensor]]
-    """(B, n, d) -> queries and keys together, (B, n, ..., h), which turn alike; values (B, n, G, h)."""
-    split: Callable[[Tensor], tuple[Tensor, Tensor]]
-    """The former -> queries (B, n, H, h) and keys (B, n, G, h); H a multiple of G."""
+    project: Callable[[Tensor], tuple[Tensor, Tensor, Tensor]]
+    """(B, n, d) -> queries (B, n, H, h), keys and values (B, n, G, h); H a multiple of G."""
     output: nn.Module
     """(B, n, H h) -> (B, n, d)."""
     mlp: nn.Module
@@ -45,7 +48,7 @@ class Block:
 
 
 Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
-"""(number of the block, queries (B, H, n, h), keys and values (B, G, n, h)) -> (B, H, n, h)."""
+"""(number of the block, queries (B, H, m, h), keys and values (B, G, n, h)) -> (B, H, m, h)."""
 
 
 @dataclass
@@ -75,10 +78,8 @@ class Decoder:
 
     embed: Callable[[Tensor, Tensor], Tensor]
     """Tokens and positions, (B, n) each -> (B, n, d)."""
-    angles: Callable[[Tensor], tuple[Tensor, Tensor]] | None
-    """(n,) positions -> cosine and signed sine, (n, h) each; None: no rotary positions."""
-    swap: Callable[[Tensor], Tensor]
-    """The other coordinate of each rotated pair: (..., h) -> (..., h)."""
+    rotation: Callable[[Tensor], Rotation] | None
+    """(n,) positions -> how far heads turn there; None: no rotary positions."""
     blocks: list[Block]
     norm: nn.Module
     scale: float
@@ -86,40 +87,44 @@ class Decoder:
     key_shape: tuple[int, int]
     """G, h."""
 
+    def turning(self, positions: int, device: torch.device) -> Rotation | None:
+        """How far heads turn at the first so many positions; None: no rotary positions."""
+        return None if self.rotation is None else self.rotation(torch.arange(positions, device=device))
+
     def new_cache(self, rows: int, columns: int, dtype: torch.dtype, device: torch.device) -> Cache:
         shape = rows, self.key_shape[0], columns, self.key_shape[1]
         made = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(2 * len(self.blocks))]
         return Cache(made[::2], made[1::2])
 
-    def prefill(self, tokens: Tensor, mask: Tensor, positions: Tensor, rotation: Rotation, cache: Cache) -> Tensor:
+    def prefill(
+        self, tokens: Tensor, mask: Tensor, positions: Tensor, rotation: Rotation | None, cache: Cache
+    ) -> Tensor:
         """Prompts (B, P), left-padded, into columns 0 .. P - 1; the hidden states (B, d) after their last token."""
         width = tokens.shape[1]
-        column = torch.arange(width, device=tokens.device)
-        back = column[:, None] - column
-        # A padding token sees itself, for softmax to have something; nothing sees it.
-        seen = (back >= 0) & (mask[:, None, :] | (back == 0))
+        last = slice(width - 1, width)
+        seen = self.seen(mask, mask.device, width, last)
         dtype = cache.dtype
 
         def attend(number: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
             cache.keys[number][:, :, :width] = keys
             cache.values[number][:, :, :width] = values
-            window = self.blocks[number].window
             return F.scaled_dot_product_attention(
                 queries.to(dtype),
                 keys.to(dtype),
                 values.to(dtype),
-                attn_mask=(seen if window is None else seen & (back < window))[:, None],
+                attn_mask=seen(number),
                 scale=self.scale,
                 enable_gqa=queries.shape[1] != keys.shape[1],
             )
 
-        return self._through(tokens, positions, rotation, attend)
+        angles = None if rotation is None else rotation.of(positions)
+        return self.through(self.embed(tokens, positions), angles, attend, last).squeeze(1)
 
     def step(
         self,
         tokens: Tensor,
         positions: Tensor,
-        rotation: Rotation,
+        rotation: Rotation | None,
         cache: Cache,
         column: Tensor,
         seen: Tensor | None,
@@ -133,10 +138,18 @@ class Decoder:
         """
         masks = self._masks(seen, column, columns)
         dtype, (groups, size) = cache.dtype, self.key_shape
+        # A number where reading it waits for nothing: an index costs more than the copy. Graphs know an address alone.
+        place = int(column) if column.device.type == "cpu" else None
+
+        def put(cached: Tensor, new: Tensor) -> None:
+            if place is None:
+                cached.index_copy_(2, column, new.to(dtype))
+            else:
+                cached[:, :, place : place + 1] = new
 
         def attend(number: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-            cache.keys[number].index_copy_(2, column, keys.to(dtype))
-            cache.values[number].index_copy_(2, column, values.to(dtype))
+            put(cache.keys[number], keys)
+            put(cache.values[number], values)
             # Heads of a group look at the same keys: they are the rows of one matrix.
             attended = _attend_to(
                 queries.reshape(len(queries), groups, -1, size).to(dtype),
@@ -147,7 +160,38 @@ class Decoder:
             )
             return attended.reshape(queries.shape)
 
-        return self._through(tokens, positions, rotation, attend)
+        angles = None if rotation is None else rotation.of(positions)
+        return self.through(self.embed(tokens, positions), angles, attend, slice(0, 1)).squeeze(1)
+
+    def seen(
+        self, mask: Tensor | None, device: torch.device, width: int, wanted: slice
+    ) -> Callable[[int], Tensor | None]:
+        """What the tokens of whole texts see of each other, by block: (B or 1, 1, n, width) bool; None: what comes
+        before them.
+
+        Args:
+            mask: (B, width) bool, tokens that are not padding; None: only padding on the right, which nothing sees.
+            wanted: the columns of the last block's queries.
+        """
+        column = torch.arange(width, device=device)
+        back = column[:, None] - column
+        before = (back >= 0)[None]
+        if mask is not None:
+            # A padding token sees itself, for softmax to have something; nothing sees it.
+            before = before & (mask[:, None] | (back == 0))
+        made: dict[tuple[int | None, bool], Tensor] = {}
+
+        def of(number: int) -> Tensor | None:
+            window, last = self.blocks[number].window, number == len(self.blocks) - 1
+            window = None if window is None or window >= width else window
+            if mask is None and window is None and not last:
+                return None
+            if (window, last) not in made:
+                near = before if window is None else before & (back < window)
+                made[window, last] = (near[:, wanted] if last else near)[:, None]
+            return made[window, last]
+
+        return of
 
     def _masks(self, seen: Tensor | None, column: Tensor, columns: int) -> dict[int | None, Tensor | None]:
         """What to attend to by window, broadcast over heads."""
@@ -158,28 +202,50 @@ class Decoder:
             masks[window] = (near if seen is None else near & seen)[:, None, None] if columns > window else masks[None]
         return masks
 
-    def _through(self, tokens: Tensor, positions: Tensor, rotation: Rotation, attend: Attend) -> Tensor:
-        """All blocks over (B, n) tokens; the final hidden states (B, d) of the last."""
-        cos, sin = rotation.of(positions)
-        hidden = self.embed(tokens, positions)
+    def through(
+        self,
+        hidden: Tensor,
+        angles: Angles | None,
+        attend: Attend,
+        wanted: slice,
+        again: Callable[[], AbstractContextManager[object]] | None = None,
+    ) -> Tensor:
+        """All blocks over (B, n, d); the final hidden states (B, m, d) of the m wanted columns.
+
+        Args:
+            again: activations are not kept but computed again in the backward pass, within this context.
+        """
         for number, block in enumerate(self.blocks):
-            read = block.norm(hidden)
-            heads, values = block.project(read)
-            if self.angles is not None:
-                shape = *cos.shape[:2], *(1,) * (heads.dim() - 3), -1
-                heads = heads.to(cos.dtype)
-                heads = torch.addcmul(heads * cos.view(shape), self.swap(heads), sin.view(shape))
-            queries, keys = block.split(heads)
-            attended = attend(number, queries.transpose(1, 2), keys.transpose(1, 2), values.transpose(1, 2))
-            added = block.output(attended.transpose(1, 2).flatten(2))
-            if block.parallel:
-                mlp = block.mlp(read if block.mlp_norm is None else block.mlp_norm(hidden))
-                hidden = mlp + added + hidden
-            else:
-                assert block.mlp_norm is not None
-                hidden = added + hidden
-                hidden = block.mlp(block.mlp_norm(hidden)) + hidden
-        return self.norm(hidden[:, -1:]).squeeze(1)
+
+            def run(hidden: Tensor, number: int = number, block: Block = block) -> Tensor:
+                columns = wanted if number == len(self.blocks) - 1 else slice(None)
+                return _block(block, hidden, angles, lambda *heads: attend(number, *heads), columns)
+
+            hidden = run(hidden) if again is None else computed_again(run, again, hidden)
+        return self.norm(hidden)
+
+
+def _block(
+    block: Block,
+    hidden: Tensor,
+    angles: Angles | None,
+    attend: Callable[[Tensor, Tensor, Tensor], Tensor],
+    columns: slice,
+) -> Tensor:
+    """(B, n, d) -> (B, m, d) of these columns, which see what `attend` shows them."""
+    read = block.norm(hidden)
+    queries, keys, values = (one.transpose(1, 2) for one in block.project(read))
+    if angles is not None:
+        queries, keys = turn(queries, angles), turn(keys, angles)
+    if columns != slice(None):
+        queries, hidden, read = queries[:, :, columns], hidden[:, columns], read[:, columns]
+    added = block.output(attend(queries, keys, values).transpose(1, 2).flatten(2))
+    if block.parallel:
+        mlp = block.mlp(read if block.mlp_norm is None else block.mlp_norm(hidden))
+        return mlp + added + hidden
+    assert block.mlp_norm is not None
+    hidden = added + hidden
+    return block.mlp(block.mlp_norm(hidden)) + hidden
 
 
 def _attend_to(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, scale: float) -> Tensor:
@@ -191,17 +257,3 @@ def _attend_to(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | Non
     if mask is not None:
         scores.masked_fill_(~mask, -torch.inf)
     return torch.matmul(scores.softmax(-1), values)
-
-
-class Rotation:
-    """Cosines and signed sines of all positions of a rollout, looked up by row."""
-
-    def __init__(self, decoder: Decoder, positions: int, device: torch.device) -> None:
-        if decoder.angles is None:
-            self.cos = self.sin = torch.zeros(positions, 0, device=device)
-        else:
-            self.cos, self.sin = decoder.angles(torch.arange(positions, device=device))
-
-    def of(self, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, n) -> two of (B, n, h)."""
-        return F.embedding(positions, self.cos), F.embedding(positions, self.sin)

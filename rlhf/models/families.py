@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
 from rlhf.models.decoder import Block, Decoder
+from rlhf.models.rotation import Rotation
 
 FIXED_ANGLES = ("default", "linear", "llama3", "yarn")
 """Kinds of rotary positions whose angles do not change with the length of the text."""
@@ -19,13 +19,12 @@ class Unknown(NotImplementedError):
     """An architecture, or a setting of one, that `Decoder` does not compute; the message says which."""
 
 
-def decoder_of(model: PreTrainedModel) -> Decoder:
-    """The model's layers as the sampler runs them; shares every module.
+def decoder_of(base: nn.Module) -> Decoder:
+    """A base model's layers, without a head; shares every module.
 
     Raises:
         Unknown: not one of the table's.
     """
-    base: Any = model.base_model
     name = type(base).__name__.removeprefix("FSDP")
     if name not in FAMILIES:
         raise Unknown(f"{name} is not among {', '.join(FAMILIES)}")
@@ -37,14 +36,14 @@ def _gpt_neox(base: Any) -> Decoder:
     size = config.hidden_size // config.num_attention_heads
 
     def block(layer: Any) -> Block:
-        def project(hidden: Tensor) -> tuple[Tensor, Tensor]:
+        def project(hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
             fused = layer.attention.query_key_value(hidden).view(*hidden.shape[:2], -1, 3, size)
-            return fused[:, :, :, :2], fused[:, :, :, 2]
+            queries, keys, values = fused.unbind(3)
+            return queries, keys, values
 
         return Block(
             norm=layer.input_layernorm,
             project=project,
-            split=lambda heads: (heads[:, :, :, 0], heads[:, :, :, 1]),
             output=layer.attention.dense,
             mlp=layer.mlp,
             mlp_norm=layer.post_attention_layernorm,
@@ -54,8 +53,7 @@ def _gpt_neox(base: Any) -> Decoder:
 
     return Decoder(
         embed=lambda tokens, _: base.embed_in(tokens),
-        angles=_angles(base, size),
-        swap=_swap_halves(base.rotary_emb.inv_freq.numel() * 2),
+        rotation=_by_halves(base, size),
         blocks=[block(layer) for layer in base.layers],
         norm=base.final_layer_norm,
         scale=size**-0.5,
@@ -66,28 +64,19 @@ def _gpt_neox(base: Any) -> Decoder:
 def _gptj(base: Any) -> Decoder:
     config = base.config
     size = config.hidden_size // config.num_attention_heads
-    rotated = config.rotary_dim
     table = base.h[0].attn.embed_positions
 
-    def angles(positions: Tensor) -> tuple[Tensor, Tensor]:
-        sin, cos = table.to(positions.device)[positions].float().chunk(2, dim=-1)
-        # Each angle serves a pair of neighbours; the first of them takes the sine with a minus.
-        signed = torch.stack((-sin, sin), -1).flatten(-2)
-        return _widened(cos.repeat_interleave(2, -1), signed, size)
-
-    def swap(heads: Tensor) -> Tensor:
-        pairs = heads[..., :rotated].unflatten(-1, (-1, 2)).flip(-1).flatten(-2)
-        return pairs if rotated == size else torch.cat((pairs, heads[..., rotated:]), -1)
+    def rotation(positions: Tensor) -> Rotation:
+        sin, cos = table.to(positions.device)[positions].chunk(2, dim=-1)
+        return Rotation.by_neighbours(cos, sin, size)
 
     return Decoder(
         embed=lambda tokens, _: base.wte(tokens),
-        angles=angles,
-        swap=swap,
+        rotation=rotation,
         blocks=[
             Block(
                 norm=layer.ln_1,
                 project=_three(layer.attn.q_proj, layer.attn.k_proj, layer.attn.v_proj, size),
-                split=_split_at(config.num_attention_heads),
                 output=layer.attn.out_proj,
                 mlp=layer.mlp,
                 mlp_norm=None,
@@ -111,7 +100,6 @@ def _gpt_neo(base: Any) -> Decoder:
         return Block(
             norm=layer.ln_1,
             project=_three(attention.q_proj, attention.k_proj, attention.v_proj, size),
-            split=_split_at(config.num_heads),
             output=attention.out_proj,
             mlp=layer.mlp,
             mlp_norm=layer.ln_2,
@@ -121,8 +109,7 @@ def _gpt_neo(base: Any) -> Decoder:
 
     return Decoder(
         embed=lambda tokens, positions: base.wte(tokens) + base.wpe(positions),
-        angles=None,
-        swap=lambda heads: heads,
+        rotation=None,
         blocks=[block(layer) for layer in base.h],
         norm=base.ln_f,
         scale=1.0,  # GPT-Neo's weights make up for it
@@ -144,7 +131,6 @@ def _llama(base: Any) -> Decoder:
         return Block(
             norm=layer.input_layernorm,
             project=_three(attention.q_proj, attention.k_proj, attention.v_proj, size, norms),
-            split=_split_at(config.num_attention_heads),
             output=attention.o_proj,
             mlp=layer.mlp,
             mlp_norm=layer.post_attention_layernorm,
@@ -154,8 +140,7 @@ def _llama(base: Any) -> Decoder:
 
     return Decoder(
         embed=lambda tokens, _: base.embed_tokens(tokens),
-        angles=_angles(base, size),
-        swap=_swap_halves(size),
+        rotation=_by_halves(base, size),
         blocks=[block(layer) for layer in base.layers],
         norm=base.norm,
         scale=size**-0.5,
@@ -180,23 +165,19 @@ def _three(
     values: nn.Module,
     size: int,
     norms: tuple[nn.Module | None, nn.Module | None] = (None, None),
-) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
+) -> Callable[[Tensor], tuple[Tensor, Tensor, Tensor]]:
     """Three matrices; `norms` of each head's query and key."""
 
-    def project(hidden: Tensor) -> tuple[Tensor, Tensor]:
+    def project(hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         q, k, v = (module(hidden).unflatten(-1, (-1, size)) for module in (queries, keys, values))
         q_norm, k_norm = norms
-        return torch.cat((q if q_norm is None else q_norm(q), k if k_norm is None else k_norm(k)), 2), v
+        return q if q_norm is None else q_norm(q), k if k_norm is None else k_norm(k), v
 
     return project
 
 
-def _split_at(heads: int) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
-    return lambda both: (both[:, :, :heads], both[:, :, heads:])
-
-
-def _angles(base: Any, size: int) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
-    """By the model's own rotary module, rotated by halves.
+def _by_halves(base: Any, size: int) -> Callable[[Tensor], Rotation]:
+    """By the model's own rotary module.
 
     Raises:
         Unknown: its angles change with the text's length.
@@ -205,27 +186,9 @@ def _angles(base: Any, size: int) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
     if kind not in FIXED_ANGLES:
         raise Unknown(f"rotary positions of type {kind} change with the length of a text")
 
-    def angles(positions: Tensor) -> tuple[Tensor, Tensor]:
+    def rotation(positions: Tensor) -> Rotation:
         like = torch.zeros(1, device=positions.device)
         cos, sin = (table[0] for table in base.rotary_emb(like, positions[None]))
-        half = sin.shape[-1] // 2
-        return _widened(cos, torch.cat((-sin[:, :half], sin[:, half:]), -1), size)
+        return Rotation.by_halves(cos, sin, size)
 
-    return angles
-
-
-def _widened(cos: Tensor, sin: Tensor, size: int) -> tuple[Tensor, Tensor]:
-    """The part of a head that does not turn has cosine 1 and sine 0."""
-    rest = len(cos), size - cos.shape[-1]
-    return torch.cat((cos, cos.new_ones(rest)), -1), torch.cat((sin, sin.new_zeros(rest)), -1)
-
-
-def _swap_halves(rotated: int) -> Callable[[Tensor], Tensor]:
-    half = rotated // 2
-
-    def swap(heads: Tensor) -> Tensor:
-        if heads.shape[-1] == rotated:
-            return heads.roll(half, -1)
-        return torch.cat((heads[..., half:rotated], heads[..., :half], heads[..., rotated:]), -1)
-
-    return swap
+    return rotation

@@ -16,6 +16,7 @@ from rlhf.models.base import Parameters, PolicyModels
 from rlhf.models.features import Features, run_base
 from rlhf.models.held import to_float32
 from rlhf.models.loading import language_head
+from rlhf.models.network import Network
 from rlhf.models.split import check_split, copy_top, joined, split, top_parameters
 
 
@@ -47,6 +48,7 @@ class AllParameters(PolicyModels):
         self.reference = copy.deepcopy(self.model)
         self.value_base = None if self.value_on_policy else copy.deepcopy(self.model.base_model)
         self._policy_run = self._trainable(self.model.base_model)
+        self._reference_run = Network(self.reference.base_model)
         self._value_run = None if self.value_base is None else self._trainable(self.value_base)
         return _named("policy", self.model), {} if self.value_base is None else _named("value", self.value_base)
 
@@ -58,10 +60,10 @@ class AllParameters(PolicyModels):
         return None
 
     def _policy_hidden(self, features: Features) -> Tensor:
-        return run_base(self._policy_run, features, None)
+        return self._policy_run(features, None)
 
     def _reference_hidden(self, features: Features) -> Tensor:
-        return run_base(self.reference.base_model, features, None)
+        return self._reference_run(features, None)
 
     @property
     def apart(self) -> bool:
@@ -72,7 +74,7 @@ class AllParameters(PolicyModels):
         return language_head(self.reference)
 
     def _value_hidden(self, features: Features) -> Tensor:
-        return self._policy_hidden(features) if self._value_run is None else run_base(self._value_run, features, None)
+        return self._policy_hidden(features) if self._value_run is None else self._value_run(features, None)
 
 
 class LastBlocks(PolicyModels):
@@ -84,6 +86,7 @@ class LastBlocks(PolicyModels):
         check_split(base, self.trunk, self.reference_top)
         self.policy_top = _own_top(self.reference_top)
         self._policy_run = self._trainable(self.policy_top)
+        self._reference_run = Network(self.reference_top)
         self._joined = joined(self.model, self.trunk, self.policy_top)
         self.value_top: nn.Module | None = None
         self.value_base: nn.Module | None = None
@@ -111,13 +114,13 @@ class LastBlocks(PolicyModels):
         return run_base(self.trunk, features, None)
 
     def _policy_hidden(self, features: Features) -> Tensor:
-        return run_base(self._policy_run, features, features.hidden)
+        return self._policy_run(features, features.hidden)
 
     def _reference_hidden(self, features: Features) -> Tensor:
-        return run_base(self.reference_top, features, features.hidden)
+        return self._reference_run(features, features.hidden)
 
     def _value_hidden(self, features: Features) -> Tensor:
-        return run_base(self._value_run, features, None if self.value_base is not None else features.hidden)
+        return self._value_run(features, None if self.value_base is not None else features.hidden)
 
 
 class LoRA(PolicyModels):
@@ -139,6 +142,7 @@ class LoRA(PolicyModels):
             adapter: self._trainable(self.model.base_model, lambda adapter=adapter: self._using(adapter))
             for adapter in ("policy", "value")
         }
+        self._reference_run = Network(self.model.base_model)
         adapters = {n: p for n, p in self.peft.named_parameters() if "lora_" in n}
         to_float32(adapters.values())
         trained_value = {n: p for n, p in adapters.items() if ".value." in n}
@@ -171,11 +175,11 @@ class LoRA(PolicyModels):
 
     def _policy_hidden(self, features: Features) -> Tensor:
         self._use("policy")
-        return run_base(self._runs["policy"], features, None)
+        return self._runs["policy"](features, None)
 
     def _reference_hidden(self, features: Features) -> Tensor:
         with self.peft.disable_adapter():
-            hidden = run_base(self.model.base_model, features, None)
+            hidden = self._reference_run(features, None)
         self._active = ""  # peft has frozen an adapter on its way back
         return hidden
 
@@ -183,9 +187,9 @@ class LoRA(PolicyModels):
         if self.value_on_policy:
             return self._policy_hidden(features)
         if self._value_run is not None:
-            return run_base(self._value_run, features, None)
+            return self._value_run(features, None)
         self._use("value")
-        return run_base(self._runs["value"], features, None)
+        return self._runs["value"](features, None)
 
 
 def lora_config(train: TrainableConfig) -> LoraConfig:

@@ -22,13 +22,22 @@ class _Recomputed(nn.Module):
         self.again = again
 
     def forward(self, *inputs: Any, **named: Any) -> Any:
-        if not torch.is_grad_enabled():
-            return self.block(*inputs, **named)
-        contexts = lambda: (contextlib.nullcontext(), self.again())  # noqa: E731
-        # There is no dropout, so that no random state needs to be kept.
-        return checkpoint(
-            self.block, *inputs, use_reentrant=False, preserve_rng_state=False, context_fn=contexts, **named
-        )
+        return computed_again(self.block, self.again, *inputs, **named)
+
+
+def computed_again(
+    work: Callable[..., Any], again: Callable[[], AbstractContextManager[object]], *inputs: Any, **named: Any
+) -> Any:
+    """work(*inputs, **named), of which the backward pass keeps the inputs alone.
+
+    Args:
+        again: entered around the second computation, for what may have been switched since.
+    """
+    if not torch.is_grad_enabled():
+        return work(*inputs, **named)
+    contexts = lambda: (contextlib.nullcontext(), again())  # noqa: E731
+    # There is no dropout, so that no random state needs to be kept.
+    return checkpoint(work, *inputs, use_reentrant=False, preserve_rng_state=False, context_fn=contexts, **named)
 
 
 def recomputing(

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -14,15 +13,14 @@ from transformers import PreTrainedModel
 from rlhf.config import RunConfig
 from rlhf.distributed import is_sharded
 from rlhf.models import positions_of
-from rlhf.models.decoder import Decoder, Rotation
+from rlhf.models.decoder import Decoder
 from rlhf.models.families import Unknown, decoder_of
 from rlhf.models.policy import Sampler
 from rlhf.models.split import with_modules
+from rlhf.models.trial import agree, in_float32
 from rlhf.sampling.fast import FastSampler, with_short_weights
 
 _TRIED: WeakKeyDictionary[nn.Module, str] = WeakKeyDictionary()
-TOLERANCE = 1e-3
-"""Of the hidden states' norm; another architecture is off by much more, rounding by less."""
 
 
 def unfit(model: PreTrainedModel) -> str:
@@ -51,7 +49,7 @@ def fast_sampler(
         model = short
     return FastSampler(
         sampler,
-        decoder_of(model),
+        decoder_of(model.base_model),
         rows=rows,
         prompt_width=prompt_width,
         response_width=response_width,
@@ -65,29 +63,16 @@ def _try(model: PreTrainedModel) -> str:
     if is_sharded(model):
         return "its weights are cut up among ranks"
     try:
-        decoder = decoder_of(model)
+        decoder = decoder_of(model.base_model)
         with in_float32(model):
             expected, found = both_ways(model, decoder)
     except Unknown as unknown:
         return str(unknown)
     except (AttributeError, TypeError, RuntimeError) as error:  # modules of the same names that are put together else
         return f"{type(model).__name__}: {str(error).strip().splitlines()[0][:200]}"
-    if not float((expected - found).norm()) <= TOLERANCE * float(expected.norm()):
+    if not agree(expected, found):
         return f"{type(model).__name__} computes something else than the layers it is known for"
     return ""
-
-
-@contextlib.contextmanager
-def in_float32(model: PreTrainedModel) -> Iterator[None]:
-    """int4 layers compute in what hardware.precision says, whose rounding is larger than what is looked for."""
-    before = {module: module.compute_dtype for module in model.modules() if hasattr(module, "compute_dtype")}
-    try:
-        for module in before:
-            module.compute_dtype = torch.float32  # type: ignore[assignment]
-        yield
-    finally:
-        for module, dtype in before.items():
-            module.compute_dtype = dtype
 
 
 @torch.no_grad()
@@ -102,7 +87,7 @@ def both_ways(model: PreTrainedModel, decoder: Decoder) -> tuple[Tensor, Tensor]
     positions = positions_of(mask)
     with torch.autocast(device.type, enabled=False):
         output = base(input_ids=ids, attention_mask=mask.long(), position_ids=positions, use_cache=False)
-        cache, rotation = decoder.new_cache(2, whole, torch.float32, device), Rotation(decoder, whole, device)
+        cache, rotation = decoder.new_cache(2, whole, torch.float32, device), decoder.turning(whole, device)
         hidden = decoder.prefill(ids[:, :prompt], mask[:, :prompt], positions[:, :prompt], rotation, cache)
         for column in range(prompt, whole):
             token, position = ids[:, column : column + 1], positions[:, column : column + 1]

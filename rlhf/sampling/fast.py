@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from rlhf.models import positions_of
-from rlhf.models.decoder import Cache, Decoder, Rotation
+from rlhf.models.decoder import Cache, Decoder
 from rlhf.models.policy import Sampler
 from rlhf.models.split import with_modules
 from rlhf.sampling.draw import draw
@@ -90,7 +90,7 @@ class FastSampler:
         columns = -(-columns // COLUMNS) * COLUMNS if self.graphs else columns
         short = torch.is_autocast_enabled(device.type)
         dtype = torch.get_autocast_dtype(device.type) if short else torch.float32
-        self.rotation = Rotation(decoder, prompt_width + response_width, device)
+        self.rotation = decoder.turning(prompt_width + response_width, device)
 
         def zeros(*shape: int, kind: torch.dtype = torch.int64) -> Tensor:
             return torch.zeros(shape, dtype=kind, device=device)

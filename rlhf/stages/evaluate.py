@@ -66,7 +66,7 @@ def _policies(context: RunContext, data: TextData) -> tuple[PolicyPair, PreTrain
 
 
 def _initial_policy(context: RunContext, data: TextData) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """As `rlhf.stages.loop.build` begins."""
+    """As `rlhf.stages.setup.build` begins."""
     config = context.config
     held, positions = held_for(config, config.model.train, context.device), config.dataset.max_total_length
     if "sft" in context.inputs:

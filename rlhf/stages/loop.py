@@ -8,32 +8,23 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-import torch
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
 
 from rlhf.batches import Rollouts, TrainingBatch
 from rlhf.checkpoint import load_optimizer_tensors, load_parameter_tensors, optimizer_tensors, parameter_tensors
 from rlhf.config import PPOConfig, RunConfig
-from rlhf.data import load_text_data
-from rlhf.data.examples import TextData
-from rlhf.data.tokenize import Prompts, encode_prompts, prompt_report
 from rlhf.distributed import count, sum_rows
-from rlhf.evaluation import Evaluator, sample_rows
+from rlhf.evaluation import sample_rows
 from rlhf.kl import CONTROLLERS, KLController, k1, k3, released_k3, sequence_kl
 from rlhf.masked import masked_mean, masked_variance
-from rlhf.models import PolicyModels, build_models
-from rlhf.models.base import Parameters
+from rlhf.models import PolicyModels
 from rlhf.models.features import features_of
-from rlhf.models.loading import held_for, load_base, load_pretrained, moved
 from rlhf.models.saving import save_policy
-from rlhf.models.sharding import shard, whole_weights
-from rlhf.optimization import NotFinite, adamw
-from rlhf.random import seed_torch
+from rlhf.models.sharding import whole_weights
+from rlhf.optimization import NotFinite
 from rlhf.rewards import RunningMoments
-from rlhf.sampling.choose import say_where_plain
-from rlhf.scorers import Scorer, load_scorer
 from rlhf.stages.context import RunContext
+from rlhf.stages.setup import Setup
 from rlhf.training_batch import COLUMNS, Measured, measure, training_batch
 from rlhf.update import first_micro_batches, update
 
@@ -63,7 +54,7 @@ class Responses(Protocol):
         ...
 
 
-Iteration = Callable[[RunConfig, "Setup", Responses, "Progress", int], dict[str, float]]
+Iteration = Callable[[RunConfig, Setup, Responses, "Progress", int], dict[str, float]]
 """(config, setup, responses, progress, iteration) -> the row that it logs; `one_iteration` for all but ILQL."""
 
 
@@ -88,25 +79,6 @@ class Progress:
         self.iteration, self.step = int(state["iteration"]), int(state["step"])
         self.controller.load_state_dict(state["controller"])
         self.moments.load_state_dict(state["moments"])
-
-
-@dataclass(frozen=True)
-class Setup:
-    """What stays for the whole run."""
-
-    data: TextData
-    tokenizer: PreTrainedTokenizerBase
-    prompts: Prompts
-    models: PolicyModels
-    scorer: Scorer
-    optimizer: torch.optim.Optimizer
-    evaluator: Evaluator
-    heads: Parameters = field(default_factory=dict)
-    """What is kept in checkpoints beside `models`: ILQL's."""
-
-    def named_parameters(self) -> Parameters:
-        """Everything that a checkpoint keeps and the optimizer does not."""
-        return {**self.models.named_parameters(), **self.heads}
 
 
 def run_loop(
@@ -200,52 +172,6 @@ def measured_by_all(config: RunConfig, models: PolicyModels, rollouts: Rollouts,
     return Measured(
         features=dataclasses.replace(measured.features, hidden=None if hidden is None else sum_rows(hidden)),
         **{name: sum_rows(getattr(measured, name)) for name in COLUMNS},
-    )
-
-
-def build(context: RunContext) -> Setup:
-    """Data, networks and optimizer of a run. Random heads and adapters are drawn from the run's seed."""
-    config, data = context.config, load_text_data(context.config.dataset)
-    limits = config.dataset.max_prompt_tokens, config.dataset.max_new_tokens
-    held = held_for(config, config.model.train, context.device)
-    if "sft" in context.inputs:
-        model, tokenizer = load_pretrained(context.inputs["sft"], held, sum(limits))
-    else:
-        seed_torch(config.sft.seed, "sft model")
-        model, tokenizer = load_base(config.model, data.words, sum(limits), context.cache_dir, held)
-    seed_torch(config.seed, "value head and adapters")
-    models = build_models(
-        moved(model, context.device),
-        config.model.train,
-        config.value,
-        temperature=config.rollout.temperature,
-        precision=config.hardware.precision,
-        recompute=config.hardware.gradient_checkpointing,
-    )
-    if config.hardware.sharding == "fsdp":
-        shard(models)
-    scorer = load_scorer(config, context.inputs.get("reward_model"), context.device, data)
-    settings = config.optimization
-    optimizer = adamw(
-        [
-            (models.policy_parameters.values(), settings.learning_rate),
-            (models.value_parameters.values(), config.value.learning_rate),
-        ],
-        betas=settings.betas,
-        eps=settings.eps,
-        weight_decay=settings.weight_decay,
-    )
-    say_where_plain(config, models.sampler, context.say)
-    context.say(prompt_report(config.dataset, tokenizer, data.prompts, data.dropped))
-    eval_prompts = encode_prompts(tokenizer, data.eval_prompts, limits[0])
-    return Setup(
-        data=data,
-        tokenizer=tokenizer,
-        prompts=Prompts(tokenizer, data.prompts, limits[0]),
-        models=models,
-        scorer=scorer,
-        optimizer=optimizer,
-        evaluator=Evaluator(config, tokenizer, eval_prompts, scorer, data.gold),
     )
 
 

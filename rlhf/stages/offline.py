@@ -28,7 +28,8 @@ from rlhf.optimization import adamw
 from rlhf.random import endless_order, seed_torch
 from rlhf.rewards import RunningMoments, score_responses, token_rewards
 from rlhf.stages.context import Interrupted, RunContext
-from rlhf.stages.loop import Progress, Responses, Setup, build, run_loop
+from rlhf.stages.loop import Progress, Responses, run_loop
+from rlhf.stages.setup import Setup, build
 from rlhf.training_batch import Measured, put_rows
 
 

@@ -21,7 +21,8 @@ from rlhf.rewards import RunningMoments, checked_scores, scale_scores
 from rlhf.rollout import generate
 from rlhf.scorers import Scorer
 from rlhf.stages.context import RunContext
-from rlhf.stages.loop import Setup, build, run_loop
+from rlhf.stages.loop import run_loop
+from rlhf.stages.setup import Setup, build
 from rlhf.training_batch import Measured
 
 

@@ -23,8 +23,9 @@ from torch.profiler import ProfilerActivity, profile
 
 from rlhf.batches import Rollouts
 from rlhf.config import RunConfig
-from rlhf.stages.loop import Progress, Setup, measured_by_all, one_iteration
+from rlhf.stages.loop import Progress, measured_by_all, one_iteration
 from rlhf.stages.online import Sampled
+from rlhf.stages.setup import Setup
 from rlhf.training_batch import training_batch
 from rlhf.update import update
 from tests.benchmarks.measuring import (

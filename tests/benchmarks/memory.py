@@ -22,7 +22,8 @@ from torch import nn
 from rlhf.config import RunConfig
 from rlhf.models.base import PolicyModels
 from rlhf.models.held import hold
-from rlhf.stages.loop import Setup, one_iteration
+from rlhf.stages.loop import one_iteration
+from rlhf.stages.setup import Setup
 from rlhf.token_logprobs import CHUNK
 from tests.benchmarks.measuring import Table, add_options, as_runs_do, begin, peak_bytes
 from tests.benchmarks.setups import (

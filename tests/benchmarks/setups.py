@@ -29,15 +29,14 @@ from rlhf.config import RunConfig
 from rlhf.data.examples import DataError, Demonstration, TextData
 from rlhf.data.tokenize import Prompts, decode, encode_prompts
 from rlhf.evaluation import Evaluator
-from rlhf.models import build_models
 from rlhf.models.held import hold
 from rlhf.models.loading import language_head, load_base, moved, word_tokenizer
 from rlhf.models.reward_model import RewardModel
-from rlhf.optimization import adamw
 from rlhf.random import generator, seed_torch
 from rlhf.scorers import Scorer
-from rlhf.stages.loop import Progress, Setup, new_controller
+from rlhf.stages.loop import Progress, new_controller
 from rlhf.stages.online import EarlyScores, PromptsAhead, Sampled, scores_early
+from rlhf.stages.setup import Setup, networks, optimizer_of
 from tests.config.composed import config as composed_config
 
 NEVER = -1e4
@@ -182,35 +181,17 @@ def config_for(*overrides: str, algo: str, responses: int, prompt: int, new: int
 def setup_of(
     config: RunConfig, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, scorer: Scorer
 ) -> tuple[Setup, Progress]:
-    """As `rlhf.stages.loop.build` makes it; takes the model."""
+    """As `rlhf.stages.setup.build` makes it; takes the model."""
     limits = config.dataset.max_prompt_tokens
     examples = prompts_for(tokenizer, config.rollout.num_responses, limits)
-    seed_torch(config.seed, "value head and adapters")
-    models = build_models(
-        model,
-        config.model.train,
-        config.value,
-        temperature=config.rollout.temperature,
-        precision=config.hardware.precision,
-        recompute=config.hardware.gradient_checkpointing,
-    )
-    settings = config.optimization
-    optimizer = adamw(
-        [
-            (models.policy_parameters.values(), settings.learning_rate),
-            (models.value_parameters.values(), config.value.learning_rate),
-        ],
-        betas=settings.betas,
-        eps=settings.eps,
-        weight_decay=settings.weight_decay,
-    )
+    models = networks(config, model)
     setup = Setup(
         data=TextData([], [], [], [], examples, examples),
         tokenizer=tokenizer,
         prompts=Prompts(tokenizer, examples, limits),
         models=models,
         scorer=scorer,
-        optimizer=optimizer,
+        optimizer=optimizer_of(config, models),
         evaluator=Evaluator(config, tokenizer, encode_prompts(tokenizer, examples[:1], limits), scorer, None),
     )
     return setup, Progress(new_controller(config))

@@ -17,7 +17,8 @@ from rlhf.batches import Rollouts
 from rlhf.config import RunConfig
 from rlhf.precision import AUTOCAST
 from rlhf.random import generator
-from rlhf.stages.loop import Setup, measured_by_all
+from rlhf.stages.loop import measured_by_all
+from rlhf.stages.setup import Setup
 from rlhf.training_batch import training_batch
 from rlhf.update import update
 from tests.benchmarks.measuring import Machine, add_options, as_runs_do, begin, interleaved

@@ -65,9 +65,9 @@ def test_whatever_the_value_network_and_whichever_adapter_was_on_last(mode, valu
 def test_blocks_are_computed_again_for_training_alone(mode, monkeypatch):
     models = policy_models(tiny_model("llama"), mode, last_k=2, recompute=True)
     calls: Counter[bool] = Counter()
-    block = type(models.model.base_model.layers[0])
-    plain = block.forward
-    monkeypatch.setattr(block, "forward", lambda *a, **k: (calls.update([torch.is_grad_enabled()]), plain(*a, **k))[1])
+    mlp = type(models.model.base_model.layers[0].mlp)
+    plain = mlp.forward
+    monkeypatch.setattr(mlp, "forward", lambda *a, **k: (calls.update([torch.is_grad_enabled()]), plain(*a, **k))[1])
     trained = 2 if mode == "last_k" else LAYERS
     features = models.features(ROLLOUTS)
     calls.clear()

@@ -1,0 +1,97 @@
+"""What stays for a whole run: data, networks, optimizer, scorer, evaluator."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from rlhf.config import RunConfig
+from rlhf.data import load_text_data
+from rlhf.data.examples import TextData
+from rlhf.data.tokenize import Prompts, encode_prompts, prompt_report
+from rlhf.evaluation import Evaluator
+from rlhf.models import PolicyModels, build_models
+from rlhf.models.base import Parameters
+from rlhf.models.loading import held_for, load_base, load_pretrained, moved
+from rlhf.models.sharding import shard
+from rlhf.optimization import adamw
+from rlhf.random import seed_torch
+from rlhf.sampling.choose import say_where_plain
+from rlhf.scorers import Scorer, load_scorer
+from rlhf.stages.context import RunContext
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What stays for the whole run."""
+
+    data: TextData
+    tokenizer: PreTrainedTokenizerBase
+    prompts: Prompts
+    models: PolicyModels
+    scorer: Scorer
+    optimizer: torch.optim.Optimizer
+    evaluator: Evaluator
+    heads: Parameters = field(default_factory=dict)
+    """What is kept in checkpoints beside `models`: ILQL's."""
+
+    def named_parameters(self) -> Parameters:
+        """Everything that a checkpoint keeps and the optimizer does not."""
+        return {**self.models.named_parameters(), **self.heads}
+
+
+def build(context: RunContext) -> Setup:
+    """Data, networks and optimizer of a run. Random heads and adapters are drawn from the run's seed."""
+    config, data = context.config, load_text_data(context.config.dataset)
+    limits = config.dataset.max_prompt_tokens, config.dataset.max_new_tokens
+    held = held_for(config, config.model.train, context.device)
+    if "sft" in context.inputs:
+        model, tokenizer = load_pretrained(context.inputs["sft"], held, sum(limits))
+    else:
+        seed_torch(config.sft.seed, "sft model")
+        model, tokenizer = load_base(config.model, data.words, sum(limits), context.cache_dir, held)
+    models = networks(config, moved(model, context.device))
+    if config.hardware.sharding == "fsdp":
+        shard(models)
+    scorer = load_scorer(config, context.inputs.get("reward_model"), context.device, data)
+    say_where_plain(config, models.sampler, context.say)
+    context.say(prompt_report(config.dataset, tokenizer, data.prompts, data.dropped))
+    eval_prompts = encode_prompts(tokenizer, data.eval_prompts, limits[0])
+    return Setup(
+        data=data,
+        tokenizer=tokenizer,
+        prompts=Prompts(tokenizer, data.prompts, limits[0]),
+        models=models,
+        scorer=scorer,
+        optimizer=optimizer_of(config, models),
+        evaluator=Evaluator(config, tokenizer, eval_prompts, scorer, data.gold),
+    )
+
+
+def networks(config: RunConfig, model: PreTrainedModel) -> PolicyModels:
+    """Policy, reference and value network from the initial policy, which they take."""
+    seed_torch(config.seed, "value head and adapters")
+    return build_models(
+        model,
+        config.model.train,
+        config.value,
+        temperature=config.rollout.temperature,
+        precision=config.hardware.precision,
+        recompute=config.hardware.gradient_checkpointing,
+    )
+
+
+def optimizer_of(config: RunConfig, models: PolicyModels) -> torch.optim.Optimizer:
+    """AdamW over policy and value network, each at its own learning rate."""
+    settings = config.optimization
+    return adamw(
+        [
+            (models.policy_parameters.values(), settings.learning_rate),
+            (models.value_parameters.values(), config.value.learning_rate),
+        ],
+        betas=settings.betas,
+        eps=settings.eps,
+        weight_decay=settings.weight_decay,
+    )
