@@ -1,6 +1,7 @@
-"""Two pieces of work at once on one CPU: policy and value network share nothing that is written.
+"""Two pieces of work at once on one CPU, which write nothing that the other reads.
 
-Small matrices on two threads wait for each other after every product; two networks on a thread each do not.
+Small matrices on two threads wait for each other after every product; policy and value network on a thread each, or two
+halves of the texts that are measured, do not.
 """
 
 from __future__ import annotations

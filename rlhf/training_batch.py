@@ -61,7 +61,7 @@ def measure(models: PolicyModels, rollouts: Rollouts, parts: Sequence[Tensor], *
             found, features = measure_part(models, part, by_length=by_length, at_once=models.apart and not at_once)
             for name, column in zip(COLUMNS, found, strict=True):
                 columns[name][rows, : part.mask.shape[1]] = torch.where(part.mask, column, 0.0)
-            with one_at_a_time:
+            with one_at_a_time:  # the rows are each thread's own; which makes room for the trunk is not
                 trunk = put_rows(trunk, rows, features, whole)
 
     beside(lambda: measure_these(parts[::2]), lambda: measure_these(parts[1::2]), at_once=at_once)

@@ -49,3 +49,22 @@ def torchs_switches() -> Iterator[None]:
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Of SFT policies and reward models, for the runs of one file."""
     return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture
+def two_threads() -> Iterator[None]:
+    """Torch has two threads, as with hardware.threads=2."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def own_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every network is measured and trained by its model's own forward pass, as an architecture that is not known."""
+    from rlhf.models import network
+
+    monkeypatch.setattr(network, "_layers_of", lambda base, *, top: network._Layers(None, "asked for"))

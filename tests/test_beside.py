@@ -14,13 +14,7 @@ from rlhf.update import accumulate_gradients
 from tests.helpers import policy_models, random_rollouts, tiny_model, value_settings
 from tests.test_update import gradients, prepared, settings
 
-
-@pytest.fixture(autouse=True)
-def two_threads():
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("two_threads")
 
 
 def test_both_run_at_once_with_half_the_threads_each():
@@ -66,6 +60,10 @@ def test_an_error_comes_once_both_have_ended():
     assert ended.is_set()
     with pytest.raises(ValueError, match="the second"):
         beside(lambda: None, lasts, at_once=True)
+
+
+def test_nothing_runs_beside_a_models_own_forward_pass_which_may_keep_angles_from_call_to_call(own_pass):
+    assert not policy_models(tiny_model(), "all").apart and not policy_models(tiny_model(), "last_k").apart
 
 
 def test_which_networks_are_apart():

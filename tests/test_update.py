@@ -97,6 +97,26 @@ def test_the_first_ratio_is_exactly_1_and_the_second_is_not(monkeypatch, archite
         assert bool((ratio == 1.0).all()) == (number < 2)
 
 
+def assert_first_ratio_is_1(monkeypatch, run: RunConfig, mode: str, **given) -> None:
+    models, _, measured, batch = prepared(run, mode, **given)
+    spy = Spy(monkeypatch, "ppo")
+    run_update(run, models, batch, measured)
+    parts = [(probability_ratio(logprobs, part.old_logprobs)[part.mask] == 1.0).all() for part, logprobs in spy.seen]
+    assert [bool(one) for one in parts] == [True, True, False, False]
+
+
+@pytest.mark.parametrize("mode", ["all", "last_k"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_the_first_ratio_is_exactly_1_where_two_threads_share_the_work(monkeypatch, two_threads, mode, precision):
+    """Texts are measured in halves, by a thread each; policy and value network are then trained by a thread each."""
+    assert_first_ratio_is_1(monkeypatch, settings("ppo"), mode, precision=precision)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_the_first_ratio_is_exactly_1_by_the_models_own_forward_pass(monkeypatch, own_pass, two_threads, mode):
+    assert_first_ratio_is_1(monkeypatch, settings("ppo"), mode)
+
+
 def test_every_epoch_has_a_fresh_order_that_follows_from_seed_and_iteration(monkeypatch):
     run = settings("apa", "optimization.epochs=2", "optimization.micro_batch_size=8")
 

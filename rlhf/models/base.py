@@ -5,8 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
@@ -16,9 +15,10 @@ from rlhf.batches import Rollouts
 from rlhf.config import TrainableConfig, ValueConfig
 from rlhf.distributed import is_sharded
 from rlhf.models.features import Features, features_of
+from rlhf.models.few_rows import for_few_rows
 from rlhf.models.held import widened
 from rlhf.models.loading import language_head
-from rlhf.models.network import Network
+from rlhf.models.network import Again, Network
 from rlhf.models.policy import Sampler
 from rlhf.precision import LossScaler, autocast
 from rlhf.token_logprobs import measured_logprobs, pieces, trained_logprobs
@@ -94,7 +94,7 @@ class PolicyModels(ABC):
     @contextlib.contextmanager
     def sampling(self) -> Iterator[Sampler]:
         """The policy as it is, without gradient and under its autocast."""
-        head = widened(self.language_head)
+        head = for_few_rows(widened(self.language_head))
 
         def logits(hidden: Tensor) -> Tensor:
             return _at_temperature(float32_logits(head, hidden), self.temperature)
@@ -141,8 +141,13 @@ class PolicyModels(ABC):
         return [slice(0, count)] if whole else pieces(count, self.model.config.vocab_size)
 
     @property
+    @abstractmethod
+    def own_pass(self) -> str:
+        """Why networks are measured and trained by the model's own forward pass; empty where its layers are known."""
+
+    @property
     def apart(self) -> bool:
-        """Whether policy and value network can be computed at once, by two threads of one CPU."""
+        """Whether networks, and texts of one network, can be computed at once by two threads of one CPU."""
         return False
 
     def policy_logits(self, features: Features) -> Tensor:
@@ -186,11 +191,9 @@ class PolicyModels(ABC):
     def _autocast(self) -> torch.autocast:
         return autocast(self.device, self.precision)
 
-    def _trainable(
-        self, base: nn.Module, again: Callable[[], AbstractContextManager[object]] = contextlib.nullcontext
-    ) -> Network:
+    def _trainable(self, base: nn.Module, *, top: bool = False, again: Again = contextlib.nullcontext) -> Network:
         """A base model as training runs it, with or without its activations kept."""
-        return Network(base, again if self.recompute else None)
+        return Network(base, top=top, again=again if self.recompute else None)
 
 
 def float32_logits(head: nn.Module, hidden: Tensor) -> Tensor:

@@ -87,7 +87,7 @@ class Decoder:
     key_shape: tuple[int, int]
     """G, h."""
 
-    def turning(self, positions: int, device: torch.device) -> Rotation | None:
+    def rotation_at(self, positions: int, device: torch.device) -> Rotation | None:
         """How far heads turn at the first so many positions; None: no rotary positions."""
         return None if self.rotation is None else self.rotation(torch.arange(positions, device=device))
 
@@ -102,20 +102,13 @@ class Decoder:
         """Prompts (B, P), left-padded, into columns 0 .. P - 1; the hidden states (B, d) after their last token."""
         width = tokens.shape[1]
         last = slice(width - 1, width)
-        seen = self.seen(mask, mask.device, width, last)
+        seen = self.masks(mask, mask.device, width, last)
         dtype = cache.dtype
 
         def attend(number: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
             cache.keys[number][:, :, :width] = keys
             cache.values[number][:, :, :width] = values
-            return F.scaled_dot_product_attention(
-                queries.to(dtype),
-                keys.to(dtype),
-                values.to(dtype),
-                attn_mask=seen(number),
-                scale=self.scale,
-                enable_gqa=queries.shape[1] != keys.shape[1],
-            )
+            return attention(queries.to(dtype), keys.to(dtype), values.to(dtype), seen(number), self.scale)
 
         angles = None if rotation is None else rotation.of(positions)
         return self.through(self.embed(tokens, positions), angles, attend, last).squeeze(1)
@@ -136,7 +129,7 @@ class Decoder:
             seen: (B, columns) bool, the columns that hold tokens; None: all of them do.
             columns: how many of the cache's columns are looked at.
         """
-        masks = self._masks(seen, column, columns)
+        masks = self._step_masks(seen, column, columns)
         dtype, (groups, size) = cache.dtype, self.key_shape
         # A number where reading it waits for nothing: an index costs more than the copy. Graphs know an address alone.
         place = int(column) if column.device.type == "cpu" else None
@@ -163,37 +156,39 @@ class Decoder:
         angles = None if rotation is None else rotation.of(positions)
         return self.through(self.embed(tokens, positions), angles, attend, slice(0, 1)).squeeze(1)
 
-    def seen(
-        self, mask: Tensor | None, device: torch.device, width: int, wanted: slice
+    def masks(
+        self, valid: Tensor | None, device: torch.device, width: int, wanted: slice
     ) -> Callable[[int], Tensor | None]:
         """What the tokens of whole texts see of each other, by block: (B or 1, 1, n, width) bool; None: what comes
         before them.
 
         Args:
-            mask: (B, width) bool, tokens that are not padding; None: only padding on the right, which nothing sees.
+            valid: (B, width) bool, tokens that are not padding; None: only padding on the right, which nothing sees.
             wanted: the columns of the last block's queries.
         """
         column = torch.arange(width, device=device)
-        back = column[:, None] - column
-        before = (back >= 0)[None]
-        if mask is not None:
-            # A padding token sees itself, for softmax to have something; nothing sees it.
-            before = before & (mask[:, None] | (back == 0))
         made: dict[tuple[int | None, bool], Tensor] = {}
+
+        def make(window: int | None, last: bool) -> Tensor:
+            back = column[wanted if last else slice(None), None] - column
+            seen = (back >= 0) if window is None else (back >= 0) & (back < window)
+            if valid is None:
+                return seen[None, None]
+            # A padding token sees itself, for softmax to have something; nothing sees it.
+            return (seen & (valid[:, None] | (back == 0)))[:, None]
 
         def of(number: int) -> Tensor | None:
             window, last = self.blocks[number].window, number == len(self.blocks) - 1
             window = None if window is None or window >= width else window
-            if mask is None and window is None and not last:
+            if valid is None and window is None and not last:
                 return None
             if (window, last) not in made:
-                near = before if window is None else before & (back < window)
-                made[window, last] = (near[:, wanted] if last else near)[:, None]
+                made[window, last] = make(window, last)
             return made[window, last]
 
         return of
 
-    def _masks(self, seen: Tensor | None, column: Tensor, columns: int) -> dict[int | None, Tensor | None]:
+    def _step_masks(self, seen: Tensor | None, column: Tensor, columns: int) -> dict[int | None, Tensor | None]:
         """What to attend to by window, broadcast over heads."""
         masks: dict[int | None, Tensor | None] = {None: None if seen is None else seen[:, None, None]}
         for window in {block.window for block in self.blocks} - {None}:
@@ -246,6 +241,19 @@ def _block(
     assert block.mlp_norm is not None
     hidden = added + hidden
     return block.mlp(block.mlp_norm(hidden)) + hidden
+
+
+def attention(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, scale: float) -> Tensor:
+    """(B, H, m, h) of queries to keys and values (B, G, n, h); mask None: each sees what comes before it."""
+    grouped = queries.shape[1] != keys.shape[1]
+    if grouped and mask is not None:
+        # With a mask, grouped heads have no kernel that keeps from making all scores (torch 2.13 on CUDA).
+        share = queries.shape[1] // keys.shape[1]
+        keys, values = keys.repeat_interleave(share, 1), values.repeat_interleave(share, 1)
+        grouped = False
+    return F.scaled_dot_product_attention(
+        queries, keys, values, attn_mask=mask, is_causal=mask is None, scale=scale, enable_gqa=grouped
+    )
 
 
 def _attend_to(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, scale: float) -> Tensor:

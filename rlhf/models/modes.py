@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from rlhf.config import TrainableConfig, ValueConfig
-from rlhf.distributed import is_sharded
 from rlhf.models.base import Parameters, PolicyModels
 from rlhf.models.features import Features, run_base
 from rlhf.models.held import to_float32
@@ -60,21 +59,25 @@ class AllParameters(PolicyModels):
         return None
 
     def _policy_hidden(self, features: Features) -> Tensor:
-        return self._policy_run(features, None)
+        return self._policy_run(features)
 
     def _reference_hidden(self, features: Features) -> Tensor:
-        return self._reference_run(features, None)
+        return self._reference_run(features)
 
     @property
     def apart(self) -> bool:
-        return self.device.type == "cpu" and not self.value_on_policy and not is_sharded(self.model)
+        return self.device.type == "cpu" and not self.value_on_policy and not self.own_pass
+
+    @property
+    def own_pass(self) -> str:
+        return self._policy_run.own_pass
 
     @property
     def reference_language_head(self) -> nn.Module:
         return language_head(self.reference)
 
     def _value_hidden(self, features: Features) -> Tensor:
-        return self._policy_hidden(features) if self._value_run is None else self._value_run(features, None)
+        return self._policy_hidden(features) if self._value_run is None else self._value_run(features)
 
 
 class LastBlocks(PolicyModels):
@@ -85,8 +88,8 @@ class LastBlocks(PolicyModels):
         self.trunk, self.reference_top = split(base, train.last_k)
         check_split(base, self.trunk, self.reference_top)
         self.policy_top = _own_top(self.reference_top)
-        self._policy_run = self._trainable(self.policy_top)
-        self._reference_run = Network(self.reference_top)
+        self._policy_run = self._trainable(self.policy_top, top=True)
+        self._reference_run = Network(self.reference_top, top=True)
         self._joined = joined(self.model, self.trunk, self.policy_top)
         self.value_top: nn.Module | None = None
         self.value_base: nn.Module | None = None
@@ -98,7 +101,7 @@ class LastBlocks(PolicyModels):
             trained_value = _named("value", self.value_base)
         elif value.network == "separate":
             self.value_top = _own_top(self.reference_top)
-            self._value_run = self._trainable(self.value_top)
+            self._value_run = self._trainable(self.value_top, top=True)
             trained_value = _named_top("value", self.value_top)
         return _named_top("policy", self.policy_top), trained_value
 
@@ -108,19 +111,23 @@ class LastBlocks(PolicyModels):
 
     @property
     def apart(self) -> bool:
-        return self.device.type == "cpu" and not self.value_on_policy
+        return self.device.type == "cpu" and not self.value_on_policy and not self.own_pass
+
+    @property
+    def own_pass(self) -> str:
+        return self._policy_run.own_pass
 
     def _trunk(self, features: Features) -> Tensor:
         return run_base(self.trunk, features, None)
 
     def _policy_hidden(self, features: Features) -> Tensor:
-        return self._policy_run(features, features.hidden)
+        return self._policy_run(features)
 
     def _reference_hidden(self, features: Features) -> Tensor:
-        return self._reference_run(features, features.hidden)
+        return self._reference_run(features)
 
     def _value_hidden(self, features: Features) -> Tensor:
-        return self._value_run(features, None if self.value_base is not None else features.hidden)
+        return self._value_run(features)
 
 
 class LoRA(PolicyModels):
@@ -139,7 +146,7 @@ class LoRA(PolicyModels):
         if value.network == "separate" and not own_base:
             self.peft.add_adapter("value", lora_config(train))
         self._runs = {
-            adapter: self._trainable(self.model.base_model, lambda adapter=adapter: self._using(adapter))
+            adapter: self._trainable(self.model.base_model, again=lambda adapter=adapter: self._using(adapter))
             for adapter in ("policy", "value")
         }
         self._reference_run = Network(self.model.base_model)
@@ -166,6 +173,10 @@ class LoRA(PolicyModels):
         yield
 
     @property
+    def own_pass(self) -> str:
+        return self._runs["policy"].own_pass
+
+    @property
     def sampler(self) -> PreTrainedModel:
         self._use("policy")
         return self.model
@@ -175,11 +186,11 @@ class LoRA(PolicyModels):
 
     def _policy_hidden(self, features: Features) -> Tensor:
         self._use("policy")
-        return self._runs["policy"](features, None)
+        return self._runs["policy"](features)
 
     def _reference_hidden(self, features: Features) -> Tensor:
         with self.peft.disable_adapter():
-            hidden = self._reference_run(features, None)
+            hidden = self._reference_run(features)
         self._active = ""  # peft has frozen an adapter on its way back
         return hidden
 
@@ -187,9 +198,9 @@ class LoRA(PolicyModels):
         if self.value_on_policy:
             return self._policy_hidden(features)
         if self._value_run is not None:
-            return self._value_run(features, None)
+            return self._value_run(features)
         self._use("value")
-        return self._runs["value"](features, None)
+        return self._runs["value"](features)
 
 
 def lora_config(train: TrainableConfig) -> LoraConfig:

@@ -6,124 +6,134 @@ holds much of what is trained, the response's columns alone. Else by the model's
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rlhf.distributed import is_sharded
-from rlhf.models.decoder import Decoder
+from rlhf.models.decoder import Decoder, attention
 from rlhf.models.families import Unknown, decoder_of
 from rlhf.models.features import Features, before_response, positions_of, run_base
 from rlhf.models.recompute import recomputing
-from rlhf.models.rotation import Rotation
 from rlhf.models.trial import agree, in_float32
+
+Again = Callable[[], AbstractContextManager[object]]
+
+
+@dataclass(frozen=True)
+class _Layers:
+    decoder: Decoder | None
+    reason: str
+    """Why there is none."""
 
 
 class Network:
     """(features) -> (B, T, d) states before the response tokens.
 
     Args:
-        base: without a head; the whole of it, or a top that goes on from the trunk's output.
+        base: without a head.
+        top: the base is the last blocks alone, which go on from the trunk's output.
         again: activations are not kept but computed again in the backward pass, within this context.
     """
 
-    def __init__(self, base: nn.Module, again: Callable[[], AbstractContextManager[object]] | None = None) -> None:
+    def __init__(self, base: nn.Module, *, top: bool = False, again: Again | None = None) -> None:
         self.base = base
+        self.top = top
         self.again = again
-        self._whole = base if again is None else recomputing(base, again)
-        self._decoder: Decoder | None = None
-        self._tried = False
-        self._rotation: Rotation | None = None
+        self._own_pass = base if again is None else recomputing(base, again)
+        self._found: _Layers | None = None
+        self._finding = threading.Lock()
 
-    def __call__(self, features: Features, hidden: Tensor | None) -> Tensor:
-        """
-        Args:
-            hidden: the trunk's output, where the base is a top.
-        """
-        if not self._tried:
-            # As late as this, since weights are cut up among ranks and adapters put in after a network is made.
-            self._decoder, self._tried = _known(self.base, features, hidden), True
-        if self._decoder is None:
-            return before_response(run_base(self._whole, features, hidden), features)
-        width = features.mask.shape[1]
-        if self._rotation is None or len(self._rotation.cos) < width:
-            self._rotation = self._decoder.turning(width, features.mask.device)
-        return response_states(self._decoder, features, hidden, self._rotation, self.again)
+    def __call__(self, features: Features) -> Tensor:
+        start = features.hidden if self.top else None
+        decoder = self._layers.decoder
+        if decoder is None:
+            return before_response(run_base(self._own_pass, features, start), features)
+        return response_states(decoder, features, start, self.again)
+
+    @property
+    def own_pass(self) -> str:
+        """Why the model's own forward pass is used; empty where it is not."""
+        return self._layers.reason
+
+    @property
+    def _layers(self) -> _Layers:
+        # As late as this: weights are cut up among ranks and adapters put in after a network is made.
+        with self._finding:
+            if self._found is None:
+                self._found = _layers_of(self.base, top=self.top)
+            return self._found
 
 
-def response_states(
-    decoder: Decoder,
-    features: Features,
-    hidden: Tensor | None,
-    rotation: Rotation | None,
-    again: Callable[[], AbstractContextManager[object]] | None = None,
-) -> Tensor:
+def response_states(decoder: Decoder, features: Features, start: Tensor | None, again: Again | None = None) -> Tensor:
     """`Network` by a model's own layers.
 
-    Heads turn by their columns: under left padding all of a row's positions are off by the same, and attention sees
-    their differences alone.
-
     Args:
-        rotation: of at least as many positions as the texts have columns.
+        start: the trunk's output; None: from the tokens.
     """
-    width, device = features.mask.shape[1], features.mask.device
+    mask, width = features.mask, features.mask.shape[1]
     wanted = slice(features.prompt_width - 1, width - 1)
     padded = int(features.prompt_lengths.min()) < features.prompt_width
-    seen = decoder.seen(features.mask if padded else None, device, width, wanted)
+    seen = decoder.masks(mask if padded else None, mask.device, width, wanted)
 
     def attend(number: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-        mask = seen(number)
-        return F.scaled_dot_product_attention(
-            queries.to(values.dtype),
-            keys.to(values.dtype),
-            values,
-            attn_mask=mask,
-            is_causal=mask is None,
-            scale=decoder.scale,
-            enable_gqa=queries.shape[1] != keys.shape[1],
-        )
+        return attention(queries.to(values.dtype), keys.to(values.dtype), values, seen(number), decoder.scale)
 
-    start = decoder.embed(features.input_ids, positions_of(features.mask)) if hidden is None else hidden
-    angles = None if rotation is None else rotation.first(width)
+    # Made anew each time, so that what an angle is depends on the batch's shape alone.
+    rotation = decoder.rotation_at(width, mask.device)
+    angles = None
+    if rotation is not None:
+        angles = rotation.of(positions_of(mask)) if padded else rotation.first(width)
+    if start is None:
+        start = decoder.embed(features.input_ids, positions_of(mask))
     return decoder.through(start, angles, attend, wanted, again)
 
 
-def _known(base: nn.Module, features: Features, hidden: Tensor | None) -> Decoder | None:
-    """The base's layers if they compute what its own forward pass does."""
+def _layers_of(base: nn.Module, *, top: bool) -> _Layers:
+    """The base's layers, if on two short texts they compute what its own forward pass does.
+
+    Windows and angles of long texts are beyond such texts; the tests have them.
+    """
     if is_sharded(base):
-        return None
-    device = features.mask.device
-    texts = _two_texts(base, device)
-    width = texts.mask.shape[1]
-    start = (
-        None
-        if hidden is None
-        else torch.linspace(-2, 2, hidden.shape[-1], device=device)
-        .outer(torch.arange(1.0, 2 * width + 1, device=device))
-        .sin()
-        .t()
-        .reshape(2, width, -1)
-    )
+        return _Layers(None, "weights are cut up among ranks")
+    name = type(base).__name__
     try:
         decoder = decoder_of(base)
-        with torch.no_grad(), in_float32(base), torch.autocast(device.type, enabled=False):
+        pairs = _both_ways(base, decoder, top=top)
+    except Unknown as unknown:
+        return _Layers(None, str(unknown))
+    except torch.OutOfMemoryError:
+        raise
+    except (AttributeError, TypeError, RuntimeError) as error:  # modules of the same names that are put together else
+        return _Layers(None, f"{name}: {str(error).strip().splitlines()[0][:200]}")
+    if not all(agree(expected, found) for expected, found in pairs):
+        return _Layers(None, f"{name} computes something else than the layers it is known for")
+    return _Layers(decoder, "")
+
+
+@torch.no_grad()
+def _both_ways(base: nn.Module, decoder: Decoder, *, top: bool) -> list[tuple[Tensor, Tensor]]:
+    """States by the own forward pass and by our layers, of two texts of which one is padded, and of one that is not."""
+    device = next(base.parameters()).device
+    pairs = []
+    with in_float32(base), torch.autocast(device.type, enabled=False):
+        for texts in _texts(base, device):
+            start = _trunk_like(base, texts) if top else None
             expected = before_response(run_base(base, texts, start), texts)
-            found = response_states(decoder, texts, start, decoder.turning(width, device))
-    except (Unknown, AttributeError, TypeError, RuntimeError):
-        return None
-    return decoder if agree(expected.float(), found.float()) else None
+            pairs.append((expected.float(), response_states(decoder, texts, start).float()))
+    return pairs
 
 
-def _two_texts(base: Any, device: torch.device) -> Features:
-    """Of 10 tokens, the second left-padded."""
+def _texts(base: Any, device: torch.device) -> list[Features]:
     ids = (torch.arange(20, device=device).view(2, 10) * 7 + 3) % base.config.vocab_size
     mask = torch.ones_like(ids, dtype=torch.bool)
     mask[1, :3] = False
-    return Features(
+    both = Features(
         input_ids=ids,
         mask=mask,
         hidden=None,
@@ -131,3 +141,11 @@ def _two_texts(base: Any, device: torch.device) -> Features:
         prompt_lengths=torch.tensor([6, 3]),
         response_lengths=torch.tensor([4, 4]),
     )
+    return [both, both.rows(torch.tensor([0]))]
+
+
+def _trunk_like(base: Any, texts: Features) -> Tensor:
+    """States of size 1 that differ from column to column; no random state is used."""
+    rows, columns = texts.mask.shape
+    numbers = torch.arange(rows * columns * base.config.hidden_size, device=texts.mask.device)
+    return (numbers.float() * 0.7).sin().view(rows, columns, -1)

@@ -12,9 +12,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from rlhf.batches import Rollouts
 from rlhf.data.tokenize import eos_id, pad_id
 from rlhf.models.base import float32_logits
-from rlhf.models.features import Features, before_response, features_of, run_base
+from rlhf.models.features import Features, features_of
 from rlhf.models.held import widened
 from rlhf.models.loading import ModelError, language_head
+from rlhf.models.network import Network
 from rlhf.models.policy import Sampler
 from rlhf.token_logprobs import pieces
 
@@ -39,6 +40,7 @@ class PolicyPair:
         self.temperature = temperature
         self.device: torch.device = next(policy.parameters()).device
         self.language_head = language_head(policy)
+        self._policy_run, self._reference_run = Network(policy.base_model), Network(reference.base_model)
         self._autocast = autocast
 
     @contextlib.contextmanager
@@ -55,22 +57,22 @@ class PolicyPair:
         return pieces(count, self.policy.config.vocab_size)
 
     def policy_hidden(self, features: Features) -> Tensor:
-        return self._hidden(self.policy, features)
+        return self._hidden(self._policy_run, features)
 
     def policy_head(self, hidden: Tensor) -> Tensor:
         return float32_logits(self.language_head, hidden) / self.temperature
 
     def reference_hidden(self, features: Features) -> Tensor:
-        return self._hidden(self.reference, features)
+        return self._hidden(self._reference_run, features)
 
     @torch.no_grad()
     def reference_head(self, hidden: Tensor) -> Tensor:
         return float32_logits(language_head(self.reference), hidden) / self.temperature
 
     @torch.no_grad()
-    def _hidden(self, model: PreTrainedModel, features: Features) -> Tensor:
+    def _hidden(self, run: Network, features: Features) -> Tensor:
         with self._autocast():
-            return before_response(run_base(model.base_model, features, None), features)
+            return run(features)
 
 
 def check_same_tokens(

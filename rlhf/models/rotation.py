@@ -90,7 +90,7 @@ class _Turn(torch.autograd.Function):
 
 
 def _turned(heads: Tensor, angles: Angles, direction: float) -> Tensor:
-    # Neighbouring positions lie side by side; the factors of 0 keep them apart.
+    # Neighbouring positions lie side by side; the factors of 0 keep finite ones apart.
     flat, shift = heads.to(angles.cos.dtype).flatten(2), angles.shift
     turned = flat * angles.cos
     turned[..., :-shift].addcmul_(flat[..., shift:], angles.up[..., :-shift], value=direction)

@@ -6,6 +6,7 @@ Both halves are the architecture's own base model with fewer blocks, so any deco
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -50,6 +51,16 @@ def with_modules(module: nn.Module, **replaced: nn.Module) -> nn.Module:
     for name, child in replaced.items():
         twin._modules[name] = child
     return twin
+
+
+def replaced_modules(module: nn.Module, twin: Callable[[nn.Module], nn.Module]) -> nn.Module:
+    """A module that shares everything with `module` but the layers in it for which `twin` gives others."""
+    other = twin(module)
+    if other is not module:
+        return other
+    replaced = {name: replaced_modules(child, twin) for name, child in module._modules.items() if child is not None}
+    changed = {name: child for name, child in replaced.items() if child is not module._modules[name]}
+    return with_modules(module, **changed) if changed else module
 
 
 def split(base: nn.Module, last_k: int) -> tuple[nn.Module, nn.Module]:

@@ -15,8 +15,8 @@ from rlhf.distributed import is_sharded
 from rlhf.models import positions_of
 from rlhf.models.decoder import Decoder
 from rlhf.models.families import Unknown, decoder_of
+from rlhf.models.few_rows import for_few_rows
 from rlhf.models.policy import Sampler
-from rlhf.models.split import with_modules
 from rlhf.models.trial import agree, in_float32
 from rlhf.sampling.fast import FastSampler, with_short_weights
 
@@ -44,12 +44,11 @@ def fast_sampler(
     device = next(model.parameters()).device
     if torch.is_autocast_enabled(device.type):
         base = with_short_weights(model.base_model, torch.get_autocast_dtype(device.type))
-        short = with_modules(model, **{model.base_model_prefix: base})
-        assert isinstance(short, PreTrainedModel)
-        model = short
+    else:
+        base = for_few_rows(model.base_model)
     return FastSampler(
         sampler,
-        decoder_of(model.base_model),
+        decoder_of(base),
         rows=rows,
         prompt_width=prompt_width,
         response_width=response_width,
@@ -87,7 +86,7 @@ def both_ways(model: PreTrainedModel, decoder: Decoder) -> tuple[Tensor, Tensor]
     positions = positions_of(mask)
     with torch.autocast(device.type, enabled=False):
         output = base(input_ids=ids, attention_mask=mask.long(), position_ids=positions, use_cache=False)
-        cache, rotation = decoder.new_cache(2, whole, torch.float32, device), decoder.turning(whole, device)
+        cache, rotation = decoder.new_cache(2, whole, torch.float32, device), decoder.rotation_at(whole, device)
         hidden = decoder.prefill(ids[:, :prompt], mask[:, :prompt], positions[:, :prompt], rotation, cache)
         for column in range(prompt, whole):
             token, position = ids[:, column : column + 1], positions[:, column : column + 1]

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from rlhf.models import positions_of
 from rlhf.models.decoder import Cache, Decoder
 from rlhf.models.policy import Sampler
-from rlhf.models.split import with_modules
+from rlhf.models.split import replaced_modules
 from rlhf.sampling.draw import draw
 from rlhf.sampling.graphs import Graphs
 
@@ -90,7 +90,7 @@ class FastSampler:
         columns = -(-columns // COLUMNS) * COLUMNS if self.graphs else columns
         short = torch.is_autocast_enabled(device.type)
         dtype = torch.get_autocast_dtype(device.type) if short else torch.float32
-        self.rotation = decoder.turning(prompt_width + response_width, device)
+        self.rotation = decoder.rotation_at(prompt_width + response_width, device)
 
         def zeros(*shape: int, kind: torch.dtype = torch.int64) -> Tensor:
             return torch.zeros(shape, dtype=kind, device=device)
@@ -195,13 +195,15 @@ def with_short_weights(module: nn.Module, dtype: torch.dtype) -> nn.Module:
 
     Autocast would cast a frozen matrix anew for every token.
     """
-    if isinstance(module, nn.Linear) and module.weight.dtype == torch.float32:
-        twin = copy.copy(module)
+
+    def short(layer: nn.Module) -> nn.Module:
+        if not isinstance(layer, nn.Linear) or layer.weight.dtype != torch.float32:
+            return layer
+        twin = copy.copy(layer)
         twin._parameters = {
             name: None if value is None else nn.Parameter(value.detach().to(dtype), requires_grad=False)
-            for name, value in module._parameters.items()
+            for name, value in layer._parameters.items()
         }
         return twin
-    replaced = {name: with_short_weights(child, dtype) for name, child in module._modules.items() if child is not None}
-    changed = {name: child for name, child in replaced.items() if child is not module._modules[name]}
-    return with_modules(module, **changed) if changed else module
+
+    return replaced_modules(module, short)

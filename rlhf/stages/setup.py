@@ -57,6 +57,8 @@ def build(context: RunContext) -> Setup:
         shard(models)
     scorer = load_scorer(config, context.inputs.get("reward_model"), context.device, data)
     say_where_plain(config, models.sampler, context.say)
+    if models.own_pass:
+        context.say(f"measuring and training by the model's own forward pass: {models.own_pass}")
     context.say(prompt_report(config.dataset, tokenizer, data.prompts, data.dropped))
     eval_prompts = encode_prompts(tokenizer, data.eval_prompts, limits[0])
     return Setup(

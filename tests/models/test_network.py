@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
 
@@ -11,12 +12,15 @@ from torch import Tensor
 from transformers import GPT2Config
 
 from rlhf.models import network
+from rlhf.models.decoder import attention
 from rlhf.models.families import decoder_of
 from rlhf.models.features import Features, before_response, features_of, run_base
+from rlhf.models.held import hold
 from rlhf.models.network import Network
 from rlhf.models.rotation import Rotation, turn
 from rlhf.models.split import split
-from tests.helpers import ARCHITECTURES, LAYERS, model_of, random_rollouts, tiny_model
+from tests.helpers import ARCHITECTURES, LAYERS, MODES, model_of, policy_models, random_rollouts, tiny_model
+from tests.sampling.test_fast import VARIANTS
 
 PADDED = features_of(random_rollouts([5, 1, 3, 2], [4, 6, 1, 2]))
 EVEN = features_of(random_rollouts([4, 4, 4], [6, 6, 6]))
@@ -31,12 +35,12 @@ def gradients(base: torch.nn.Module, states: Tensor, features: Features) -> dict
 
 
 @pytest.mark.parametrize("features", [PADDED, EVEN], ids=["padded", "even"])
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_states_and_gradients_are_those_of_the_models_own_forward_pass(architecture, features):
-    base = tiny_model(architecture).base_model.requires_grad_(True)
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_states_and_gradients_are_those_of_the_models_own_forward_pass(variant, features):
+    base = model_of(VARIANTS[variant]()).base_model.requires_grad_(True)
     run = Network(base)
-    found, expected = run(features, None), before_response(run_base(base, features, None), features)
-    assert run._decoder is not None, "not known"
+    found, expected = run(features), before_response(run_base(base, features, None), features)
+    assert run.own_pass == ""
     valid = features.mask[:, features.prompt_width :]
     torch.testing.assert_close(found[valid], expected[valid], atol=1e-5, rtol=1e-5)
     ours, own = gradients(base, found, features), gradients(base, expected, features)
@@ -45,34 +49,94 @@ def test_states_and_gradients_are_those_of_the_models_own_forward_pass(architect
         assert (ours[name] - gradient).norm() <= 2e-5 * gradient.norm() + 1e-6, name
 
 
-@pytest.mark.parametrize(("architecture", "last_k"), list(itertools.product(ARCHITECTURES, (1, 2))))
-def test_a_top_goes_on_from_the_trunk(architecture, last_k):
-    base = tiny_model(architecture).base_model
+@pytest.mark.parametrize(("variant", "last_k"), list(itertools.product(VARIANTS, (1, 2))))
+def test_a_top_goes_on_from_the_trunk(variant, last_k):
+    base = model_of(VARIANTS[variant]()).base_model
     trunk, top = split(base, last_k)
     with torch.no_grad():
         hidden = run_base(trunk, PADDED, None)
-        run = Network(top)
-        found, expected = run(PADDED, hidden), before_response(run_base(base, PADDED, None), PADDED)
-    assert run._decoder is not None, "not known"
+        run = Network(top, top=True)
+        found = run(dataclasses.replace(PADDED, hidden=hidden))
+        expected = before_response(run_base(base, PADDED, None), PADDED)
+    assert run.own_pass == ""
     valid = PADDED.mask[:, PADDED.prompt_width :]
     torch.testing.assert_close(found[valid], expected[valid], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("mode", "precision"), list(itertools.product(MODES, ("fp32", "bf16", "fp16"))))
+@pytest.mark.parametrize("held", [None, torch.bfloat16], ids=["float32", "held in bf16"])
+def test_known_in_every_mode_and_precision_and_near_the_own_forward_pass(mode, precision, held):
+    model = tiny_model("llama", scale=0.1)
+    if held is not None:
+        hold(model.to(held))
+    models = policy_models(model, mode, precision=precision)
+    assert models.own_pass == ""
+    rollouts = random_rollouts([5, 1, 3, 2], [4, 6, 1, 2])
+    features = models.features(rollouts)
+    with torch.no_grad():
+        found = [models.policy_hidden(features), models.reference_hidden(features)]
+        for run in (run for run in vars(models).values() if isinstance(run, Network)):
+            run._found = network._Layers(None, "asked for")
+        for run in getattr(models, "_runs", {}).values():
+            run._found = network._Layers(None, "asked for")
+        expected = [models.policy_hidden(features), models.reference_hidden(features)]
+    close = 1e-5 if precision == "fp32" else 0.05
+    for ours, own in zip(found, expected, strict=True):
+        assert ours.dtype == own.dtype
+        torch.testing.assert_close(ours[rollouts.mask], own[rollouts.mask], atol=close, rtol=close)
+
+
+def test_a_texts_states_do_not_depend_on_how_much_padding_is_before_it():
+    """Angles of far columns are rounded more coarsely than those of near ones."""
+    config = ARCHITECTURES["llama"]()
+    config.max_position_embeddings = 4096
+    base = model_of(config).base_model
+    alone = features_of(random_rollouts([6], [8]))
+    beside = features_of(random_rollouts([2000, 6], [8, 8]))
+    place = beside.prompt_width - 6
+    ids = beside.input_ids.clone()
+    ids[1, place:] = alone.input_ids[0]
+    run = Network(base)
+    with torch.no_grad():
+        padded, found = run(dataclasses.replace(beside, input_ids=ids))[1], run(alone)[0]
+    torch.testing.assert_close(padded, found, atol=1e-5, rtol=1e-5)
+
+
+def test_running_out_of_memory_while_trying_is_told(monkeypatch):
+    def out_of_memory(*_) -> None:
+        raise torch.OutOfMemoryError("of 80 GB")
+
+    monkeypatch.setattr(network, "run_base", out_of_memory)
+    with pytest.raises(torch.OutOfMemoryError):
+        Network(tiny_model().base_model)(EVEN)
+
+
+def test_a_mask_over_grouped_heads_needs_no_grouped_kernel():
+    torch.manual_seed(0)
+    queries, keys, values = torch.randn(2, 4, 5, 8), torch.randn(2, 2, 5, 8), torch.randn(2, 2, 5, 8)
+    causal = torch.ones(5, 5, dtype=torch.bool).tril()
+    masked, unmasked = (attention(queries, keys, values, mask, 0.3) for mask in (causal[None, None], None))
+    torch.testing.assert_close(masked, unmasked)
+    for head in range(4):  # two neighbours look at one group
+        scores = (queries[:, head] @ keys[:, head // 2].transpose(1, 2) * 0.3).masked_fill(~causal, -torch.inf)
+        torch.testing.assert_close(masked[:, head], scores.softmax(-1) @ values[:, head // 2])
 
 
 def test_the_last_block_is_computed_for_the_response_alone(monkeypatch):
     base = tiny_model("llama").base_model
     run = Network(base)
-    run(EVEN, None)
+    run(EVEN)
     columns = []
     mlp = type(base.layers[0].mlp)
     plain = mlp.forward
     monkeypatch.setattr(mlp, "forward", lambda self, hidden: (columns.append(hidden.shape[1]), plain(self, hidden))[1])
-    run(EVEN, None)
+    run(EVEN)
     assert columns == [10] * (LAYERS - 1) + [6]
 
 
 def test_nothing_is_masked_where_nothing_is_padded():
     decoder = decoder_of(tiny_model("llama").base_model)
-    seen = decoder.seen(None, torch.device("cpu"), 5, slice(3, 5))
+    seen = decoder.masks(None, torch.device("cpu"), 5, slice(3, 5))
     assert seen(0) is None
     last = seen(LAYERS - 1)
     assert last is not None and last[0, 0].tolist() == [[True] * 4 + [False], [True] * 5]
@@ -81,8 +145,8 @@ def test_nothing_is_masked_where_nothing_is_padded():
 def test_what_is_not_known_runs_its_own_forward_pass():
     gpt2 = model_of(GPT2Config(n_embd=16, n_layer=2, n_head=2, n_positions=64, vocab_size=23)).base_model
     run = Network(gpt2)
-    assert torch.equal(run(PADDED, None), before_response(run_base(gpt2, PADDED, None), PADDED))
-    assert run._decoder is None
+    assert torch.equal(run(PADDED), before_response(run_base(gpt2, PADDED, None), PADDED))
+    assert run.own_pass
 
 
 def test_layers_that_compute_something_else_are_found_out(monkeypatch):
@@ -91,17 +155,17 @@ def test_layers_that_compute_something_else_are_found_out(monkeypatch):
     plain = block.forward
     monkeypatch.setattr(block, "forward", lambda self, *given, **named: 1.1 * plain(self, *given, **named))
     run = Network(base)
-    assert torch.equal(run(PADDED, None), before_response(run_base(base, PADDED, None), PADDED))
-    assert run._decoder is None
+    assert torch.equal(run(PADDED), before_response(run_base(base, PADDED, None), PADDED))
+    assert run.own_pass
 
 
 def test_a_model_is_tried_once(monkeypatch):
     tries = []
-    known = network._known
-    monkeypatch.setattr(network, "_known", lambda *given: (tries.append(1), known(*given))[1])
+    known = network._layers_of
+    monkeypatch.setattr(network, "_layers_of", lambda *given, **named: (tries.append(1), known(*given, **named))[1])
     run = Network(tiny_model().base_model)
     for features in (PADDED, EVEN, PADDED):
-        run(features, None)
+        run(features)
     assert tries == [1]
 
 

@@ -52,6 +52,16 @@ def test_the_gradients_are_the_same(architecture, mode):
         torch.testing.assert_close(recomputed[name], gradient, atol=1e-6, rtol=1e-6)
 
 
+@pytest.mark.parametrize(("architecture", "mode"), [("gpt_neo", "all"), ("llama", "last_k"), ("gptj", "lora")])
+def test_the_gradients_are_the_same_by_the_models_own_forward_pass(own_pass, architecture, mode):
+    test_the_gradients_are_the_same(architecture, mode)
+
+
+@pytest.mark.parametrize("value", [value_settings("head"), value_settings()])
+def test_adapters_are_switched_back_for_a_models_own_forward_pass(own_pass, value):
+    test_whatever_the_value_network_and_whichever_adapter_was_on_last("lora", value)
+
+
 @pytest.mark.parametrize("value", [value_settings("head"), value_settings(train="all"), value_settings()])
 @pytest.mark.parametrize("mode", MODES)
 def test_whatever_the_value_network_and_whichever_adapter_was_on_last(mode, value):

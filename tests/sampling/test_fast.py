@@ -59,6 +59,13 @@ def gptj(rotary_dim: int) -> Callable[[], PretrainedConfig]:
     return lambda: GPTJConfig(rotary_dim=rotary_dim, **sizes, **_SHARED)
 
 
+def local_gpt_neo() -> PretrainedConfig:
+    config = ARCHITECTURES["gpt_neo"]()
+    config.attention_types = [[["global", "local", "local"], 1]]
+    config.attention_layers = ["global", "local", "local"]
+    return config
+
+
 def rotary(share: float) -> dict[str, Any]:
     return {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": share}}
 
@@ -82,7 +89,16 @@ VARIANTS: dict[str, Callable[[], PretrainedConfig]] = {
     "gpt_neox, half of each head turns": neox(**rotary(0.5)),
     "gpt_neox, all of each head turns": neox(**rotary(1.0)),
     "gptj, all of each head turns": gptj(WIDTH // 2),
+    "gpt_neo, a window in the last block": local_gpt_neo,
     "llama, linear positions": scaled_llama(rope_type="linear", factor=2.0),
+    "llama, positions of llama 3": scaled_llama(
+        rope_type="llama3",
+        factor=8.0,
+        low_freq_factor=1.0,
+        high_freq_factor=4.0,
+        original_max_position_embeddings=16,
+    ),
+    "llama, positions of yarn": scaled_llama(rope_type="yarn", factor=4.0, original_max_position_embeddings=16),
 }
 
 
