@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
-from collections.abc import Iterator, Sequence
+import threading
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -50,55 +50,49 @@ def measure(models: PolicyModels, rollouts: Rollouts, parts: Sequence[Tensor], *
     whole = features_of(rollouts)
     columns = {name: torch.zeros(rollouts.mask.shape, device=rollouts.mask.device) for name in COLUMNS}
     trunk: Tensor | None = None
+    one_at_a_time = threading.Lock()
+    at_once = models.apart and len(parts) > 1
 
-    def states(some: Sequence[Tensor]) -> Iterator[tuple[Tensor, Rollouts, States]]:
-        for rows in some:
+    def measure_these(parts: Sequence[Tensor]) -> None:
+        nonlocal trunk
+        for rows in parts:
             part = rollouts.rows(rows)
             part = part.trimmed() if by_length else part
-            yield rows, part, states_of(models, part)
+            found, features = measure_part(models, part, by_length=by_length, at_once=models.apart and not at_once)
+            for name, column in zip(COLUMNS, found, strict=True):
+                columns[name][rows, : part.mask.shape[1]] = torch.where(part.mask, column, 0.0)
+            with one_at_a_time:  # the rows are each thread's own; which makes room for the trunk is not
+                trunk = put_rows(trunk, rows, features, whole)
 
-    if models.apart:
-        halves = beside(lambda: [*states(parts[::2])], lambda: [*states(parts[1::2])], at_once=True)
-        found = itertools.chain(*halves)
-    else:
-        found = states(parts)  # one after the other, so that none waits in memory
-    for rows, part, seen in found:
-        measured = by_heads(models, part, seen, by_length=by_length)
-        for name, column in zip(COLUMNS, measured, strict=True):
-            columns[name][rows, : part.mask.shape[1]] = torch.where(part.mask, column, 0.0)
-        trunk = put_rows(trunk, rows, seen.features, whole)
+    beside(lambda: measure_these(parts[::2]), lambda: measure_these(parts[1::2]), at_once=at_once)
     return Measured(features=dataclasses.replace(whole, hidden=trunk), **columns)
 
 
-@dataclass(frozen=True)
-class States:
-    """What the heads read of a micro-batch. (B, T, d) each."""
+def measure_part(
+    models: PolicyModels, part: Rollouts, *, by_length: bool, at_once: bool = False
+) -> tuple[tuple[Tensor, Tensor, Tensor, Tensor], Features]:
+    """Old and reference logprobs, values and entropy, (B, T) each, of one micro-batch; its features.
 
-    features: Features
-    policy: Tensor
-    reference: Tensor
-    values: Tensor | None
-    """(B, T), of a value network of its own."""
-
-
-def states_of(models: PolicyModels, part: Rollouts) -> States:
+    Args:
+        at_once: the policy beside the other networks, where they are `apart`.
+    """
     features = models.features(part)
-    return States(
-        features=features,
-        policy=models.policy_hidden(features),
-        reference=models.reference_hidden(features),
-        values=None if models.value_on_policy else models.values(features),
-    )
+    valid = part.mask if by_length else None
+    tokens = part.response_ids
 
+    def policy() -> tuple[Tensor, Tensor, Tensor | None]:
+        hidden = models.policy_hidden(features)
+        values = models.values_on(hidden) if models.value_on_policy else None
+        return *models.policy_logprobs_and_entropy(hidden, tokens, valid), values
 
-def by_heads(
-    models: PolicyModels, part: Rollouts, states: States, *, by_length: bool
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Old and reference logprobs, values and entropy, (B, T) each."""
-    valid, tokens = part.mask if by_length else None, part.response_ids
-    values = models.values_on(states.policy) if states.values is None else states.values
-    old, entropy = models.policy_logprobs_and_entropy(states.policy, tokens, valid)
-    return old, models.reference_logprobs(states.reference, tokens, valid), values, entropy
+    def others() -> tuple[Tensor, Tensor | None]:
+        reference = models.reference_logprobs(models.reference_hidden(features), tokens, valid)
+        return reference, None if models.value_on_policy else models.values(features)
+
+    (old, entropy, values), (reference, own_values) = beside(policy, others, at_once=at_once)
+    values = own_values if values is None else values
+    assert values is not None
+    return (old, reference, values, entropy), features
 
 
 def put_rows(trunk: Tensor | None, rows: Tensor, part: Features, whole: Features) -> Tensor | None:

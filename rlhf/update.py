@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections import defaultdict
-from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -125,51 +124,35 @@ def accumulate_gradients(
 def _backward(
     config: RunConfig, models: PolicyModels, batch: TrainingBatch, features: Features, num_tokens: Tensor
 ) -> dict[str, Tensor]:
-    """Backward through policy and value loss of one micro-batch; a value head on the policy needs both on one graph."""
+    """Backward through policy and value loss of one micro-batch.
 
-    def policy(hidden: Tensor) -> LossOutput:
+    Separate networks go side by side on a CPU, and one after the other elsewhere, which halves the memory of their
+    graphs; a value head on the policy needs both losses on one graph.
+    """
+
+    def policy() -> tuple[Tensor, LossOutput]:
+        hidden = models.policy_hidden(features)
         valid = batch.mask if config.optimization.pack_by_length else None
         logprobs = models.policy_logprobs(hidden, features.tokens, valid)
-        return ALGORITHMS[config.algo.name](batch, logprobs, config.algo, num_tokens)
+        return hidden, ALGORITHMS[config.algo.name](batch, logprobs, config.algo, num_tokens)
 
-    def value(values: Tensor) -> Tensor:
-        return _value_loss(config, batch, values, num_tokens)
+    def trained_policy() -> LossOutput:
+        output = policy()[1]
+        models.scaler.scaled(output.loss).backward()
+        return output
+
+    def trained_values() -> Tensor:
+        critic = _value_loss(config, batch, models.values(features), num_tokens)
+        models.scaler.scaled(config.value.coef * critic).backward()
+        return critic
 
     if models.value_on_policy:
-        hidden = models.policy_hidden(features)
-        output, critic = policy(hidden), value(models.values_on(hidden))
+        hidden, output = policy()
+        critic = _value_loss(config, batch, models.values_on(hidden), num_tokens)
         models.scaler.scaled(output.loss + config.value.coef * critic).backward()
-    elif models.apart:
-        output, critic = _at_once(config, models, features, policy, value)
     else:
-        # One after the other, which halves the memory of their graphs.
-        output = policy(models.policy_hidden(features))
-        models.scaler.scaled(output.loss).backward()
-        critic = value(models.values(features))
-        models.scaler.scaled(config.value.coef * critic).backward()
+        output, critic = beside(trained_policy, trained_values, at_once=models.apart)
     return {"policy_loss": output.loss.detach(), "value_loss": critic.detach(), **output.metrics}
-
-
-def _at_once(
-    config: RunConfig,
-    models: PolicyModels,
-    features: Features,
-    policy: Callable[[Tensor], LossOutput],
-    value: Callable[[Tensor], Tensor],
-) -> tuple[LossOutput, Tensor]:
-    """Policy and value network by half of the threads each; the policy's logits, of which there may be more to compute
-    than of both, by all of them."""
-    scaled = models.scaler.scaled
-    hidden, values = beside(lambda: models.policy_hidden(features), lambda: models.values(features), at_once=True)
-    states = hidden.detach().requires_grad_()
-    output, critic = policy(states), value(values)
-    scaled(output.loss).backward()
-    beside(
-        lambda: hidden.backward(states.grad),
-        lambda: scaled(config.value.coef * critic).backward(),
-        at_once=True,
-    )
-    return output, critic
 
 
 def _value_loss(config: RunConfig, batch: TrainingBatch, values: Tensor, num_tokens: Tensor) -> Tensor:
