@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from rlhf import training_batch
 from rlhf.beside import beside
 from rlhf.training_batch import COLUMNS, measure
 from rlhf.update import accumulate_gradients
@@ -90,11 +91,22 @@ def test_gradients_are_the_same_to_the_bit_each_time_and_close_to_those_one_afte
 
 @pytest.mark.parametrize("mode", ["all", "last_k"])
 @pytest.mark.parametrize("num_parts", [1, 2, 5])
-def test_halves_of_the_rollouts_are_measured_at_once_to_the_bits_of_each_part_alone(mode, num_parts):
+def test_halves_of_the_rollouts_are_measured_at_once_to_the_bits_of_each_part_alone(monkeypatch, mode, num_parts):
+    threads = set[tuple[str, bool]]()
+    measure_part = training_batch.measure_part
+
+    def noting(*given, **named):
+        threads.add((threading.current_thread().name, named["at_once"]))
+        return measure_part(*given, **named)
+
+    monkeypatch.setattr(training_batch, "measure_part", noting)
     models = policy_models(tiny_model(), mode)
     rollouts = random_rollouts([4, 2, 3, 1, 4, 2, 3, 1, 5, 5], [3, 5, 1, 2, 4, 3, 5, 1, 2, 4])
     parts = list(torch.randperm(10, generator=torch.Generator().manual_seed(0)).split(10 // num_parts))
     found = measure(models, rollouts, parts, by_length=True)
+    # A single part has its networks apart instead.
+    assert {at_once for _, at_once in threads} == {num_parts == 1}
+    assert len(threads) == min(num_parts, 2) and (num_parts == 1 or all("beside" in name for name, _ in threads))
     trunk = found.features.hidden
     assert (trunk is None) == (mode == "all")
     for rows in parts:

@@ -15,8 +15,7 @@ from rlhf.batches import Rollouts
 from rlhf.config import TrainableConfig, ValueConfig
 from rlhf.distributed import is_sharded
 from rlhf.models.features import Features, features_of
-from rlhf.models.few_rows import for_few_rows
-from rlhf.models.held import widened
+from rlhf.models.few_rows import sampling_head
 from rlhf.models.loading import language_head
 from rlhf.models.network import Again, Network
 from rlhf.models.policy import Sampler
@@ -59,6 +58,7 @@ class PolicyModels(ABC):
         nn.init.normal_(self.value_head.weight, std=value.head_init_std)
         nn.init.zeros_(self.value_head.bias)
         model.requires_grad_(False)
+        self._made: list[Network] = []
         self.policy_parameters, self.value_parameters = self._networks(train, value)
         head = {f"value_head.{name}": p for name, p in self.value_head.named_parameters()}
         (self.policy_parameters if self.value_on_policy else self.value_parameters).update(head)
@@ -94,7 +94,7 @@ class PolicyModels(ABC):
     @contextlib.contextmanager
     def sampling(self) -> Iterator[Sampler]:
         """The policy as it is, without gradient and under its autocast."""
-        head = for_few_rows(widened(self.language_head))
+        head = sampling_head(self.language_head)
 
         def logits(hidden: Tensor) -> Tensor:
             return _at_temperature(float32_logits(head, hidden), self.temperature)
@@ -141,9 +141,9 @@ class PolicyModels(ABC):
         return [slice(0, count)] if whole else pieces(count, self.model.config.vocab_size)
 
     @property
-    @abstractmethod
     def own_pass(self) -> str:
-        """Why networks are measured and trained by the model's own forward pass; empty where its layers are known."""
+        """Why a network is measured and trained by the model's own forward pass; empty where all layers are known."""
+        return next((network.own_pass for network in self._made if network.own_pass), "")
 
     @property
     def apart(self) -> bool:
@@ -193,7 +193,12 @@ class PolicyModels(ABC):
 
     def _trainable(self, base: nn.Module, *, top: bool = False, again: Again = contextlib.nullcontext) -> Network:
         """A base model as training runs it, with or without its activations kept."""
-        return Network(base, top=top, again=again if self.recompute else None)
+        return self._frozen(base, top=top, again=again if self.recompute else None)
+
+    def _frozen(self, base: nn.Module, *, top: bool = False, again: Again | None = None) -> Network:
+        """A base model that is measured alone."""
+        self._made.append(Network(base, top=top, again=again))
+        return self._made[-1]
 
 
 def float32_logits(head: nn.Module, hidden: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from rlhf.models.held import widened
 from rlhf.models.split import replaced_modules
 
 ROWS = range(8, 49)
@@ -32,6 +33,11 @@ class FewRowsLinear(nn.Linear):
             if self.bias is not None:
                 product += self.bias
         return product.view(*input.shape[:-1], self.out_features)
+
+
+def sampling_head(layer: nn.Module) -> nn.Module:
+    """A language head as tokens are drawn by it, one a row: a float32 twin, cast once."""
+    return for_few_rows(widened(layer))
 
 
 def for_few_rows(module: nn.Module) -> nn.Module:

@@ -7,7 +7,6 @@ stay float32.
 
 from __future__ import annotations
 
-import copy
 import functools
 from collections.abc import Iterable
 from typing import Any
@@ -90,7 +89,7 @@ def widened(layer: nn.Module) -> nn.Module:
     """A layer held in fewer bits as a float32 copy, for where it would be cast for every token; others as they are."""
     if not isinstance(layer, HeldLinear) or layer.weight.dtype not in SHORT:
         return layer
-    twin = copy.copy(layer)
+    twin = nn.Linear(layer.in_features, layer.out_features, device="meta")
     twin._parameters = {
         name: None if value is None else nn.Parameter(value.detach().float(), requires_grad=False)
         for name, value in layer._parameters.items()

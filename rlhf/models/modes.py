@@ -15,7 +15,6 @@ from rlhf.models.base import Parameters, PolicyModels
 from rlhf.models.features import Features, run_base
 from rlhf.models.held import to_float32
 from rlhf.models.loading import language_head
-from rlhf.models.network import Network
 from rlhf.models.split import check_split, copy_top, joined, split, top_parameters
 
 
@@ -47,7 +46,7 @@ class AllParameters(PolicyModels):
         self.reference = copy.deepcopy(self.model)
         self.value_base = None if self.value_on_policy else copy.deepcopy(self.model.base_model)
         self._policy_run = self._trainable(self.model.base_model)
-        self._reference_run = Network(self.reference.base_model)
+        self._reference_run = self._frozen(self.reference.base_model)
         self._value_run = None if self.value_base is None else self._trainable(self.value_base)
         return _named("policy", self.model), {} if self.value_base is None else _named("value", self.value_base)
 
@@ -69,10 +68,6 @@ class AllParameters(PolicyModels):
         return self.device.type == "cpu" and not self.value_on_policy and not self.own_pass
 
     @property
-    def own_pass(self) -> str:
-        return self._policy_run.own_pass
-
-    @property
     def reference_language_head(self) -> nn.Module:
         return language_head(self.reference)
 
@@ -89,7 +84,7 @@ class LastBlocks(PolicyModels):
         check_split(base, self.trunk, self.reference_top)
         self.policy_top = _own_top(self.reference_top)
         self._policy_run = self._trainable(self.policy_top, top=True)
-        self._reference_run = Network(self.reference_top, top=True)
+        self._reference_run = self._frozen(self.reference_top, top=True)
         self._joined = joined(self.model, self.trunk, self.policy_top)
         self.value_top: nn.Module | None = None
         self.value_base: nn.Module | None = None
@@ -112,10 +107,6 @@ class LastBlocks(PolicyModels):
     @property
     def apart(self) -> bool:
         return self.device.type == "cpu" and not self.value_on_policy and not self.own_pass
-
-    @property
-    def own_pass(self) -> str:
-        return self._policy_run.own_pass
 
     def _trunk(self, features: Features) -> Tensor:
         return run_base(self.trunk, features, None)
@@ -149,7 +140,7 @@ class LoRA(PolicyModels):
             adapter: self._trainable(self.model.base_model, again=lambda adapter=adapter: self._using(adapter))
             for adapter in ("policy", "value")
         }
-        self._reference_run = Network(self.model.base_model)
+        self._reference_run = self._frozen(self.model.base_model)
         adapters = {n: p for n, p in self.peft.named_parameters() if "lora_" in n}
         to_float32(adapters.values())
         trained_value = {n: p for n, p in adapters.items() if ".value." in n}
@@ -171,10 +162,6 @@ class LoRA(PolicyModels):
         """For activations that are computed again after the other adapter was switched on."""
         self._use(adapter)
         yield
-
-    @property
-    def own_pass(self) -> str:
-        return self._runs["policy"].own_pass
 
     @property
     def sampler(self) -> PreTrainedModel:

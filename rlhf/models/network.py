@@ -17,10 +17,10 @@ from torch import Tensor, nn
 
 from rlhf.distributed import is_sharded
 from rlhf.models.decoder import Decoder, attention
-from rlhf.models.families import Unknown, decoder_of
+from rlhf.models.families import decoder_of
 from rlhf.models.features import Features, before_response, positions_of, run_base
 from rlhf.models.recompute import recomputing
-from rlhf.models.trial import agree, in_float32
+from rlhf.models.trial import agree, in_float32, tried
 
 Again = Callable[[], AbstractContextManager[object]]
 
@@ -100,33 +100,21 @@ def _layers_of(base: nn.Module, *, top: bool) -> _Layers:
     Windows and angles of long texts are beyond such texts; the tests have them.
     """
     if is_sharded(base):
-        return _Layers(None, "weights are cut up among ranks")
-    name = type(base).__name__
-    try:
-        decoder = decoder_of(base)
-        pairs = _both_ways(base, decoder, top=top)
-    except Unknown as unknown:
-        return _Layers(None, str(unknown))
-    except torch.OutOfMemoryError:
-        raise
-    except (AttributeError, TypeError, RuntimeError) as error:  # modules of the same names that are put together else
-        return _Layers(None, f"{name}: {str(error).strip().splitlines()[0][:200]}")
-    if not all(agree(expected, found) for expected, found in pairs):
-        return _Layers(None, f"{name} computes something else than the layers it is known for")
-    return _Layers(decoder, "")
-
-
-@torch.no_grad()
-def _both_ways(base: nn.Module, decoder: Decoder, *, top: bool) -> list[tuple[Tensor, Tensor]]:
-    """States by the own forward pass and by our layers, of two texts of which one is padded, and of one that is not."""
-    device = next(base.parameters()).device
-    pairs = []
-    with in_float32(base), torch.autocast(device.type, enabled=False):
+        return _Layers(None, "its weights are cut up among ranks")
+    name, device = type(base).__name__, next(base.parameters()).device
+    decoder, reason = tried(name, lambda: decoder_of(base))
+    if decoder is None:
+        return _Layers(None, reason)
+    with torch.no_grad(), in_float32(base), torch.autocast(device.type, enabled=False):
         for texts in _texts(base, device):
             start = _trunk_like(base, texts) if top else None
             expected = before_response(run_base(base, texts, start), texts)
-            pairs.append((expected.float(), response_states(decoder, texts, start).float()))
-    return pairs
+            found, reason = tried(name, lambda texts=texts, start=start: response_states(decoder, texts, start))
+            if found is None:
+                return _Layers(None, reason)
+            if not agree(expected.float(), found.float()):
+                return _Layers(None, f"{name} computes something else than the layers it is known for")
+    return _Layers(decoder, "")
 
 
 def _texts(base: Any, device: torch.device) -> list[Features]:

@@ -13,7 +13,7 @@ from rlhf.batches import Rollouts
 from rlhf.data.tokenize import eos_id, pad_id
 from rlhf.models.base import float32_logits
 from rlhf.models.features import Features, features_of
-from rlhf.models.held import widened
+from rlhf.models.few_rows import sampling_head
 from rlhf.models.loading import ModelError, language_head
 from rlhf.models.network import Network
 from rlhf.models.policy import Sampler
@@ -43,10 +43,15 @@ class PolicyPair:
         self._policy_run, self._reference_run = Network(policy.base_model), Network(reference.base_model)
         self._autocast = autocast
 
+    @property
+    def own_pass(self) -> str:
+        """As `PolicyModels.own_pass`."""
+        return self._policy_run.own_pass or self._reference_run.own_pass
+
     @contextlib.contextmanager
     def sampling(self) -> Iterator[Sampler]:
         with torch.no_grad(), self._autocast():
-            head = widened(self.language_head)
+            head = sampling_head(self.language_head)
             yield Sampler(self.policy, lambda hidden: float32_logits(head, hidden) / self.temperature)
 
     def features(self, rollouts: Rollouts) -> Features:

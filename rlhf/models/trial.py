@@ -3,13 +3,39 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from rlhf.models.families import Unknown
+
+T = TypeVar("T")
+
 TOLERANCE = 1e-3
 """Of the hidden states' norm; another architecture is off by much more, rounding by less."""
+
+
+OTHERWISE_BUILT = (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
+"""What modules of the same names raise that are put together in another way."""
+
+
+def tried(name: str, work: Callable[[], T]) -> tuple[T | None, str]:
+    """What `work` gives, or why it gives nothing.
+
+    Raises:
+        torch.OutOfMemoryError: which says nothing of the model called `name`.
+    """
+    try:
+        return work(), ""
+    except Unknown as unknown:
+        return None, str(unknown)
+    except torch.OutOfMemoryError:
+        raise
+    except OTHERWISE_BUILT as error:
+        message = str(error).strip() or type(error).__name__
+        return None, f"{name}: {message.splitlines()[0][:200]}"
 
 
 def agree(expected: Tensor, found: Tensor) -> bool:

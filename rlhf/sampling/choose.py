@@ -14,10 +14,10 @@ from rlhf.config import RunConfig
 from rlhf.distributed import is_sharded
 from rlhf.models import positions_of
 from rlhf.models.decoder import Decoder
-from rlhf.models.families import Unknown, decoder_of
+from rlhf.models.families import decoder_of
 from rlhf.models.few_rows import for_few_rows
 from rlhf.models.policy import Sampler
-from rlhf.models.trial import agree, in_float32
+from rlhf.models.trial import agree, in_float32, tried
 from rlhf.sampling.fast import FastSampler, with_short_weights
 
 _TRIED: WeakKeyDictionary[nn.Module, str] = WeakKeyDictionary()
@@ -61,16 +61,17 @@ def fast_sampler(
 def _try(model: PreTrainedModel) -> str:
     if is_sharded(model):
         return "its weights are cut up among ranks"
-    try:
-        decoder = decoder_of(model.base_model)
+    name = type(model).__name__
+
+    def run() -> tuple[Tensor, Tensor]:
         with in_float32(model):
-            expected, found = both_ways(model, decoder)
-    except Unknown as unknown:
-        return str(unknown)
-    except (AttributeError, TypeError, RuntimeError) as error:  # modules of the same names that are put together else
-        return f"{type(model).__name__}: {str(error).strip().splitlines()[0][:200]}"
-    if not agree(expected, found):
-        return f"{type(model).__name__} computes something else than the layers it is known for"
+            return both_ways(model, decoder_of(model.base_model))
+
+    pair, reason = tried(name, run)
+    if pair is None:
+        return reason
+    if not agree(*pair):
+        return f"{name} computes something else than the layers it is known for"
     return ""
 
 

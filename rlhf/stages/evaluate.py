@@ -16,6 +16,7 @@ from rlhf.random import seed_torch
 from rlhf.sampling.choose import say_where_plain
 from rlhf.scorers import load_scorer
 from rlhf.stages.context import RunContext
+from rlhf.stages.setup import say_own_pass
 
 
 def run_evaluate(context: RunContext) -> dict[str, float]:
@@ -33,6 +34,7 @@ def run_evaluate(context: RunContext) -> dict[str, float]:
     else:
         evaluator = Evaluator(config, tokenizer, prompts, scorer, data.gold)
     say_where_plain(config, models.policy, context.say)
+    say_own_pass(models.own_pass, context.say)
     metrics, samples = evaluator.run(models)
     where = {"step": 0, "iteration": 0}
     context.tracker.log_samples(sample_rows(samples, where))

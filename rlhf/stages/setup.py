@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
@@ -57,8 +58,7 @@ def build(context: RunContext) -> Setup:
         shard(models)
     scorer = load_scorer(config, context.inputs.get("reward_model"), context.device, data)
     say_where_plain(config, models.sampler, context.say)
-    if models.own_pass:
-        context.say(f"measuring and training by the model's own forward pass: {models.own_pass}")
+    say_own_pass(models.own_pass, context.say)
     context.say(prompt_report(config.dataset, tokenizer, data.prompts, data.dropped))
     eval_prompts = encode_prompts(tokenizer, data.eval_prompts, limits[0])
     return Setup(
@@ -70,6 +70,12 @@ def build(context: RunContext) -> Setup:
         optimizer=optimizer_of(config, models),
         evaluator=Evaluator(config, tokenizer, eval_prompts, scorer, data.gold),
     )
+
+
+def say_own_pass(reason: str, say: Callable[[str], None]) -> None:
+    """One line where a model's layers are not known."""
+    if reason:
+        say(f"measuring and training by the model's own forward pass: {reason}")
 
 
 def networks(config: RunConfig, model: PreTrainedModel) -> PolicyModels:

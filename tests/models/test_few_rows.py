@@ -7,8 +7,12 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from rlhf.models.few_rows import LEAST, ROWS, FewRowsLinear, for_few_rows
-from tests.helpers import tiny_model
+from rlhf.models import few_rows
+from rlhf.models.few_rows import LEAST, ROWS, FewRowsLinear, for_few_rows, sampling_head
+from rlhf.models.held import HeldLinear
+from rlhf.sampling.choose import unfit
+from tests.helpers import MODES, nudge, policy_models, tiny_model
+from tests.sampling.test_fast import LENGTHS, both
 
 
 @pytest.mark.parametrize("bias", [True, False])
@@ -53,3 +57,27 @@ def test_layers_of_other_kinds_and_types_are_left_alone():
 
     other, short = Other(3, 4), nn.Linear(3, 4).to(torch.bfloat16)
     assert for_few_rows(other) is other and for_few_rows(short) is short
+
+
+def test_a_head_held_in_fewer_bits_is_one_too():
+    head = HeldLinear(300, 400).to(torch.bfloat16)
+    twin = sampling_head(head)
+    assert type(twin) is FewRowsLinear and twin.weight.dtype == torch.float32
+    given = torch.randn(8, 300)
+    with torch.no_grad():
+        torch.testing.assert_close(twin(given), F.linear(given, head.weight.float(), head.bias.float()))
+    assert type(head) is HeldLinear and head.weight.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_the_fast_sampler_draws_what_the_plain_one_does(monkeypatch, mode):
+    monkeypatch.setattr(few_rows, "LEAST", 0)
+    products = []
+    mm = torch.mm
+    models = policy_models(tiny_model("llama"), mode)
+    nudge(models.named_parameters())
+    with models.sampling() as sampler:
+        assert unfit(sampler.model) == ""
+        monkeypatch.setattr(torch, "mm", lambda left, right: (products.append(right.shape[1]), mm(left, right))[1])
+        both(sampler)
+    assert products.count(len(LENGTHS)) >= 7 * 3  # until a response has ended

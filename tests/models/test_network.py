@@ -8,6 +8,7 @@ import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from transformers import GPT2Config
 
@@ -19,6 +20,8 @@ from rlhf.models.held import hold
 from rlhf.models.network import Network
 from rlhf.models.rotation import Rotation, turn
 from rlhf.models.split import split
+from rlhf.sampling import choose
+from rlhf.sampling.choose import unfit
 from tests.helpers import ARCHITECTURES, LAYERS, MODES, model_of, policy_models, random_rollouts, tiny_model
 from tests.sampling.test_fast import VARIANTS
 
@@ -74,12 +77,11 @@ def test_known_in_every_mode_and_precision_and_near_the_own_forward_pass(mode, p
     rollouts = random_rollouts([5, 1, 3, 2], [4, 6, 1, 2])
     features = models.features(rollouts)
     with torch.no_grad():
-        found = [models.policy_hidden(features), models.reference_hidden(features)]
-        for run in (run for run in vars(models).values() if isinstance(run, Network)):
+        found = [models.policy_hidden(features), models.reference_hidden(features), models.values(features)]
+        for run in models._made:
             run._found = network._Layers(None, "asked for")
-        for run in getattr(models, "_runs", {}).values():
-            run._found = network._Layers(None, "asked for")
-        expected = [models.policy_hidden(features), models.reference_hidden(features)]
+        assert models.own_pass == "asked for"
+        expected = [models.policy_hidden(features), models.reference_hidden(features), models.values(features)]
     close = 1e-5 if precision == "fp32" else 0.05
     for ours, own in zip(found, expected, strict=True):
         assert ours.dtype == own.dtype
@@ -103,19 +105,40 @@ def test_a_texts_states_do_not_depend_on_how_much_padding_is_before_it():
 
 
 def test_running_out_of_memory_while_trying_is_told(monkeypatch):
+    """It says nothing of the architecture: another try may fit."""
+
     def out_of_memory(*_) -> None:
         raise torch.OutOfMemoryError("of 80 GB")
 
-    monkeypatch.setattr(network, "run_base", out_of_memory)
+    model = tiny_model()
+    monkeypatch.setattr(network, "response_states", out_of_memory)
+    monkeypatch.setattr(choose, "both_ways", out_of_memory)
     with pytest.raises(torch.OutOfMemoryError):
-        Network(tiny_model().base_model)(EVEN)
+        _ = Network(model.base_model).own_pass
+    with pytest.raises(torch.OutOfMemoryError):
+        unfit(model)
+    monkeypatch.undo()
+    assert Network(model.base_model).own_pass == unfit(model) == ""
 
 
-def test_a_mask_over_grouped_heads_needs_no_grouped_kernel():
+def test_what_is_put_together_in_another_way_is_told_in_a_line(monkeypatch):
+    def no_such_block(*_) -> None:
+        raise IndexError
+
+    monkeypatch.setattr(network, "response_states", no_such_block)
+    assert Network(tiny_model().base_model).own_pass == "GPTNeoXModel: IndexError"
+
+
+def test_a_mask_over_grouped_heads_needs_no_grouped_kernel(monkeypatch):
     torch.manual_seed(0)
+    grouped, kernel = [], F.scaled_dot_product_attention
+    monkeypatch.setattr(
+        F, "scaled_dot_product_attention", lambda *a, **k: (grouped.append(k["enable_gqa"]), kernel(*a, **k))[1]
+    )
     queries, keys, values = torch.randn(2, 4, 5, 8), torch.randn(2, 2, 5, 8), torch.randn(2, 2, 5, 8)
     causal = torch.ones(5, 5, dtype=torch.bool).tril()
     masked, unmasked = (attention(queries, keys, values, mask, 0.3) for mask in (causal[None, None], None))
+    assert grouped == [False, True]
     torch.testing.assert_close(masked, unmasked)
     for head in range(4):  # two neighbours look at one group
         scores = (queries[:, head] @ keys[:, head // 2].transpose(1, 2) * 0.3).masked_fill(~causal, -torch.inf)

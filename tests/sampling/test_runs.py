@@ -52,7 +52,7 @@ def test_the_same_seed_has_the_same_metrics_either_way(monkeypatch, tmp_path, ca
     assert rows["plain"][2]["train/kl"] != 0.0
 
 
-def test_an_unknown_architecture_says_so_in_one_line_and_trains(monkeypatch, tmp_path, cache, capfd):
+def test_an_unknown_architecture_says_so_in_a_line_each_and_trains(monkeypatch, tmp_path, cache, capfd):
     folder = tmp_path / "gpt2"
     tokenizer = small_hub.tokenizer(folder)
     torch.manual_seed(0)
@@ -65,8 +65,10 @@ def test_an_unknown_architecture_says_so_in_one_line_and_trains(monkeypatch, tmp
     assert run.rollout.sampling == "fast"
     capfd.readouterr()
     assert execute(run)["status"] == "finished"
-    said = [line for line in _log(run_folder(run), capfd.readouterr().out) if "rollout=plain" in line]
-    assert len(said) == 1 and said[0].startswith("rollout=plain: GPT2Model is not among GPTNeoXModel, ")
+    log = _log(run_folder(run), capfd.readouterr().out)
+    for what in ("rollout=plain", "measuring and training by the model's own forward pass"):
+        said = [line for line in log if what in line]
+        assert len(said) == 1 and said[0].startswith(f"{what}: GPT2Model is not among GPTNeoXModel, ")
     assert set(used) == {"sample_plain"}
     summary = json.loads((run_folder(run) / "summary.json").read_text())
     assert summary["status"] == "finished"
