@@ -35,7 +35,7 @@ from tests.benchmarks.setups import MODELS, neox, never_ends, random_model, word
 from tests.benchmarks.stages import Work
 
 CPU = torch.device("cpu")
-MODULES = ("iteration", "sampling", "updating", "memory", "scaling", "startup", "compiling")
+MODULES = ("iteration", "sampling", "updating", "memory", "scaling", "startup", "compiling", "products")
 
 
 @pytest.fixture(params=MODULES)

@@ -64,10 +64,12 @@ class Network:
     @property
     def _layers(self) -> _Layers:
         # As late as this: weights are cut up among ranks and adapters put in after a network is made.
+        if (found := self._found) is not None:
+            return found
         with self._finding:
-            if self._found is None:
-                self._found = _layers_of(self.base, top=self.top)
-            return self._found
+            found = self._found or _layers_of(self.base, top=self.top)
+            self._found = found
+            return found
 
 
 def response_states(decoder: Decoder, features: Features, start: Tensor | None, again: Again | None = None) -> Tensor:

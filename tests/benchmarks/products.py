@@ -20,13 +20,7 @@ CPU = torch.device("cpu")
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", type=int, nargs="+", default=[1, 4, 8, 16, 32, 48, 64, 128])
-    parser.add_argument("--inputs", type=int, default=576)
-    parser.add_argument("--outputs", type=int, default=1536)
-    parser.add_argument("--weights", type=int, default=40)
-    add_options(parser, repeats=10)
-    options = parser.parse_args(arguments)
+    options = parser().parse_args(arguments)
     begin(options, CPU)
     weights = [torch.randn(options.outputs, options.inputs) for _ in range(options.weights)]
     table = Table(
@@ -50,6 +44,16 @@ def main(arguments: list[str] | None = None) -> None:
             4e-9 * numbers / left.least,
             2e-9 * rows * numbers / left.least,
         )
+
+
+def parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", type=int, nargs="+", default=[1, 4, 8, 16, 32, 48, 64, 128])
+    parser.add_argument("--inputs", type=int, default=576)
+    parser.add_argument("--outputs", type=int, default=1536)
+    parser.add_argument("--weights", type=int, default=40)
+    add_options(parser, repeats=10)
+    return parser
 
 
 def _times(product: Callable[[Tensor], Tensor], weights: list[Tensor], repeats: int) -> Times:
