@@ -12,7 +12,6 @@ from transformers import PreTrainedTokenizerBase
 
 from rlhf.batches import PromptBatch, Rollouts
 from rlhf.config import ILQLConfig, RunConfig
-from rlhf.config.sizes import forward_rows
 from rlhf.data.examples import GoldScorer
 from rlhf.distributed import gathered, own_rows
 from rlhf.kl import exact_kl
@@ -58,7 +57,7 @@ class Evaluator:
             stop_strings=config.dataset.stop_strings,
         )
         scores = score_responses(self.scorer, rollouts, config.reward.missing_eos_score).double()
-        token_kl, token_entropy = policy_distance(models, rollouts, forward_rows(config))
+        token_kl, token_entropy = policy_distance(models, rollouts, config.rollout.batch_size)
         rollouts, scores = gathered(rollouts, count), gathered(scores, count)
         token_kl, token_entropy = gathered(token_kl, count), gathered(token_entropy, count)
         metrics = {

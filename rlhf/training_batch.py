@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -17,7 +16,7 @@ from rlhf.config import AdvantagesConfig
 from rlhf.kl import k1
 from rlhf.masked import whiten
 from rlhf.models import Features, PolicyModels
-from rlhf.models.features import features_of
+from rlhf.models.features import features_of, micro_batches
 from rlhf.rewards import token_rewards
 
 
@@ -37,7 +36,9 @@ COLUMNS = ("old_logprobs", "reference_logprobs", "values", "entropy")
 
 
 @torch.no_grad()
-def measure(models: PolicyModels, rollouts: Rollouts, parts: Sequence[Tensor], *, by_length: bool) -> Measured:
+def measure(
+    models: PolicyModels, rollouts: Rollouts, parts: Sequence[Tensor], *, rows_at_once: int, by_length: bool
+) -> Measured:
     """Old and reference logprobs by the update's own function; 0 in rows that no part names.
 
     Not by the sampler: its cached, token-by-token arithmetic rounds otherwise, and the first ratio would not be 1.
@@ -45,40 +46,36 @@ def measure(models: PolicyModels, rollouts: Rollouts, parts: Sequence[Tensor], *
     Args:
         parts: rows that are computed together. Those of the update's first epoch make its first ratio exactly 1: the
             same texts at the same padded shape give the same bits.
+        rows_at_once: of the trunk, whose output the update reads as it is.
         by_length: optimization.pack_by_length; parts are trimmed of their padding.
     """
-    whole = features_of(rollouts)
+    features = features_at(models, rollouts, torch.cat(list(parts)), rows_at_once, by_length=by_length)
     columns = {name: torch.zeros(rollouts.mask.shape, device=rollouts.mask.device) for name in COLUMNS}
-    trunk: Tensor | None = None
-    one_at_a_time = threading.Lock()
     at_once = models.apart and len(parts) > 1
 
     def measure_these(parts: Sequence[Tensor]) -> None:
-        nonlocal trunk
         for rows in parts:
-            part = rollouts.rows(rows)
+            part = features.rows(rows)
             part = part.trimmed() if by_length else part
-            found, features = measure_part(models, part, by_length=by_length, at_once=models.apart and not at_once)
+            mask = part.mask[:, part.prompt_width :]
+            found = measure_part(models, part, by_length=by_length, at_once=models.apart and not at_once)
             for name, column in zip(COLUMNS, found, strict=True):
-                columns[name][rows, : part.mask.shape[1]] = torch.where(part.mask, column, 0.0)
-            with one_at_a_time:  # the rows are each thread's own; which makes room for the trunk is not
-                trunk = put_rows(trunk, rows, features, whole)
+                columns[name][rows, : mask.shape[1]] = torch.where(mask, column, 0.0)
 
     beside(lambda: measure_these(parts[::2]), lambda: measure_these(parts[1::2]), at_once=at_once)
-    return Measured(features=dataclasses.replace(whole, hidden=trunk), **columns)
+    return Measured(features=features, **columns)
 
 
 def measure_part(
-    models: PolicyModels, part: Rollouts, *, by_length: bool, at_once: bool = False
-) -> tuple[tuple[Tensor, Tensor, Tensor, Tensor], Features]:
-    """Old and reference logprobs, values and entropy, (B, T) each, of one micro-batch; its features.
+    models: PolicyModels, features: Features, *, by_length: bool, at_once: bool = False
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Old and reference logprobs, values and entropy, (B, T) each, of one micro-batch.
 
     Args:
         at_once: the policy beside the other networks, where they are `apart`.
     """
-    features = models.features(part)
-    valid = part.mask if by_length else None
-    tokens = part.response_ids
+    tokens = features.tokens
+    valid = features.mask[:, features.prompt_width :] if by_length else None
 
     def policy() -> tuple[Tensor, Tensor, Tensor | None]:
         hidden = models.policy_hidden(features)
@@ -92,7 +89,28 @@ def measure_part(
     (old, entropy, values), (reference, own_values) = beside(policy, others, at_once=at_once)
     values = own_values if values is None else values
     assert values is not None
-    return (old, reference, values, entropy), features
+    return old, reference, values, entropy
+
+
+@torch.no_grad()
+def features_at(
+    models: PolicyModels, rollouts: Rollouts, rows: Tensor, rows_at_once: int, *, by_length: bool
+) -> Features:
+    """The whole texts with the trunk's output of these rows, 0 in others; None where there is no trunk.
+
+    Args:
+        rows: int64 vector on the CPU.
+        by_length: neighbours in length go together, without their padding.
+    """
+    whole = features_of(rollouts)
+    trunk: Tensor | None = None
+    for own in micro_batches(rows, whole, rows_at_once, by_length=by_length):
+        part = rollouts.rows(own)
+        found = models.features(part.trimmed() if by_length else part)
+        if found.hidden is None:
+            return whole
+        trunk = put_rows(trunk, own, found, whole)
+    return dataclasses.replace(whole, hidden=trunk)
 
 
 def put_rows(trunk: Tensor | None, rows: Tensor, part: Features, whole: Features) -> Tensor | None:

@@ -183,7 +183,7 @@ def measure_all(models: PolicyModels, rollouts: Rollouts, micro_batch_size: int,
     parts = micro_batches(
         torch.arange(len(rollouts.mask)), features_of(rollouts), micro_batch_size, by_length=by_length
     )
-    return measure(models, rollouts, parts, by_length=by_length)
+    return measure(models, rollouts, parts, rows_at_once=4, by_length=by_length)
 
 
 def hidden_and_values(models: PolicyModels, features: Features) -> tuple[Tensor, Tensor]:

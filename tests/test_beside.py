@@ -103,14 +103,14 @@ def test_halves_of_the_rollouts_are_measured_at_once_to_the_bits_of_each_part_al
     models = policy_models(tiny_model(), mode)
     rollouts = random_rollouts([4, 2, 3, 1, 4, 2, 3, 1, 5, 5], [3, 5, 1, 2, 4, 3, 5, 1, 2, 4])
     parts = list(torch.randperm(10, generator=torch.Generator().manual_seed(0)).split(10 // num_parts))
-    found = measure(models, rollouts, parts, by_length=True)
+    found = measure(models, rollouts, parts, rows_at_once=1, by_length=True)
     # A single part has its networks apart instead.
     assert {at_once for _, at_once in threads} == {num_parts == 1}
     assert len(threads) == min(num_parts, 2) and (num_parts == 1 or all("beside" in name for name, _ in threads))
     trunk = found.features.hidden
     assert (trunk is None) == (mode == "all")
     for rows in parts:
-        alone = measure(models, rollouts, [rows], by_length=True)
+        alone = measure(models, rollouts, [rows], rows_at_once=1, by_length=True)
         for name in COLUMNS:
             assert torch.equal(getattr(found, name)[rows], getattr(alone, name)[rows])
         if trunk is not None and alone.features.hidden is not None:

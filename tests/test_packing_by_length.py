@@ -95,13 +95,13 @@ def test_measured_columns_gradients_and_metrics_are_those_of_padded_micro_batche
 @pytest.mark.parametrize("mode", MODES)
 def test_padding_falls_and_no_token_is_lost(monkeypatch, mode):
     seen: Counter[str] = Counter()
-    response_states = network.response_states
+    states = network.states
 
-    def counting(decoder, features, *given):
+    def counting(decoder, features, *given, **named):
         seen.update(positions=features.mask.numel(), tokens=int(features.mask.sum()))
-        return response_states(decoder, features, *given)
+        return states(decoder, features, *given, **named)
 
-    monkeypatch.setattr(network, "response_states", counting)
+    monkeypatch.setattr(network, "states", counting)
     counts = []
     for by_length in (False, True):
         run = settings("apa", f"optimization.pack_by_length={by_length}", "optimization.minibatch_size=16")

@@ -12,9 +12,8 @@ from typing import Any
 
 from rlhf.config import RL_STAGES, CheckpointConfig, ILQLConfig, RunConfig, StageConfig
 from rlhf.config.build import build_config, config_to_mapping
-from rlhf.config.sizes import forward_rows
 
-REVISION = 2
+REVISION = 3
 """Raised whenever code changes results under the same config: cached inputs and finished runs then no longer match."""
 
 # Beside the fields of a config, which nothing changes once it is built; copies with other values start without.
@@ -140,8 +139,6 @@ def _identity(config: RunConfig) -> dict[str, Any]:
     if isinstance(config.algo, ILQLConfig):
         unread |= {"optimization.pack_by_length"}
     kept = without(identity, unread)
-    if stage == "evaluate":
-        kept["forward_rows"] = forward_rows(config)
     if stage != "sft" and not config.model.sft and config.model.source == "random":
         kept["sft"] = {"seed": identity["sft"]["seed"]}  # which the weights are drawn from
     return kept

@@ -11,7 +11,7 @@ from rlhf.config.setting import setting
 class RolloutConfig:
     iterations: int = setting("rollout-and-update rounds", low=1)
     num_responses: int = setting("responses per iteration, of all ranks together", low=1)
-    batch_size: int = setting("responses sampled at once by each rank", low=1)
+    batch_size: int = setting("responses sampled, and measured where nothing is trained, at once by each rank", low=1)
     sampling: str = setting(
         "fast: our own layers over a static key-value cache; plain: the model's forward pass, which any architecture "
         "has and which takes over where fast does not fit; typed as rollout=plain",

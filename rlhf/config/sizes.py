@@ -68,7 +68,7 @@ def _evaluation(config: RunConfig) -> list[Size]:
         ("prompts", prompts, "dataset.num_eval_prompts"),
         *([("prompts per rank", each, "/ hardware.ranks, rounded up")] if ranks > 1 else []),
         ("sampled at once", min(config.rollout.batch_size, each), "rollout.batch_size"),
-        *_longest(config, min(forward_rows(config), each), "micro-batch"),
+        *_longest(config, min(config.rollout.batch_size, each), "sampled at once"),
     ]
 
 

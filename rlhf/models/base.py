@@ -195,9 +195,11 @@ class PolicyModels(ABC):
         """A base model as training runs it, with or without its activations kept."""
         return self._frozen(base, top=top, again=again if self.recompute else None)
 
-    def _frozen(self, base: nn.Module, *, top: bool = False, again: Again | None = None) -> Network:
-        """A base model that is measured alone."""
-        self._made.append(Network(base, top=top, again=again))
+    def _frozen(
+        self, base: nn.Module, *, top: bool = False, whole: bool = False, again: Again | None = None
+    ) -> Network:
+        """A base model that is measured alone; for the arguments see `Network`."""
+        self._made.append(Network(base, top=top, whole=whole, again=again))
         return self._made[-1]
 
 

@@ -102,7 +102,8 @@ class Decoder:
         """Prompts (B, P), left-padded, into columns 0 .. P - 1; the hidden states (B, d) after their last token."""
         width = tokens.shape[1]
         last = slice(width - 1, width)
-        seen = self.masks(mask, mask.device, width, last)
+        padded = not bool(mask.all())
+        seen = self.masks(mask if padded else None, mask.device, width, last)
         dtype = cache.dtype
 
         def attend(number: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
@@ -110,7 +111,9 @@ class Decoder:
             cache.values[number][:, :, :width] = values
             return attention(queries.to(dtype), keys.to(dtype), values.to(dtype), seen(number), self.scale)
 
-        angles = None if rotation is None else rotation.of(positions)
+        angles = None
+        if rotation is not None:
+            angles = rotation.of(positions) if padded else rotation.first(width)
         return self.through(self.embed(tokens, positions), angles, attend, last).squeeze(1)
 
     def step(
@@ -178,7 +181,8 @@ class Decoder:
             return (seen & (valid[:, None] | (back == 0)))[:, None]
 
         def of(number: int) -> Tensor | None:
-            window, last = self.blocks[number].window, number == len(self.blocks) - 1
+            window = self.blocks[number].window
+            last = number == len(self.blocks) - 1 and wanted != slice(None)
             window = None if window is None or window >= width else window
             if valid is None and window is None and not last:
                 return None

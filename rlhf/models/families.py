@@ -64,15 +64,14 @@ def _gpt_neox(base: Any) -> Decoder:
 def _gptj(base: Any) -> Decoder:
     config = base.config
     size = config.hidden_size // config.num_attention_heads
-    table = base.h[0].attn.embed_positions
 
     def rotation(positions: Tensor) -> Rotation:
-        sin, cos = table.to(positions.device)[positions].chunk(2, dim=-1)
+        sin, cos = base.h[0].attn.embed_positions.to(positions.device)[positions].chunk(2, dim=-1)
         return Rotation.by_neighbours(cos, sin, size)
 
     return Decoder(
         embed=lambda tokens, _: base.wte(tokens),
-        rotation=rotation,
+        rotation=rotation if len(base.h) else None,
         blocks=[
             Block(
                 norm=layer.ln_1,

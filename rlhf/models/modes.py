@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from rlhf.config import TrainableConfig, ValueConfig
 from rlhf.models.base import Parameters, PolicyModels
-from rlhf.models.features import Features, run_base
+from rlhf.models.features import Features
 from rlhf.models.held import to_float32
 from rlhf.models.loading import language_head
 from rlhf.models.split import check_split, copy_top, joined, split, top_parameters
@@ -82,6 +82,7 @@ class LastBlocks(PolicyModels):
         base = self.model.base_model
         self.trunk, self.reference_top = split(base, train.last_k)
         check_split(base, self.trunk, self.reference_top)
+        self._trunk_run = self._frozen(self.trunk, whole=True)
         self.policy_top = _own_top(self.reference_top)
         self._policy_run = self._trainable(self.policy_top, top=True)
         self._reference_run = self._frozen(self.reference_top, top=True)
@@ -109,7 +110,7 @@ class LastBlocks(PolicyModels):
         return self.device.type == "cpu" and not self.value_on_policy and not self.own_pass
 
     def _trunk(self, features: Features) -> Tensor:
-        return run_base(self.trunk, features, None)
+        return self._trunk_run(features)
 
     def _policy_hidden(self, features: Features) -> Tensor:
         return self._policy_run(features)

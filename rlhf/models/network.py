@@ -33,17 +33,19 @@ class _Layers:
 
 
 class Network:
-    """(features) -> (B, T, d) states before the response tokens.
+    """(features) -> (B, T, d) states before the response tokens, or (B, L, d) states of all columns.
 
     Args:
         base: without a head.
         top: the base is the last blocks alone, which go on from the trunk's output.
+        whole: all columns' states are wanted, those of padding too, which mean nothing: the base is a trunk.
         again: activations are not kept but computed again in the backward pass, within this context.
     """
 
-    def __init__(self, base: nn.Module, *, top: bool = False, again: Again | None = None) -> None:
+    def __init__(self, base: nn.Module, *, top: bool = False, whole: bool = False, again: Again | None = None) -> None:
         self.base = base
         self.top = top
+        self.whole = whole
         self.again = again
         self._own_pass = base if again is None else recomputing(base, again)
         self._found: _Layers | None = None
@@ -53,8 +55,9 @@ class Network:
         start = features.hidden if self.top else None
         decoder = self._layers.decoder
         if decoder is None:
-            return before_response(run_base(self._own_pass, features, start), features)
-        return response_states(decoder, features, start, self.again)
+            hidden = run_base(self._own_pass, features, start)
+            return hidden if self.whole else before_response(hidden, features)
+        return states(decoder, features, start, self.again, whole=self.whole)
 
     @property
     def own_pass(self) -> str:
@@ -67,19 +70,21 @@ class Network:
         if (found := self._found) is not None:
             return found
         with self._finding:
-            found = self._found or _layers_of(self.base, top=self.top)
+            found = self._found or _layers_of(self)
             self._found = found
             return found
 
 
-def response_states(decoder: Decoder, features: Features, start: Tensor | None, again: Again | None = None) -> Tensor:
+def states(
+    decoder: Decoder, features: Features, start: Tensor | None, again: Again | None = None, *, whole: bool = False
+) -> Tensor:
     """`Network` by a model's own layers.
 
     Args:
         start: the trunk's output; None: from the tokens.
     """
     mask, width = features.mask, features.mask.shape[1]
-    wanted = slice(features.prompt_width - 1, width - 1)
+    wanted = slice(None) if whole else slice(features.prompt_width - 1, width - 1)
     padded = int(features.prompt_lengths.min()) < features.prompt_width
     seen = decoder.masks(mask if padded else None, mask.device, width, wanted)
 
@@ -96,11 +101,12 @@ def response_states(decoder: Decoder, features: Features, start: Tensor | None, 
     return decoder.through(start, angles, attend, wanted, again)
 
 
-def _layers_of(base: nn.Module, *, top: bool) -> _Layers:
+def _layers_of(network: Network) -> _Layers:
     """The base's layers, if on two short texts they compute what its own forward pass does.
 
     Windows and angles of long texts are beyond such texts; the tests have them.
     """
+    base = network.base
     if is_sharded(base):
         return _Layers(None, "its weights are cut up among ranks")
     name, device = type(base).__name__, next(base.parameters()).device
@@ -109,11 +115,17 @@ def _layers_of(base: nn.Module, *, top: bool) -> _Layers:
         return _Layers(None, reason)
     with torch.no_grad(), in_float32(base), torch.autocast(device.type, enabled=False):
         for texts in _texts(base, device):
-            start = _trunk_like(base, texts) if top else None
-            expected = before_response(run_base(base, texts, start), texts)
-            found, reason = tried(name, lambda texts=texts, start=start: response_states(decoder, texts, start))
+            start = _trunk_like(base, texts) if network.top else None
+            expected = run_base(base, texts, start)
+            found, reason = tried(
+                name, lambda texts=texts, start=start: states(decoder, texts, start, whole=network.whole)
+            )
             if found is None:
                 return _Layers(None, reason)
+            if network.whole:
+                expected, found = expected[texts.mask], found[texts.mask]
+            else:
+                expected = before_response(expected, texts)
             if not agree(expected.float(), found.float()):
                 return _Layers(None, f"{name} computes something else than the layers it is known for")
     return _Layers(decoder, "")

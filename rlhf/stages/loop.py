@@ -165,7 +165,13 @@ def one_iteration(
 def measured_by_all(config: RunConfig, models: PolicyModels, rollouts: Rollouts, iteration: int) -> Measured:
     """What the networks say of all rollouts, each rank having asked them for the rows that it trains on first."""
     parts = first_micro_batches(config, features_of(rollouts), iteration)
-    measured = measure(models, rollouts, parts, by_length=config.optimization.pack_by_length)
+    measured = measure(
+        models,
+        rollouts,
+        parts,
+        rows_at_once=config.rollout.batch_size,
+        by_length=config.optimization.pack_by_length,
+    )
     if count() == 1:
         return measured
     hidden = measured.features.hidden

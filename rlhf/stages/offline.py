@@ -22,7 +22,6 @@ from rlhf.ilql_update import ilql_update
 from rlhf.kl import k1, sequence_kl
 from rlhf.masked import masked_mean
 from rlhf.models import Features, PolicyModels
-from rlhf.models.features import features_of
 from rlhf.models.ilql import ILQLHeads
 from rlhf.optimization import adamw
 from rlhf.random import endless_order, seed_torch
@@ -30,7 +29,7 @@ from rlhf.rewards import RunningMoments, score_responses, token_rewards
 from rlhf.stages.context import Interrupted, RunContext
 from rlhf.stages.loop import Progress, Responses, run_loop
 from rlhf.stages.setup import Setup, build
-from rlhf.training_batch import Measured, put_rows
+from rlhf.training_batch import Measured, features_at
 
 
 def run_offline(context: RunContext) -> dict[str, float]:
@@ -207,7 +206,7 @@ def ilql_iteration(
         0.0,
     )
     batch = ILQLBatch(torch.arange(len(scores)), rollouts.mask, rewards)
-    features, metrics = _measure(setup.models, rollouts, forward_rows(config))
+    features, metrics = _measure(setup.models, rollouts, config.rollout.batch_size)
     prepared = time.monotonic()
     update_metrics, progress.step = ilql_update(
         config, setup.models, heads, setup.optimizer, batch, features, iteration=iteration, step=progress.step
@@ -223,20 +222,18 @@ def ilql_iteration(
 
 
 @torch.no_grad()
-def _measure(models: PolicyModels, rollouts: Rollouts, micro_batch_size: int) -> tuple[Features, dict[str, float]]:
+def _measure(models: PolicyModels, rollouts: Rollouts, rows_at_once: int) -> tuple[Features, dict[str, float]]:
     """The frozen part's features, and what the language model says of the answers before any update."""
     mask, count, columns = rollouts.mask, len(rollouts.mask), []
     own = rollouts.rows(own_rows(count))
-    features, trunk = features_of(own), None
-    for rows in torch.arange(len(own.mask)).split(micro_batch_size):
-        part = own.rows(rows)
-        found = models.features(part)
-        hidden, initial = models.policy_hidden(found), models.reference_hidden(found)
-        logprobs, entropies = models.policy_logprobs_and_entropy(hidden, part.response_ids)
-        columns.append((k1(logprobs, models.reference_logprobs(initial, part.response_ids)), entropies))
-        trunk = put_rows(trunk, rows, found, features)
+    features = features_at(models, own, torch.arange(len(own.mask)), rows_at_once, by_length=False)
+    for rows in torch.arange(len(own.mask)).split(rows_at_once):
+        part = features.rows(rows)
+        hidden, initial = models.policy_hidden(part), models.reference_hidden(part)
+        logprobs, entropies = models.policy_logprobs_and_entropy(hidden, part.tokens)
+        columns.append((k1(logprobs, models.reference_logprobs(initial, part.tokens)), entropies))
     log_ratios, entropies = (gathered(torch.cat(column), count) for column in zip(*columns, strict=True))
-    return gathered(dataclasses.replace(features, hidden=trunk), count), {
+    return gathered(features, count), {
         "data_log_ratio": float(sequence_kl(log_ratios, mask)),
         "entropy": float(masked_mean(entropies, mask)),
         "response_length": float(rollouts.lengths.double().mean()),

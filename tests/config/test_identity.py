@@ -158,6 +158,7 @@ GIVEN = ("model=pythia_125m", "model.path=owner/policy", "dataset=hh", "model.sf
         "model.train.last_k=1",
         "value.coef=0.3",
         "optimization.minibatch_size=32",
+        "optimization.micro_batch_size=8",
         "optimization.pack_by_length=false",
         "hardware.gradient_checkpointing=true",
         "hardware.input_threads=1",
@@ -171,8 +172,6 @@ def test_an_evaluation_is_the_same_whatever_else_a_training_run_has(override):
 @pytest.mark.parametrize(
     ("override", "also"),
     [
-        ("optimization.micro_batch_size=8", []),
-        ("optimization.minibatch_size=32", ["hardware.ranks=2"]),  # a rank's part of it is all that goes at once
         ("rollout.batch_size=8", []),
         ("rollout.temperature=0.7", []),
         ("rollout.sampling=plain", []),

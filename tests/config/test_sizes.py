@@ -71,7 +71,7 @@ def test_an_evaluation():
         "prompts": 10,
         "prompts per rank": 3,
         "sampled at once": 2,
-        "tokens per forward pass, at most": 3 * 40,
+        "tokens per forward pass, at most": 2 * 40,
     }
 
 

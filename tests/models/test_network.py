@@ -57,11 +57,12 @@ def test_a_top_goes_on_from_the_trunk(variant, last_k):
     base = model_of(VARIANTS[variant]()).base_model
     trunk, top = split(base, last_k)
     with torch.no_grad():
-        hidden = run_base(trunk, PADDED, None)
-        run = Network(top, top=True)
+        below, run = Network(trunk, whole=True), Network(top, top=True)
+        hidden = below(PADDED)
         found = run(dataclasses.replace(PADDED, hidden=hidden))
         expected = before_response(run_base(base, PADDED, None), PADDED)
-    assert run.own_pass == ""
+    assert below.own_pass == run.own_pass == ""
+    torch.testing.assert_close(hidden[PADDED.mask], run_base(trunk, PADDED, None)[PADDED.mask], atol=1e-5, rtol=1e-5)
     valid = PADDED.mask[:, PADDED.prompt_width :]
     torch.testing.assert_close(found[valid], expected[valid], atol=1e-5, rtol=1e-5)
 
@@ -107,11 +108,11 @@ def test_a_texts_states_do_not_depend_on_how_much_padding_is_before_it():
 def test_running_out_of_memory_while_trying_is_told(monkeypatch):
     """It says nothing of the architecture: another try may fit."""
 
-    def out_of_memory(*_) -> None:
+    def out_of_memory(*_, **__) -> None:
         raise torch.OutOfMemoryError("of 80 GB")
 
     model = tiny_model()
-    monkeypatch.setattr(network, "response_states", out_of_memory)
+    monkeypatch.setattr(network, "states", out_of_memory)
     monkeypatch.setattr(choose, "both_ways", out_of_memory)
     with pytest.raises(torch.OutOfMemoryError):
         _ = Network(model.base_model).own_pass
@@ -122,10 +123,10 @@ def test_running_out_of_memory_while_trying_is_told(monkeypatch):
 
 
 def test_what_is_put_together_in_another_way_is_told_in_a_line(monkeypatch):
-    def no_such_block(*_) -> None:
+    def no_such_block(*_, **__) -> None:
         raise IndexError
 
-    monkeypatch.setattr(network, "response_states", no_such_block)
+    monkeypatch.setattr(network, "states", no_such_block)
     assert Network(tiny_model().base_model).own_pass == "GPTNeoXModel: IndexError"
 
 
