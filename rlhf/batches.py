@@ -6,6 +6,7 @@ Masks are by position: padding is where the mask is False, whatever token id sta
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, fields, replace
 from typing import Self
 
@@ -18,16 +19,31 @@ class _RowBatch:
 
     def rows(self, index: Tensor) -> Self:
         """The rows that `index` (an int64 vector) names, in its order."""
-        picked = {}
-        for field in fields(self):  # type: ignore[arg-type]
-            value = getattr(self, field.name)
-            picked[field.name] = value[index] if isinstance(value, Tensor) else [value[i] for i in index.tolist()]
-        return type(self)(**picked)
+        values = {field.name: getattr(self, field.name) for field in fields(self)}  # type: ignore[arg-type]
+        at = on_devices(index, values.values())
+        return type(self)(
+            **{
+                name: value[at[value.device]] if isinstance(value, Tensor) else [value[i] for i in index.tolist()]
+                for name, value in values.items()
+            }
+        )
 
     def to(self, device: torch.device) -> Self:
         """The same rows with every tensor on `device`."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}  # type: ignore[arg-type]
         return type(self)(**{k: v.to(device) if isinstance(v, Tensor) else v for k, v in values.items()})
+
+
+def on_devices(index: Tensor, values: Iterable[object]) -> dict[torch.device, Tensor]:
+    """An int64 vector on the device of every tensor among `values`, brought there once.
+
+    A GPU indexed by a vector in ordinary memory waits for all its work first.
+    """
+    found = {index.device: index}
+    for device in {value.device for value in values if isinstance(value, Tensor)} - {index.device}:
+        source = index.pin_memory() if device.type == "cuda" else index
+        found[device] = source.to(device, non_blocking=True)
+    return found
 
 
 @dataclass(frozen=True)

@@ -101,17 +101,17 @@ def clip_and_step(
     norms = {}
     for name, parameters in networks.items():
         scaler.unscale(parameters)
-        norm = clip_gradients(parameters, max_grad_norm)
-        if scaler.forgives(float(norm)):
+        norm = float(clip_gradients(parameters, max_grad_norm))
+        if scaler.forgives(norm):
             optimizer.zero_grad(set_to_none=True)
             scaler.stepped(overflow=True)
             return {}
-        if not bool(norm.isfinite()):
+        if not math.isfinite(norm):
             raise NotFinite(
-                f"the {name} gradient is {float(norm)} at optimizer step {step}; "
+                f"the {name} gradient is {norm} at optimizer step {step}; "
                 "try a smaller optimization.learning_rate, or a larger algo.lam for apa and awr"
             )
-        norms[name] = float(norm)
+        norms[name] = norm
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     scaler.stepped(overflow=False)

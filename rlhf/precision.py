@@ -19,6 +19,15 @@ def autocast(device: torch.device, precision: str) -> torch.autocast:
     return torch.autocast(device.type, dtype or torch.bfloat16, enabled=dtype is not None)
 
 
+def without_cudnn_attention() -> None:
+    """Never attention by cuDNN, torch's first choice on Hopper and Blackwell.
+
+    It plans anew for every shape, of which texts of many lengths have many, has another kernel with a gradient than
+    without, so that the first ratio would not be 1, and gives NaN at some lengths (pytorch issue 196678).
+    """
+    torch.backends.cuda.enable_cudnn_sdp(False)
+
+
 class LossScaler:
     """Keeps float16 gradients from underflowing to 0: losses times a factor, gradients divided by it.
 

@@ -30,6 +30,7 @@ from rlhf.config.build import config_to_mapping
 from rlhf.config.identity import SCORING_STAGES, input_runs, run_folder, run_id
 from rlhf.distributed import first_says, rank
 from rlhf.lock import WAIT_FOR_LOCK, LockError, RunLock
+from rlhf.precision import without_cudnn_attention
 from rlhf.random import compute_the_same_again
 from rlhf.ranks import STOPPING, blamed, joined, start_ranks
 from rlhf.stages import STAGES
@@ -228,6 +229,7 @@ def _set_up_torch(config: RunConfig) -> None:
         torch.cuda.reset_peak_memory_stats()  # of an input run in this process
     torch.set_num_threads(config.hardware.threads)
     compute_the_same_again(config.hardware.device == "cpu")
+    without_cudnn_attention()
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

@@ -1,6 +1,6 @@
 """From hidden states to what is wanted of the logits, in chunks: never (B, T, V) at once.
 
-Two heads are computed at once all the same: one that is cut up among ranks, and one with an adapter in it.
+A head that is cut up among ranks is computed at once all the same.
 
 With V = 50,000 the logits of 16 responses of 128 tokens are 400 MB, and autograd keeps them twice.
 """

@@ -118,7 +118,8 @@ def accumulate_gradients(
             part = part.first_columns(own.tokens.shape[1])
         for name, value in _backward(config, models, part, own, num_tokens).items():
             sums[name].append(value)
-    return {name: float(torch.stack(values).sum()) for name, values in sums.items()}
+    totals = torch.stack([torch.stack(values).sum() for values in sums.values()]).tolist()  # a GPU is waited for once
+    return dict(zip(sums, totals, strict=True))
 
 
 def _backward(

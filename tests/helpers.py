@@ -123,7 +123,7 @@ def nudge(parameters: dict[str, torch.nn.Parameter], size: float = 0.3, seed: in
     draws = generator(seed, "nudge")
     with torch.no_grad():
         for parameter in parameters.values():
-            parameter += size * torch.randn(parameter.shape, generator=draws)
+            parameter += (size * torch.randn(parameter.shape, generator=draws)).to(parameter.device)
 
 
 def random_rollouts(prompt_lengths: list[int], response_lengths: list[int], seed: int = 0) -> Rollouts:

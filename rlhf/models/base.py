@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +19,7 @@ from rlhf.models.features import Features, features_of
 from rlhf.models.few_rows import sampling_head
 from rlhf.models.loading import language_head
 from rlhf.models.network import Again, Network
-from rlhf.models.policy import Sampler
+from rlhf.models.policy import Sampler, Shelf
 from rlhf.precision import LossScaler, autocast
 from rlhf.token_logprobs import measured_logprobs, pieces, trained_logprobs
 
@@ -59,6 +60,7 @@ class PolicyModels(ABC):
         nn.init.zeros_(self.value_head.bias)
         model.requires_grad_(False)
         self._made: list[Network] = []
+        self._shelf = Shelf()
         self.policy_parameters, self.value_parameters = self._networks(train, value)
         head = {f"value_head.{name}": p for name, p in self.value_head.named_parameters()}
         (self.policy_parameters if self.value_on_policy else self.value_parameters).update(head)
@@ -94,13 +96,8 @@ class PolicyModels(ABC):
     @contextlib.contextmanager
     def sampling(self) -> Iterator[Sampler]:
         """The policy as it is, without gradient and under its autocast."""
-        head = sampling_head(self.language_head)
-
-        def logits(hidden: Tensor) -> Tensor:
-            return _at_temperature(float32_logits(head, hidden), self.temperature)
-
         with torch.no_grad(), self._autocast():
-            yield Sampler(self.sampler, logits)
+            yield Sampler(self.sampler, sampling_logits(self.language_head, self.temperature), self._shelf)
 
     def features(self, rollouts: Rollouts) -> Features:
         """What the frozen part makes of prompts and responses; computed once per rollout."""
@@ -210,6 +207,15 @@ def float32_logits(head: nn.Module, hidden: Tensor) -> Tensor:
     """
     with torch.autocast(hidden.device.type, enabled=False):
         return head(hidden.float())
+
+
+def sampling_logits(head: nn.Module, temperature: float) -> Callable[[Tensor], Tensor]:
+    """(..., d) -> (..., V) float32 logits at the temperature, for one token a row.
+
+    A head that is held in fewer bits is cast once, when it is first asked.
+    """
+    made = functools.cache(lambda: sampling_head(head))
+    return lambda hidden: _at_temperature(float32_logits(made(), hidden), temperature)
 
 
 def _at_temperature(logits: Tensor, temperature: float) -> Tensor:

@@ -262,9 +262,9 @@ def attention(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None
 
 def _attend_to(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, scale: float) -> Tensor:
     """Few queries (B, G, m, h) to many keys (B, G, n, h)."""
-    if queries.device.type != "cpu":
+    if queries.device.type != "cpu" or queries.dtype != torch.float32:
         return F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask, scale=scale)
-    # On a CPU the fused kernel works in blocks of queries, of which there is one.
+    # On a CPU the fused kernel works in blocks of queries, of which there is one; here fewer bits would round scores.
     scores = torch.matmul(queries, keys.transpose(2, 3)).mul_(scale)
     if mask is not None:
         scores.masked_fill_(~mask, -torch.inf)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from rlhf.batches import Rollouts
+from rlhf.batches import Rollouts, on_devices
 
 
 @dataclass(frozen=True)
@@ -29,10 +29,11 @@ class Features:
 
     def rows(self, index: Tensor) -> Features:
         """The rows that `index` (an int64 vector on the CPU) names."""
+        at = on_devices(index, [self.mask])[self.mask.device]
         return Features(
-            input_ids=self.input_ids[index],
-            mask=self.mask[index],
-            hidden=None if self.hidden is None else self.hidden[index],
+            input_ids=self.input_ids[at],
+            mask=self.mask[at],
+            hidden=None if self.hidden is None else self.hidden[at],
             prompt_width=self.prompt_width,
             prompt_lengths=self.prompt_lengths[index],
             response_lengths=self.response_lengths[index],

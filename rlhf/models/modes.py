@@ -7,6 +7,7 @@ import copy
 from collections.abc import Iterator
 
 from peft import LoraConfig, PeftModel, get_peft_model
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -14,7 +15,7 @@ from rlhf.config import TrainableConfig, ValueConfig
 from rlhf.models.base import Parameters, PolicyModels
 from rlhf.models.features import Features
 from rlhf.models.held import to_float32
-from rlhf.models.loading import language_head
+from rlhf.models.loading import ModelError, language_head
 from rlhf.models.split import check_split, copy_top, joined, split, top_parameters
 
 
@@ -134,6 +135,11 @@ class LoRA(PolicyModels):
         self._active = ""
         adapted = get_peft_model(self.model, lora_config(train), adapter_name="policy")
         assert isinstance(adapted, PeftModel)
+        if isinstance(language_head(self.model), BaseTunerLayer):
+            raise ModelError(
+                f"model.train.lora_targets: {train.lora_targets} names the language head, which reference and policy "
+                "share; name layers of the blocks alone"
+            )
         self.peft = adapted
         if value.network == "separate" and not own_base:
             self.peft.add_adapter("value", lora_config(train))

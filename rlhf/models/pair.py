@@ -11,12 +11,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhf.batches import Rollouts
 from rlhf.data.tokenize import eos_id, pad_id
-from rlhf.models.base import float32_logits
+from rlhf.models.base import float32_logits, sampling_logits
 from rlhf.models.features import Features, features_of
-from rlhf.models.few_rows import sampling_head
 from rlhf.models.loading import ModelError, language_head
 from rlhf.models.network import Network
-from rlhf.models.policy import Sampler
+from rlhf.models.policy import Sampler, Shelf
 from rlhf.token_logprobs import pieces
 
 
@@ -42,6 +41,7 @@ class PolicyPair:
         self.language_head = language_head(policy)
         self._policy_run, self._reference_run = Network(policy.base_model), Network(reference.base_model)
         self._autocast = autocast
+        self._shelf = Shelf()
 
     @property
     def own_pass(self) -> str:
@@ -51,8 +51,7 @@ class PolicyPair:
     @contextlib.contextmanager
     def sampling(self) -> Iterator[Sampler]:
         with torch.no_grad(), self._autocast():
-            head = sampling_head(self.language_head)
-            yield Sampler(self.policy, lambda hidden: float32_logits(head, hidden) / self.temperature)
+            yield Sampler(self.policy, sampling_logits(self.language_head, self.temperature), self._shelf)
 
     def features(self, rollouts: Rollouts) -> Features:
         """The whole texts: the two models need not share anything."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
@@ -13,6 +13,13 @@ from transformers import PreTrainedModel
 
 from rlhf.batches import Rollouts
 from rlhf.models.features import Features
+
+
+@dataclass
+class Shelf:
+    """Where `rlhf.sampling` keeps what it has made of a policy, a GPU's captured graphs, from rollout to rollout."""
+
+    kept: object = None
 
 
 @dataclass(frozen=True)
@@ -24,6 +31,8 @@ class Sampler:
     logits: Callable[[Tensor], Tensor]
     """Hidden states (..., d) -> (..., V) float32 logits at the sampling temperature; -inf where the policy never
     goes."""
+    shelf: Shelf = field(default_factory=Shelf)
+    """The policy's own; its tensors stay where they are, but for those that `rlhf.sampling` casts."""
 
 
 class Policy(Protocol):

@@ -18,7 +18,7 @@ from rlhf.models.families import decoder_of
 from rlhf.models.few_rows import for_few_rows
 from rlhf.models.policy import Sampler
 from rlhf.models.trial import agree, in_float32, tried
-from rlhf.sampling.fast import FastSampler, with_short_weights
+from rlhf.sampling.fast import FastSampler, ShortWeights
 
 _TRIED: WeakKeyDictionary[nn.Module, str] = WeakKeyDictionary()
 
@@ -39,16 +39,23 @@ def say_where_plain(config: RunConfig, model: PreTrainedModel, say: Callable[[st
 def fast_sampler(
     sampler: Sampler, *, rows: int, prompt_width: int, response_width: int, eos_id: int, pad_id: int
 ) -> FastSampler:
-    """The fast sampler of a policy that it fits; see `FastSampler` for the arguments."""
+    """The fast sampler of a policy that it fits; see `FastSampler` for the arguments.
+
+    Where steps are captured it stays on the policy's shelf, graphs, cache and all, and serves later rollouts too.
+    """
+    kept = sampler.shelf.kept
+    if isinstance(kept, FastSampler) and kept.serves(rows, prompt_width, response_width, eos_id, pad_id):
+        kept.short.refresh()
+        return kept
+    kept = sampler.shelf.kept = None  # what it holds makes room first
     model = sampler.model
     device = next(model.parameters()).device
-    if torch.is_autocast_enabled(device.type):
-        base = with_short_weights(model.base_model, torch.get_autocast_dtype(device.type))
-    else:
-        base = for_few_rows(model.base_model)
-    return FastSampler(
+    cast = torch.is_autocast_enabled(device.type)
+    short = ShortWeights(model.base_model, torch.get_autocast_dtype(device.type) if cast else None)
+    made = FastSampler(
         sampler,
-        decoder_of(base),
+        decoder_of(short.module if cast else for_few_rows(short.module)),
+        short,
         rows=rows,
         prompt_width=prompt_width,
         response_width=response_width,
@@ -56,6 +63,9 @@ def fast_sampler(
         pad_id=pad_id,
         device=device,
     )
+    if made.graphs is not None:
+        sampler.shelf.kept = made
+    return made
 
 
 def _try(model: PreTrainedModel) -> str:

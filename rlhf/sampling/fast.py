@@ -64,15 +64,17 @@ class Running:
 
 
 class FastSampler:
-    """A policy as it is now, for batches of at most `rows` prompts of at most `prompt_width` tokens.
+    """A policy for batches of at most `rows` prompts of at most `prompt_width` tokens.
 
-    Made anew for every rollout: where autocast computes in fewer bits, weights are cast once, here.
+    Args:
+        short: what autocast would cast for every token, cast; see `ShortWeights`.
     """
 
     def __init__(
         self,
         sampler: Sampler,
         decoder: Decoder,
+        short: ShortWeights,
         *,
         rows: int,
         prompt_width: int,
@@ -81,16 +83,17 @@ class FastSampler:
         pad_id: int,
         device: torch.device,
     ) -> None:
-        self.sampler = sampler
+        self.logits = sampler.logits  # the sampler itself holds the shelf that this may lie on
         self.decoder = decoder
+        self.short = short
+        self.width = prompt_width + response_width
         self.eos_id, self.pad_id = eos_id, pad_id
-        self.graphs = Graphs() if device.type == "cuda" else None
+        self.graphs = Graphs() if captures(device) else None
         self.look_every = LOOK_EVERY.get(device.type, 16)
-        columns = prompt_width + response_width
-        columns = -(-columns // COLUMNS) * COLUMNS if self.graphs else columns
-        short = torch.is_autocast_enabled(device.type)
-        dtype = torch.get_autocast_dtype(device.type) if short else torch.float32
-        self.rotation = decoder.rotation_at(prompt_width + response_width, device)
+        columns = -(-self.width // COLUMNS) * COLUMNS if self.graphs else self.width
+        cast = torch.is_autocast_enabled(device.type)
+        dtype = torch.get_autocast_dtype(device.type) if cast else torch.float32
+        self.rotation = decoder.rotation_at(self.width, device)
 
         def zeros(*shape: int, kind: torch.dtype = torch.int64) -> Tensor:
             return torch.zeros(shape, dtype=kind, device=device)
@@ -109,11 +112,24 @@ class FastSampler:
             t=zeros(1),
         )
 
-    @torch.no_grad()
+    def serves(self, rows: int, prompt_width: int, response_width: int, eos_id: int, pad_id: int) -> bool:
+        """Whether batches of these sizes fit."""
+        most, new = self.buffers.tokens.shape
+        same = (new, self.eos_id, self.pad_id) == (response_width, eos_id, pad_id)
+        return same and rows <= most and prompt_width + response_width <= self.width
+
     def sample(self, prompt_ids: Tensor, prompt_mask: Tensor, uniforms: Tensor) -> tuple[Tensor, Tensor]:
         """As `plain.sample_plain`."""
         tokens = torch.full(uniforms.shape, self.pad_id, dtype=torch.int64, device=prompt_ids.device)
         logprobs = torch.zeros(uniforms.shape, device=prompt_ids.device)
+        # Small kernels' calls cost a tenth less in this mode; nothing made in it is given back.
+        with torch.inference_mode():
+            self._sample(prompt_ids, prompt_mask, uniforms, tokens, logprobs)
+        return tokens, logprobs
+
+    def _sample(
+        self, prompt_ids: Tensor, prompt_mask: Tensor, uniforms: Tensor, tokens: Tensor, logprobs: Tensor
+    ) -> None:
         width = prompt_ids.shape[1]
         running = self._start(prompt_ids, prompt_mask, uniforms)
         padded = not bool(prompt_mask.all())
@@ -128,7 +144,6 @@ class FastSampler:
             else:
                 self._step(running, width + t, masked=padded)
         tokens[running.index], logprobs[running.index] = running.tokens, running.logprobs
-        return tokens, logprobs
 
     def _start(self, prompt_ids: Tensor, prompt_mask: Tensor, uniforms: Tensor) -> Running:
         """Prompts into the cache, and the first token of every response."""
@@ -162,7 +177,7 @@ class FastSampler:
 
     def _record(self, running: Running, hidden: Tensor) -> None:
         uniforms = running.uniforms.index_select(1, running.t).squeeze(1)
-        drawn, logprobs = draw(self.sampler.logits(hidden), uniforms)
+        drawn, logprobs = draw(self.logits(hidden), uniforms)
         drawn = drawn.masked_fill(running.finished, self.pad_id).unsqueeze(1)
         running.tokens.index_copy_(1, running.t, drawn)
         running.logprobs.index_copy_(1, running.t, logprobs.masked_fill(running.finished, 0.0).unsqueeze(1))
@@ -190,20 +205,45 @@ class FastSampler:
         return running.keep(order[:kept])
 
 
-def with_short_weights(module: nn.Module, dtype: torch.dtype) -> nn.Module:
-    """A twin whose float32 matrices are cast once; norms, the head and whatever has fewer bits are shared.
+def captures(device: torch.device) -> bool:
+    """Whether steps are captured as graphs there."""
+    return device.type == "cuda"
 
-    Autocast would cast a frozen matrix anew for every token.
+
+class ShortWeights:
+    """A twin of a module whose float32 matrices are cast; norms and whatever has fewer bits already are shared.
+
+    Autocast would cast a frozen matrix, and the bias of one that is held in fewer bits, anew for every token.
     """
 
-    def short(layer: nn.Module) -> nn.Module:
-        if not isinstance(layer, nn.Linear) or layer.weight.dtype != torch.float32:
+    def __init__(self, module: nn.Module, dtype: torch.dtype | None) -> None:
+        """
+        Args:
+            dtype: None: nothing is cast.
+        """
+        self.dtype = dtype
+        self._from: list[Tensor] = []
+        self._to: list[Tensor] = []
+        self.module = module if dtype is None else replaced_modules(module, self._short)
+
+    @torch.no_grad()
+    def refresh(self) -> None:
+        """Cast again, in place, what training may have moved."""
+        for short, long in zip(self._to, self._from, strict=True):
+            short.copy_(long)
+
+    def _short(self, layer: nn.Module) -> nn.Module:
+        if not isinstance(layer, nn.Linear) or layer.weight.dtype not in (torch.float32, self.dtype):
             return layer
         twin = copy.copy(layer)
-        twin._parameters = {
-            name: None if value is None else nn.Parameter(value.detach().to(dtype), requires_grad=False)
-            for name, value in layer._parameters.items()
-        }
+        twin._parameters = {name: self._cast(value) for name, value in layer._parameters.items()}
         return twin
 
-    return replaced_modules(module, short)
+    def _cast(self, value: Tensor | None) -> nn.Parameter | None:
+        if value is None:
+            return None
+        cast = value.detach().to(self.dtype)
+        if cast.dtype != value.dtype:
+            self._from.append(value.detach())
+            self._to.append(cast)
+        return nn.Parameter(cast, requires_grad=False)

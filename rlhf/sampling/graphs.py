@@ -19,7 +19,7 @@ class Graphs:
     """Graphs of a step by number of rows and of columns, captured as they are needed.
 
     A pair's first step runs as it is, which warms up what a capture must not do (libraries' workspaces); the second is
-    captured, and from then on replayed. Where something in a step cannot be captured, all steps run as they are.
+    captured, and from then on replayed. Where one cannot be captured, no other is tried.
     """
 
     def __init__(self) -> None:
@@ -35,13 +35,10 @@ class Graphs:
         Python looks for circles.
         """
         key = len(running.index), columns
-        if self.refused or key not in self.captured:
-            self.captured[key] = None
-            step(running, columns)
-            return
-        if self.captured[key] is None:
-            self.captured[key] = self._capture(step, running, columns)
-        graph = self.captured[key]
+        graph = self.captured.get(key)
+        if graph is None and key in self.captured and not self.refused:
+            graph = self._capture(step, running, columns)
+        self.captured[key] = graph
         if graph is None:
             step(running, columns)
         else:
@@ -56,7 +53,7 @@ class Graphs:
         except RuntimeError as error:
             self.refused = True
             reason = str(error).strip().splitlines()[0][:200]
-            print(f"sampling without CUDA graphs, which this model does not allow: {reason}", file=sys.stderr)
+            print(f"sampling without a CUDA graph where none could be captured: {reason}", file=sys.stderr)
             return None
         self.pool = self.pool or graph.pool()
         return graph

@@ -26,6 +26,7 @@ import torch
 from torch import Tensor, nn
 from transformers.utils import logging
 
+from rlhf.precision import without_cudnn_attention
 from rlhf.random import compute_the_same_again
 
 ENOUGH_SECONDS = 0.05
@@ -236,12 +237,16 @@ def watching_collections() -> Iterator[Collections]:
 
 @contextmanager
 def as_runs_do(device: torch.device, *, deterministic: bool = True) -> Iterator[None]:
-    """Our runs on a CPU compute deterministically (rlhf/run.py), which others are not made to pay for."""
+    """Our runs on a CPU compute deterministically, and on a GPU without cuDNN's attention (rlhf/run.py), which others
+    are not made to pay for."""
+    before = torch.backends.cuda.cudnn_sdp_enabled()
     compute_the_same_again(deterministic and device.type == "cpu")
+    without_cudnn_attention()
     try:
         yield
     finally:
         compute_the_same_again(False)
+        torch.backends.cuda.enable_cudnn_sdp(before)
 
 
 def add_options(parser: argparse.ArgumentParser, *, repeats: int) -> None:
