@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Sequence
 
 import pytest
@@ -117,6 +118,10 @@ def test_a_run_scored_while_it_samples_is_the_run_scored_afterwards(tmp_path, ca
             def note(rows: Tensor, texts: list[str]) -> None:
                 as_sampled(rows, texts)
                 sampled.append(len(rows))
+                before = time.monotonic()
+                while overlap == "true" and not any(r["responses"] == texts for r in server.requests):
+                    assert time.monotonic() < before + 20, "not asked while the next batch waits"
+                    time.sleep(0.01)
 
             return generate(*arguments, as_sampled=note, **named)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import itertools
 import json
 import os
 import sys
@@ -93,16 +94,26 @@ def test_work_of_the_stages(mode: str, trunk: int, heads_in_update: int) -> None
 
 
 def test_a_machine_adds_up_its_products(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Machine, "_measure", lambda self, product: product.rows / 1000)
-    machine = Machine(CPU)
-    assert machine.seconds([Product(2, 8, 8, 5), Product(3, 8, 8, 1, "weight")]) == pytest.approx(0.013)
+    slowness = 2.0
+    monkeypatch.setattr(Machine, "_measure", lambda self, product: slowness * product.rows / 1000)
+    machine, products = Machine(CPU), [Product(2, 8, 8, 5), Product(3, 8, 8, 1, "weight")]
+    machine.read(products)
+    assert machine.seconds(products) == pytest.approx(0.026)
+    slowness = 1.0
+    machine.read(products)  # the best of two readings
+    slowness = 3.0
+    machine.read(products)
+    assert machine.seconds(products) == pytest.approx(0.013) and max(machine.squares) == 3 * machine.squares[2]
 
 
 def test_a_machine_measures_every_kind_of_product(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tests.benchmarks.measuring.ENOUGH_SECONDS", 1e-4)
     machine = Machine(CPU)
-    for kind in ("forward", "input", "weight"):
-        assert 0 < machine.seconds([Product(4, 8, 16, 2, kind, 2)]) < 1
+    monkeypatch.setattr(machine, "square", Product(64, 64, 64, 1))
+    for kind, dtype in itertools.product(("forward", "input", "weight"), (None, torch.float64)):
+        product = Product(4, 8, 16, 2, kind, 2, dtype)
+        machine.read([product])
+        assert 0 < machine.seconds([product]) < 1
 
 
 @pytest.mark.parametrize("power", [-1.0, 0.0, 0.5, 2.0])
@@ -222,3 +233,42 @@ def test_iteration_and_sampling_run(capsys: pytest.CaptureFixture[str]) -> None:
     sampling.main([*small, "--batch", "4", "--new", "4"])
     told = capsys.readouterr().out
     assert all(f"\n{way} " in told for way in ("ours, fast", "ours, plain", "generate", "generate, static cache"))
+
+
+SMALL = {
+    "updating": "--responses 4 --minibatch 4 --prompt 4 --new 4",
+    "memory": "--model tiny --device cpu --responses 4 --minibatch 4 --prompt 4 --new 4",
+    "scaling": "--of responses ranks --points 2 --iterations 2",
+    "startup": "--overrides debug=one_step tracking=none",
+    "compiling": "--rows 2",
+    "products": "--rows 4 8 --inputs 32 --outputs 32 --weights 2",
+}
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("torchs_switches")
+@pytest.mark.parametrize("name", SMALL)
+def test_the_others_run(name: str, capfd: pytest.CaptureFixture[str]) -> None:
+    importlib.import_module(f"tests.benchmarks.{name}").main([*SMALL[name].split(), "--repeats", "1", "--threads", "1"])
+    told = capfd.readouterr().out
+    rows = {
+        "updating": ("all", "last_k=2", "lora"),
+        "memory": ("tiny, apa", "tiny, ppo"),
+        "scaling": ("responses", "ranks"),
+        "startup": (),
+        "compiling": ("as it is", "compiled"),
+        "products": ("4 rows", "8 rows"),
+    }
+    assert all(f"\n{row} " in told for row in rows[name]) and "failed" not in told
+    assert len(told.splitlines()) > 3
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("torchs_switches")
+def test_trl_runs_beside_ours(capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("trl")
+    iteration = importlib.import_module("tests.benchmarks.iteration")
+    small = "--train all --minibatch 4 --responses 8 --prompt 4 --new 4 --repeats 1 --threads 1"
+    iteration.main(small.split())
+    told = capsys.readouterr().out
+    assert "\nours " in told and "\nTRL " in told

@@ -251,9 +251,10 @@ def test_a_signal_lets_the_iteration_end_and_checkpoints(never_stopped, monkeypa
     assert_same(run, never_stopped("ppo"))
 
 
-@pytest.mark.parametrize("mode", ["all", "lora"])
-def test_other_training_modes_go_on_as_if_never_stopped(never_stopped, monkeypatch, tmp_path, cache, mode):
-    options = (f"model.train.mode={mode}", "rollout.iterations=2", "value.head_init_std=0.1")
+@pytest.mark.parametrize(("mode", "threads"), [("all", 1), ("lora", 1), ("all", 2), ("last_k", 2)])
+def test_other_training_modes_go_on_as_if_never_stopped(never_stopped, monkeypatch, tmp_path, cache, mode, threads):
+    own = (f"model.train.mode={mode}", f"hardware.threads={threads}")  # networks and halves of texts are apart on two
+    options = (*own, "rollout.iterations=2", "value.head_init_std=0.1")
     run = tiny(tmp_path, cache, "ppo", *options)
     with monkeypatch.context() as patch:
         signal_at(patch, 1)

@@ -16,7 +16,9 @@ class TrainableConfig:
     last_k: int = setting("blocks trained by mode last_k", low=1)
     lora_rank: int = setting("rank of the adapters of mode lora", low=1)
     lora_alpha: float = setting("LoRA's alpha: updates are scaled by alpha / rank", above=0)
-    lora_targets: list[str] | None = setting("names of the linear layers that get an adapter; null: all in the blocks")
+    lora_targets: list[str] | None = setting(
+        "names of linear layers in the blocks that get an adapter; null: all of them"
+    )
     merge_adapters: bool = setting("final/ holds whole weights with the adapters folded in, not an adapter folder")
 
 

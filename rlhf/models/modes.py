@@ -7,7 +7,6 @@ import copy
 from collections.abc import Iterator
 
 from peft import LoraConfig, PeftModel, get_peft_model
-from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -133,27 +132,23 @@ class LoRA(PolicyModels):
         self._value_run = None if self.value_base is None else self._trainable(self.value_base)
         self.merge_adapters = train.merge_adapters
         self._active = ""
-        adapted = get_peft_model(self.model, lora_config(train), adapter_name="policy")
+        adapters = lora_config(train, self.model, "model.train")
+        adapted = get_peft_model(self.model, copy.deepcopy(adapters), adapter_name="policy")
         assert isinstance(adapted, PeftModel)
-        if isinstance(language_head(self.model), BaseTunerLayer):
-            raise ModelError(
-                f"model.train.lora_targets: {train.lora_targets} names the language head, which reference and policy "
-                "share; name layers of the blocks alone"
-            )
         self.peft = adapted
         if value.network == "separate" and not own_base:
-            self.peft.add_adapter("value", lora_config(train))
+            self.peft.add_adapter("value", adapters)
         self._runs = {
             adapter: self._trainable(self.model.base_model, again=lambda adapter=adapter: self._using(adapter))
             for adapter in ("policy", "value")
         }
         self._reference_run = self._frozen(self.model.base_model)
-        adapters = {n: p for n, p in self.peft.named_parameters() if "lora_" in n}
-        to_float32(adapters.values())
-        trained_value = {n: p for n, p in adapters.items() if ".value." in n}
+        trained = {n: p for n, p in self.peft.named_parameters() if "lora_" in n}
+        to_float32(trained.values())
+        trained_value = {n: p for n, p in trained.items() if ".value." in n}
         if self.value_base is not None:
             trained_value = _named("value", self.value_base)
-        return {n: p for n, p in adapters.items() if ".policy." in n}, trained_value
+        return {n: p for n, p in trained.items() if ".policy." in n}, trained_value
 
     def _use(self, adapter: str) -> None:
         """Switch adapters. peft freezes the inactive one, which would drop gradients of a graph already recorded."""
@@ -197,8 +192,25 @@ class LoRA(PolicyModels):
         return self._runs["value"](features)
 
 
-def lora_config(train: TrainableConfig) -> LoraConfig:
-    """peft's settings; without dropout, since rollouts and updates must see one network."""
+def lora_config(train: TrainableConfig, model: PreTrainedModel, option: str) -> LoraConfig:
+    """peft's settings; without dropout, since rollouts and updates must see one network.
+
+    Args:
+        model: that gets the adapters.
+        option: the section of the config that `train` is.
+
+    Raises:
+        ModelError: lora_targets names what is no linear layer of the blocks: a head, whose adapter nothing would read,
+            or nothing at all.
+    """
+    layers = [name for name, module in model.base_model.named_modules() if isinstance(module, nn.Linear)]
+    for target in train.lora_targets or []:
+        if not any(name == target or name.endswith(f".{target}") for name in layers):
+            known = sorted({name.rpartition(".")[2] for name in layers})
+            raise ModelError(
+                f"{option}.lora_targets: {target} is no linear layer in the model's blocks; "
+                f"they have {', '.join(known)}"
+            )
     return LoraConfig(
         r=train.lora_rank,
         lora_alpha=train.lora_alpha,  # type: ignore[arg-type]  # peft scales by alpha / r, any number

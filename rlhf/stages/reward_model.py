@@ -77,7 +77,7 @@ def run_reward_model(context: RunContext) -> dict[str, float]:
     seed_torch(settings.seed, "reward model")
     reward_model = new_reward_model(policy, tokenizer, held, **limits)
     moved(reward_model.model, context.device)
-    parameters = select_parameters(reward_model.model, settings.train)
+    parameters = select_parameters(reward_model.model, settings.train, "reward_model.train")
     parameters = sharded(parameters, reward_model.model, settings.train, config.hardware)
     running = copy.copy(reward_model)
     if config.hardware.gradient_checkpointing:

@@ -69,7 +69,7 @@ def run_sft(context: RunContext) -> dict[str, float]:
         check_packing(model)
     if settings.train.mode == "lora" and not settings.train.merge_adapters:
         check_place(model, "sft.train")
-    parameters = sharded(select_parameters(model, settings.train), model, settings.train, config.hardware)
+    parameters = sharded(select_parameters(model, settings.train, "sft.train"), model, settings.train, config.hardware)
     running = recomputing_model(model) if config.hardware.gradient_checkpointing else model
     examples = StepExamples(Demonstrations(tokenizer, data.sft, *limits, loss_on_prompt=settings.loss_on_prompt))
     held_out = Demonstrations(tokenizer, data.test_sft[:NUM_HELD_OUT], *limits, loss_on_prompt=settings.loss_on_prompt)

@@ -45,8 +45,8 @@ class SupervisedTask:
     """-> eval/* on held-out data."""
 
 
-def select_parameters(model: PreTrainedModel, train: TrainableConfig) -> dict[str, nn.Parameter]:
-    """Freeze all but what `train` names, a head called `score` apart, which always trains."""
+def select_parameters(model: PreTrainedModel, train: TrainableConfig, option: str) -> dict[str, nn.Parameter]:
+    """Freeze all but what `train`, the section `option` of the config, names; a head called `score` always trains."""
     if train.mode != "all":
         model.requires_grad_(False)
     if train.mode == "last_k":
@@ -55,7 +55,7 @@ def select_parameters(model: PreTrainedModel, train: TrainableConfig) -> dict[st
     if train.mode == "lora":
         from peft import inject_adapter_in_model
 
-        adapters = lora_config(train)
+        adapters = lora_config(train, model, option)
         if hasattr(model, "score"):
             adapters.exclude_modules = ["score"]  # a reward model's head trains whole
         inject_adapter_in_model(adapters, model)

@@ -148,6 +148,8 @@ def compare(options: argparse.Namespace, train: str, minibatch: int) -> None:
     peers = copy.deepcopy((model, reward)) if options.trl else None
     print(describe(config, model))
     setup, progress = setup_of(config, model, tokenizer, reward_of(config, reward, tokenizer))
+    machine = Machine(CPU)
+    machine.read(one for stage in work.values() for one in stage)
     ours = Ours(config, setup, progress, deterministic=not options.nondeterministic)
     ours.iterate()
     table = Table(f"{train}, minibatches of {minibatch}", "min s", "median s", "to ours", "collecting s")
@@ -170,7 +172,7 @@ def compare(options: argparse.Namespace, train: str, minibatch: int) -> None:
         "our stages",
         {"whole": [one for stage in work.values() for one in stage], **work},
         {"whole": whole, **stages},
-        Machine(CPU),
+        machine,
     )
     if options.profile:
         show_profile(config, setup)

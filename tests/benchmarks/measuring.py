@@ -8,6 +8,7 @@ machine's rate is, if anything, too low.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import gc
 import math
 import os
@@ -63,6 +64,8 @@ class Product:
     """forward; input or weight: the two gradients of the backward pass."""
     matrices: int = 1
     """Distinct matrices that take turns."""
+    dtype: torch.dtype | None = None
+    """None: what the machine is asked about."""
 
     @property
     def flops(self) -> int:
@@ -79,14 +82,18 @@ def linear_shapes(*modules: nn.Module) -> Shapes:
     )
 
 
-def forward(shapes: Shapes, rows: int, times: int = 1) -> list[Product]:
-    return [Product(rows, *shape, count * times, matrices=count) for shape, count in shapes.items()]
+def forward(shapes: Shapes, rows: int, times: int = 1, dtype: torch.dtype | None = None) -> list[Product]:
+    return [Product(rows, *shape, count * times, matrices=count, dtype=dtype) for shape, count in shapes.items()]
 
 
-def backward(shapes: Shapes, rows: int, times: int = 1, *, weights: bool) -> list[Product]:
+def backward(
+    shapes: Shapes, rows: int, times: int = 1, dtype: torch.dtype | None = None, *, weights: bool
+) -> list[Product]:
     """Gradients of the inputs and, where they are trained, of the weights."""
     kinds = ("input", "weight") if weights else ("input",)
-    return [Product(rows, *shape, count * times, kind, count) for shape, count in shapes.items() for kind in kinds]
+    return [
+        Product(rows, *shape, count * times, kind, count, dtype) for shape, count in shapes.items() for kind in kinds
+    ]
 
 
 def flops(products: Iterable[Product]) -> int:
@@ -94,34 +101,37 @@ def flops(products: Iterable[Product]) -> int:
 
 
 class Machine:
-    """Rates of this machine's matrix products, each shape read once."""
+    """Rates of this machine's matrix products, in the best of several readings.
+
+    Read before and after what they are compared with: other work on the machine may be gone by then.
+    """
 
     def __init__(self, device: torch.device, dtype: torch.dtype = torch.float32) -> None:
         self.device, self.dtype = device, dtype
-        self._known: dict[tuple[int, int, int, str, int], float] = {}
+        side = 8192 if device.type == "cuda" else 2048
+        self.square = Product(side, side, side, 1)
+        self.squares: list[float] = []
+        """FLOP/s of the large square product in each reading."""
+        self._least: dict[Product, float] = {}
 
-    def square_rate(self) -> float:
-        """FLOP/s of a large square product."""
-        side = 8192 if self.device.type == "cuda" else 2048
-        return 2 * side**3 / self._read(Product(side, side, side, 1))
+    def read(self, products: Iterable[Product]) -> None:
+        """One more reading of each shape, and of a large square."""
+        self.squares.append(self.square.flops / self._measure(self.square))
+        for product in {dataclasses.replace(one, times=1) for one in products}:
+            self._least[product] = min(self._measure(product), self._least.get(product, math.inf))
 
     def seconds(self, products: Iterable[Product]) -> float:
-        """What the products would take, one behind the other and nothing else."""
-        return sum(product.times * self._read(product) for product in products)
-
-    def _read(self, product: Product) -> float:
-        key = product.rows, product.inputs, product.outputs, product.kind, product.matrices
-        if key not in self._known:
-            self._known[key] = self._measure(product)
-        return self._known[key]
+        """What products that have been read would take, one behind the other and nothing else."""
+        return sum(one.times * self._least[dataclasses.replace(one, times=1)] for one in products)
 
     def _measure(self, product: Product) -> float:
         rows, inputs, outputs = product.rows, product.inputs, product.outputs
+        dtype = product.dtype or self.dtype
 
         def made(*shape: int) -> Tensor:
-            return torch.randn(shape, device=self.device).to(self.dtype)
+            return torch.randn(shape, device=self.device).to(dtype)
 
-        turns = max(1, min(product.matrices, COLD_BYTES // (inputs * outputs * self.dtype.itemsize)))
+        turns = max(1, min(product.matrices, COLD_BYTES // (inputs * outputs * dtype.itemsize)))
         if product.kind == "weight":
             pairs = [(made(rows, outputs).t(), made(rows, inputs))]
         elif product.kind == "input":
@@ -130,8 +140,16 @@ class Machine:
         else:
             left = made(rows, inputs)
             pairs = [(left, made(outputs, inputs).t()) for _ in range(turns)]
-        out = torch.mm(*pairs[0])
-        return least_seconds(lambda i: torch.mm(*pairs[i % len(pairs)], out=out), self.device)
+        least = _least_of(pairs, self.device)
+        if product.kind == "forward" and self.device.type == "cpu":  # few rows: rlhf/models/few_rows.py
+            least = min(least, _least_of([(right.t(), left.t()) for left, right in pairs], self.device))
+        return least
+
+
+def _least_of(pairs: Sequence[tuple[Tensor, Tensor]], device: torch.device) -> float:
+    """Seconds of a product, the pairs taking turns."""
+    out = torch.mm(*pairs[0])
+    return least_seconds(lambda i: torch.mm(*pairs[i % len(pairs)], out=out), device)
 
 
 def least_seconds(call: Callable[[int], object], device: torch.device, readings: int = 3) -> float:

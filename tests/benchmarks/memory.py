@@ -1,8 +1,9 @@
 """Peak memory of one iteration of APA and PPO: `python -m tests.benchmarks.memory --model pythia_1b`.
 
 Shapes of pythia_1b (last two blocks trained) and llama_7b (LoRA 16) with random weights, frozen ones held in bfloat16;
-a child process for each row. On a GPU the peak is torch's count of its tensors; on a CPU what the process grew by after
-its imports. It is set against the sum of what must be there: frozen weights as they are held, those of a reward model
+a child process for each row. On a GPU the peak is torch's count of its tensors, and `reserved` what its allocator took
+of the device at most, captured graphs' pools and gaps included; on a CPU the peak is what the process grew by after its
+imports. It is set against the sum of what must be there: frozen weights as they are held, those of a reward model
 among them, trained parameters with gradient and two moments (16 bytes each), the key-value cache, the trunk's features,
 and a chunk of logits. Activations of a micro-batch are not in the sum.
 """
@@ -15,13 +16,13 @@ import subprocess
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 
 from rlhf.config import RunConfig
 from rlhf.models.base import PolicyModels
-from rlhf.models.held import hold
 from rlhf.stages.loop import one_iteration
 from rlhf.stages.setup import Setup
 from rlhf.token_logprobs import CHUNK
@@ -95,7 +96,7 @@ def main(arguments: list[str] | None = None) -> None:
         return
     begin(options, torch.device(options.device))
     print(f"{options.responses} responses of {options.prompt} + {options.new} tokens, reward model {options.reward}")
-    columns = ("peak", "needed", "ratio", "frozen", "trained", "cache", "trunk", "logits")
+    columns = ("peak", "needed", "ratio", "reserved", "frozen", "trained", "cache", "trunk", "logits")
     table = Table("GiB", *columns)
     program = [sys.executable, "-m", "tests.benchmarks.memory"]
     words = sys.argv[1:] if arguments is None else arguments
@@ -115,7 +116,8 @@ def main(arguments: list[str] | None = None) -> None:
             parts = Needed(**found["needed"])
             giga = [part / 2**30 for part in asdict(parts).values()]
             peak = found["peak"] / 2**30
-            table.row(f"{model}, {algo}", peak, parts.total / 2**30, found["peak"] / parts.total, *giga)
+            held = found["reserved"] / 2**30 or None
+            table.row(f"{model}, {algo}", peak, parts.total / 2**30, found["peak"] / parts.total, held, *giga)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -163,14 +165,20 @@ def child(options: argparse.Namespace) -> dict[str, object]:
     scorer, judge = NoReward(), None
     if options.reward != "none":
         judge = random_model(MODELS[options.reward](options.layers), torch.bfloat16, device, classifier=True)
-        hold(judge)
+        score: Any = judge.score  # in float32, as runs load it; the rest computes in bfloat16
+        score.float()
         scorer = reward_of(config, judge, tokenizer)
     setup, progress = setup_of(config, model, tokenizer, scorer)
     responses = responses_of(config, setup)
     for iteration in range(1, options.repeats + 1):
         with as_runs_do(device):
             one_iteration(config, setup, responses, progress, iteration)
-    return {"peak": peak_bytes(device) - before, "needed": asdict(needed_by(config, setup, judge))}
+    reserved = torch.cuda.max_memory_reserved(device) if device.type == "cuda" else 0
+    return {
+        "peak": peak_bytes(device) - before,
+        "reserved": reserved,
+        "needed": asdict(needed_by(config, setup, judge)),
+    }
 
 
 def needed_by(config: RunConfig, setup: Setup, judge: nn.Module | None) -> Needed:

@@ -7,14 +7,13 @@ turns that none stays in a cache.
 from __future__ import annotations
 
 import argparse
-import time
 from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tests.benchmarks.measuring import Table, Times, add_options, begin
+from tests.benchmarks.measuring import Table, add_options, begin, interleaved
 
 CPU = torch.device("cpu")
 
@@ -33,16 +32,15 @@ def main(arguments: list[str] | None = None) -> None:
     )
     for rows in options.rows:
         given = torch.randn(rows, options.inputs)
-        right = _times(lambda weight, given=given: F.linear(given, weight), weights, options.repeats)
-        left = _times(lambda weight, given=given: torch.mm(weight, given.t()).t(), weights, options.repeats)
+        calls = {
+            "right": _all(weights, lambda weight, given=given: F.linear(given, weight)),
+            "left": _all(weights, lambda weight, given=given: torch.mm(weight, given.t()).t()),
+        }
+        found = interleaved(calls, options.repeats, CPU)
+        right, left = (found[name].least / len(weights) for name in ("right", "left"))
         numbers = options.outputs * options.inputs
         table.row(
-            f"{rows} rows",
-            right.least * 1e3,
-            left.least * 1e3,
-            right.least / left.least,
-            4e-9 * numbers / left.least,
-            2e-9 * rows * numbers / left.least,
+            f"{rows} rows", right * 1e3, left * 1e3, right / left, 4e-9 * numbers / left, 2e-9 * rows * numbers / left
         )
 
 
@@ -56,15 +54,12 @@ def parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _times(product: Callable[[Tensor], Tensor], weights: list[Tensor], repeats: int) -> Times:
-    """Of one product."""
-    seconds = []
-    for _ in range(repeats + 1):
-        began = time.perf_counter()
+def _all(weights: list[Tensor], product: Callable[[Tensor], Tensor]) -> Callable[[], None]:
+    def call() -> None:
         for weight in weights:
             product(weight)
-        seconds.append((time.perf_counter() - began) / len(weights))
-    return Times(seconds[1:])
+
+    return call
 
 
 if __name__ == "__main__":

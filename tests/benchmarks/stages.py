@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -24,6 +25,9 @@ from tests.benchmarks.measuring import (
     share,
 )
 
+HEAD = torch.float32
+"""Of logits, whatever the blocks compute in."""
+
 
 @dataclass(frozen=True)
 class Work:
@@ -43,6 +47,7 @@ class Work:
     prompt: int
     new: int
     micro_batch: int
+    """Of the update."""
     epochs: int
 
     @property
@@ -55,7 +60,7 @@ class Work:
         return [
             *forward(blocks, rows * self.prompt, rounds),
             *forward(blocks, rows, rounds * (self.new - 1)),
-            *forward(self.head, rows, rounds * self.new),
+            *forward(self.head, rows, rounds * self.new, HEAD),
         ]
 
     def scoring(self) -> list[Product]:
@@ -66,9 +71,9 @@ class Work:
         """Policy, reference and value network; logits of the first two."""
         rows, times = self.micro_batch, self.responses // self.micro_batch
         return [
-            *forward(self.trunk, rows * self.texts, times),
+            *forward(self.trunk, self.sampled_at_once * self.texts, self.responses // self.sampled_at_once),
             *forward(self.top, rows * self.texts, 3 * times),
-            *forward(self.head, rows * self.new, 2 * times),
+            *forward(self.head, rows * self.new, 2 * times, HEAD),
         ]
 
     def update(self) -> list[Product]:
@@ -77,8 +82,8 @@ class Work:
         return [
             *forward(self.top, rows * self.texts, 2 * times),
             *backward(self.top, rows * self.texts, 2 * times, weights=self.mode != "lora"),
-            *forward(self.head, rows * self.new, times),
-            *backward(self.head, rows * self.new, times, weights=self.mode == "all"),
+            *forward(self.head, rows * self.new, times, HEAD),
+            *backward(self.head, rows * self.new, times, HEAD, weights=self.mode == "all"),
         ]
 
     def by_stage(self) -> dict[str, list[Product]]:
@@ -113,8 +118,13 @@ def work_of(config: RunConfig, model: PreTrainedModel, prompt: int) -> Work:
 
 
 def show_shares(title: str, products: dict[str, list[Product]], times: dict[str, Times], machine: Machine) -> None:
-    """A row a stage: its arithmetic, the rate that it reached, and what share that is of what the machine does."""
-    square = machine.square_rate()
+    """A row a stage: its arithmetic, the rate that it reached, and what share that is of what the machine does.
+
+    Args:
+        machine: which has read its rates of the products once, and does so once more.
+    """
+    machine.read(one for work in products.values() for one in work)
+    square = max(machine.squares)
     table = Table(title, "min s", "median s", "GFLOP", "GFLOP/s", "of square", "of shapes", "shapes' GFLOP/s")
     for stage, work in products.items():
         took, count, alone = times[stage], flops(work), machine.seconds(work)
@@ -129,4 +139,5 @@ def show_shares(title: str, products: dict[str, list[Product]], times: dict[str,
             share(alone, took.least),
             count / alone / 1e9,
         )
-    print(f"large square products: {square / 1e9:,.0f} GFLOP/s; `of shapes`: the stage's own products, alone\n")
+    rates = ", then ".join(f"{rate / 1e9:,.0f}" for rate in machine.squares)
+    print(f"large square products: {rates} GFLOP/s; `of shapes`: the stage's own products, alone; both at their best\n")

@@ -39,9 +39,10 @@ def main(arguments: list[str] | None = None) -> None:
         products[train] = work_of(config, model, options.prompt).update()
         setup, _ = setup_of(config, model, tokenizer, NoReward())
         calls[train] = updates(config, setup, options.prompt)
+    machine = Machine(device, AUTOCAST[precision] or torch.float32)
+    machine.read(one for work in products.values() for one in work)
     found = interleaved(calls, options.repeats, device)
     title = f"{options.model}, {options.responses} x ({options.prompt} + {options.new}), {precision}"
-    machine = Machine(device, AUTOCAST[precision] or torch.float32)
     show_shares(title, products, found, machine)
 
 

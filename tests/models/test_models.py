@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -14,7 +16,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from rlhf.kl import exact_kl
 from rlhf.masked import token_logprobs
-from rlhf.models import PolicyModels
+from rlhf.models import PolicyModels, build_models
 from rlhf.models.features import Features, features_of, positions_of, run_base
 from rlhf.models.loading import ModelError, load_pretrained, word_tokenizer
 from rlhf.models.saving import save_model, save_policy
@@ -30,6 +32,7 @@ from tests.helpers import (
     policy_models,
     random_rollouts,
     tiny_model,
+    trainable,
     unpadded,
     value_settings,
 )
@@ -378,3 +381,19 @@ def test_logits_have_the_resolution_of_float32_whatever_the_precision(mode, prec
             assert computed == "fp32" or not torch.equal(logits, logits.to(AUTOCAST[precision]).float())
         kls[computed] = float(exact_kl(after, before)[rollouts.mask].sum())
     assert 1e-6 < kls["fp32"] < 1e-3 and kls[precision] == pytest.approx(kls["fp32"], rel=0.1)
+
+
+@pytest.mark.parametrize("wrong", ["lm_head", "embed_out", "queries"])
+def test_adapters_on_the_language_head_or_on_nothing_are_refused(wrong):
+    """Reference and policy share the head, which is not computed through an adapter."""
+    train = dataclasses.replace(trainable("lora"), lora_targets=["query_key_value", wrong])
+    told = f"model.train.lora_targets: {wrong} is no linear layer in the model's blocks; they have dense, dense_4h_to_h"
+    with pytest.raises(ModelError, match=re.escape(told)):
+        build_models(tiny_model(), train, value_settings(), temperature=1.0, precision="fp32")
+
+
+def test_adapters_are_on_the_layers_that_are_named():
+    train = dataclasses.replace(trainable("lora"), lora_targets=["query_key_value", "mlp.dense_4h_to_h"])
+    models = build_models(tiny_model(), train, value_settings(), temperature=1.0, precision="fp32")
+    adapted = {name.partition(".lora_")[0].rpartition(".")[2] for name in models.policy_parameters}
+    assert adapted == {"query_key_value", "dense_4h_to_h"}
