@@ -186,6 +186,16 @@ def measure_all(models: PolicyModels, rollouts: Rollouts, micro_batch_size: int,
     return measure(models, rollouts, parts, rows_at_once=4, by_length=by_length)
 
 
+def policy_logits(models: PolicyModels, features: Features) -> Tensor:
+    """(B, T, V) of the response tokens."""
+    return models.policy_head(models.policy_hidden(features))
+
+
+def reference_logits(models: PolicyModels, features: Features) -> Tensor:
+    """As `policy_logits`, of the frozen initial policy."""
+    return models.reference_head(models.reference_hidden(features))
+
+
 def hidden_and_values(models: PolicyModels, features: Features) -> tuple[Tensor, Tensor]:
     """What the policy's logits are made of, and the values, wherever their head sits."""
     hidden = models.policy_hidden(features)

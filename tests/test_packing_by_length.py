@@ -15,7 +15,16 @@ from rlhf.masked import entropy
 from rlhf.models.features import Features, features_of, micro_batches
 from rlhf.training_batch import put_rows
 from rlhf.update import accumulate_gradients
-from tests.helpers import MODES, measure_all, nudge, policy_models, random_rollouts, tiny_model
+from tests.helpers import (
+    MODES,
+    measure_all,
+    nudge,
+    policy_logits,
+    policy_models,
+    random_rollouts,
+    reference_logits,
+    tiny_model,
+)
 from tests.test_update import gradients, prepared, run_update, settings
 
 PROMPT_LENGTHS, RESPONSE_LENGTHS = [5, 1, 3, 2, 6], [4, 6, 1, 2, 3]
@@ -121,7 +130,7 @@ def test_the_distance_of_policies_is_measured_by_length_too(mode):
     nudge(models.named_parameters(), 0.1)
     with torch.no_grad():
         features = models.features(rollouts)
-        logits, initial = models.policy_logits(features), models.reference_logits(features)
+        logits, initial = policy_logits(models, features), reference_logits(models, features)
     kl, entropies = policy_distance(models, rollouts, 2)
     torch.testing.assert_close(kl.float(), torch.where(rollouts.mask, exact_kl(logits, initial), 0.0).float())
     torch.testing.assert_close(entropies, torch.where(rollouts.mask, entropy(logits), 0.0))

@@ -27,6 +27,7 @@ from tests.helpers import (
     SAMPLINGS,
     VOCAB,
     plain_logprobs,
+    policy_logits,
     policy_models,
     random_rollouts,
     sample,
@@ -115,7 +116,7 @@ def test_rollouts_carry_what_the_update_will_measure(sampling):
     models, rows = policy_models(tiny_model(), "last_k", temperature=0.7), random_prompts(8)
     rollouts = rollouts_of(models, prompt_batch(rows), 3, sampling)
     with torch.no_grad():
-        logits = models.policy_logits(models.features(rollouts))
+        logits = policy_logits(models, models.features(rollouts))
     measured = torch.where(rollouts.mask, token_logprobs(logits, rollouts.response_ids), 0.0)
     torch.testing.assert_close(rollouts.sampler_logprobs, measured, atol=1e-5, rtol=1e-5)
     assert rollouts.ended.tolist() == [EOS in row for row in rollouts.response_ids.tolist()]
@@ -294,5 +295,5 @@ def test_keys_and_values_are_kept_in_the_precision(monkeypatch, architecture, pr
     assert not none and kept == {dtype or torch.float32}
     rollouts = replace(random_rollouts([1] * 3, [4] * 3), prompt_ids=ids, prompt_mask=mask, response_ids=tokens)
     with torch.no_grad():
-        expected = token_logprobs(models.policy_logits(models.features(rollouts)), tokens)
+        expected = token_logprobs(policy_logits(models, models.features(rollouts)), tokens)
     torch.testing.assert_close(logprobs, expected, atol=1e-5 if dtype is None else 0.1, rtol=0.0)

@@ -23,7 +23,17 @@ from rlhf.stages.loop import measured_by_all
 from rlhf.training_batch import Measured, training_batch
 from rlhf.update import accumulate_gradients, num_optimizer_steps, update
 from tests.config.composed import config
-from tests.helpers import MODES, hidden_and_values, nudge, policy_models, random_rollouts, tiny_model, value_settings
+from tests.helpers import (
+    MODES,
+    hidden_and_values,
+    nudge,
+    policy_logits,
+    policy_models,
+    random_rollouts,
+    reference_logits,
+    tiny_model,
+    value_settings,
+)
 
 # Rows without any padding stand beside padded ones: attention may take another path where a micro-batch has none.
 PROMPTS = [6, 6, 6, 6, 1, 2, 3, 4, 5, 6, 1, 2, 6, 5, 4, 3]
@@ -143,8 +153,8 @@ def test_measured_columns_are_zero_on_padding_and_right_elsewhere():
     with torch.no_grad():
         features = models.features(rollouts)
         for column, logits in (
-            (measured.old_logprobs, models.policy_logits(features)),
-            (measured.reference_logprobs, models.reference_logits(features)),
+            (measured.old_logprobs, policy_logits(models, features)),
+            (measured.reference_logprobs, reference_logits(models, features)),
         ):
             expected = torch.where(rollouts.mask, token_logprobs(logits, rollouts.response_ids), 0.0)
             torch.testing.assert_close(column, expected)

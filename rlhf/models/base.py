@@ -37,6 +37,8 @@ class PolicyModels(ABC):
 
     policy_parameters: Parameters
     value_parameters: Parameters
+    own_weights = True
+    """A separate value network shares with the policy what nothing changes alone."""
 
     def __init__(
         self,
@@ -144,16 +146,11 @@ class PolicyModels(ABC):
 
     @property
     def apart(self) -> bool:
-        """Whether networks, and texts of one network, can be computed at once by two threads of one CPU."""
-        return False
+        """Whether networks, and texts of one network, can be computed at once by two threads of one CPU.
 
-    def policy_logits(self, features: Features) -> Tensor:
-        """(B, T, V) of the response tokens; for short texts or small vocabularies."""
-        return self.policy_head(self.policy_hidden(features))
-
-    def reference_logits(self, features: Features) -> Tensor:
-        """As `policy_logits`, of the frozen initial policy."""
-        return self.reference_head(self.reference_hidden(features))
+        Not where a model's own forward pass is used, which may keep angles from call to call.
+        """
+        return self.own_weights and self.device.type == "cpu" and not self.value_on_policy and not self.own_pass
 
     def policy_logprobs(self, hidden: Tensor, tokens: Tensor, valid: Tensor | None = None) -> Tensor:
         """(B, T) log pi of the tokens from `policy_hidden`, in chunks of logits; 0 outside `valid`."""

@@ -42,6 +42,8 @@ def sampling_head(layer: nn.Module) -> nn.Module:
 
 def for_few_rows(module: nn.Module) -> nn.Module:
     """A twin, for no gradients, that shares every tensor."""
+    if not torch.backends.mkl.is_available():
+        return module
 
     def twin(layer: nn.Module) -> nn.Module:
         if type(layer) is not nn.Linear or layer.weight.dtype != torch.float32 or layer.weight.device.type != "cpu":

@@ -64,10 +64,6 @@ class AllParameters(PolicyModels):
         return self._reference_run(features)
 
     @property
-    def apart(self) -> bool:
-        return self.device.type == "cpu" and not self.value_on_policy and not self.own_pass
-
-    @property
     def reference_language_head(self) -> nn.Module:
         return language_head(self.reference)
 
@@ -105,10 +101,6 @@ class LastBlocks(PolicyModels):
     def sampler(self) -> PreTrainedModel:
         return self._joined
 
-    @property
-    def apart(self) -> bool:
-        return self.device.type == "cpu" and not self.value_on_policy and not self.own_pass
-
     def _trunk(self, features: Features) -> Tensor:
         return self._trunk_run(features)
 
@@ -124,6 +116,8 @@ class LastBlocks(PolicyModels):
 
 class LoRA(PolicyModels):
     """Mode lora: one frozen base, an adapter each for policy and value network; the reference has them off."""
+
+    own_weights = False  # adapters of one base are switched
 
     def _networks(self, train: TrainableConfig, value: ValueConfig) -> tuple[Parameters, Parameters]:
         own_base = value.network == "separate" and value.train == "all"

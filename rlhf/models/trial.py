@@ -25,13 +25,13 @@ def tried(name: str, work: Callable[[], T]) -> tuple[T | None, str]:
     """What `work` gives, or why it gives nothing.
 
     Raises:
-        torch.OutOfMemoryError: which says nothing of the model called `name`.
+        torch.OutOfMemoryError, torch.AcceleratorError: which say nothing of the model called `name`.
     """
     try:
         return work(), ""
     except Unknown as unknown:
         return None, str(unknown)
-    except torch.OutOfMemoryError:
+    except (torch.OutOfMemoryError, torch.AcceleratorError):
         raise
     except OTHERWISE_BUILT as error:
         message = str(error).strip() or type(error).__name__

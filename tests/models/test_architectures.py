@@ -23,7 +23,18 @@ from rlhf.random import generator, sampling_uniforms
 from rlhf.rollout import generate
 from rlhf.sampling.choose import unfit
 from tests.config.composed import config
-from tests.helpers import ARCHITECTURES, LAYERS, MODES, SAMPLINGS, nudge, plain_logprobs, policy_models, unpadded
+from tests.helpers import (
+    ARCHITECTURES,
+    LAYERS,
+    MODES,
+    SAMPLINGS,
+    nudge,
+    plain_logprobs,
+    policy_logits,
+    policy_models,
+    reference_logits,
+    unpadded,
+)
 
 TEXT = "the cat sat on the mat and the dog ran to the cat while a bird sang in the tall old tree by the river"
 PROMPTS = ["the cat", "while a bird sang in the tall old tree", "a", "the dog ran to the river by the"]
@@ -96,7 +107,7 @@ def test_sampler_update_and_a_plain_forward_agree_with_and_without_left_padding(
     uniforms = sampling_uniforms(0, "test", 0, len(PROMPTS), NEW)
     rollouts = responses(networks, tokenizer, prompts, uniforms, sampling)
     with torch.no_grad():
-        logits = networks.policy_logits(networks.features(rollouts))
+        logits = policy_logits(networks, networks.features(rollouts))
         updated = token_logprobs(logits, rollouts.response_ids)
     texts = zip(
         unpadded(rollouts.prompt_ids, rollouts.prompt_mask), unpadded(rollouts.response_ids, rollouts.mask), strict=True
@@ -115,7 +126,7 @@ def test_sampler_update_and_a_plain_forward_agree_with_and_without_left_padding(
     for i, single in enumerate(alone):
         assert single.prompt_mask.all() and single.responses == [rollouts.responses[i]]
         with torch.no_grad():
-            row = token_logprobs(networks.policy_logits(networks.features(single)), single.response_ids)
+            row = token_logprobs(policy_logits(networks, networks.features(single)), single.response_ids)
         width = int(rollouts.mask[i].sum())
         torch.testing.assert_close(row[0, :width], updated[i, :width], atol=1e-5, rtol=1e-5)
 
@@ -148,12 +159,12 @@ def test_with_adapters_off_a_lora_run_has_the_untouched_base_exactly(architectur
     features = networks.features(rollouts)
     optimizer = torch.optim.AdamW(networks.named_parameters().values(), lr=0.05, weight_decay=0.1)
     for _ in range(2):
-        networks.policy_logits(features).square().mean().backward()
+        policy_logits(networks, features).square().mean().backward()
         networks.values(features).square().mean().backward()
         optimizer.step()
     with torch.no_grad():
-        trained, reference = networks.policy_logits(features), networks.reference_logits(features)
-        base = policy_models(untouched, "all").policy_logits(features)
+        trained, reference = policy_logits(networks, features), reference_logits(networks, features)
+        base = policy_logits(policy_models(untouched, "all"), features)
     assert torch.equal(reference[rollouts.mask], base[rollouts.mask])
     assert (trained - reference)[rollouts.mask].abs().max() > 0.05
 
@@ -183,7 +194,7 @@ def test_nudged_policies_of_all_modes_are_still_their_samplers(folders, tmp_path
         uniforms = sampling_uniforms(0, "test", 0, len(PROMPTS), NEW)
         rollouts = responses(networks, tokenizer, prompts, uniforms, sampling)
         with torch.no_grad():
-            updated = token_logprobs(networks.policy_logits(networks.features(rollouts)), rollouts.response_ids)
+            updated = token_logprobs(policy_logits(networks, networks.features(rollouts)), rollouts.response_ids)
         torch.testing.assert_close(
             rollouts.sampler_logprobs[rollouts.mask], updated[rollouts.mask], atol=1e-5, rtol=1e-5
         )

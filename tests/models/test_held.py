@@ -27,8 +27,10 @@ from tests.helpers import (
     measure_all,
     nudge,
     plain_logprobs,
+    policy_logits,
     policy_models,
     random_rollouts,
+    reference_logits,
     sample,
     tiny_model,
     unpadded,
@@ -58,7 +60,7 @@ def rounded(architecture: str, dtype: torch.dtype) -> PreTrainedModel:
 
 def gradients(models: PolicyModels, rollouts) -> dict[str, torch.Tensor]:
     features = models.features(rollouts)
-    logprobs = token_logprobs(models.policy_logits(features), rollouts.response_ids)
+    logprobs = token_logprobs(policy_logits(models, features), rollouts.response_ids)
     (logprobs * rollouts.mask).sum().backward()
     (models.values(features) * rollouts.mask).square().sum().backward()
     return {name: p.grad for name, p in models.named_parameters().items() if p.grad is not None}
@@ -77,10 +79,10 @@ def test_held_weights_give_the_numbers_of_the_rounded_model(architecture, mode, 
     rollouts = random_rollouts(PROMPTS, RESPONSES)
     features = held.features(rollouts)
     with torch.no_grad():
-        policy, reference = held.policy_logits(features), held.reference_logits(features)
+        policy, reference = policy_logits(held, features), reference_logits(held, features)
         assert policy.dtype == torch.float32
         assert torch.equal(policy[rollouts.mask], reference[rollouts.mask])
-        expected = plain.policy_logits(plain.features(rollouts))
+        expected = policy_logits(plain, plain.features(rollouts))
     torch.testing.assert_close(policy[rollouts.mask], expected[rollouts.mask], atol=1e-6, rtol=1e-6)
     for part in (held, plain):
         nudge(part.named_parameters(), 0.1)
@@ -195,14 +197,14 @@ def test_near_the_original_and_adapters_off_exactly_the_loaded_one(wide, weights
     models = policy_models(model, "lora")
     rollouts = random_rollouts(PROMPTS, RESPONSES)
     features = models.features(rollouts)
-    near = policy_models(whole, "lora").policy_logits(features)
-    apart = (models.reference_logits(features) - near.detach())[rollouts.mask].abs()
+    near = policy_logits(policy_models(whole, "lora"), features)
+    apart = (reference_logits(models, features) - near.detach())[rollouts.mask].abs()
     assert 0 < float(apart.mean()) < off * float(near.detach().abs().max())
     nudge(models.named_parameters(), 0.05)
-    reference = models.reference_logits(features)
-    base = policy_models(untouched, "lora").reference_logits(features)
+    reference = reference_logits(models, features)
+    base = reference_logits(policy_models(untouched, "lora"), features)
     assert torch.equal(reference, base)
-    assert (models.policy_logits(features) - reference)[rollouts.mask].abs().max() > 0.05
+    assert (policy_logits(models, features) - reference)[rollouts.mask].abs().max() > 0.05
 
 
 @pytest.mark.slow  # and not in the default tier, whose installation leaves bitsandbytes out
@@ -212,7 +214,7 @@ def test_a_text_does_not_depend_on_its_neighbours(wide, weights):
     models, rollouts = policy_models(model, "lora"), random_rollouts(PROMPTS, RESPONSES)
     with torch.no_grad():
         features = models.features(rollouts)
-        together, alone = (models.policy_logits(features.rows(torch.tensor(r))) for r in ([0, 1, 2], [1]))
+        together, alone = (policy_logits(models, features.rows(torch.tensor(r))) for r in ([0, 1, 2], [1]))
     torch.testing.assert_close(together[1], alone[0], atol=1e-5, rtol=1e-5)
 
 
@@ -244,6 +246,6 @@ def test_it_trains_and_is_saved_whole(wide, weights, tmp_path):
     loaded, _ = load_pretrained(tmp_path / "final")
     with torch.no_grad():
         features = models.features(rollouts)
-        expected = models.policy_logits(features)
-        got = policy_models(loaded, "all").policy_logits(features)
+        expected = policy_logits(models, features)
+        got = policy_logits(policy_models(loaded, "all"), features)
     torch.testing.assert_close(got[rollouts.mask], expected[rollouts.mask], atol=1e-4, rtol=1e-4)

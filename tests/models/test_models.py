@@ -29,8 +29,10 @@ from tests.helpers import (
     hidden_and_values,
     nudge,
     plain_logprobs,
+    policy_logits,
     policy_models,
     random_rollouts,
+    reference_logits,
     tiny_model,
     trainable,
     unpadded,
@@ -57,7 +59,7 @@ def optimizer_step(models: PolicyModels, features: Features, target: str = "both
     """One AdamW step on some loss of policy and values, weight decay on, so that every trained tensor moves."""
     optimizer = torch.optim.AdamW(models.named_parameters().values(), lr=0.05, weight_decay=0.1)
     if target != "value":
-        models.policy_logits(features).square().mean().backward()
+        policy_logits(models, features).square().mean().backward()
     if target != "policy":
         models.values(features).square().mean().backward()
     optimizer.step()
@@ -113,7 +115,7 @@ def test_at_first_policy_reference_and_untouched_base_agree(architecture, mode):
     rollouts = random_rollouts(PROMPTS, RESPONSES)
     features = models.features(rollouts)
     with torch.no_grad():
-        policy, reference = models.policy_logits(features), models.reference_logits(features)
+        policy, reference = policy_logits(models, features), reference_logits(models, features)
         hidden, values = hidden_and_values(models, features)
         chunked = models.policy_logprobs(hidden, rollouts.response_ids, rollouts.mask)
         initial = models.reference_logprobs(models.reference_hidden(features), rollouts.response_ids, rollouts.mask)
@@ -157,7 +159,7 @@ def test_policy_and_value_network_share_no_trained_tensor_and_no_gradient(archit
     assert all(p.requires_grad and p.dtype == torch.float32 for p in models.named_parameters().values())
     features = models.features(random_rollouts(PROMPTS, RESPONSES))
 
-    models.policy_logits(features)[:, :, 2].sum().backward()
+    policy_logits(models, features)[:, :, 2].sum().backward()
     assert all(p.grad is None for p in value.values())
     assert all(p.grad is not None and bool(p.grad.isfinite().all()) for p in policy.values())
     assert sum(bool((p.grad != 0).any()) for p in policy.values()) > 0.6 * len(policy)
@@ -177,12 +179,12 @@ def test_training_moves_policy_and_values_but_not_the_reference(architecture, mo
     rollouts = random_rollouts(PROMPTS, RESPONSES)
     features = models.features(rollouts)
     with torch.no_grad():
-        before = [models.policy_logits(features), models.reference_logits(features), models.values(features)]
+        before = [policy_logits(models, features), reference_logits(models, features), models.values(features)]
     for _ in range(2):  # a LoRA adapter's first matrix has no gradient before the second one has moved
         optimizer_step(models, features)
     features = models.features(rollouts)  # the trunk included
     with torch.no_grad():
-        after = [models.policy_logits(features), models.reference_logits(features), models.values(features)]
+        after = [policy_logits(models, features), reference_logits(models, features), models.values(features)]
     mask = rollouts.mask
     assert torch.equal(before[1][mask], after[1][mask])
     assert (before[0] - after[0])[mask].abs().max() > 0.05
@@ -196,10 +198,10 @@ def test_a_step_on_one_loss_leaves_the_other_network_alone(mode, target):
     nudge(models.named_parameters())
     features = models.features(random_rollouts(PROMPTS, RESPONSES))
     with torch.no_grad():
-        before = models.policy_logits(features), models.values(features)
+        before = policy_logits(models, features), models.values(features)
     optimizer_step(models, features, target)
     with torch.no_grad():
-        after = models.policy_logits(features), models.values(features)
+        after = policy_logits(models, features), models.values(features)
     moved = [not torch.equal(a, b) for a, b in zip(before, after, strict=True)]
     assert moved == [target == "policy", target == "value"]
 
@@ -227,12 +229,12 @@ def test_the_sampler_is_the_updated_policy(architecture, mode):
     rollouts = random_rollouts(PROMPTS, RESPONSES)
     with torch.no_grad():
         features = models.features(rollouts)
-        models.values(features), models.reference_logits(features)  # leave no other adapter switched on
+        models.values(features), reference_logits(models, features)  # leave no other adapter switched on
         with models.sampling() as sampler:
             logits = sampler.logits(run_base(sampler.model.base_model, features, None))
             logits = logits[:, features.prompt_width - 1 : -1]
-        expected = models.policy_logits(features)
-        assert (expected - models.reference_logits(features))[rollouts.mask].abs().max() > 0.1
+        expected = policy_logits(models, features)
+        assert (expected - reference_logits(models, features))[rollouts.mask].abs().max() > 0.1
     torch.testing.assert_close(logits[rollouts.mask], expected[rollouts.mask], atol=1e-5, rtol=1e-5)
 
 
@@ -245,7 +247,7 @@ def test_a_value_head_on_the_policy_trains_with_it(mode):
     features = models.features(random_rollouts(PROMPTS, RESPONSES))
     with torch.no_grad():
         hidden, values = hidden_and_values(models, features)
-        assert torch.equal(models.policy_head(hidden), models.policy_logits(features))
+        assert torch.equal(models.policy_head(hidden), policy_logits(models, features))
         torch.testing.assert_close(values, models.values(features))
     hidden_and_values(models, features)[1].sum().backward()
     blocks = [p for name, p in models.policy_parameters.items() if not name.startswith("value_head")]
@@ -283,8 +285,8 @@ def test_temperature_divides_the_logits_of_policy_and_reference():
     hot, plain = (policy_models(tiny_model(), "last_k", temperature=t) for t in (2.0, 1.0))
     features = plain.features(rollouts)
     with torch.no_grad():
-        torch.testing.assert_close(hot.policy_logits(features) * 2, plain.policy_logits(features))
-        torch.testing.assert_close(hot.reference_logits(features) * 2, plain.reference_logits(features))
+        torch.testing.assert_close(policy_logits(hot, features) * 2, policy_logits(plain, features))
+        torch.testing.assert_close(reference_logits(hot, features) * 2, reference_logits(plain, features))
 
 
 TOKENIZER = word_tokenizer([f"w{i}" for i in range(20)])  # VOCAB with its own three
@@ -296,7 +298,7 @@ def assert_is_the_policy(loaded: PreTrainedModel, models: PolicyModels) -> None:
     prompts = unpadded(rollouts.prompt_ids, rollouts.prompt_mask)
     responses = unpadded(rollouts.response_ids, rollouts.mask)
     with torch.no_grad():
-        logits = models.policy_logits(models.features(rollouts))
+        logits = policy_logits(models, models.features(rollouts))
     for row, prompt, response in zip(response_logprobs(models, logits, rollouts), prompts, responses, strict=True):
         expected = plain_logprobs(loaded.eval(), prompt, response).float()
         torch.testing.assert_close(row, expected, atol=1e-5, rtol=1e-5)
@@ -370,12 +372,12 @@ def test_logits_have_the_resolution_of_float32_whatever_the_precision(mode, prec
         models = policy_models(tiny_model(), mode, precision=computed)
         with torch.no_grad():
             features = models.features(rollouts)
-            before = models.policy_logits(features)
-            assert torch.equal(before, models.reference_logits(features))
+            before = policy_logits(models, features)
+            assert torch.equal(before, reference_logits(models, features))
             with models.sampling() as sampler:
                 sampled = sampler.logits(run_base(sampler.model.base_model, features, None))
             models.language_head.weight[3] *= 1.02
-            after = models.policy_logits(features)
+            after = policy_logits(models, features)
         for logits in (before, sampled, after):
             assert logits.dtype == torch.float32
             assert computed == "fp32" or not torch.equal(logits, logits.to(AUTOCAST[precision]).float())

@@ -16,6 +16,7 @@ from tests.helpers import (
     MODES,
     SAMPLINGS,
     nudge,
+    policy_logits,
     policy_models,
     random_rollouts,
     sample,
@@ -28,7 +29,7 @@ ROLLOUTS = random_rollouts([5, 1, 3, 2], [4, 6, 1, 2])
 
 def gradients(models: PolicyModels, *, together: bool = False) -> dict[str, torch.Tensor]:
     features = models.features(ROLLOUTS)
-    policy = models.policy_logits(features).square().mean()
+    policy = policy_logits(models, features).square().mean()
     if together:
         (policy + models.values(features).square().mean()).backward()
     else:
@@ -81,11 +82,11 @@ def test_blocks_are_computed_again_for_training_alone(mode, monkeypatch):
     trained = 2 if mode == "last_k" else LAYERS
     features = models.features(ROLLOUTS)
     calls.clear()
-    models.policy_logits(features).square().mean().backward()
+    policy_logits(models, features).square().mean().backward()
     assert calls[True] == 2 * trained
     calls.clear()
     with torch.no_grad():
-        models.policy_logits(features)
+        policy_logits(models, features)
     assert calls == {False: trained}
 
 
