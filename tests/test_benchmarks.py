@@ -261,14 +261,3 @@ def test_the_others_run(name: str, capfd: pytest.CaptureFixture[str]) -> None:
     }
     assert all(f"\n{row} " in told for row in rows[name]) and "failed" not in told
     assert len(told.splitlines()) > 3
-
-
-@pytest.mark.slow
-@pytest.mark.usefixtures("torchs_switches")
-def test_trl_runs_beside_ours(capsys: pytest.CaptureFixture[str]) -> None:
-    pytest.importorskip("trl")
-    iteration = importlib.import_module("tests.benchmarks.iteration")
-    small = "--train all --minibatch 4 --responses 8 --prompt 4 --new 4 --repeats 1 --threads 1"
-    iteration.main(small.split())
-    told = capsys.readouterr().out
-    assert "\nours " in told and "\nTRL " in told
