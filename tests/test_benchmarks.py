@@ -32,8 +32,8 @@ from tests.benchmarks.measuring import (
 )
 from tests.benchmarks.peer import need_trl
 from tests.benchmarks.sampling import bytes_per_step
-from tests.benchmarks.setups import MODELS, neox, never_ends, random_model, words_for
-from tests.benchmarks.stages import Work
+from tests.benchmarks.setups import MODELS, config_for, neox, never_ends, random_model, words_for
+from tests.benchmarks.stages import Work, work_of
 
 CPU = torch.device("cpu")
 MODULES = ("iteration", "sampling", "updating", "memory", "scaling", "startup", "compiling", "products")
@@ -71,11 +71,13 @@ def test_products_of_a_one_layer_model() -> None:
     [("all", 0, 3), ("last_k", 1, 2), ("lora", 0, 2)],
 )
 def test_work_of_the_stages(mode: str, trunk: int, heads_in_update: int) -> None:
-    """Blocks of one 10 x 10 matrix, a head of 10 x 100: 200 and 2,000 FLOPs a token."""
-    block, head, blocks = 200, 2000, 2
+    """Blocks of one 10 x 10 matrix, in the last one a tail of 10 x 20 beside it, a head of 10 x 100: 200, 400 and 2,000
+    FLOPs a token."""
+    block, tail, head, blocks = 200, 400, 2000, 2
     work = Work(
         trunk=Shapes({(10, 10): trunk}) if trunk else Shapes(),
         top=Shapes({(10, 10): blocks - trunk}),
+        tail=Shapes({(10, 20): 1}),
         head=Shapes({(10, 100): 1}),
         mode=mode,
         responses=8,
@@ -86,11 +88,24 @@ def test_work_of_the_stages(mode: str, trunk: int, heads_in_update: int) -> None
         epochs=3,
     )
     top = blocks - trunk
-    assert flops(work.sampling()) == 8 * (3 + 1) * blocks * block + 8 * 2 * head
-    assert flops(work.scoring()) == 8 * 6 * blocks * block
-    assert flops(work.measuring()) == 8 * 5 * (trunk + 3 * top) * block + 2 * 8 * 2 * head
+    assert flops(work.sampling()) == 8 * (3 + 1) * blocks * block + 8 * 2 * (tail + head)
+    assert flops(work.scoring()) == 8 * 6 * (blocks * block + tail)
+    assert flops(work.measuring()) == 8 * 5 * (trunk + 3 * top) * block + 3 * 8 * 2 * tail + 2 * 8 * 2 * head
     trained = 2 if mode == "lora" else 3  # adapters need no gradient of the base's weights
-    assert flops(work.update()) == 3 * 8 * (5 * 2 * trained * top * block + 2 * heads_in_update * head)
+    both = 5 * 2 * trained * top * block + 2 * 2 * trained * tail
+    assert flops(work.update()) == 3 * 8 * (both + 2 * heads_in_update * head)
+
+
+def test_the_tail_is_what_comes_after_attention() -> None:
+    """Width 8, MLP 32, two of three blocks trained."""
+    model = random_model(neox(3, 8, 2, 32), torch.float32, CPU)
+    words = ("model=pythia_125m", "model.train.mode=last_k", "model.train.last_k=2")
+    config = config_for(*words, algo="ppo", responses=4, prompt=3, new=2, minibatch=2)
+    work = work_of(config, model, 3)
+    assert work.trunk == {(8, 24): 1, (8, 8): 1, (8, 32): 1, (32, 8): 1}
+    assert work.tail == {(8, 8): 1, (8, 32): 1, (32, 8): 1}
+    assert work.top == {(8, 24): 2, (8, 8): 1, (8, 32): 1, (32, 8): 1}
+    assert work.head == {(8, 32): 1}
 
 
 def test_a_machine_adds_up_its_products(monkeypatch: pytest.MonkeyPatch) -> None:

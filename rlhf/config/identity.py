@@ -13,7 +13,7 @@ from typing import Any
 from rlhf.config import RL_STAGES, CheckpointConfig, ILQLConfig, RunConfig, StageConfig
 from rlhf.config.build import build_config, config_to_mapping
 
-REVISION = 3
+REVISION = 4
 """Raised whenever code changes results under the same config: cached inputs and finished runs then no longer match."""
 
 # Beside the fields of a config, which nothing changes once it is built; copies with other values start without.

@@ -36,6 +36,8 @@ PAD, EOS, UNKNOWN = "[PAD]", "[EOS]", "[UNK]"
 QUANTISED = ("int8", "int4")
 HEADS = ["lm_head", "embed_out", "score"]
 """Which int8 and int4 leave as they are."""
+CACHE_LINE = 64
+"""Bytes."""
 
 
 class ModelError(ValueError):
@@ -224,8 +226,15 @@ def load_base(
 
 
 def moved(model: PreTrainedModel, device: torch.device) -> PreTrainedModel:
-    """The model on `device`, in place."""
+    """The model on `device`, in place, its weights where torch itself would have put them.
+
+    A file of weights is mapped as it lies. What starts within a cache line is up to 6% slower to multiply with, and a
+    product of one row rounds otherwise there (seen with AVX2): numbers would depend on the length of the file's header.
+    """
     nn.Module.to(model, device)
+    for parameter in model.parameters():
+        if parameter.device.type == "cpu" and parameter.data_ptr() % CACHE_LINE:
+            parameter.data = parameter.data.clone()
     return model
 
 

@@ -1,8 +1,8 @@
 """What the benchmarks of speed and memory share: clocks, the machine's own rates, counts of arithmetic, tables.
 
-Arithmetic is counted in matrix products of linear layers alone: 2 x parameters x tokens for a forward pass, three times
-that where weights are trained. Attention's own products and everything by element are left out, so that a share of the
-machine's rate is, if anything, too low.
+Arithmetic is counted in matrix products of linear layers alone, where their output is wanted: 2 x parameters x tokens
+for a forward pass, three times that where weights are trained. Attention's own products and everything by element are
+left out, so that a share of the machine's rate is, if anything, too low.
 """
 
 from __future__ import annotations

@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 
 from rlhf.config import RunConfig
 from rlhf.config.sizes import forward_rows
+from rlhf.models.families import decoder_of
 from rlhf.models.loading import language_head
 from rlhf.models.split import BLOCKS, attribute
 from tests.benchmarks.measuring import (
@@ -33,13 +34,16 @@ HEAD = torch.float32
 class Work:
     """An iteration over texts of one length, with a separate value network that trains what the policy does.
 
-    Only what must be done is counted: the policy's logits once, though its entropy may be taken apart; adapters, which
-    are a few per cent of a base, not at all.
+    Only what must be done is counted: the policy's logits once, though its entropy may be taken apart; the last block
+    after its keys and values where its output is wanted; adapters, which are a few per cent of a base, not at all.
     """
 
     trunk: Shapes
     """Frozen blocks below the trained ones; none in modes all and lora."""
     top: Shapes
+    """The trained blocks, but for `tail`."""
+    tail: Shapes
+    """The last block's output matrix and MLP, which are wanted before the response's tokens alone."""
     head: Shapes
     mode: str
     responses: int
@@ -60,12 +64,13 @@ class Work:
         return [
             *forward(blocks, rows * self.prompt, rounds),
             *forward(blocks, rows, rounds * (self.new - 1)),
+            *forward(self.tail, rows, rounds * self.new),
             *forward(self.head, rows, rounds * self.new, HEAD),
         ]
 
     def scoring(self) -> list[Product]:
-        """By a reward model of the policy's size, of whole texts and their EOS."""
-        return forward(self.trunk + self.top, self.responses * (self.texts + 1))
+        """By a reward model of the policy's size, of whole texts and their EOS, all of them through all blocks."""
+        return forward(self.trunk + self.top + self.tail, self.responses * (self.texts + 1))
 
     def measuring(self) -> list[Product]:
         """Policy, reference and value network; logits of the first two."""
@@ -73,15 +78,19 @@ class Work:
         return [
             *forward(self.trunk, self.sampled_at_once * self.texts, self.responses // self.sampled_at_once),
             *forward(self.top, rows * self.texts, 3 * times),
+            *forward(self.tail, rows * self.new, 3 * times),
             *forward(self.head, rows * self.new, 2 * times, HEAD),
         ]
 
     def update(self) -> list[Product]:
         """Policy and value network, forward and backward."""
         rows, times = self.micro_batch, self.epochs * (self.responses // self.micro_batch)
+        weights = self.mode != "lora"
         return [
             *forward(self.top, rows * self.texts, 2 * times),
-            *backward(self.top, rows * self.texts, 2 * times, weights=self.mode != "lora"),
+            *backward(self.top, rows * self.texts, 2 * times, weights=weights),
+            *forward(self.tail, rows * self.new, 2 * times),
+            *backward(self.tail, rows * self.new, 2 * times, weights=weights),
             *forward(self.head, rows * self.new, times, HEAD),
             *backward(self.head, rows * self.new, times, HEAD, weights=self.mode == "all"),
         ]
@@ -102,10 +111,13 @@ def work_of(config: RunConfig, model: PreTrainedModel, prompt: int) -> Work:
     cut = len(blocks) - train.last_k if train.mode == "last_k" else 0
     head = language_head(model)
     assert isinstance(head, nn.Linear)
+    last = decoder_of(model.base_model).blocks[-1]
+    tail = linear_shapes(last.output, last.mlp)
     responses = config.rollout.num_responses
     return Work(
         trunk=linear_shapes(*blocks[:cut]),
-        top=linear_shapes(*blocks[cut:]),
+        top=linear_shapes(*blocks[cut:]) - tail,
+        tail=tail,
         head=linear_shapes(head),
         mode=train.mode,
         responses=responses,

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel
 from rlhf.masked import token_logprobs
 from rlhf.models import PolicyModels
 from rlhf.models.held import HeldEmbedding, HeldLinear
-from rlhf.models.loading import Held, ModelError, load_base, load_pretrained, word_tokenizer
+from rlhf.models.loading import Held, ModelError, load_base, load_pretrained, moved, word_tokenizer
 from rlhf.models.modes import LoRA
 from rlhf.models.saving import save_model, save_policy
 from rlhf.random import sampling_uniforms
@@ -144,6 +144,22 @@ def test_a_value_network_that_trains_everything_is_float32(folders):
 def test_tied_embeddings_stay_tied(folders):
     model, _ = load_pretrained(folders["qwen2"], Held("bfloat16"))
     assert model.get_input_embeddings().weight is model.get_output_embeddings().weight
+
+
+@pytest.mark.parametrize("name", ["gpt_neox", "qwen2"])
+def test_a_loaded_model_is_moved_out_of_its_file(folders, name):
+    """As safetensors are mapped, weights start anywhere; tied ones stay tied."""
+    loaded, _ = load_pretrained(folders[name], Held("float32"))
+    before = {name: one.detach().clone() for name, one in loaded.named_parameters()}
+    for parameter in loaded.parameters():  # as if the file's header were 40 bytes longer than a cache line
+        place = torch.empty(parameter.numel() + 10)[10:].view_as(parameter)
+        parameter.data = place.copy_(parameter.data)
+        assert parameter.data_ptr() % 64
+    model = moved(loaded, torch.device("cpu"))
+    assert not any(one.data_ptr() % 64 for one in model.parameters())
+    assert all(torch.equal(one, before[name]) for name, one in model.named_parameters())
+    tied = model.get_input_embeddings().weight is model.get_output_embeddings().weight
+    assert tied == model.config.tie_word_embeddings == (name == "qwen2")
 
 
 def test_random_weights_are_held_too(tmp_path):

@@ -24,7 +24,7 @@ from transformers import (
 )
 
 from rlhf.data.examples import DataError, Demonstration, TextData
-from rlhf.models.loading import ModelError, word_tokenizer
+from rlhf.models.loading import ModelError, moved, word_tokenizer
 from rlhf.models.reward_model import RewardModel, load_reward_model, new_reward_model
 from rlhf.scorers import Scorer, load_scorer
 from rlhf.scorers.classifier import TextClassifier
@@ -189,9 +189,11 @@ LIMITS = ("dataset.max_total_length=8", "dataset.max_new_tokens=4")
 
 def test_a_model_trained_here_is_known_by_its_normalisation_and_gives_its_own_numbers(tmp_path):
     model = trained(tmp_path)
+    moved(model.model, CPU)
     model.save(tmp_path / "final")
     expected = model.score(PROMPTS, ANSWERS)
     again = load_reward_model(tmp_path / "final", max_prompt_tokens=4, max_new_tokens=4)
+    moved(again.model, CPU)
     assert torch.equal(again.score(PROMPTS, ANSWERS), expected)
     given = scorer(tmp_path / "final", *LIMITS)
     assert isinstance(given, RewardModel) and torch.equal(given.score(PROMPTS, ANSWERS), expected)
