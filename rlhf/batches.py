@@ -41,8 +41,8 @@ def on_devices(index: Tensor, values: Iterable[object]) -> dict[torch.device, Te
     """
     found = {index.device: index}
     for device in {value.device for value in values if isinstance(value, Tensor)} - {index.device}:
-        source = index.pin_memory() if device.type == "cuda" else index
-        found[device] = source.to(device, non_blocking=True)
+        to_gpu = device.type == "cuda" and index.device.type == "cpu"
+        found[device] = index.pin_memory().to(device, non_blocking=True) if to_gpu else index.to(device)
     return found
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from rlhf.batches import PromptBatch, Rollouts
+from rlhf.batches import PromptBatch, Rollouts, on_devices
 from rlhf.config import ILQLConfig, RunConfig
 from rlhf.data.examples import GoldScorer
 from rlhf.distributed import gathered, own_rows
@@ -23,7 +23,7 @@ from rlhf.random import sampling_uniforms
 from rlhf.rewards import score_responses
 from rlhf.rollout import generate
 from rlhf.scorers import Scorer
-from rlhf.token_logprobs import spread
+from rlhf.token_logprobs import chosen, spread
 
 
 @dataclass(frozen=True)
@@ -125,14 +125,16 @@ def policy_distance(models: Policy, rollouts: Rollouts, batch_size: int) -> tupl
     for rows in micro_batches(torch.arange(len(rollouts.mask)), texts, batch_size, by_length=True):
         part = rollouts.rows(rows).trimmed()
         features = models.features(part)
-        hidden, initial = models.policy_hidden(features)[part.mask], models.reference_hidden(features)[part.mask]
+        at = features.response_positions()
+        hidden, initial = chosen(models.policy_hidden(features), at), chosen(models.reference_hidden(features), at)
         width, pairs = part.mask.shape[1], []
         for piece in models.pieces(len(hidden)):
             logits = models.policy_head(hidden[piece])
             pairs.append((exact_kl(logits, models.reference_head(initial[piece])), entropy(logits)))
         columns = [torch.cat(column) for column in zip(*pairs, strict=True)]
-        kl[rows, :width] = spread(columns[0].double(), part.mask, part.mask)
-        entropies[rows, :width] = spread(columns[1], part.mask, part.mask)
+        place = on_devices(rows, [kl])[kl.device]
+        kl[place, :width] = spread(columns[0].double(), part.mask, at)
+        entropies[place, :width] = spread(columns[1], part.mask, at)
     return kl, entropies
 
 

@@ -33,7 +33,7 @@ def ilql_update(
     """All epochs over `batch`; policy and heads are clipped and stepped as one, since their losses are one.
 
     Args:
-        features: of the whole iteration, as `PolicyModels.features` made them.
+        features: of the whole iteration, as `features_at` made them.
         step: optimizer steps done before.
 
     Returns:
@@ -93,7 +93,7 @@ def _backward(
     assert isinstance(config.algo, ILQLConfig)
     features = features.rows(batch.rows_in_rollout)
     hidden = models.policy_hidden(features)
-    logprobs = models.policy_logprobs(hidden, features.tokens, batch.mask)
+    logprobs = models.policy_logprobs(hidden, features.tokens, features.response_positions())
     output = ilql(batch, heads.outputs(logprobs, hidden, features.tokens, batch.mask), config.algo, num_tokens)
     models.scaler.scaled(output.loss).backward()
     return {"policy_loss": output.loss.detach(), **output.metrics}

@@ -26,20 +26,37 @@ def pieces(count: int, vocabulary: int) -> list[slice]:
     return [slice(first, first + size) for first in range(0, count, size)]
 
 
-def chosen(hidden: Tensor, tokens: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor]:
-    """(B, T, d) and (B, T) -> (N, d) and (N,): all positions, or the valid ones alone."""
-    return (hidden.flatten(0, 1), tokens.flatten()) if valid is None else (hidden[valid], tokens[valid])
+def chosen(of: Tensor, at: Tensor | None) -> Tensor:
+    """(B, T, ...) -> (N, ...): the positions `at` of B T, (N,) int64 without repetition; None: all of them."""
+    flat = of.flatten(0, 1)
+    return flat if at is None else _Chosen.apply(flat, at)  # type: ignore[no-any-return]
 
 
-def spread(values: Tensor, like: Tensor, valid: Tensor | None) -> Tensor:
+def spread(values: Tensor, like: Tensor, at: Tensor | None) -> Tensor:
     """(N,) back to the shape (B, T) of `like`, 0 where nothing was chosen."""
-    if valid is None:
+    if at is None:
         return values.view(like.shape)
-    return torch.zeros(like.shape, dtype=values.dtype, device=values.device).masked_scatter(valid, values)
+    return values.new_zeros(like.numel()).index_copy(0, at, values).view(like.shape)
+
+
+class _Chosen(torch.autograd.Function):
+    """Of rows, whose gradient is put in their place; torch would add it up, one row after the other."""
+
+    @staticmethod
+    def forward(ctx: Any, flat: Tensor, at: Tensor) -> Tensor:
+        ctx.save_for_backward(at)
+        ctx.count = len(flat)
+        return flat.index_select(0, at)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        (gradient,) = gradients
+        (at,) = ctx.saved_tensors
+        return gradient.new_zeros(ctx.count, *gradient.shape[1:]).index_copy_(0, at, gradient), None
 
 
 def trained_logprobs(
-    head: nn.Module, hidden: Tensor, tokens: Tensor, *, temperature: float, valid: Tensor | None = None
+    head: nn.Module, hidden: Tensor, tokens: Tensor, *, temperature: float, at: Tensor | None = None
 ) -> Tensor:
     """log softmax(head(hidden) / temperature) of the tokens, (B, T) float32, with gradient.
 
@@ -47,9 +64,9 @@ def trained_logprobs(
         head: without autocast; a linear layer is computed in chunks, anything else at once.
         hidden: (B, T, d).
         tokens: (B, T) int64.
-        valid: (B, T) bool, where they are wanted; 0 elsewhere. None: everywhere.
+        at: (N,) int64, which of the B T positions are wanted; 0 elsewhere. None: all.
     """
-    states, taken = chosen(hidden, tokens, valid)
+    states, taken = chosen(hidden, at), chosen(tokens, at)
     with torch.autocast(hidden.device.type, enabled=False):
         if _is_plain(head):
             trains = torch.is_grad_enabled()
@@ -57,15 +74,15 @@ def trained_logprobs(
         else:
             logits = head(states.float()) / temperature
             logprobs = token_logprobs(logits, taken)
-    return spread(logprobs, tokens, valid)  # type: ignore[arg-type]
+    return spread(logprobs, tokens, at)  # type: ignore[arg-type]
 
 
 @torch.no_grad()
 def measured_logprobs(
-    head: nn.Module, hidden: Tensor, tokens: Tensor, *, temperature: float, valid: Tensor | None = None
+    head: nn.Module, hidden: Tensor, tokens: Tensor, *, temperature: float, at: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """As `trained_logprobs`, to the bit, and the entropy of the distribution in nats."""
-    states, taken = chosen(hidden, tokens, valid)
+    states, taken = chosen(hidden, at), chosen(tokens, at)
     linear = head if _is_plain(head) else None
     with torch.autocast(hidden.device.type, enabled=False):
         states = states.float()
@@ -80,7 +97,7 @@ def measured_logprobs(
             logprobs = logits.sub_(total[:, None])
             found.append((picked, -(logprobs.exp() * logprobs).sum(-1)))
     picked, entropies = (torch.cat(column) for column in zip(*found, strict=True))
-    return spread(picked, tokens, valid), spread(entropies, tokens, valid)
+    return spread(picked, tokens, at), spread(entropies, tokens, at)
 
 
 def _is_plain(head: nn.Module) -> TypeGuard[nn.Linear]:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from rlhf.advantages import generalized_advantages
-from rlhf.batches import Rollouts, TrainingBatch
+from rlhf.batches import Rollouts, TrainingBatch, on_devices
 from rlhf.beside import beside
 from rlhf.config import AdvantagesConfig
 from rlhf.kl import k1
@@ -59,8 +59,9 @@ def measure(
             part = part.trimmed() if by_length else part
             mask = part.mask[:, part.prompt_width :]
             found = measure_part(models, part, by_length=by_length, at_once=models.apart and not at_once)
+            place = on_devices(rows, [mask])[mask.device]
             for name, column in zip(COLUMNS, found, strict=True):
-                columns[name][rows, : mask.shape[1]] = torch.where(mask, column, 0.0)
+                columns[name][place, : mask.shape[1]] = torch.where(mask, column, 0.0)
 
     beside(lambda: measure_these(parts[::2]), lambda: measure_these(parts[1::2]), at_once=at_once)
     return Measured(features=features, **columns)
@@ -75,15 +76,15 @@ def measure_part(
         at_once: the policy beside the other networks, where they are `apart`.
     """
     tokens = features.tokens
-    valid = features.mask[:, features.prompt_width :] if by_length else None
+    at = features.response_positions() if by_length else None
 
     def policy() -> tuple[Tensor, Tensor, Tensor | None]:
         hidden = models.policy_hidden(features)
         values = models.values_on(hidden) if models.value_on_policy else None
-        return *models.policy_logprobs_and_entropy(hidden, tokens, valid), values
+        return *models.policy_logprobs_and_entropy(hidden, tokens, at), values
 
     def others() -> tuple[Tensor, Tensor | None]:
-        reference = models.reference_logprobs(models.reference_hidden(features), tokens, valid)
+        reference = models.reference_logprobs(models.reference_hidden(features), tokens, at)
         return reference, None if models.value_on_policy else models.values(features)
 
     (old, entropy, values), (reference, own_values) = beside(policy, others, at_once=at_once)
@@ -109,19 +110,15 @@ def features_at(
         found = models.features(part.trimmed() if by_length else part)
         if found.hidden is None:
             return whole
-        trunk = put_rows(trunk, own, found, whole)
+        if trunk is None:
+            trunk = found.hidden.new_zeros(*whole.input_ids.shape, found.hidden.shape[-1])
+        put_rows(trunk, own, found.hidden, whole.prompt_width - found.prompt_width)
     return dataclasses.replace(whole, hidden=trunk)
 
 
-def put_rows(trunk: Tensor | None, rows: Tensor, part: Features, whole: Features) -> Tensor | None:
-    """The trunk's output of a micro-batch, trimmed or not, into that of the whole batch; None where there is none."""
-    if part.hidden is None:
-        return None
-    if trunk is None:
-        trunk = part.hidden.new_zeros(*whole.input_ids.shape, part.hidden.shape[-1])
-    first = whole.prompt_width - part.prompt_width
-    trunk[rows, first : first + part.hidden.shape[1]] = part.hidden
-    return trunk
+def put_rows(trunk: Tensor, rows: Tensor, part: Tensor, first: int) -> None:
+    """The trunk's output of some rows into that of the whole batch, from column `first` on."""
+    trunk[on_devices(rows, [trunk])[trunk.device], first : first + part.shape[1]] = part
 
 
 def training_batch(

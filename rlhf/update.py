@@ -133,8 +133,8 @@ def _backward(
 
     def policy() -> tuple[Tensor, LossOutput]:
         hidden = models.policy_hidden(features)
-        valid = batch.mask if config.optimization.pack_by_length else None
-        logprobs = models.policy_logprobs(hidden, features.tokens, valid)
+        at = features.response_positions() if config.optimization.pack_by_length else None
+        logprobs = models.policy_logprobs(hidden, features.tokens, at)
         return hidden, ALGORITHMS[config.algo.name](batch, logprobs, config.algo, num_tokens)
 
     def trained_policy() -> LossOutput:

@@ -38,8 +38,9 @@ def torchs_switches() -> Iterator[None]:
     """A run sets them for its process, which here is everybody's."""
     import torch  # no test that needs no torch pays for it
 
-    threads = torch.get_num_threads()
+    threads, cudnn = torch.get_num_threads(), torch.backends.cuda.cudnn_sdp_enabled()
     yield
+    torch.backends.cuda.enable_cudnn_sdp(cudnn)
     torch.set_num_threads(threads)
     torch.use_deterministic_algorithms(False)
     torch.utils.deterministic.fill_uninitialized_memory = True

@@ -7,11 +7,13 @@ import itertools
 import json
 import os
 import sys
+from collections import Counter
 from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from rlhf.models.loading import language_head
 from tests.benchmarks import memory, scaling, startup
@@ -270,9 +272,28 @@ def test_the_others_run(name: str, capfd: pytest.CaptureFixture[str]) -> None:
         "updating": ("all", "last_k=2", "lora"),
         "memory": ("tiny, apa", "tiny, ppo"),
         "scaling": ("responses", "ranks"),
-        "startup": (),
+        "startup": ("--cfg job", "first metrics row, warm cache"),
         "compiling": ("as it is", "compiled"),
         "products": ("4 rows", "8 rows"),
     }
     assert all(f"\n{row} " in told for row in rows[name]) and "failed" not in told
     assert len(told.splitlines()) > 3
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("torchs_switches")
+def test_trl_runs_beside_ours_and_takes_as_many_steps(capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("trl")
+    steps = Counter[int]()
+    hook = register_optimizer_step_post_hook(lambda optimizer, *_: steps.update([id(optimizer)]))
+    iteration = importlib.import_module("tests.benchmarks.iteration")
+    small = "--train all --minibatch 4 --responses 8 --prompt 4 --new 4 --epochs 3 --repeats 1 --threads 1"
+    try:
+        iteration.main(small.split())
+    finally:
+        hook.remove()
+    told = capsys.readouterr().out
+    assert "\nours " in told and "\nTRL " in told
+    each = 3 * 8 // 4
+    # Two iterations of TRL's, and of ours one before them and one after each.
+    assert sorted(steps.values()) == [2 * each, 3 * each]

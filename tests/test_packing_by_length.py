@@ -74,12 +74,21 @@ def test_trimmed_rollouts_and_features_agree():
 
 def test_a_trimmed_trunk_goes_back_where_it_was():
     whole = some_features()
-    trunk = None
+    assert whole.hidden is not None
+    trunk = torch.zeros_like(whole.hidden)
     for rows in micro_batches(torch.arange(5), whole, 2, by_length=True):
-        trunk = put_rows(trunk, rows, whole.rows(rows).trimmed(), whole)
-    assert trunk is not None and whole.hidden is not None
+        part = whole.rows(rows).trimmed()
+        assert part.hidden is not None
+        put_rows(trunk, rows, part.hidden, whole.prompt_width - part.prompt_width)
     assert torch.equal(trunk[whole.mask], whole.hidden[whole.mask])
-    assert put_rows(None, torch.arange(5), dataclasses.replace(whole, hidden=None), whole) is None
+
+
+def test_positions_of_response_tokens_are_those_of_the_mask():
+    features = some_features()  # responses of 4, 6, 1, 2 and 3 tokens in 6 columns
+    found = features.response_positions()
+    assert found is not None and found.tolist() == [0, 1, 2, 3, *range(6, 12), 12, 18, 19, 24, 25, 26]
+    assert torch.equal(found, features.mask[:, features.prompt_width :].flatten().nonzero().squeeze(1))
+    assert features.rows(torch.tensor([1, 1])).response_positions() is None
 
 
 @pytest.mark.parametrize("network", ["separate", "head"])
@@ -99,6 +108,42 @@ def test_measured_columns_gradients_and_metrics_are_those_of_padded_micro_batche
         torch.testing.assert_close(getattr(packed, name), getattr(padded, name), atol=1e-5, rtol=1e-5)
     assert (found - expected).norm() < 1e-5 * expected.norm()
     assert set(ours) == set(theirs) and ours == pytest.approx(theirs, rel=1e-5, abs=1e-5)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_in_bf16_padding_moves_logprobs_by_what_the_bits_do(mode):
+    """What README states: ratios after the first epoch see it, as a text's neighbours change."""
+    rollouts, found = random_rollouts(PROMPT_LENGTHS, RESPONSE_LENGTHS), []
+    for precision, by_length in (("bf16", True), ("bf16", False), ("fp32", True)):
+        models = policy_models(tiny_model(), mode, precision=precision)
+        nudge(models.named_parameters(), 0.05)
+        found.append(measure_all(models, rollouts, 2, by_length=by_length))
+    packed, padded, exact = found
+    gaps = (packed.old_logprobs - padded.old_logprobs).abs()[rollouts.mask]
+    assert float(gaps.mean()) < 0.02 and float(gaps.max()) < 0.1
+    off = (packed.old_logprobs - exact.old_logprobs).abs()[rollouts.mask]
+    assert float(gaps.mean()) < 2 * float(off.mean()), "no worse than what bf16 itself rounds"
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_the_trunk_runs_once_whatever_the_epochs(monkeypatch, mode):
+    """Rows of a forward pass through the frozen blocks: each text once, `rollout.batch_size` at a time."""
+    seen: list[int] = []
+    states = network.states
+
+    def counting(decoder, features, start, *given, whole=False):
+        if whole:
+            seen.append(len(features.mask))
+        return states(decoder, features, start, *given, whole=whole)
+
+    monkeypatch.setattr(network, "states", counting)
+    run = settings("apa", "optimization.epochs=2", "rollout.batch_size=6", "optimization.micro_batch_size=2")
+    models, _, measured, batch = prepared(run, mode)
+    tried = seen.count(2) + seen.count(1)  # on two short texts, when it is first used
+    run_update(run, models, batch, measured)
+    texts = [count for count in seen if count > 2]
+    assert (sum(texts), len(texts)) == ((16, 3) if mode == "last_k" else (0, 0))
+    assert seen.count(2) + seen.count(1) == tried
 
 
 @pytest.mark.parametrize("mode", MODES)

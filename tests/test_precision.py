@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -21,8 +22,11 @@ from rlhf.ilql_update import ilql_update
 from rlhf.models.ilql import ILQLHeads
 from rlhf.optimization import NotFinite, clip_and_step
 from rlhf.precision import LossScaler, autocast
-from rlhf.run import execute, peak_memory
+from rlhf.run import _set_up_torch, execute, peak_memory
+from rlhf.sampling.fast import Running
+from rlhf.sampling.graphs import Graphs
 from rlhf.stages.offline import _untrained_values
+from rlhf.stages.online import EarlyScores
 from tests.config.composed import config
 from tests.helpers import VOCAB, WIDTH, policy_models, random_rollouts, tiny_model, value_settings
 from tests.test_run import tiny, without_time
@@ -129,11 +133,23 @@ def test_runs_in_float16_go_past_overflows_and_go_on_where_they_stopped(tmp_path
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
-def test_a_run_on_a_gpu(precision, tmp_path: Path, cache, capfd):
-    several = "rollout.batch_size=4", "dataset.max_new_tokens=24"  # scored beside sampling; rows are retired
+def test_a_run_on_a_gpu(precision, tmp_path: Path, cache, capfd, monkeypatch):
+    """With captured steps, rows retired, and responses scored while others are sampled."""
+    happened = Counter[str]()
+    for where, name in ((Graphs, "_capture"), (Running, "keep"), (EarlyScores, "ask")):
+        original = getattr(where, name)
+        monkeypatch.setattr(where, name, lambda *a, _o=original, _n=name, **k: (happened.update([_n]), _o(*a, **k))[1])
+    several = "rollout.batch_size=4", "dataset.max_new_tokens=24"
     run = tiny(tmp_path, cache, "apa", "hardware.device=cuda", f"hardware.precision={precision}", *several)
     assert execute(run)["status"] == "finished"
     assert "CUDA graph" not in capfd.readouterr().err
+    assert set(happened) == {"_capture", "keep", "ask"}
+
+
+def test_a_run_computes_without_cudnns_attention():
+    torch.backends.cuda.enable_cudnn_sdp(True)
+    _set_up_torch(config())
+    assert not torch.backends.cuda.cudnn_sdp_enabled()
 
 
 @pytest.mark.parametrize("overflow", [False, True])

@@ -14,6 +14,7 @@ from rlhf.token_logprobs import chosen, pieces, spread, trained_logprobs
 
 ROWS, TOKENS, WIDTH, VOCAB = 3, 5, 7, 11
 VALID = torch.arange(TOKENS) < torch.tensor([5, 2, 0])[:, None]
+AT = VALID.flatten().nonzero().squeeze(1)
 WHOLE, FOUR, ONE = 2**24, 4 * VOCAB + 3, 1
 """Sizes of a chunk: all positions at once, four of them, one."""
 
@@ -28,12 +29,12 @@ def parts(bias: bool = True) -> tuple[nn.Linear, Tensor, Tensor]:
     return head, hidden, torch.randint(VOCAB, (ROWS, TOKENS), generator=draws)
 
 
-def by_autograd(head: nn.Linear, hidden: Tensor, tokens: Tensor, temperature: float, valid: Tensor | None) -> Tensor:
+def by_autograd(head: nn.Linear, hidden: Tensor, tokens: Tensor, temperature: float, at: Tensor | None) -> Tensor:
     """In float64, written out."""
     bias = None if head.bias is None else head.bias.double()
     logits = nn.functional.linear(hidden.double(), head.weight.double(), bias) / temperature
     taken = logits.log_softmax(-1).gather(-1, tokens[..., None]).squeeze(-1)
-    return taken if valid is None else torch.where(valid, taken, 0.0)
+    return taken if at is None else torch.where(VALID, taken, 0.0)
 
 
 def gradients(logprobs: Tensor, head: nn.Linear, hidden: Tensor) -> list[Tensor]:
@@ -50,25 +51,28 @@ def test_pieces_cover_everything_once():
 
 
 def test_what_is_chosen_is_put_back():
-    values, taken = torch.arange(15.0).view(3, 5, 1), torch.arange(15).view(3, 5)
-    states, tokens = chosen(values, taken, VALID)
-    assert tokens.tolist() == [0, 1, 2, 3, 4, 5, 6] and states.squeeze(-1).tolist() == tokens.tolist()
-    assert spread(states.squeeze(-1), taken, VALID).tolist() == [[0, 1, 2, 3, 4], [5, 6, 0, 0, 0], [0] * 5]
-    assert torch.equal(spread(chosen(values, taken, None)[0].squeeze(-1), taken, None), values.squeeze(-1))
+    values, tokens = torch.arange(15.0).view(3, 5, 1).requires_grad_(), torch.arange(15).view(3, 5)
+    states = chosen(values, AT)
+    assert chosen(tokens, AT).tolist() == [0, 1, 2, 3, 4, 5, 6] and states.tolist() == [[float(i)] for i in range(7)]
+    back = spread(states.squeeze(-1), tokens, AT)
+    assert back.tolist() == [[0, 1, 2, 3, 4], [5, 6, 0, 0, 0], [0] * 5]
+    (back * torch.arange(1.0, 16.0).view(3, 5)).sum().backward()
+    assert values.grad is not None and values.grad.squeeze(-1).tolist() == [[1, 2, 3, 4, 5], [6, 7, 0, 0, 0], [0] * 5]
+    assert torch.equal(spread(chosen(values, None).squeeze(-1), tokens, None), values.squeeze(-1))
 
 
 @pytest.mark.parametrize("chunk", [WHOLE, FOUR, ONE])
-@pytest.mark.parametrize("valid", [None, VALID])
+@pytest.mark.parametrize("at", [None, AT])
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 @pytest.mark.parametrize("bias", [True, False])
-def test_values_and_gradients_are_those_of_the_log_softmax(monkeypatch, chunk, valid, temperature, bias):
+def test_values_and_gradients_are_those_of_the_log_softmax(monkeypatch, chunk, at, temperature, bias):
     monkeypatch.setattr(chunked, "CHUNK", chunk)
     head, hidden, tokens = parts(bias)
-    found = trained_logprobs(head, hidden, tokens, temperature=temperature, valid=valid)
-    expected = by_autograd(head, hidden, tokens, temperature, valid)
+    found = trained_logprobs(head, hidden, tokens, temperature=temperature, at=at)
+    expected = by_autograd(head, hidden, tokens, temperature, at)
     assert found.dtype == torch.float32 and found.shape == tokens.shape
     torch.testing.assert_close(found, expected.float(), atol=1e-5, rtol=1e-5)
-    assert valid is None or bool((found[~VALID] == 0).all())
+    assert at is None or bool((found[~VALID] == 0).all())
     ours, theirs = gradients(found, head, hidden), gradients(expected, head, hidden)
     assert len(ours) == len(theirs) == (3 if bias else 2)
     for mine, other in zip(ours, theirs, strict=True):
@@ -83,10 +87,10 @@ def test_a_frozen_head_passes_the_gradient_on_and_keeps_nothing_of_the_vocabular
     head.requires_grad_(False)
     kept: list[Tensor] = []
     with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor) or tensor, lambda tensor: tensor):
-        found = trained_logprobs(head, hidden, tokens, temperature=0.7, valid=VALID)
+        found = trained_logprobs(head, hidden, tokens, temperature=0.7, at=AT)
     assert kept and all(tensor.shape[-1:] != (VOCAB,) for tensor in kept if tensor.dim() > 1)
     (ours,), (theirs,) = (
-        gradients(logprobs, head, hidden) for logprobs in (found, by_autograd(head, hidden, tokens, 0.7, VALID))
+        gradients(logprobs, head, hidden) for logprobs in (found, by_autograd(head, hidden, tokens, 0.7, AT))
     )
     torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
     assert head.weight.grad is None and head.bias.grad is None
@@ -112,9 +116,9 @@ def test_a_head_that_trains_under_frozen_states(monkeypatch, chunk):
 def test_without_gradient_there_is_none():
     head, hidden, tokens = parts()
     with torch.no_grad():
-        found = trained_logprobs(head, hidden, tokens, temperature=0.7, valid=VALID)
+        found = trained_logprobs(head, hidden, tokens, temperature=0.7, at=AT)
     assert not found.requires_grad
-    torch.testing.assert_close(found, by_autograd(head, hidden, tokens, 0.7, VALID).float(), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(found, by_autograd(head, hidden, tokens, 0.7, AT).float(), atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("chunk", [WHOLE, FOUR])
@@ -150,8 +154,8 @@ def test_a_head_of_another_kind_is_called():
             return 2 * self.head(hidden)
 
     head, hidden, tokens = parts()
-    found = trained_logprobs(Doubled(head), hidden, tokens, temperature=1.0, valid=VALID)
-    torch.testing.assert_close(found, by_autograd(head, hidden, tokens, 0.5, VALID).float(), atol=1e-5, rtol=1e-5)
+    found = trained_logprobs(Doubled(head), hidden, tokens, temperature=1.0, at=AT)
+    torch.testing.assert_close(found, by_autograd(head, hidden, tokens, 0.5, AT).float(), atol=1e-5, rtol=1e-5)
 
 
 class Largest(TorchDispatchMode):

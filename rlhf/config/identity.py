@@ -29,8 +29,7 @@ SCORING_STAGES = (*RL_STAGES, "evaluate")
 # Options of ILQL that its sampler has.
 _ILQL_SAMPLER = {"name", "top_k", "betas"}
 
-# Sections and options that a stage never reads; those that its input runs read are not among them. Of `optimization`
-# an evaluation reads how many responses a forward pass has, which `_identity` puts in.
+# Sections and options that a stage never reads; those that its input runs read are not among them.
 UNREAD = {
     "online": {"offline"},
     "offline": {"reward.overlap"},

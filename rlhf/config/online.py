@@ -59,7 +59,11 @@ class OptimizationConfig:
     minibatch_size: int = setting(
         "responses per optimizer step, of all ranks together; divides rollout.num_responses", low=1
     )
-    micro_batch_size: int = setting("responses per forward pass of each rank, at most; divides minibatch_size", low=1)
+    micro_batch_size: int = setting(
+        "responses of an update's forward pass on each rank, at most; divides minibatch_size; the frozen trunk and "
+        "evaluations go by rollout.batch_size",
+        low=1,
+    )
     pack_by_length: bool = setting(
         "a minibatch's micro-batches are of neighbours in length, without their padding; false: all are as wide as the "
         "rollout; ilql does not read it"

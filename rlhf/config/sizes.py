@@ -30,6 +30,7 @@ def _rl(config: RunConfig) -> list[Size]:
     minibatches = responses // settings.minibatch_size
     steps = settings.epochs * minibatches
     part = settings.minibatch_size // ranks
+    most = max(responses // ranks, -(-config.dataset.num_eval_prompts // ranks))
     sizes = [
         ("responses in all", rollout.iterations * responses, "rollout.iterations x rollout.num_responses"),
         ("responses per iteration", responses, "rollout.num_responses"),
@@ -43,7 +44,9 @@ def _rl(config: RunConfig) -> list[Size]:
         ("optimizer steps per iteration", steps, "x optimization.epochs"),
         ("optimizer steps in all", rollout.iterations * steps, "x rollout.iterations"),
         ("micro-batches per minibatch and rank", part // rows, _micro("optimization.minibatch_size", ranks)),
-        *_longest(config, rows, "micro-batch"),
+        *_longest(config, rows, "micro-batch", " of an update"),
+        # The frozen trunk's and those of an evaluation.
+        *_longest(config, min(rollout.batch_size, most), "rollout.batch_size", " without gradient"),
     ]
 
 
@@ -82,6 +85,6 @@ def _micro(whole: str, ranks: int) -> str:
     return f"{whole} / {'hardware.ranks / ' if ranks > 1 else ''}{section}.micro_batch_size"
 
 
-def _longest(config: RunConfig, rows: int, what: str) -> list[Size]:
+def _longest(config: RunConfig, rows: int, what: str, of: str = "") -> list[Size]:
     tokens = rows * config.dataset.max_total_length
-    return [("tokens per forward pass, at most", tokens, f"{what} x dataset.max_total_length")]
+    return [(f"tokens per forward pass{of}, at most", tokens, f"{what} x dataset.max_total_length")]

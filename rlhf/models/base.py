@@ -152,21 +152,25 @@ class PolicyModels(ABC):
         """
         return self.own_weights and self.device.type == "cpu" and not self.value_on_policy and not self.own_pass
 
-    def policy_logprobs(self, hidden: Tensor, tokens: Tensor, valid: Tensor | None = None) -> Tensor:
-        """(B, T) log pi of the tokens from `policy_hidden`, in chunks of logits; 0 outside `valid`."""
-        return trained_logprobs(self.language_head, hidden, tokens, temperature=self.temperature, valid=valid)
+    def policy_logprobs(self, hidden: Tensor, tokens: Tensor, at: Tensor | None = None) -> Tensor:
+        """(B, T) log pi of the tokens from `policy_hidden`, in chunks of logits.
+
+        Args:
+            at: (N,) int64, which of the B T positions are wanted; 0 elsewhere. None: all.
+        """
+        return trained_logprobs(self.language_head, hidden, tokens, temperature=self.temperature, at=at)
 
     def policy_logprobs_and_entropy(
-        self, hidden: Tensor, tokens: Tensor, valid: Tensor | None = None
+        self, hidden: Tensor, tokens: Tensor, at: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """As `policy_logprobs`, to the bit but without gradient, and the policy's entropy in nats."""
-        return measured_logprobs(self.language_head, hidden, tokens, temperature=self.temperature, valid=valid)
+        return measured_logprobs(self.language_head, hidden, tokens, temperature=self.temperature, at=at)
 
     @torch.no_grad()
-    def reference_logprobs(self, hidden: Tensor, tokens: Tensor, valid: Tensor | None = None) -> Tensor:
+    def reference_logprobs(self, hidden: Tensor, tokens: Tensor, at: Tensor | None = None) -> Tensor:
         """As `policy_logprobs`, of the frozen initial policy."""
         head = self.reference_language_head
-        return trained_logprobs(head, hidden, tokens, temperature=self.temperature, valid=valid)
+        return trained_logprobs(head, hidden, tokens, temperature=self.temperature, at=at)
 
     def values(self, features: Features) -> Tensor:
         """(B, T) float32: V of the state before each response token."""

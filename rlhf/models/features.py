@@ -44,6 +44,18 @@ class Features:
         """(B, T) of the responses."""
         return self.input_ids[:, self.prompt_width :]
 
+    def response_positions(self) -> Tensor | None:
+        """Which of the B T positions of responses hold tokens, (N,) int64; None: all of them.
+
+        From the lengths, which are on the CPU: whoever picks by a mask on a GPU waits for it.
+        """
+        columns = self.input_ids.shape[1] - self.prompt_width
+        if int(self.response_lengths.min()) == columns:
+            return None
+        held = torch.arange(columns) < self.response_lengths[:, None]
+        at = held.flatten().nonzero().squeeze(1)
+        return on_devices(at, [self.mask])[self.mask.device]
+
     def trimmed(self) -> Features:
         """Without the columns in which every row is padding."""
         first = self.prompt_width - int(self.prompt_lengths.max())

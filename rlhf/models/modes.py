@@ -197,7 +197,8 @@ def lora_config(train: TrainableConfig, model: PreTrainedModel, option: str) -> 
         ModelError: lora_targets names what is no linear layer of the blocks: a head, whose adapter nothing would read,
             or nothing at all.
     """
-    layers = [name for name, module in model.base_model.named_modules() if isinstance(module, nn.Linear)]
+    inside = set(model.base_model.modules())
+    layers = [name for name, one in model.named_modules() if isinstance(one, nn.Linear) and one in inside]
     for target in train.lora_targets or []:
         if not any(name == target or name.endswith(f".{target}") for name in layers):
             known = sorted({name.rpartition(".")[2] for name in layers})

@@ -19,7 +19,8 @@ class Graphs:
     """Graphs of a step by number of rows and of columns, captured as they are needed.
 
     A pair's first step runs as it is, which warms up what a capture must not do (libraries' workspaces); the second is
-    captured, and from then on replayed. Where one cannot be captured, no other is tried.
+    captured, and from then on replayed. Where one cannot be captured, no other is tried; but lack of memory may pass,
+    and the pair's next step tries again.
     """
 
     def __init__(self) -> None:
@@ -27,6 +28,7 @@ class Graphs:
         """None: warmed up."""
         self.pool: Any = None
         self.refused = False
+        self._told = False
 
     def run(self, step: Step, running: Any, columns: int) -> None:
         """One step of `running`, whose tensors stay where they are from one call to the next.
@@ -51,9 +53,11 @@ class Graphs:
             with capturing(graph, self.pool):
                 step(running, columns)
         except RuntimeError as error:
-            self.refused = True
-            reason = str(error).strip().splitlines()[0][:200]
-            print(f"sampling without a CUDA graph where none could be captured: {reason}", file=sys.stderr)
+            self.refused = not isinstance(error, torch.OutOfMemoryError)
+            if not self._told:
+                reason = str(error).strip().splitlines()[0][:200]
+                print(f"sampling without a CUDA graph where none could be captured: {reason}", file=sys.stderr)
+            self._told = True
             return None
         self.pool = self.pool or graph.pool()
         return graph

@@ -1,6 +1,6 @@
 """What comes before the work: `python -m tests.benchmarks.startup`.
 
-Wall and CPU seconds (user and system) of `python main.py --cfg job`; of a run whose SFT policy and
+Wall and CPU seconds (user and system) of `python main.py --cfg job`; of a run of `--threads` whose SFT policy and
 reward model are cached until its first row of metrics stands in metrics.jsonl, which is an evaluation's; and, with
 `--main-job`, of README's six-run main job from a cold cache to its report. The first two alternate; medians of several.
 """
@@ -36,7 +36,7 @@ def main(arguments: list[str] | None = None) -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         cache = Path(options.cache_dir).resolve() if options.cache_dir else folder / "cache"
-        words = [*options.overrides, f"cache_dir={cache}"]
+        words = [*options.overrides, f"hardware.threads={options.threads}", f"cache_dir={cache}"]
         to_end(["algo=apa", "rollout.iterations=1", *words, f"output_dir={folder / 'warm-up'}"])  # fills the cache
         found: dict[str, list[Seconds]] = {"--cfg job": [], "first metrics row, warm cache": []}
         for repeat in range(options.repeats):

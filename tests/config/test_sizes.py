@@ -15,7 +15,13 @@ def sizes(*overrides: str) -> dict[str, int]:
     return {name: number for name, number, _ in derived_sizes(config(LENGTH, "dataset.max_new_tokens=24", *overrides))}
 
 
-RL = ("rollout.iterations=10", "rollout.num_responses=64", "rollout.batch_size=48", "optimization.epochs=3")
+RL = (
+    "dataset.num_eval_prompts=20",
+    "rollout.iterations=10",
+    "rollout.num_responses=64",
+    "rollout.batch_size=48",
+    "optimization.epochs=3",
+)
 UPDATE = ("optimization.minibatch_size=16", "optimization.micro_batch_size=4")
 
 
@@ -28,7 +34,8 @@ def test_an_online_run_of_one_rank():
         "optimizer steps per iteration": 12,
         "optimizer steps in all": 120,
         "micro-batches per minibatch and rank": 4,
-        "tokens per forward pass, at most": 4 * 40,
+        "tokens per forward pass of an update, at most": 4 * 40,
+        "tokens per forward pass without gradient, at most": 48 * 40,
     }
 
 
@@ -42,7 +49,8 @@ def test_ranks_share_the_global_batches_and_not_the_steps():
         "optimizer steps per iteration": 12,
         "optimizer steps in all": 120,
         "micro-batches per minibatch and rank": 2,
-        "tokens per forward pass, at most": 4 * 40,
+        "tokens per forward pass of an update, at most": 4 * 40,
+        "tokens per forward pass without gradient, at most": 32 * 40,
     }
 
 

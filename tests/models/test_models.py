@@ -117,8 +117,9 @@ def test_at_first_policy_reference_and_untouched_base_agree(architecture, mode):
     with torch.no_grad():
         policy, reference = policy_logits(models, features), reference_logits(models, features)
         hidden, values = hidden_and_values(models, features)
-        chunked = models.policy_logprobs(hidden, rollouts.response_ids, rollouts.mask)
-        initial = models.reference_logprobs(models.reference_hidden(features), rollouts.response_ids, rollouts.mask)
+        at = features.response_positions()
+        chunked = models.policy_logprobs(hidden, rollouts.response_ids, at)
+        initial = models.reference_logprobs(models.reference_hidden(features), rollouts.response_ids, at)
     assert torch.equal(policy[rollouts.mask], reference[rollouts.mask])
     assert torch.equal(policy[rollouts.mask], models.policy_head(hidden)[rollouts.mask])
     assert torch.equal(chunked, initial) and bool((chunked[~rollouts.mask] == 0).all())
@@ -399,3 +400,11 @@ def test_adapters_are_on_the_layers_that_are_named():
     models = build_models(tiny_model(), train, value_settings(), temperature=1.0, precision="fp32")
     adapted = {name.partition(".lora_")[0].rpartition(".")[2] for name in models.policy_parameters}
     assert adapted == {"query_key_value", "dense_4h_to_h"}
+
+
+def test_one_layer_is_named_from_the_top_of_the_model():
+    train = dataclasses.replace(trainable("lora"), lora_targets=["gpt_neox.layers.1.attention.dense"])
+    models = build_models(tiny_model(), train, value_settings(), temperature=1.0, precision="fp32")
+    assert len(models.policy_parameters) == 2 and all(
+        ".1.attention.dense." in name for name in models.policy_parameters
+    )

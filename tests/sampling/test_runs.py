@@ -10,6 +10,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, GPT2Config
 
+import rlhf.models.network as network
 import rlhf.rollout as rollout
 from rlhf.config.identity import run_folder
 from rlhf.run import execute
@@ -31,16 +32,26 @@ def spied(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    "settings", [("apa",), ("ppo", "model.train.mode=lora", "optimization.pack_by_length=false"), ("awr", "seed=3")]
+    "settings",
+    [
+        ("apa",),
+        ("apa", "model.train.mode=all"),
+        ("ppo", "model.train.mode=lora", "optimization.pack_by_length=false"),
+        ("awr", "seed=3"),
+    ],
 )
-def test_the_same_seed_has_the_same_metrics_either_way(monkeypatch, tmp_path, cache, settings):
+def test_the_same_seed_has_the_same_metrics_either_way(monkeypatch, tmp_path, cache, capfd, settings):
+    """Plain: sampled, measured and trained by transformers' own forward pass alone."""
     used, rows, samples = spied(monkeypatch), {}, {}
-    for sampling in ("plain", "fast"):
+    for sampling in ("fast", "plain"):
         used.clear()
+        if sampling == "plain":
+            monkeypatch.setattr(network, "_layers_of", lambda _: network._Layers(None, "asked for"))
         run = tiny(tmp_path, cache, *settings, *FEW, f"rollout={sampling}")
         assert run.rollout.sampling == sampling
         assert execute(run)["status"] == "finished"
         assert set(used) == {"sample_plain" if sampling == "plain" else "fast_sampler"}
+        assert ("own forward pass: asked for" in capfd.readouterr().out) == (sampling == "plain")
         rows[sampling] = [without_time(row) for row in read_rows(run_folder(run))]
         samples[sampling] = (run_folder(run) / "samples.jsonl").read_text()
     assert samples["fast"] == samples["plain"]
