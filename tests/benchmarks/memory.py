@@ -5,7 +5,8 @@ a child process for each row. On a GPU the peak is torch's count of its tensors,
 of the device at most, captured graphs' pools and gaps included; on a CPU the peak is what the process grew by after its
 imports. It is set against the sum of what must be there: frozen weights as they are held, those of a reward model
 among them, trained parameters with gradient and two moments (16 bytes each), the key-value cache, the trunk's features,
-and a chunk of logits. Activations of a micro-batch are not in the sum.
+and a chunk of logits. `activations` is beside the sum: what autograd keeps of a micro-batch until its backward pass, of
+both networks where they are trained at once.
 """
 
 from __future__ import annotations
@@ -14,18 +15,21 @@ import argparse
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from rlhf.config import RunConfig
+from rlhf.config.sizes import forward_rows
 from rlhf.models.base import PolicyModels
 from rlhf.stages.loop import one_iteration
 from rlhf.stages.setup import Setup
 from rlhf.token_logprobs import CHUNK
+from rlhf.training_batch import features_at
 from tests.benchmarks.measuring import Table, add_options, as_runs_do, begin, peak_bytes
 from tests.benchmarks.setups import (
     MODELS,
@@ -37,6 +41,7 @@ from tests.benchmarks.setups import (
     reward_of,
     setup_of,
 )
+from tests.benchmarks.updating import made_up
 
 ROOT = Path(__file__).resolve().parents[2]
 TRAINED_BYTES = 16
@@ -96,7 +101,7 @@ def main(arguments: list[str] | None = None) -> None:
         return
     begin(options, torch.device(options.device))
     print(f"{options.responses} responses of {options.prompt} + {options.new} tokens, reward model {options.reward}")
-    columns = ("peak", "needed", "ratio", "reserved", "frozen", "trained", "cache", "trunk", "logits")
+    columns = ("peak", "needed", "ratio", "reserved", "activations", "frozen", "trained", "cache", "trunk", "logits")
     table = Table("GiB", *columns)
     program = [sys.executable, "-m", "tests.benchmarks.memory"]
     words = sys.argv[1:] if arguments is None else arguments
@@ -117,7 +122,8 @@ def main(arguments: list[str] | None = None) -> None:
             giga = [part / 2**30 for part in asdict(parts).values()]
             peak = found["peak"] / 2**30
             held = found["reserved"] / 2**30 or None
-            table.row(f"{model}, {algo}", peak, parts.total / 2**30, found["peak"] / parts.total, held, *giga)
+            kept = found["activations"] / 2**30
+            table.row(f"{model}, {algo}", peak, parts.total / 2**30, found["peak"] / parts.total, held, kept, *giga)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -178,7 +184,36 @@ def child(options: argparse.Namespace) -> dict[str, object]:
         "peak": peak_bytes(device) - before,
         "reserved": reserved,
         "needed": asdict(needed_by(config, setup, judge)),
+        "activations": activations(config, setup.models),
     }
+
+
+def activations(config: RunConfig, models: PolicyModels) -> int:
+    """Bytes that autograd keeps of one micro-batch, each memory counted once and parameters not at all."""
+    rows = forward_rows(config)
+    rollouts = made_up(config, config.dataset.max_prompt_tokens, models.model.config.vocab_size, models.device)
+    features = features_at(models, rollouts, torch.arange(rows), rows, by_length=True).rows(torch.arange(rows))
+    weights = {one.untyped_storage().data_ptr() for one in _all_parameters(models, None)}
+
+    def kept_by(call: Callable[[], object]) -> int:
+        found: dict[int, int] = {}
+
+        def keep(tensor: Tensor) -> Tensor:
+            memory = tensor.untyped_storage()
+            found[memory.data_ptr()] = memory.nbytes()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            output = call()
+        del output
+        return sum(size for place, size in found.items() if place not in weights)
+
+    at = features.response_positions()
+    networks = [
+        kept_by(lambda: models.policy_logprobs(models.policy_hidden(features), features.tokens, at)),
+        kept_by(lambda: models.values(features)),
+    ]
+    return sum(networks) if models.apart and torch.get_num_threads() > 1 else max(networks)
 
 
 def needed_by(config: RunConfig, setup: Setup, judge: nn.Module | None) -> Needed:
