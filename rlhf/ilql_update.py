@@ -93,7 +93,8 @@ def _backward(
     assert isinstance(config.algo, ILQLConfig)
     features = features.rows(batch.rows_in_rollout)
     hidden = models.policy_hidden(features)
-    logprobs = models.policy_logprobs(hidden, features.tokens, features.response_positions())
-    output = ilql(batch, heads.outputs(logprobs, hidden, features.tokens, batch.mask), config.algo, num_tokens)
+    at = features.response_positions()
+    logprobs = models.policy_logprobs(hidden, features.tokens, at)
+    output = ilql(batch, heads.outputs(logprobs, hidden, features.tokens, at), config.algo, num_tokens)
     models.scaler.scaled(output.loss).backward()
     return {"policy_loss": output.loss.detach(), **output.metrics}

@@ -122,7 +122,7 @@ def test_in_bf16_padding_moves_logprobs_by_what_the_bits_do(mode):
     gaps = (packed.old_logprobs - padded.old_logprobs).abs()[rollouts.mask]
     assert float(gaps.mean()) < 0.02 and float(gaps.max()) < 0.1
     off = (packed.old_logprobs - exact.old_logprobs).abs()[rollouts.mask]
-    assert float(gaps.mean()) < 2 * float(off.mean()), "no worse than what bf16 itself rounds"
+    assert float(gaps.mean()) < float(off.mean()), "less than what bf16 itself is off by"
 
 
 @pytest.mark.parametrize("mode", MODES)

@@ -45,8 +45,9 @@ def _rl(config: RunConfig) -> list[Size]:
         ("optimizer steps in all", rollout.iterations * steps, "x rollout.iterations"),
         ("micro-batches per minibatch and rank", part // rows, _micro("optimization.minibatch_size", ranks)),
         *_longest(config, rows, "micro-batch", " of an update"),
-        # The frozen trunk's and those of an evaluation.
-        *_longest(config, min(rollout.batch_size, most), "rollout.batch_size", " without gradient"),
+        *_longest(
+            config, min(rollout.batch_size, most), "rollout.batch_size", " of the frozen trunk and of evaluations"
+        ),
     ]
 
 

@@ -19,6 +19,7 @@ from rlhf.models.base import Parameters
 from rlhf.models.features import Features
 from rlhf.models.loading import ModelError
 from rlhf.models.policy import Policy, Sampler
+from rlhf.token_logprobs import chosen, spread
 
 HEADS = "ilql_heads.safetensors"
 """In final/, beside the language model."""
@@ -49,21 +50,22 @@ class ILQLHeads(nn.Module):
         """Everything that a checkpoint keeps, target heads too."""
         return {f"ilql.{name}": parameter for name, parameter in self.named_parameters()}
 
-    def outputs(self, logprobs: Tensor, hidden: Tensor, tokens: Tensor, mask: Tensor) -> ILQLOutputs:
+    def outputs(self, logprobs: Tensor, hidden: Tensor, tokens: Tensor, at: Tensor | None) -> ILQLOutputs:
         """What the losses take. Q over the vocabulary is made for valid tokens alone, one head at a time.
 
         Args:
             logprobs: (B, T) log pi of the tokens, 0 on padding.
             hidden: (B, T, d) of the states before them.
-            tokens, mask: (B, T).
+            tokens: (B, T).
+            at: (N,) int64, which of the B T positions hold tokens; None: all.
         """
         with _float32(hidden):
-            states, taken = hidden.float()[mask], tokens[mask]
+            states, taken = chosen(hidden.float(), at), chosen(tokens, at)
             q, q_logprobs = [], []
             for head in self.q:
                 table = head(states)
-                q.append(_spread(_at(table, taken), mask))
-                q_logprobs.append(_spread(token_logprobs(table, taken), mask))
+                q.append(spread(_at(table, taken), tokens, at))
+                q_logprobs.append(spread(token_logprobs(table, taken), tokens, at))
             with torch.no_grad():
                 targets = [_at(head(states), taken) for head in self.target_q]
             return ILQLOutputs(
@@ -71,7 +73,7 @@ class ILQLHeads(nn.Module):
                 values=self.v(hidden.float()).squeeze(-1),
                 q=q,
                 q_logprobs=q_logprobs,
-                target_q=_spread(torch.stack(targets).amin(0), mask),
+                target_q=spread(torch.stack(targets).amin(0), tokens, at),
             )
 
     @torch.no_grad()
@@ -176,8 +178,3 @@ def _float32(hidden: Tensor) -> torch.autocast:
 
 def _at(table: Tensor, tokens: Tensor) -> Tensor:
     return table.gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
-
-
-def _spread(values: Tensor, mask: Tensor) -> Tensor:
-    """(N,) values of the valid positions -> (B, T), 0 on padding."""
-    return torch.zeros(mask.shape, device=values.device, dtype=values.dtype).masked_scatter(mask, values)

@@ -53,8 +53,8 @@ class Graphs:
             with capturing(graph, self.pool):
                 step(running, columns)
         except RuntimeError as error:
-            self.refused = not isinstance(error, torch.OutOfMemoryError)
-            if not self._told:
+            self.refused = "out of memory" not in str(error)
+            if self.refused or not self._told:
                 reason = str(error).strip().splitlines()[0][:200]
                 print(f"sampling without a CUDA graph where none could be captured: {reason}", file=sys.stderr)
             self._told = True

@@ -15,6 +15,7 @@ from rlhf.batches import ILQLBatch, ILQLOutputs, PromptBatch
 from rlhf.config import ILQLConfig
 from rlhf.evaluation import policy_distance
 from rlhf.masked import token_logprobs
+from rlhf.models.features import features_of
 from rlhf.models.ilql import HEADS, ILQLHeads, ILQLSampler, load_heads
 from rlhf.models.loading import ModelError
 from rlhf.random import generator, sampling_uniforms
@@ -176,12 +177,12 @@ def test_the_loss_of_a_padded_batch_is_that_of_a_slow_loop(two_qs: bool) -> None
     mask = torch.arange(4) < torch.tensor(lengths)[:, None]
     rewards = torch.zeros(3, 4)
     rewards[torch.arange(3), torch.tensor(lengths) - 1] = torch.tensor(scores)
-    batch = ILQLBatch(torch.arange(3), mask, rewards)
-    output = ilql(batch, heads.outputs(logprobs_of(logits, tokens, mask), hidden, tokens, mask), config, mask.sum())
+    batch, at = ILQLBatch(torch.arange(3), mask, rewards), mask.flatten().nonzero().squeeze(1)
+    output = ilql(batch, heads.outputs(logprobs_of(logits, tokens, mask), hidden, tokens, at), config, mask.sum())
     expected = slow_loss(heads, logits, hidden, tokens, lengths, scores, config)
     assert float(output.loss.detach()) == pytest.approx(expected, rel=1e-5)
     hidden[~mask], logits[~mask] = 7.0, 9.0  # padding holds anything
-    again = ilql(batch, heads.outputs(logprobs_of(logits, tokens, mask), hidden, tokens, mask), config, mask.sum())
+    again = ilql(batch, heads.outputs(logprobs_of(logits, tokens, mask), hidden, tokens, at), config, mask.sum())
     assert float(again.loss.detach()) == float(output.loss.detach())
 
 
@@ -189,7 +190,7 @@ def test_gradients_reach_heads_and_hidden_states_but_no_target_head() -> None:
     heads, rows = heads_with(), random_rollouts([2, 2], [3, 2])
     hidden = torch.randn(2, 3, WIDTH, requires_grad=True)
     logprobs = logprobs_of(torch.randn(2, 3, VOCAB), rows.response_ids, rows.mask)
-    outputs = heads.outputs(logprobs, hidden, rows.response_ids, rows.mask)
+    outputs = heads.outputs(logprobs, hidden, rows.response_ids, features_of(rows).response_positions())
     batch = ILQLBatch(torch.arange(2), rows.mask, torch.ones(2, 3))
     ilql(batch, outputs, settings(), rows.mask.sum()).loss.backward()
     assert all(p.grad is not None and bool(p.grad.any()) for p in heads.trained_parameters())

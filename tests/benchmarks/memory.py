@@ -179,12 +179,15 @@ def child(options: argparse.Namespace) -> dict[str, object]:
     for iteration in range(1, options.repeats + 1):
         with as_runs_do(device):
             one_iteration(config, setup, responses, progress, iteration)
+    peak = peak_bytes(device) - before
     reserved = torch.cuda.max_memory_reserved(device) if device.type == "cuda" else 0
+    with as_runs_do(device):
+        kept = activations(config, setup.models)
     return {
-        "peak": peak_bytes(device) - before,
+        "peak": peak,
         "reserved": reserved,
         "needed": asdict(needed_by(config, setup, judge)),
-        "activations": activations(config, setup.models),
+        "activations": kept,
     }
 
 

@@ -35,7 +35,7 @@ def test_an_online_run_of_one_rank():
         "optimizer steps in all": 120,
         "micro-batches per minibatch and rank": 4,
         "tokens per forward pass of an update, at most": 4 * 40,
-        "tokens per forward pass without gradient, at most": 48 * 40,
+        "tokens per forward pass of the frozen trunk and of evaluations, at most": 48 * 40,
     }
 
 
@@ -50,7 +50,7 @@ def test_ranks_share_the_global_batches_and_not_the_steps():
         "optimizer steps in all": 120,
         "micro-batches per minibatch and rank": 2,
         "tokens per forward pass of an update, at most": 4 * 40,
-        "tokens per forward pass without gradient, at most": 32 * 40,
+        "tokens per forward pass of the frozen trunk and of evaluations, at most": 32 * 40,
     }
 
 

@@ -175,15 +175,24 @@ def test_what_cannot_be_captured_runs_as_it_is_and_says_so_once(monkeypatch, cap
     assert recorder.events["eager"] > 10 and not recorder.events["replayed"] and not recorder.events["captured"]
 
 
-def test_lack_of_memory_for_a_capture_may_pass(monkeypatch, capfd):
+@pytest.mark.parametrize(
+    "error", [torch.OutOfMemoryError("CUDA out of memory."), RuntimeError("CUDA error: out of memory")]
+)
+def test_lack_of_memory_for_a_capture_may_pass(monkeypatch, capfd, error):
     sampler = ending(sampler_of(tiny_model()))
     made, recorder = recorded(monkeypatch, sampler, refuses=True)
-    recorder.error = torch.OutOfMemoryError("CUDA out of memory")
+    other, recorder.error = recorder.error, error
     assert_plain(made, sampler, 0)
-    assert "out of memory" in capfd.readouterr().err and not recorder.events["captured"]
+    told = capfd.readouterr().err.splitlines()
+    assert len(told) == 1 and "out of memory" in told[0] and not recorder.events["captured"]
     recorder.refuses = False
     assert_plain(made, sampler, 1)
     assert capfd.readouterr().err == "" and recorder.events["captured"] and recorder.events["replayed"]
+    recorder.refuses, recorder.error = True, other
+    assert made.graphs is not None
+    made.graphs.captured = dict.fromkeys(made.graphs.captured)
+    assert_plain(made, sampler, 2)
+    assert len(capfd.readouterr().err.splitlines()) == 1 and made.graphs.refused
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
