@@ -178,7 +178,8 @@ def start_ranks(config: RunConfig, stop: StopFlag) -> dict[str, Any]:
     size = config.hardware.ranks
     if config.hardware.device == "cuda" and torch.cuda.device_count() < size:
         found = torch.cuda.device_count()
-        raise RankFailed(f"hardware.ranks: {size}, one GPU each, but this machine shows {found}; use fewer ranks")
+        remedy = "use fewer ranks" if found else "use hardware=cpu"
+        raise RankFailed(f"hardware.ranks: {size}, one GPU each, but this machine shows {found}; {remedy}")
     ranks: list[_Rank] = []
     try:
         port = _free_port()

@@ -279,5 +279,5 @@ def _paths(config: RunConfig) -> list[str]:
             continue
         owned = name.count("/") == 1 or (path in old_models and "/" not in name)
         if not owned or name.startswith(("/", ".", "~")) or name.endswith(LOCAL_SUFFIXES):
-            problems.append(f"{path}: {name} does not exist")
+            problems.append(f"{path}: {name} does not exist; give a folder, or a hub name as owner/name")
     return problems

@@ -17,6 +17,7 @@ import resource
 import statistics
 import sys
 import time
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -274,7 +275,10 @@ def add_options(parser: argparse.ArgumentParser, *, repeats: int) -> None:
 
 
 def begin(options: argparse.Namespace, device: torch.device) -> None:
-    """Set the threads; print what the figures depend on."""
+    """Set the threads; print what the figures depend on. Leaves with a line where the device is not there."""
+    if device.type == "cuda" and not torch.cuda.is_available():
+        sys.exit("--device cuda: torch finds no CUDA device here; give --device cpu")
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
     torch.set_num_threads(options.threads)
     logging.set_verbosity_error()
     logging.disable_progress_bar()

@@ -26,6 +26,7 @@ from transformers import (
 )
 
 from rlhf.config import RunConfig
+from rlhf.config.build import ConfigError
 from rlhf.data.examples import DataError, Demonstration, TextData
 from rlhf.data.tokenize import Prompts, decode, encode_prompts
 from rlhf.evaluation import Evaluator
@@ -163,19 +164,23 @@ def prompts_for(tokenizer: PreTrainedTokenizerBase, count: int, tokens: int) -> 
 
 
 def config_for(*overrides: str, algo: str, responses: int, prompt: int, new: int, minibatch: int) -> RunConfig:
-    """A run of the default settings at these sizes; a minibatch is one forward pass."""
-    return composed_config(
-        f"algo={algo}",
-        f"rollout.num_responses={responses}",
-        f"rollout.batch_size={responses}",
-        "rollout.iterations=1000",
-        f"dataset.max_total_length={prompt + new}",
-        f"dataset.max_new_tokens={new}",
-        f"optimization.minibatch_size={minibatch}",
-        f"optimization.micro_batch_size={minibatch}",
-        "value.head_init_std=0.1",
-        *overrides,
-    )
+    """A run of the default settings at these sizes; a minibatch is one forward pass. Leaves with a line where a
+    benchmark's options make no config."""
+    try:
+        return composed_config(
+            f"algo={algo}",
+            f"rollout.num_responses={responses}",
+            f"rollout.batch_size={responses}",
+            "rollout.iterations=1000",
+            f"dataset.max_total_length={prompt + new}",
+            f"dataset.max_new_tokens={new}",
+            f"optimization.minibatch_size={minibatch}",
+            f"optimization.micro_batch_size={minibatch}",
+            "value.head_init_std=0.1",
+            *overrides,
+        )
+    except ConfigError as error:
+        sys.exit(str(error))
 
 
 def setup_of(

@@ -136,11 +136,12 @@ def show_shares(title: str, products: dict[str, list[Product]], times: dict[str,
         machine: which has read its rates of the products once, and does so once more.
     """
     machine.read(one for work in products.values() for one in work)
-    square = max(machine.squares)
+    square, disturbed = max(machine.squares), False
     table = Table(title, "min s", "median s", "GFLOP", "GFLOP/s", "of square", "of shapes", "shapes' GFLOP/s")
     for stage, work in products.items():
         took, count, alone = times[stage], flops(work), machine.seconds(work)
         rate = count / took.least
+        disturbed |= alone > took.least
         table.row(
             stage,
             took.least,
@@ -153,3 +154,5 @@ def show_shares(title: str, products: dict[str, list[Product]], times: dict[str,
         )
     rates = ", then ".join(f"{rate / 1e9:,.0f}" for rate in machine.squares)
     print(f"large square products: {rates} GFLOP/s; `of shapes`: the stage's own products, alone; both at their best\n")
+    if disturbed:
+        print("a stage was faster than its own products alone: something else was running; measure again\n")
