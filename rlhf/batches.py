@@ -35,15 +35,19 @@ class _RowBatch:
 
 
 def on_devices(index: Tensor, values: Iterable[object]) -> dict[torch.device, Tensor]:
-    """An int64 vector on the device of every tensor among `values`, brought there once.
+    """An int64 vector on the device of every tensor among `values`, brought there once."""
+    devices = {value.device for value in values if isinstance(value, Tensor)}
+    return {device: on_device(index, device) for device in devices}
+
+
+def on_device(index: Tensor, device: torch.device) -> Tensor:
+    """An int64 vector to index tensors of `device` with.
 
     A GPU indexed by a vector in ordinary memory waits for all its work first.
     """
-    found = {index.device: index}
-    for device in {value.device for value in values if isinstance(value, Tensor)} - {index.device}:
-        to_gpu = device.type == "cuda" and index.device.type == "cpu"
-        found[device] = index.pin_memory().to(device, non_blocking=True) if to_gpu else index.to(device)
-    return found
+    if device.type == "cuda" and index.device.type == "cpu":
+        return index.pin_memory().to(device, non_blocking=True)
+    return index.to(device)
 
 
 @dataclass(frozen=True)

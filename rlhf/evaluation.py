@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from rlhf.batches import PromptBatch, Rollouts, on_devices
+from rlhf.batches import PromptBatch, Rollouts, on_device
 from rlhf.config import ILQLConfig, RunConfig
 from rlhf.data.examples import GoldScorer
 from rlhf.distributed import gathered, own_rows
@@ -132,7 +132,7 @@ def policy_distance(models: Policy, rollouts: Rollouts, batch_size: int) -> tupl
             logits = models.policy_head(hidden[piece])
             pairs.append((exact_kl(logits, models.reference_head(initial[piece])), entropy(logits)))
         columns = [torch.cat(column) for column in zip(*pairs, strict=True)]
-        place = on_devices(rows, [kl])[kl.device]
+        place = on_device(rows, kl.device)
         kl[place, :width] = spread(columns[0].double(), part.mask, at)
         entropies[place, :width] = spread(columns[1], part.mask, at)
     return kl, entropies

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from rlhf.advantages import generalized_advantages
-from rlhf.batches import Rollouts, TrainingBatch, on_devices
+from rlhf.batches import Rollouts, TrainingBatch, on_device
 from rlhf.beside import beside
 from rlhf.config import AdvantagesConfig
 from rlhf.kl import k1
@@ -59,7 +59,7 @@ def measure(
             part = part.trimmed() if by_length else part
             mask = part.mask[:, part.prompt_width :]
             found = measure_part(models, part, by_length=by_length, at_once=models.apart and not at_once)
-            place = on_devices(rows, [mask])[mask.device]
+            place = on_device(rows, mask.device)
             for name, column in zip(COLUMNS, found, strict=True):
                 columns[name][place, : mask.shape[1]] = torch.where(mask, column, 0.0)
 
@@ -118,7 +118,7 @@ def features_at(
 
 def put_rows(trunk: Tensor, rows: Tensor, part: Tensor, first: int) -> None:
     """The trunk's output of some rows into that of the whole batch, from column `first` on."""
-    trunk[on_devices(rows, [trunk])[trunk.device], first : first + part.shape[1]] = part
+    trunk[on_device(rows, trunk.device), first : first + part.shape[1]] = part
 
 
 def training_batch(

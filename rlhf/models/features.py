@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from rlhf.batches import Rollouts, on_devices
+from rlhf.batches import Rollouts, on_device
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Features:
 
     def rows(self, index: Tensor) -> Features:
         """The rows that `index` (an int64 vector on the CPU) names."""
-        at = on_devices(index, [self.mask])[self.mask.device]
+        at = on_device(index, self.mask.device)
         return Features(
             input_ids=self.input_ids[at],
             mask=self.mask[at],
@@ -53,8 +53,7 @@ class Features:
         if int(self.response_lengths.min()) == columns:
             return None
         held = torch.arange(columns) < self.response_lengths[:, None]
-        at = held.flatten().nonzero().squeeze(1)
-        return on_devices(at, [self.mask])[self.mask.device]
+        return on_device(held.flatten().nonzero().squeeze(1), self.mask.device)
 
     def trimmed(self) -> Features:
         """Without the columns in which every row is padding."""

@@ -103,7 +103,7 @@ def main(arguments: list[str] | None = None) -> None:
     print(f"{options.responses} responses of {options.prompt} + {options.new} tokens, reward model {options.reward}")
     columns = ("peak", "needed", "ratio", "reserved", "activations", "frozen", "trained", "cache", "trunk", "logits")
     table = Table("GiB", *columns)
-    program = [sys.executable, "-m", "tests.benchmarks.memory"]
+    program = [sys.executable, "-W", "ignore::FutureWarning", "-m", "tests.benchmarks.memory"]
     words = sys.argv[1:] if arguments is None else arguments
     for model in options.model:
         for algo in options.algo:
