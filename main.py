@@ -73,7 +73,7 @@ def _exit_code(error: Exception) -> int:
     from omegaconf.errors import OmegaConfBaseException
 
     from rlhf.config.build import ConfigError
-    from sweeps.child import one_line
+    from rlhf.errors import UserError, one_line
     from sweeps.experiment import Stopped
 
     if isinstance(error, Stopped):
@@ -85,11 +85,10 @@ def _exit_code(error: Exception) -> int:
     if isinstance(error, HydraException | OmegaConfBaseException):
         print(f"config error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
-    if type(error).__name__ == "DataError":  # rlhf.data imports torch, which this process may not have needed yet
-        print(f"data error: {error}", file=sys.stderr)
-        return 2
-    print(f"failed: {one_line(error)} (RLHF_TRACEBACK=1 shows where)", file=sys.stderr)
-    return 1
+    label, code = (error.label, error.exit_code) if isinstance(error, UserError) else ("failed", 1)
+    hint = " (RLHF_TRACEBACK=1 shows where)" if code == 1 else ""
+    print(f"{label}: {one_line(error)}{hint}", file=sys.stderr)
+    return code
 
 
 if __name__ == "__main__":

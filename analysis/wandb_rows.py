@@ -20,7 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from analysis.load import RunRecord, SweepFolderError, label_runs, load_run, make_record
-from analysis.wandb_run import JOB_TYPE, WandbError, logged_in, one_line
+from analysis.wandb_run import JOB_TYPE, WandbError, logged_in
+from rlhf.errors import reason
 
 # What W&B's server writes for numbers that JSON does not have.
 _NOT_FINITE = ("NaN", "Infinity", "-Infinity")
@@ -92,7 +93,7 @@ def load_wandb_server(path: str, group: str, api: Any = None) -> list[RunRecord]
     except WandbError:
         raise
     except Exception as error:  # whatever W&B raises for no network, a rejected key or a missing project
-        raise WandbError(f"W&B, {path}: {one_line(error)}") from error
+        raise WandbError(f"W&B, {path}: {reason(error)}") from error
     if not records:
         raise WandbError(f"W&B, {path}: no runs of group {group!r}")
     return label_runs([records[name] for name in sorted(records)])

@@ -20,6 +20,7 @@ from analysis.samples import sample_pairs
 from analysis.statistics import interval
 from analysis.summary import Comparison
 from analysis.tables import KL_EFFICIENCY_COLUMNS, kl_efficiency_rows
+from rlhf.errors import reason
 
 JOB_TYPE = "analysis"
 """Tells the dashboard's own run from the runs of the sweep and from the curves logged when a sweep ends."""
@@ -125,7 +126,7 @@ def log_analysis(folder: Path, destination: Destination, comparison: Comparison,
     except Exception as error:  # whatever W&B raises for no network, a rejected key or a foreign project
         with contextlib.suppress(Exception):  # it may have broken down
             wandb.teardown()
-        said = f"W&B did not take the analysis run: {one_line(error)}"
+        said = f"W&B did not take the analysis run: {reason(error)}"
         raise WandbError(said if destination.offline else f"{said}; --offline keeps it for later") from error
     for superseded in earlier:  # else `wandb sync` would send each of them
         if superseded.name != files.name:
@@ -181,12 +182,7 @@ def logged_in() -> bool:
         settings = wandb_setup.singleton().settings
         return bool(settings.api_key or settings.identity_token_file or read_netrc_auth(host=settings.base_url))
     except Exception as error:  # a broken netrc or settings file raises what it likes
-        raise WandbError(f"W&B's credentials cannot be read: {one_line(error)}") from error
-
-
-def one_line(error: Exception) -> str:
-    """The first line of what W&B says."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+        raise WandbError(f"W&B's credentials cannot be read: {reason(error)}") from error
 
 
 def _open(folder: Path, destination: Destination, comparison: Comparison) -> Any:

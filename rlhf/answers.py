@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import io
 import json
 import os
 import zipfile
@@ -17,12 +18,12 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from rlhf.batches import Rollouts, pad
-from rlhf.checkpoint import flush_to_disk
 from rlhf.config import RunConfig
 from rlhf.config.identity import REVISION, UNREAD_OF_DATASET, fingerprint, identifying, without
 from rlhf.data.examples import Demonstration, Preference
 from rlhf.data.tokenize import answer_tokens, decode, encode_prompts, pad_id
 from rlhf.distributed import first_says
+from rlhf.files import write_whole
 
 CHUNK = 256
 """Answers scored between two writes: what an interruption can lose."""
@@ -164,11 +165,9 @@ def _put(partial: Path, first: int, scores: Tensor) -> None:
 def _whole(path: Path, partial: Path) -> Tensor:
     """All chunks as the file that other runs read."""
     scores = np.fromfile(partial, dtype=np.float32)
-    temporary = path.with_suffix(".tmp")
-    with temporary.open("wb") as file:
-        np.savez(file, scores=scores)  # a zip file, whose checksum tells damage
-    flush_to_disk(temporary)
-    temporary.replace(path)
+    content = io.BytesIO()
+    np.savez(content, scores=scores)  # a zip file, whose checksum tells damage
+    write_whole(path, content.getvalue())
     partial.unlink()
     return torch.from_numpy(scores)
 

@@ -22,12 +22,14 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from rlhf.distributed import part_of, whole
+from rlhf.errors import UserError
+from rlhf.files import flush_to_disk
 
 KEPT = 2
 TENSORS, STATE = "tensors.safetensors", "state.json"
 
 
-class CheckpointError(RuntimeError):
+class CheckpointError(UserError, RuntimeError):
     """A checkpoint that cannot be read or written; the message names the folder and what to do."""
 
 
@@ -161,12 +163,3 @@ def _state_sha256(state: Mapping[str, Any]) -> str:
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def flush_to_disk(path: Path) -> None:
-    """Wait until a file, or a folder's list of names, is on disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

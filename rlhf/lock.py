@@ -19,6 +19,9 @@ from typing import Any
 
 from filelock import FileLock
 
+from rlhf.errors import UserError
+from rlhf.files import write_whole
+
 # In the environment of a sweep's children and jobs: one that meets a live holder (another driver's, a killed driver's
 # child that still ends its iteration, a requeued job's earlier self) waits for it instead of failing.
 WAIT_FOR_LOCK = "RLHF_WAIT_FOR_LOCK"
@@ -27,7 +30,7 @@ LEASE_SECONDS = 120.0
 HEARTBEAT_SECONDS = 10.0
 
 
-class LockError(RuntimeError):
+class LockError(UserError, RuntimeError):
     """Another process is at work on this run, or has taken it over."""
 
 
@@ -112,9 +115,7 @@ class RunLock:
             "token": self.token,
             "heartbeat": time.time(),
         }
-        temporary = self.path.with_suffix(".tmp")
-        temporary.write_text(json.dumps(holder))
-        temporary.replace(self.path)
+        write_whole(self.path, json.dumps(holder))
 
 
 def is_alive(holder: Mapping[str, Any]) -> bool:

@@ -32,6 +32,7 @@ from torch.distributed import PrefixStore, TCPStore  # pyright: ignore[reportPri
 from rlhf.config import RunConfig
 from rlhf.config.build import build_config, config_to_mapping
 from rlhf.distributed import RankFailed, count, rank
+from rlhf.errors import one_line, reason
 from rlhf.stages.context import StopFlag
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -71,9 +72,7 @@ def joined(config: RunConfig) -> Iterator[None]:
         server = TCPStore(*where, size, hosts, timedelta(seconds=MEET_SECONDS))
         looking = TCPStore(*where, None, False, timedelta(seconds=MEET_SECONDS))
     except RuntimeError as error:
-        raise RankFailed(
-            f"rank {number} of {size} met nobody at {where[0]}:{where[1]} ({_first_line(error)})"
-        ) from error
+        raise RankFailed(f"rank {number} of {size} met nobody at {where[0]}:{where[1]} ({reason(error)})") from error
     attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
     distributed.init_process_group(
         "cpu:gloo,cuda:nccl" if cuda else "gloo",
@@ -102,7 +101,7 @@ def _blaming(failures: PrefixStore) -> Iterator[None]:
     except BaseException as error:
         if not isinstance(error, RankFailed):
             with contextlib.suppress(Exception):  # the store has gone with rank 0
-                failures.compare_set(FAILURE, "", f"rank {rank()}: {type(error).__name__}: {_first_line(error)}")
+                failures.compare_set(FAILURE, "", f"rank {rank()}: {one_line(error)}")
         raise
 
 
@@ -294,11 +293,7 @@ def _portable(error: BaseException) -> BaseException:
             return error
     except Exception:
         pass
-    return RuntimeError(f"{type(error).__name__}: {_first_line(error)}")
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [""])[0]
+    return RuntimeError(one_line(error))
 
 
 def _free_port() -> int:

@@ -24,11 +24,13 @@ import transformers
 import yaml
 from filelock import FileLock, Timeout
 
-from rlhf.checkpoint import Checkpoint, flush_to_disk, load_checkpoint, read_tensors
+from rlhf.checkpoint import Checkpoint, load_checkpoint, read_tensors
 from rlhf.config import RunConfig
 from rlhf.config.build import config_to_mapping
 from rlhf.config.identity import SCORING_STAGES, input_runs, run_folder, run_id
 from rlhf.distributed import first_says, rank
+from rlhf.errors import UserError
+from rlhf.files import write_whole
 from rlhf.lock import WAIT_FOR_LOCK, LockError, RunLock
 from rlhf.precision import without_cudnn_attention
 from rlhf.random import compute_the_same_again
@@ -42,7 +44,7 @@ OVER = ("finished", "pruned")
 REPORTED_PACKAGES = ("torch", "transformers", "peft", "hydra-core", "wandb", "optuna", "numpy")
 
 
-class RunError(RuntimeError):
+class RunError(UserError, RuntimeError):
     """A run that cannot go on; the message is one line that says what to do."""
 
 
@@ -177,7 +179,7 @@ def _prepare(context: RunContext) -> Checkpoint | None:
     overwrites = _start_afresh(folder) if config.overwrite else _overwrites(folder)
     (folder / "summary.json").unlink(missing_ok=True)
     mapping = config_to_mapping(config)
-    _write_whole(folder / "config.yaml", yaml.safe_dump(mapping, sort_keys=False))
+    write_whole(folder / "config.yaml", yaml.safe_dump(mapping, sort_keys=False))
     if config.tracking.wandb != "off":
         from rlhf.wandb_mirror import WandbMirror
 
@@ -208,7 +210,7 @@ def read_summary(folder: Path) -> dict[str, Any] | None:
 def _start_afresh(folder: Path) -> int:
     """Empty the folder but for its lock; how often that has been done tells W&B runs apart."""
     count = _overwrites(folder) + ((folder / "config.yaml").exists())
-    _write_whole(folder / "overwrites.json", json.dumps({"count": count}))
+    write_whole(folder / "overwrites.json", json.dumps({"count": count}))
     for path in folder.iterdir():
         if path.name not in ("lock.json", ".lock.guard", "overwrites.json"):
             shutil.rmtree(path) if path.is_dir() else path.unlink()
@@ -280,14 +282,7 @@ def _write_summary(folder: Path, summary: dict[str, Any], lock: RunLock) -> None
     if rank():
         return
     lock.check()
-    _write_whole(folder / "summary.json", json.dumps(finite(summary), indent=1, allow_nan=False))
-
-
-def _write_whole(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(text)
-    flush_to_disk(temporary)
-    temporary.replace(path)
+    write_whole(folder / "summary.json", json.dumps(finite(summary), indent=1, allow_nan=False))
 
 
 def peak_memory(device: torch.device) -> dict[str, float]:

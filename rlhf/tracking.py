@@ -9,8 +9,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-from rlhf.checkpoint import flush_to_disk
 from rlhf.distributed import first_says, rank
+from rlhf.files import flush_to_disk
 from rlhf.lock import RunLock
 
 METRICS, SAMPLES = "metrics.jsonl", "samples.jsonl"

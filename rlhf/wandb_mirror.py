@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from rlhf.config import RunConfig, TrackingConfig
+from rlhf.errors import reason
 
 SENT = "wandb/sent.json"
 """How many rows W&B was given, so that a resumed run repeats none. What a kill -9 catches in W&B's own buffer is lost
@@ -92,8 +93,7 @@ def open_wandb_run(tracking: TrackingConfig, folder: Path, **identity: Any) -> A
     try:
         return wandb.init(**common, mode=mode, settings=settings)
     except Exception as error:  # whatever W&B raises: a mirror never ends a run
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        log.warning("W&B cannot be reached (%s); this run goes on offline", reason)
+        log.warning("W&B cannot be reached (%s); this run goes on offline", reason(error))
         wandb.teardown()  # else the half-open run still owns the id
         return wandb.init(**common, mode="offline", settings=settings)
 

@@ -97,7 +97,7 @@ def _cancel(statuses: list[RunStatus], console: Console) -> int:
 
 def _rerun(statuses: list[RunStatus], failed_only: bool, console: Console) -> int:
     from rlhf.config.build import ConfigError
-    from sweeps.child import one_line
+    from rlhf.errors import one_line
     from sweeps.experiment import Stopped, run_experiment
 
     states = ("failed", "lost") if failed_only else ("failed", "lost", "interrupted")

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from rlhf.config import RunConfig
+from rlhf.errors import one_line
 from rlhf.lock import WAIT_FOR_LOCK
 from sweeps.resources import thread_environment
 from sweeps.runs import STOP_SIGNALS
@@ -41,14 +42,6 @@ def run_in_child(target: str, run: RunConfig, log: Path, result: Connection, env
         result.send(("raised", one_line(error)))
     sys.stdout.flush()
     sys.stderr.flush()
-
-
-def one_line(error: BaseException) -> str:
-    """The error without a traceback; the type's name where the message alone would say little."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    text = "; ".join(lines) if isinstance(error, ValueError) else " ".join(lines[:1])
-    plain = type(error).__name__ in ("ConfigError", "DataError", "RunError")  # their messages say all
-    return text if plain else f"{type(error).__name__}: {text}"
 
 
 def _write_output_to(log: Path) -> None:

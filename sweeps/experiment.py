@@ -20,7 +20,7 @@ from rlhf.config.build import ConfigError
 from rlhf.config.check import checked_config
 from rlhf.config.identity import input_runs, run_folder, run_id, sweep_folder
 from rlhf.config.sizes import derived_sizes
-from sweeps.child import one_line
+from rlhf.errors import one_line
 from sweeps.display import duration, watching
 from sweeps.driver import Driver, finished
 from sweeps.local_launcher import LocalRuns

@@ -13,6 +13,7 @@ from typing import Any
 from rlhf.config import RunConfig
 from rlhf.config.build import config_to_mapping
 from rlhf.config.identity import run_id, sweep_folder
+from rlhf.files import write_whole
 from rlhf.lock import process_start
 
 JOBS = "jobs"
@@ -59,6 +60,4 @@ def read_json(path: Path) -> dict[str, Any]:
 def write_json(path: Path, mapping: Mapping[str, Any]) -> None:
     """Whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}")
-    temporary.write_text(json.dumps(mapping))
-    temporary.replace(path)
+    write_whole(path, json.dumps(mapping))

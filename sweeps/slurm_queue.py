@@ -9,6 +9,8 @@ import time
 from collections.abc import Collection
 from dataclasses import dataclass, field
 
+from rlhf.errors import printable, reason
+
 # A busy controller is not asked more often.
 ASK_EVERY_SECONDS = 4.0
 BUSY_FACTOR = 20.0
@@ -64,8 +66,7 @@ class Queue:
                 command, capture_output=True, text=True, check=True, timeout=ANSWER_WITHIN_SECONDS, env=_environment()
             )
         except (OSError, subprocess.SubprocessError) as error:
-            lines = str(getattr(error, "stderr", None) or error).strip().splitlines()
-            self.trouble = lines[-1] if lines else type(error).__name__
+            self.trouble = printable(str(getattr(error, "stderr", None) or "")) or reason(error)
         else:
             rows = (line.split("|", 3) for line in done.stdout.splitlines() if line.count("|") >= 3)
             self.jobs = {number.strip(): JobState(state, node, reason) for number, state, node, reason in rows}

@@ -13,6 +13,7 @@ from rich.table import Table
 from rlhf.config import RunConfig
 from rlhf.config.build import ConfigError, build_config
 from rlhf.config.identity import input_runs, run_folder, sweep_folder
+from rlhf.errors import reason
 from rlhf.lock import is_alive, process_start
 from sweeps.display import RunProgress
 from sweeps.driver import finished, read_summary
@@ -88,7 +89,7 @@ def _unfinished_inputs(statuses: list[RunStatus], queue: Queue, unreadable: list
 
 
 def _not_readable(record: Path, error: Exception) -> str:
-    return f"{record}: not of this version of the program ({str(error).splitlines()[0]})"
+    return f"{record}: not of this version of the program ({reason(error)})"
 
 
 def _status(folder: Path, name: str, record: dict[str, Any], queue: Queue) -> RunStatus:

@@ -10,7 +10,9 @@ from typing import Any
 
 from analysis.load import RunRecord, load_sweep
 from analysis.summary import Comparison, compare
-from analysis.wandb_run import Destination, WandbError, log_analysis, logged_in, one_line, sweep_curves
+from analysis.wandb_run import Destination, WandbError, log_analysis, logged_in, sweep_curves
+from rlhf.errors import reason
+from rlhf.files import write_whole
 
 FILE = "dashboard.json"
 
@@ -100,10 +102,8 @@ def _saved(file: Path) -> str:
 
 def _write(file: Path, text: str) -> None:
     """In one step: whoever reads it, or is killed here, has the file before or after."""
-    temporary = file.with_name(f".{file.name}.new")
     try:
-        temporary.write_text(text + "\n", encoding="utf-8")
-        temporary.replace(file)
+        write_whole(file, text + "\n")
     except OSError as error:
         raise WandbError(f"{file}: cannot be written ({error.strerror}); --output gives another file") from error
 
@@ -154,7 +154,7 @@ def _default_entity() -> str:
     try:
         entity = wandb.Api(timeout=30).default_entity
     except Exception as error:  # whatever W&B raises for no network or a rejected key
-        raise WandbError(f"W&B does not answer: {one_line(error)}; --offline writes files only") from error
+        raise WandbError(f"W&B does not answer: {reason(error)}; --offline writes files only") from error
     if not entity:
         raise WandbError("W&B names no default entity of this account; --entity gives one")
     return entity
@@ -165,5 +165,5 @@ def _save(workspace: Any, file: Path) -> None:
         workspace.save()
     except Exception as error:  # whatever W&B raises for no network, a rejected key or a view that was deleted
         raise WandbError(
-            f"W&B did not save the dashboard: {one_line(error)}; {file} has it, and without that file a new one is made"
+            f"W&B did not save the dashboard: {reason(error)}; {file} has it, and without that file a new one is made"
         ) from error

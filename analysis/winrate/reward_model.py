@@ -8,6 +8,7 @@ from typing import Any
 from analysis.winrate.errors import WinrateError
 from analysis.winrate.scores import Score
 from analysis.winrate.sources import Answer
+from rlhf.errors import reason
 
 
 def reward_model_scores(path: str) -> Score:
@@ -49,8 +50,7 @@ def _load(path: str) -> tuple[Any, Any]:
         tokenizer = AutoTokenizer.from_pretrained(path)
         model, loading = AutoModelForSequenceClassification.from_pretrained(path, output_loading_info=True)
     except Exception as error:  # whatever transformers and safetensors raise on what they cannot load
-        reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
-        raise WinrateError(f"--reward-path {path}: cannot be loaded ({reason})") from error
+        raise WinrateError(f"--reward-path {path}: cannot be loaded ({reason(error)})") from error
     if loading["missing_keys"]:
         names = ", ".join(sorted(loading["missing_keys"]))
         raise WinrateError(f"--reward-path {path}: lacks the weights {names}; give a reward model, not a policy")

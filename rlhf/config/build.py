@@ -13,10 +13,13 @@ from collections.abc import Iterable
 from typing import Any
 
 from rlhf.config import ALGO_CONFIGS, AlgoConfig, RunConfig
+from rlhf.errors import UserError
 
 
-class ConfigError(ValueError):
+class ConfigError(UserError, ValueError):
     """What the user asked for cannot be; `problems` has one line for each reason."""
+
+    label, exit_code = "config error", 2
 
     def __init__(self, problems: list[str]) -> None:
         super().__init__("\n".join(problems))

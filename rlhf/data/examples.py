@@ -6,9 +6,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
+from rlhf.errors import UserError
 
-class DataError(ValueError):
+
+class DataError(UserError, ValueError):
     """The user's mistake about data, in one line that names the option or the file and what to do."""
+
+    label, exit_code = "data error", 2
 
 
 @dataclass(frozen=True)

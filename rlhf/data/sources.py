@@ -16,6 +16,7 @@ from datasets.exceptions import DatasetsError
 from rlhf.config.identity import fingerprint
 from rlhf.data.examples import DataError
 from rlhf.data.rows import JSON_SUFFIXES, Row, json_rows
+from rlhf.errors import reason
 
 SUFFIXES = (*JSON_SUFFIXES, ".parquet")
 HELD_OUT_NAMES = ("test", "validation", "valid", "valid1", "eval", "evaluation", "dev")
@@ -72,7 +73,7 @@ def hub_source(name: str, option: str) -> Source:
         parts = datasets.load_dataset(f"{owner}/{repository}" if rest else owner, data_dir=folder or None)
     except (*_UNREADABLE, RuntimeError) as error:
         raise DataError(
-            f"{option}={name}: the hub did not give it ({_reason(error)}); "
+            f"{option}={name}: the hub did not give it ({reason(error)}); "
             f"set {option.replace('hub', 'path')} to local files"
         ) from None
     return _source({str(part): _dataset_part(rows, f"{name} {part}") for part, rows in parts.items()}, option, name)
@@ -107,14 +108,14 @@ def _parquet_rows(path: Path, option: str) -> Iterator[Row]:
         streamed = datasets.load_dataset("parquet", data_files=str(path), split="train", streaming=True)
         yield from _dataset_rows(streamed, str(path))
     except _UNREADABLE as error:
-        raise DataError(f"{option}={path}: cannot be read ({_reason(error)}); give a readable file") from None
+        raise DataError(f"{option}={path}: cannot be read ({reason(error)}); give a readable file") from None
 
 
 def _saved(path: Path, option: str) -> datasets.Dataset | datasets.DatasetDict:
     try:
         return datasets.load_from_disk(str(path))
     except _UNREADABLE as error:
-        raise DataError(f"{option}={path}: cannot be read ({_reason(error)}); save it again") from None
+        raise DataError(f"{option}={path}: cannot be read ({reason(error)}); save it again") from None
 
 
 def _dataset_part(rows: datasets.Dataset, name: str) -> Part:
@@ -123,7 +124,3 @@ def _dataset_part(rows: datasets.Dataset, name: str) -> Part:
 
 def _dataset_rows(rows: Iterable[Any], name: str) -> Iterator[Row]:
     return (Row(value, f"{name}, row {number}") for number, value in enumerate(rows, start=1))
-
-
-def _reason(error: Exception) -> str:
-    return str(error).splitlines()[0] if str(error) else type(error).__name__

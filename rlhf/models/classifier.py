@@ -18,6 +18,7 @@ from transformers import (
     PreTrainedModel,
 )
 
+from rlhf.errors import reason
 from rlhf.models.loading import ModelError, base_of_adapter
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -54,7 +55,7 @@ def load_classifier(path: str | Path, precision: str = "fp32", base: str | None 
     except ModelError:
         raise
     except Exception as error:  # whatever safetensors, peft, the hub client or transformers raise on damaged files
-        raise ModelError(f"reward.path: cannot load {path} ({first_line(error)})") from error
+        raise ModelError(f"reward.path: cannot load {path} ({reason(error)})") from error
     if missing:
         raise ModelError(f"reward.path: {path} lacks the weights {named(missing)}; give a reward model, not a policy")
     return model.eval().requires_grad_(False)
@@ -75,10 +76,6 @@ def named(names: Collection[str]) -> str:
     """A few names of many, in order."""
     few = ", ".join(sorted(names)[:5])
     return few if len(names) <= 5 else f"{few} and {len(names) - 5} more"
-
-
-def first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
 
 
 def _refuse_several_outputs(path: str | Path, config: PretrainedConfig) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +13,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from rlhf.batches import ILQLOutputs, Rollouts
+from rlhf.errors import reason
+from rlhf.files import write_whole
 from rlhf.masked import token_logprobs
 from rlhf.models.base import Parameters
 from rlhf.models.features import Features
@@ -94,9 +95,8 @@ class ILQLHeads(nn.Module):
 
     def save(self, folder: Path) -> None:
         """Whole or not at all."""
-        temporary = folder / f".{HEADS}.tmp"
-        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()}, temporary)
-        os.replace(temporary, folder / HEADS)
+        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()}
+        write_whole(folder / HEADS, lambda target: save_file(tensors, target))
 
     def _min_target_q(self, states: Tensor) -> Tensor:
         first, *others = self.target_q
@@ -120,7 +120,7 @@ def load_heads(folder: str, width: int, vocabulary: int, device: torch.device) -
         heads.load_state_dict(tensors)
     except (OSError, SafetensorError, RuntimeError) as error:
         raise ModelError(
-            f"evaluation.policy: no ILQL heads for this model in {path} ({str(error).splitlines()[0][:200]}); give the "
+            f"evaluation.policy: no ILQL heads for this model in {path} ({reason(error)}); give the "
             "final/ of a run of algo=ilql"
         ) from error
     return heads

@@ -29,6 +29,7 @@ from transformers import (
 
 from rlhf.config import ModelConfig, RunConfig, TrainableConfig
 from rlhf.data.tokenize import eos_id, pad_id
+from rlhf.errors import UserError, reason
 from rlhf.models.held import hold
 from rlhf.precision import AUTOCAST
 
@@ -40,7 +41,7 @@ CACHE_LINE = 64
 """Bytes."""
 
 
-class ModelError(ValueError):
+class ModelError(UserError, ValueError):
     """A model that cannot be loaded; the message is one line that names the option and what to do."""
 
 
@@ -131,9 +132,7 @@ def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
     try:
         tokenizer = AutoTokenizer.from_pretrained(path)
     except (OSError, ValueError) as error:
-        raise ModelError(
-            f"model.path: no tokenizer at {path} ({_first_line(error)}); give a folder or hub name"
-        ) from error
+        raise ModelError(f"model.path: no tokenizer at {path} ({reason(error)}); give a folder or hub name") from error
     if tokenizer.eos_token_id is None:
         raise ModelError(f"model.path: the tokenizer at {path} has no EOS token; a policy must be able to end")
     if tokenizer.pad_token_id is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
@@ -170,7 +169,7 @@ def load_pretrained(
     except ModelError:
         raise
     except Exception as error:  # whatever safetensors, peft, the hub client or transformers raise on damaged files
-        raise ModelError(f"model.path: cannot load {path} ({_first_line(error)})") from error
+        raise ModelError(f"model.path: cannot load {path} ({reason(error)})") from error
     if len(tokenizer) > model.config.vocab_size:
         with torch.random.fork_rng(devices=[]):  # an adapter's base is widened anew each time, always to the same
             torch.manual_seed(0)
@@ -250,7 +249,3 @@ def _switch_dropout_off(config: object) -> None:
     for name in list(vars(config)):
         if "dropout" in name and isinstance(getattr(config, name), float):
             setattr(config, name, 0.0)
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

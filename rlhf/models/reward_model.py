@@ -15,7 +15,8 @@ from transformers import AutoModelForSequenceClassification, PreTrainedModel, Pr
 from rlhf.batches import pad
 from rlhf.config import TrainableConfig
 from rlhf.data.tokenize import encode_answered, pad_id
-from rlhf.models.classifier import first_line, load_classifier
+from rlhf.errors import reason
+from rlhf.models.classifier import load_classifier
 from rlhf.models.features import positions_of
 from rlhf.models.held import hold, to_float32
 from rlhf.models.loading import FLOAT32, Held, ModelError, check_positions, load_pretrained, load_tokenizer
@@ -134,7 +135,7 @@ def _headless(policy: Path, held: Held) -> PreTrainedModel:
             model = AutoModelForSequenceClassification.from_config(whole.config, dtype=torch.float32)
             setattr(model, model.base_model_prefix, whole.base_model)
     except Exception as error:  # whatever safetensors or transformers raise on damaged files
-        raise ModelError(f"reward model: cannot load {policy} ({first_line(error)})") from error
+        raise ModelError(f"reward model: cannot load {policy} ({reason(error)})") from error
     hold(model)
     return model.eval()
 

@@ -9,6 +9,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
+from rlhf.errors import reason
 from rlhf.models.families import Unknown
 
 T = TypeVar("T")
@@ -34,8 +35,7 @@ def tried(name: str, work: Callable[[], T]) -> tuple[T | None, str]:
     except (torch.OutOfMemoryError, torch.AcceleratorError):
         raise
     except OTHERWISE_BUILT as error:
-        message = str(error).strip() or type(error).__name__
-        return None, f"{name}: {message.splitlines()[0][:200]}"
+        return None, f"{name}: {reason(error)}"
 
 
 def agree(expected: Tensor, found: Tensor) -> bool:

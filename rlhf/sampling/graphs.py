@@ -10,6 +10,8 @@ from typing import Any, Protocol
 
 import torch
 
+from rlhf.errors import reason
+
 
 class Step(Protocol):
     def __call__(self, running: Any, columns: int) -> None: ...
@@ -55,8 +57,8 @@ class Graphs:
         except RuntimeError as error:
             self.refused = "out of memory" not in str(error)
             if self.refused or not self._told:
-                reason = str(error).strip().splitlines()[0][:200]
-                print(f"sampling without a CUDA graph where none could be captured: {reason}", file=sys.stderr)
+                why = reason(error)
+                print(f"sampling without a CUDA graph where none could be captured: {why}", file=sys.stderr)
             self._told = True
             return None
         self.pool = self.pool or graph.pool()

@@ -10,7 +10,7 @@ from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhf.batches import pad
 from rlhf.config import RunConfig
-from rlhf.models.classifier import first_line
+from rlhf.errors import reason
 from rlhf.models.loading import ModelError, moved
 
 
@@ -109,11 +109,11 @@ def text_classifier(
 def _load_tokenizer(path: str) -> PreTrainedTokenizerBase:
     try:
         tokenizer = AutoTokenizer.from_pretrained(path)
-        reason = "" if tokenizer.vocab_size else "its files are not there"  # transformers makes an empty one
+        why = "" if tokenizer.vocab_size else "its files are not there"  # transformers makes an empty one
     except Exception as error:  # whatever the hub client or transformers raise
-        reason = first_line(error)
-    if reason:
-        raise ModelError(f"reward.tokenizer: no tokenizer at {path} ({reason}); give a folder or hub name")
+        why = reason(error)
+    if why:
+        raise ModelError(f"reward.tokenizer: no tokenizer at {path} ({why}); give a folder or hub name")
     return tokenizer
 
 

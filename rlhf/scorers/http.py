@@ -29,13 +29,14 @@ import torch
 from torch import Tensor
 
 from rlhf.config import RunConfig
+from rlhf.errors import UserError
 
 FIRST_WAIT, LONGEST_WAIT, LONGEST_WAIT_ASKED_FOR = 1.0, 60.0, 600.0
 """Seconds between tries: at first, at most by doubling, and at most because the server says so."""
 FLOAT32_MAX = torch.finfo(torch.float32).max
 
 
-class RewardServerError(RuntimeError):
+class RewardServerError(UserError, RuntimeError):
     """A server that gives no scores; the message is one line that names reward.url."""
 
 

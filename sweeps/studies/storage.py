@@ -20,6 +20,8 @@ from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
 
 from rlhf.config.build import ConfigError
 from rlhf.config.identity import REVISION, fingerprint, sweep_folder
+from rlhf.errors import reason
+from rlhf.files import write_whole
 from sweeps.driver import read_summary
 from sweeps.settings import StudySettings
 from sweeps.studies.objective import OBJECTIVES
@@ -60,9 +62,7 @@ def owner_of(folder: Path) -> str:
     """Drivers of this folder, whatever machine they are on: a shared database says by this whose a trial is."""
     file = folder / "study.owner"
     if not (file.is_file() and file.read_text()):
-        temporary = folder / f".study.owner.{os.getpid()}"
-        temporary.write_text(uuid.uuid4().hex)
-        temporary.replace(file)
+        write_whole(file, uuid.uuid4().hex)
     return file.read_text()
 
 
@@ -80,8 +80,7 @@ def open_storage(settings: StudySettings, folder: Path) -> BaseStorage:
         _drop_half_line(path, lock)
         return JournalStorage(JournalFileBackend(str(path), lock))
     except Exception as error:  # of SQLAlchemy, a database's driver, the file system
-        first = next(iter(str(error).splitlines()), type(error).__name__)
-        raise ConfigError([f"hydra.sweeper.storage: {first}"]) from error
+        raise ConfigError([f"hydra.sweeper.storage: {reason(error)}"]) from error
 
 
 def _database(url: str) -> RDBStorage:

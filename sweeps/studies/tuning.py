@@ -12,7 +12,7 @@ from rich.console import Console
 from rlhf.config import RunConfig
 from rlhf.config.build import ConfigError
 from rlhf.config.identity import run_folder, sweep_folder
-from sweeps.child import one_line
+from rlhf.errors import one_line
 from sweeps.driver import Driver, read_summary
 from sweeps.experiment import again, count_runs, launcher_for
 from sweeps.launcher import HarnessLauncher

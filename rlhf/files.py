@@ -1,0 +1,101 @@
+"""Files that are whole or not there, and errors that name them. Imports no torch."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import secrets
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from rlhf.errors import FileError, printable
+
+_REMEDIES = {
+    errno.ENOSPC: "free space there and type the command again",
+    errno.EDQUOT: "free some of your quota there and type the command again",
+    errno.EFBIG: "raise the limit of file sizes (ulimit -f) and type the command again",
+    errno.EACCES: "see that you may use it and type the command again",
+    errno.EPERM: "see that you may use it and type the command again",
+    errno.EROFS: "it is read-only; give another folder",
+    errno.ENOLCK: "this file system has no locks; give a folder on another one",
+    errno.ENAMETOOLONG: "the name is too long; give a shorter one",
+}
+
+
+@contextlib.contextmanager
+def told_with_path(path: Path, doing: str) -> Iterator[None]:
+    """Turn an OSError of the body into a FileError that says which file, what was being done, and what to do.
+
+    Args:
+        path: the file or folder at work.
+        doing: as "write the checkpoint".
+    """
+    try:
+        yield
+    except FileError:
+        raise
+    except OSError as error:
+        why = error.strerror or printable(str(error)) or type(error).__name__
+        remedy = _REMEDIES.get(error.errno or 0, "type the command again")
+        told = FileError(f"{path}: cannot {doing} ({why}); {remedy}")
+        told.errno = error.errno
+        raise told from error
+
+
+def write_whole(path: Path, content: str | bytes | Callable[[Path], None], *, mode: int | None = None) -> None:
+    """Write a file under a temporary name, flush it to disk, and rename it.
+
+    Whoever reads `path`, and a process that is killed here, sees the file before or after, never a part.
+
+    Args:
+        content: what the file holds, or a function that writes it to the path that it is given.
+        mode: the file's permissions, as 0o600; None: as the umask says.
+
+    Raises:
+        FileError: the disk is full, or the folder cannot be written; `path` is as it was.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
+    with told_with_path(path, "write it"):
+        try:
+            if callable(content):
+                content(temporary)
+            else:
+                data = content.encode() if isinstance(content, str) else content
+                descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666 if mode is None else mode)
+                with open(descriptor, "wb") as file:
+                    file.write(data)
+            flush_to_disk(temporary)
+            temporary.replace(path)
+        finally:
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)
+
+
+def read_json_object(path: Path) -> dict[str, Any] | None:
+    """The object that a JSON file holds; None where there is no file.
+
+    Raises:
+        FileError: it cannot be read, or holds no JSON object.
+    """
+    with told_with_path(path, "read it"):
+        try:
+            value = json.loads(path.read_bytes())
+        except FileNotFoundError:
+            return None
+        except (ValueError, RecursionError) as error:
+            raise FileError(f"{path}: holds no readable JSON; delete it, or put back what was there") from error
+    if not isinstance(value, dict):
+        raise FileError(f"{path}: holds no JSON object; delete it, or put back what was there")
+    return value
+
+
+def flush_to_disk(path: Path) -> None:
+    """Wait until a file, or a folder's list of names, is on disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
