@@ -6,27 +6,12 @@ from collections import Counter
 from collections.abc import Hashable, Sequence
 from typing import Any
 
-# Settings that cannot change what a run measures (`identity=False` in the config dataclasses, which this package may
-# not import), and the seed, over which results are averaged.
-_NOT_COMPARED = (
-    "seed",
-    "sweep_name",
-    "output_dir",
-    "cache_dir",
-    "overwrite",
-    "hardware.parallel_runs",
-    "hardware.runs_per_gpu",
-)
-_NOT_COMPARED += (
-    "reward.retries",
-    "reward.timeout_seconds",
-    "evaluation.samples",
-    "checkpoint.checkpoint_every",
-    "checkpoint.save_final",
-)
+from rlhf.config.build import paths_without_effect
+
+# Also the seed, over which results are averaged, and what is kept: another id, and the same results.
+_SAME_RESULTS = {"seed", "checkpoint.save_final", *paths_without_effect()}
 _ABSENT = object()
 _NAN = float("nan")
-_GROUPS_NOT_COMPARED = ("tracking.", "hydra.", "hardware.slurm.")
 
 
 def label_configs(configs: list[dict[str, Any]]) -> list[str]:
@@ -82,7 +67,7 @@ def flatten(config: dict[str, Any], prefix: str = "") -> dict[str, Hashable]:
     flat: dict[str, Hashable] = {}
     for name, value in config.items():
         key = f"{prefix}{name}"
-        if key in _NOT_COMPARED or f"{key}.".startswith(_GROUPS_NOT_COMPARED):
+        if key in _SAME_RESULTS or key == "hydra":
             continue
         if isinstance(value, dict):
             flat |= flatten(value, f"{key}.")

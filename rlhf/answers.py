@@ -19,7 +19,7 @@ from transformers import PreTrainedTokenizerBase
 
 from rlhf.batches import Rollouts, pad
 from rlhf.config import RunConfig
-from rlhf.config.identity import REVISION, UNREAD_OF_DATASET, fingerprint, identifying, without
+from rlhf.config.identity import REVISION, fingerprint, read_by_stage
 from rlhf.data.examples import Demonstration, Preference
 from rlhf.data.tokenize import answer_tokens, decode, encode_prompts, pad_id
 from rlhf.distributed import first_says
@@ -27,9 +27,6 @@ from rlhf.files import write_whole
 
 CHUNK = 256
 """Answers scored between two writes: what an interruption can lose."""
-
-UNREAD_OF_REWARD = ("scale", "clip", "baseline", "overlap")
-"""What the loop does with scores."""
 
 
 class Answers:
@@ -97,10 +94,10 @@ def scores_file(config: RunConfig, reward_model: Path | None, answers: Answers) 
         reward_model: folder of its weights; None where it has none.
     """
     hardware = config.hardware
-    references = without(identifying(config.dataset), UNREAD_OF_DATASET["reward_model"])
+    references = read_by_stage(config, "reward_model", "dataset")
     depends_on = {
         "revision": REVISION,
-        "reward": without(identifying(config.reward), UNREAD_OF_REWARD),
+        "reward": read_by_stage(config, "evaluate", "reward"),  # without what the loop does with scores
         "reward_model": None if reward_model is None else fingerprint(str(reward_model)),
         "references": None if config.reward.normalize == "none" else references,
         "answers": first_says(answers.fingerprint),  # which reads all of them

@@ -16,6 +16,17 @@ from rlhf.config.online import (
     OptimizationConfig,
     RolloutConfig,
 )
+from rlhf.config.readers import (
+    ALWAYS,
+    REWARD_MODEL,
+    RL,
+    SCORING,
+    SFT,
+    TRAINING,
+    VALUE_NETWORK,
+    Is,
+    stages,
+)
 from rlhf.config.reward import RewardConfig
 from rlhf.config.setting import setting
 from rlhf.config.stage import RL_STAGES, RewardModelConfig, SFTConfig, StageConfig, SupervisedConfig
@@ -56,26 +67,34 @@ __all__ = [
 class RunConfig:
     """One run, whole. `algo` is the dataclass that `ALGO_CONFIGS` names for `algo.name`."""
 
-    seed: int = setting("seed of rollouts, prompt order, minibatches and value head", low=0)
-    sweep_name: str = setting("folder below output_dir that gathers the runs of one experiment", identity=False)
-    output_dir: str = setting("where runs are written", identity=False, path=True)
-    cache_dir: str = setting(
-        "where SFT policies, reward models and converted weights are kept for later runs", identity=False, path=True
+    seed: int = setting("seed of rollouts, prompt order, minibatches and value head", read_by=RL, low=0)
+    sweep_name: str = setting(
+        "folder below output_dir that gathers the runs of one experiment", read_by=ALWAYS, identity=False
     )
-    overwrite: bool = setting("start afresh instead of skipping or resuming", identity=False)
-    stage: StageConfig = setting("which stage runs")
-    algo: AlgoConfig = setting("the algorithm of stage=online and stage=offline")
-    dataset: DatasetConfig = setting("prompts, SFT texts, preference pairs")
-    model: ModelConfig = setting("the policy")
-    value: ValueConfig = setting("the value network")
-    reward: RewardConfig = setting("the score of a response")
-    sft: SFTConfig = setting("supervised fine-tuning")
-    reward_model: RewardModelConfig = setting("reward-model training")
-    rollout: RolloutConfig = setting("sampling")
-    offline: OfflineConfig = setting("what stage=offline does in place of sampling")
-    advantages: AdvantagesConfig = setting("advantage estimation")
-    optimization: OptimizationConfig = setting("policy updates")
-    evaluation: EvaluationConfig = setting("evaluation on held-out prompts")
-    checkpoint: CheckpointConfig = setting("checkpoints and the final weights")
-    hardware: HardwareConfig = setting("the machine")
-    tracking: TrackingConfig = setting("W&B")
+    output_dir: str = setting("where runs are written", read_by=ALWAYS, identity=False, path=True)
+    cache_dir: str = setting(
+        "where SFT policies, reward models and converted weights are kept for later runs",
+        read_by=ALWAYS,
+        identity=False,
+        path=True,
+    )
+    overwrite: bool = setting("start afresh instead of skipping or resuming", read_by=ALWAYS, identity=False)
+    stage: StageConfig = setting("which stage runs", read_by=ALWAYS)
+    algo: AlgoConfig = setting(
+        "the algorithm of stage=online and stage=offline",
+        read_by=RL | (stages("evaluate") & Is("algo.name", ("ilql",))),
+    )
+    dataset: DatasetConfig = setting("prompts, SFT texts, preference pairs", read_by=ALWAYS)
+    model: ModelConfig = setting("the policy", read_by=ALWAYS)
+    value: ValueConfig = setting("the value network", read_by=RL)
+    reward: RewardConfig = setting("the score of a response", read_by=SCORING)
+    sft: SFTConfig = setting("supervised fine-tuning", read_by=SFT)
+    reward_model: RewardModelConfig = setting("reward-model training", read_by=REWARD_MODEL)
+    rollout: RolloutConfig = setting("sampling", read_by=SCORING)
+    offline: OfflineConfig = setting("what stage=offline does in place of sampling", read_by=stages("offline"))
+    advantages: AdvantagesConfig = setting("advantage estimation", read_by=RL & VALUE_NETWORK)
+    optimization: OptimizationConfig = setting("policy updates", read_by=RL)
+    evaluation: EvaluationConfig = setting("evaluation on held-out prompts", read_by=SCORING)
+    checkpoint: CheckpointConfig = setting("checkpoints and the final weights", read_by=TRAINING)
+    hardware: HardwareConfig = setting("the machine", read_by=ALWAYS)
+    tracking: TrackingConfig = setting("W&B", read_by=ALWAYS)

@@ -13,7 +13,10 @@ from collections.abc import Iterable
 from typing import Any
 
 from rlhf.config import ALGO_CONFIGS, AlgoConfig, RunConfig
-from rlhf.errors import UserError
+from rlhf.errors import UserError, printable
+
+LONGEST_VALUE = 100
+"""Letters of a value that a message shows."""
 
 
 class ConfigError(UserError, ValueError):
@@ -27,6 +30,12 @@ class ConfigError(UserError, ValueError):
 
     def __reduce__(self) -> tuple[type[ConfigError], tuple[list[str]]]:
         return type(self), (self.problems,)  # pickling would otherwise hand the joined text to __init__
+
+
+def shown(value: Any) -> str:
+    """`value` as Python writes it, on one line and cut where it is very long."""
+    text = printable(repr(value))
+    return text if len(text) <= LONGEST_VALUE else f"{text[: LONGEST_VALUE - 3]}..."
 
 
 def build_config(mapping: dict[str, Any]) -> RunConfig:
@@ -52,6 +61,12 @@ def option_paths(algos: Iterable[str] = ALGO_CONFIGS) -> set[str]:
     """Dotted paths of all options and groups of options, `algo.*` being those that one of `algos` has."""
     paths = {path for path in _paths(RunConfig) if not path.startswith("algo.")}
     return paths.union(*(_paths(ALGO_CONFIGS[algo], "algo.") for algo in algos))
+
+
+def paths_without_effect() -> set[str]:
+    """Dotted paths of the options that can change no result, and of the groups that hold nothing else."""
+    found = _without_effect(RunConfig)
+    return found.union(*(_without_effect(kind, "algo.") for kind in ALGO_CONFIGS.values()))
 
 
 def no_such_option(path: str, known: Iterable[str]) -> str:
@@ -80,6 +95,17 @@ def _paths(kind: type, prefix: str = "") -> set[str]:
     return paths
 
 
+def _without_effect(kind: type, prefix: str = "") -> set[str]:
+    found = set()
+    for field in dataclasses.fields(kind):
+        path, group = prefix + field.name, _group(_types(kind)[field.name])
+        inner = _without_effect(group, f"{path}.") if group else set()
+        if field.metadata["identity"] is False or (group and inner >= _paths(group, f"{path}.")):
+            found.add(path)
+        found |= inner
+    return found
+
+
 def _group(kind: Any) -> type | None:
     """The dataclass of a field that is a group of options, or may be (X | None)."""
     candidates = typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
@@ -89,7 +115,7 @@ def _group(kind: Any) -> type | None:
 def _build(kind: type, mapping: Any, prefix: str, problems: list[str]) -> Any:
     """An object of the dataclass `kind`, or None once there is a problem."""
     if not isinstance(mapping, dict):
-        problems.append(f"{prefix.rstrip('.')}: {mapping!r} is not a group of options")
+        problems.append(f"{prefix.rstrip('.')}: {shown(mapping)} is not a group of options")
         return None
     if kind is AlgoConfig:
         kind = ALGO_CONFIGS.get(mapping.get("name", ""), kind)
@@ -138,23 +164,23 @@ def _convert(value: Any, kind: Any) -> Any:
         return None if value is None else _convert(value, typing.get_args(kind)[0])
     if typing.get_origin(kind) is list:
         if not isinstance(value, list):
-            raise ValueError(f"{value!r} is not a list")
+            raise ValueError(f"{shown(value)} is not a list")
         return [_convert(item, typing.get_args(kind)[0]) for item in value]
     if kind is bool:
         if isinstance(value, bool):
             return value
-        raise ValueError(f"{value!r} is not true or false")
+        raise ValueError(f"{shown(value)} is not true or false")
     number = isinstance(value, int | float) and not isinstance(value, bool)
     if kind is int:
         if number and isinstance(value, int):
             return value
-        raise ValueError(f"{value!r} is not an integer")
+        raise ValueError(f"{shown(value)} is not an integer")
     if kind is float:
         return _number(value, number)
     assert kind is str, kind
     if isinstance(value, str) or (number and isinstance(value, int)):
         return str(value)  # sweep_name=2026 comes as an integer
-    raise ValueError(f"{value!r} is not a text; put it into quotes if it is meant as one")
+    raise ValueError(f"{shown(value)} is not a text; put it into quotes if it is meant as one")
 
 
 def _number(value: Any, number: bool) -> float:
@@ -164,7 +190,7 @@ def _number(value: Any, number: bool) -> float:
     except (ValueError, OverflowError):
         result = math.nan
     if not math.isfinite(result):
-        raise ValueError(f"{value!r} is not a number")
+        raise ValueError(f"{shown(value)} is not a number")
     return result
 
 
@@ -172,10 +198,10 @@ def _check_range(value: Any, bounds: typing.Mapping[str, Any]) -> None:
     if value is None or not bounds:
         return
     if bounds["choices"] is not None and value not in bounds["choices"]:
-        raise ValueError(f"{value!r} is not one of {', '.join(bounds['choices'])}")
+        raise ValueError(f"{shown(value)} is not one of {', '.join(bounds['choices'])}")
     if bounds["low"] is not None and value < bounds["low"]:
-        raise ValueError(f"{value!r} is below {bounds['low']}")
+        raise ValueError(f"{shown(value)} is below {bounds['low']}")
     if bounds["above"] is not None and value <= bounds["above"]:
-        raise ValueError(f"{value!r} is not above {bounds['above']}")
+        raise ValueError(f"{shown(value)} is not above {bounds['above']}")
     if bounds["high"] is not None and value > bounds["high"]:
-        raise ValueError(f"{value!r} is above {bounds['high']}")
+        raise ValueError(f"{shown(value)} is above {bounds['high']}")

@@ -16,56 +16,41 @@ from rlhf.config import (
     SupervisedConfig,
     TrainableConfig,
 )
-from rlhf.config.build import ConfigError, build_config
+from rlhf.config.build import ConfigError, build_config, shown
 from rlhf.config.check_hardware import divides, rank_problems, slurm_problems
 from rlhf.config.identity import input_runs
+from rlhf.config.options import options
+from rlhf.config.unread import Sources, unread
 
 # What can stand in a folder's name and in a W&B id.
 SWEEP_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.\-]*")
+SWEEP_NAME_LENGTH = 80  # W&B's ids end at 128, and hold the run's id and more beside it
 
 # The data sets with a made-up language, whose words are the tokenizer's of source=random.
 MADE_UP_LANGUAGES = ("letters",)
 
-# Options that say nothing to a reward of this name, so that somebody who set one meant another reward.
-_TEXT_MODEL = ("path", "checkpoint_file", "base", "tokenizer", "prefix", "suffix", "max_tokens", "precision")
-UNREAD_OF_REWARD = {
-    "learned": ("url", "checkpoint_file"),
-    "hh_gptj": ("url",),
-    "tldr_gptj": ("url",),
-    "http": _TEXT_MODEL,
-    "sentiment": ("url", *_TEXT_MODEL),
-}
-
-# The same of data sets that are not collected preferences.
-UNREAD_OF_DATASET = {
-    "letters": ("sft_path", "hub", "sft_hub", "max_bad_rows"),
-    "reviews": ("sft_path", "hub", "sft_hub", "max_bad_rows"),
-}
-
 LOCAL_SUFFIXES = (".jsonl", ".json", ".gz", ".gguf", ".safetensors", ".parquet", ".csv", ".txt", ".bin", ".pt")
 
 
-def checked_config(mapping: dict[str, Any]) -> RunConfig:
+def checked_config(mapping: dict[str, Any], sources: Sources | None = None) -> RunConfig:
     """`build_config` and `check` in one.
+
+    Args:
+        sources: what the user has set, as in `rlhf.config.unread`.
 
     Raises:
         ConfigError: with all problems, one a line.
     """
     config = build_config(mapping)
-    if problems := check(config):
+    if problems := check(config, sources):
         raise ConfigError(problems)
     return config
 
 
-def check(config: RunConfig) -> list[str]:
-    """Impossible combinations, one line each; empty where the run can start."""
-    problems = []
-    if not SWEEP_NAME.fullmatch(config.sweep_name):
-        problems.append(
-            f"sweep_name: {config.sweep_name!r} is no folder name of letters, digits and . _ - that starts with a "
-            "letter or digit"
-        )
+def check(config: RunConfig, sources: Sources | None = None) -> list[str]:
+    """Impossible combinations, and set options that nothing reads; one line each, empty where the run can start."""
     parts = (
+        _names,
         _batches,
         _model,
         _frozen_weights,
@@ -77,7 +62,21 @@ def check(config: RunConfig) -> list[str]:
         slurm_problems,
         _paths,
     )
-    return problems + [problem for part in parts for problem in part(config)]
+    problems = [problem for part in parts for problem in part(config)]
+    runs = [config, *input_runs(config)]
+    idle = {option.path for option in options(config) if option.unread_by(runs) is not None}
+    return [line for line in problems if line.partition(":")[0] not in idle] + [*unread(config, sources).values()]
+
+
+def _names(config: RunConfig) -> list[str]:
+    name = config.sweep_name
+    if len(name) > SWEEP_NAME_LENGTH:
+        return [f"sweep_name: {shown(name)} has {len(name)} letters; at most {SWEEP_NAME_LENGTH} fit into a W&B id"]
+    if not SWEEP_NAME.fullmatch(name):
+        return [
+            f"sweep_name: {shown(name)} is no folder name of letters, digits and . _ - beginning with a letter or digit"
+        ]
+    return []
 
 
 def _batches(config: RunConfig) -> list[str]:
@@ -101,6 +100,9 @@ def _model(config: RunConfig) -> list[str]:
     model = config.model
     problems = []
     if model.source == "random":
+        lacking = [name for name in ("num_layers", "width", "num_heads") if getattr(model, name) is None]
+        if model.width is None or model.num_heads is None or lacking:
+            return [f"model.{name}: missing; model.source=random draws a model of that size" for name in lacking]
         if model.width % model.num_heads:
             problems += divides(model.num_heads, "model.num_heads", model.width, "model.width")
         elif model.width // model.num_heads % 2:
@@ -116,8 +118,6 @@ def _model(config: RunConfig) -> list[str]:
     problems += _last_k(config)
     if model.source == "pretrained" and model.path is None:
         problems.append("model.path: missing; model.source=pretrained needs a folder or hub name")
-    if config.value.network == "head" and config.value.train == "all":
-        problems.append("value.train: all is a choice of value.network=separate; a head trains what the policy trains")
     return problems
 
 
@@ -131,7 +131,7 @@ def _last_k(config: RunConfig) -> list[str]:
     return [
         f"{path}.last_k: {train.last_k} is more than model.num_layers = {layers}"
         for path, train in trained.items()
-        if train.mode == "last_k" and train.last_k > layers
+        if layers is not None and train.mode == "last_k" and train.last_k > layers
     ]
 
 
@@ -147,11 +147,6 @@ def _dataset(config: RunConfig) -> list[str]:
             f"dataset.max_total_length: {dataset.max_total_length} leaves no room for a prompt beside "
             f"dataset.max_new_tokens = {dataset.max_new_tokens}"
         )
-    problems += [
-        f"dataset.{option}: dataset={dataset.name} does not read it; leave it out"
-        for option in UNREAD_OF_DATASET.get(dataset.name, ())
-        if getattr(dataset, option)
-    ]
     if "" in dataset.stop_strings:
         problems.append("dataset.stop_strings: an empty text would end every response before its first token")
     return problems
@@ -218,12 +213,6 @@ def _reward(config: RunConfig) -> list[str]:
         problems.append(f"reward.base: missing; reward={reward.name} needs the architecture of its state dict")
     if reward.url is not None and not reward.url.startswith(("http://", "https://")):
         problems.append(f"reward.url: {reward.url!r} begins with neither http:// nor https://")
-    trained_here = reward.name == "learned" and reward.path is None
-    unread = UNREAD_OF_REWARD[reward.name] + (("base", "tokenizer", "prefix", "suffix") if trained_here else ())
-    kind = "a reward model that is trained here" if trained_here else f"reward={reward.name}"
-    for option in unread:
-        if getattr(reward, option) not in (None, "", "fp32"):
-            problems.append(f"reward.{option}: {kind} does not read it; leave it out")
     return problems
 
 
@@ -242,8 +231,6 @@ def _stage(config: RunConfig) -> list[str]:
         problems.append("hardware.sharding: stage=evaluate trains nothing, and each rank holds both models; use none")
     if stage == "evaluate" and isinstance(algo, ILQLConfig) and config.evaluation.policy is None:
         problems.append("evaluation.policy: missing; algo=ilql samples by the heads that a run has trained")
-    if stage != "evaluate" and config.evaluation.policy is not None:
-        problems.append("evaluation.policy: is what stage=evaluate measures; other stages evaluate their own policy")
     return problems
 
 

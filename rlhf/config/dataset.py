@@ -4,43 +4,61 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from rlhf.config.readers import AFTER_SFT, ALWAYS, FROM_FILES, MADE_UP_LABELS, RL, SCORING, Absent, Is
 from rlhf.config.setting import setting
 
 
 @dataclass(kw_only=True)
 class DatasetConfig:
-    name: str = setting("the data set", choices=("letters", "reviews", "hh", "tldr", "stackexchange"))
+    name: str = setting("the data set", read_by=ALWAYS, choices=("letters", "reviews", "hh", "tldr", "stackexchange"))
     path: str | None = setting(
         "local pairs in the hub's columns instead: .json(l), .json(l).gz, .parquet, or a folder (save_to_disk, or with "
         "files train* and test*)",
+        read_by=FROM_FILES | Is("dataset.name", ("reviews",)),
         content=True,
     )
-    sft_path: str | None = setting("local SFT texts, likewise, where they are a data set of their own", content=True)
+    sft_path: str | None = setting(
+        "local SFT texts, likewise, where they are a data set of their own", read_by=FROM_FILES, content=True
+    )
     hub: str | None = setting(
         "the preference pairs' name on the hub, owner/name, or owner/name/folder for one folder of it; null: not from "
-        "there"
+        "there",
+        read_by=FROM_FILES & Absent("dataset.path"),
     )
     sft_hub: str | None = setting(
-        "the SFT texts' name on the hub, likewise; null, or with dataset.path: the preferred answers of the pairs"
+        "the SFT texts' name on the hub, likewise; null, or with dataset.path: the preferred answers of the pairs",
+        read_by=FROM_FILES & Absent("dataset.path") & Absent("dataset.sft_path"),
     )
-    max_bad_rows: int = setting("malformed rows that are skipped and counted; one more refuses the data", low=0)
-    seed: int = setting("seed of made-up data and of the split into train and held-out parts", low=0)
-    num_sft: int | None = setting("SFT examples; null: all", low=1)
-    num_pairs: int | None = setting("preference pairs for training; null: all", low=1)
-    num_test_pairs: int = setting("held-out preference pairs", low=1)
-    num_prompts: int | None = setting("prompts for RL; null: all", low=1)
-    num_eval_prompts: int = setting("held-out prompts that evaluations use; even, for the two halves", low=2)
+    max_bad_rows: int = setting(
+        "malformed rows that are skipped and counted; one more refuses the data", read_by=FROM_FILES, low=0
+    )
+    seed: int = setting("seed of made-up data and of the split into train and held-out parts", read_by=ALWAYS, low=0)
+    num_sft: int | None = setting("SFT examples; null: all", read_by=ALWAYS, low=1)
+    num_pairs: int | None = setting(
+        "preference pairs for training; null: all", read_by=ALWAYS, identity=AFTER_SFT, low=1
+    )
+    num_test_pairs: int = setting("held-out preference pairs", read_by=ALWAYS, identity=AFTER_SFT, low=1)
+    num_prompts: int | None = setting("prompts for RL; null: all", read_by=ALWAYS, identity=AFTER_SFT, low=1)
+    num_eval_prompts: int = setting(
+        "held-out prompts that evaluations use; even, for the two halves", read_by=ALWAYS, identity=SCORING, low=2
+    )
     label_noise_scale: float = setting(
         "Bradley-Terry scale of made-up labels: the better answer wins with probability sigmoid(scale * gold gap)",
+        read_by=MADE_UP_LABELS,
+        identity=AFTER_SFT,
         above=0,
     )
     max_total_length: int = setting(
-        "longest prompt + response, tokens; prompts are cut on the left to what max_new_tokens leaves", low=2
+        "longest prompt + response, tokens; prompts are cut on the left to what max_new_tokens leaves",
+        read_by=ALWAYS,
+        low=2,
     )
-    max_new_tokens: int = setting("longest response, tokens", low=1)
-    stop_strings: list[str] = setting("a response ends where it completes one of these; the scored text drops it")
+    max_new_tokens: int = setting("longest response, tokens", read_by=ALWAYS, low=1)
+    stop_strings: list[str] = setting(
+        "a response ends where it completes one of these; the scored text drops it", read_by=SCORING
+    )
     kl_budgets: list[float] = setting(
-        "KL budgets at which efficiency is reported, nats; the first is the headline", above=0
+        "KL budgets at which efficiency is reported, nats; the first is the headline", read_by=RL, above=0
     )
 
     @property

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from rlhf.config.readers import ALWAYS, HAS_INPUTS, TRAINING, Is
 from rlhf.config.setting import setting
 
 
@@ -11,53 +12,76 @@ from rlhf.config.setting import setting
 class SlurmConfig:
     """What sbatch is told, named as there; none of it changes a run's results."""
 
-    partition: str | None = setting("partition; null: the cluster's default", identity=False)
-    account: str | None = setting("account charged", identity=False)
-    qos: str | None = setting("quality of service", identity=False)
+    partition: str | None = setting("partition; null: the cluster's default", read_by=ALWAYS, identity=False)
+    account: str | None = setting("account charged", read_by=ALWAYS, identity=False)
+    qos: str | None = setting("quality of service", read_by=ALWAYS, identity=False)
     time_minutes: int = setting(
-        "time limit of a job; a run that meets it checkpoints and is requeued", low=1, identity=False
+        "time limit of a job; a run that meets it checkpoints and is requeued", read_by=ALWAYS, low=1, identity=False
     )
-    nodes: int = setting("nodes of one job", low=1, identity=False)
-    tasks_per_node: int = setting("processes (ranks) of one run on each node", low=1, identity=False)
-    gpus_per_node: int | None = setting("GPUs of a job on each node; null: none are asked for", low=1, identity=False)
-    cpus_per_task: int | None = setting("null: hardware.threads for each of the packed runs", low=1, identity=False)
-    memory_gb: float | None = setting("memory of a job on each node, GB; null: the default", above=0, identity=False)
-    constraint: str | None = setting("node features", identity=False)
-    dependency: str | None = setting("a condition for all jobs, as afterok:123", identity=False)
-    exclusive: bool = setting("share nodes with no other job", identity=False)
-    mail_user: str | None = setting("who gets mail", identity=False)
-    mail_type: str | None = setting("of what, as END,FAIL", identity=False)
-    sbatch: list[str] = setting("further options, as nice=100 or reboot", identity=False)
-    setup: list[str] = setting("shell lines before the run, as module load cuda", identity=False)
+    nodes: int = setting("nodes of one job", read_by=ALWAYS, low=1, identity=False)
+    tasks_per_node: int = setting("processes (ranks) of one run on each node", read_by=ALWAYS, low=1, identity=False)
+    gpus_per_node: int | None = setting(
+        "GPUs of a job on each node; null: none are asked for", read_by=ALWAYS, low=1, identity=False
+    )
+    cpus_per_task: int | None = setting(
+        "null: hardware.threads for each of the packed runs", read_by=ALWAYS, low=1, identity=False
+    )
+    memory_gb: float | None = setting(
+        "memory of a job on each node, GB; null: the default", read_by=ALWAYS, above=0, identity=False
+    )
+    constraint: str | None = setting("node features", read_by=ALWAYS, identity=False)
+    dependency: str | None = setting("a condition for all jobs, as afterok:123", read_by=ALWAYS, identity=False)
+    exclusive: bool = setting("share nodes with no other job", read_by=ALWAYS, identity=False)
+    mail_user: str | None = setting("who gets mail", read_by=ALWAYS, identity=False)
+    mail_type: str | None = setting("of what, as END,FAIL", read_by=ALWAYS, identity=False)
+    sbatch: list[str] = setting("further options, as nice=100 or reboot", read_by=ALWAYS, identity=False)
+    setup: list[str] = setting("shell lines before the run, as module load cuda", read_by=ALWAYS, identity=False)
     signal_seconds: int = setting(
-        "warning before the time limit, seconds: one iteration must fit", low=1, identity=False
+        "warning before the time limit, seconds: one iteration must fit", read_by=ALWAYS, low=1, identity=False
     )
-    pack: int = setting("runs of one job side by side", low=1, identity=False)
-    wait: bool = setting("false: submit and leave; the same command picks the results up", identity=False)
+    pack: int = setting("runs of one job side by side", read_by=ALWAYS, low=1, identity=False)
+    wait: bool = setting(
+        "false: submit and leave; the same command picks the results up", read_by=ALWAYS, identity=False
+    )
 
 
 @dataclass(kw_only=True)
 class HardwareConfig:
-    device: str = setting("where tensors live", choices=("cpu", "cuda"))
+    device: str = setting("where tensors live", read_by=ALWAYS, choices=("cpu", "cuda"))
     precision: str = setting(
         "float32, or bfloat16 or (with loss scaling) float16 autocast over float32 weights",
+        read_by=ALWAYS,
         choices=("fp32", "bf16", "fp16"),
     )
-    gradient_checkpointing: bool = setting("compute activations again in the backward pass instead of keeping them")
-    ranks: int = setting("processes of one run that share its batches (torch.distributed)", low=1)
+    gradient_checkpointing: bool = setting(
+        "compute activations again in the backward pass instead of keeping them", read_by=TRAINING
+    )
+    ranks: int = setting("processes of one run that share its batches (torch.distributed)", read_by=ALWAYS, low=1)
     sharding: str = setting(
         "each rank holds all weights, or a part of each block's (fully_shard); runs before RL that do not train all "
         "weights run as with none",
+        read_by=TRAINING,
         choices=("none", "fsdp"),
     )
     threads: int = setting(
-        "torch threads of each rank; part of a run's identity, since another number gives other bits", low=1
+        "torch threads of each rank; part of a run's identity, since another number gives other bits",
+        read_by=ALWAYS,
+        low=1,
     )
     input_threads: int = setting(
-        "torch threads of SFT and reward-model runs that come before RL and have the machine to themselves", low=1
+        "torch threads of SFT and reward-model runs that come before RL and have the machine to themselves",
+        read_by=HAS_INPUTS,
+        low=1,
     )
     parallel_runs: int | None = setting(
-        "runs at a time in a sweep; null: as many as the cores and memory carry", low=1, identity=False
+        "runs at a time in a sweep; null: as many as the cores and memory carry", read_by=ALWAYS, low=1, identity=False
     )
-    runs_per_gpu: int = setting("runs that share one GPU", low=1, identity=False)
-    slurm: SlurmConfig | None = setting("jobs of a SLURM cluster; null: children of this process", identity=False)
+    runs_per_gpu: int = setting(
+        "runs that share one GPU",
+        read_by=Is("hardware.device", ("cuda",), remedy="hardware=gpu"),
+        low=1,
+        identity=False,
+    )
+    slurm: SlurmConfig | None = setting(
+        "jobs of a SLURM cluster; null: children of this process", read_by=ALWAYS, identity=False
+    )

@@ -6,12 +6,14 @@ import dataclasses
 import functools
 import hashlib
 import json
-from collections.abc import Collection
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from rlhf.config import RL_STAGES, CheckpointConfig, ILQLConfig, RunConfig, StageConfig
+from rlhf.config import RL_STAGES, CheckpointConfig, RunConfig, StageConfig
 from rlhf.config.build import build_config, config_to_mapping
+from rlhf.config.options import options
+from rlhf.config.readers import input_stages
 
 REVISION = 4
 """Raised whenever code changes results under the same config: cached inputs and finished runs then no longer match."""
@@ -25,37 +27,6 @@ END_BYTES = 2**20
 
 # The stages that ask the reward for scores.
 SCORING_STAGES = (*RL_STAGES, "evaluate")
-
-# Options of ILQL that its sampler has.
-_ILQL_SAMPLER = {"name", "top_k", "betas"}
-
-# Sections and options that a stage never reads; those that its input runs read are not among them.
-UNREAD = {
-    "online": {"offline"},
-    "offline": {"reward.overlap"},
-    "evaluate": {
-        *("seed", "value", "offline", "advantages", "optimization", "checkpoint"),
-        *("rollout.iterations", "rollout.num_responses"),
-        *("reward.scale", "reward.clip", "reward.baseline", "reward.overlap"),
-        *("evaluation.eval_every", "evaluation.released_k3", "dataset.kl_budgets", "hardware.sharding"),
-        *(f"model.train.{option}" for option in ("last_k", "lora_rank", "lora_alpha", "lora_targets")),
-        "model.train.merge_adapters",
-    },
-}
-
-# What an evaluation reads for its input runs alone.
-_READ_FOR_INPUTS = {"hardware.gradient_checkpointing", "hardware.input_threads"}
-
-# The sections of a RunConfig that can change what a stage before RL makes.
-_INPUT_SECTIONS = ("stage", "dataset", "model", "hardware")
-
-# Options of `dataset` that a stage before RL never reads, nor do they move the random numbers of what it reads. The
-# reward model does read num_prompts: its scores are normalised on the prompts' reference answers.
-_UNREAD_BY_REWARD_MODEL = {"num_eval_prompts", "stop_strings", "kl_budgets"}
-UNREAD_OF_DATASET = {
-    "sft": {*_UNREAD_BY_REWARD_MODEL, "num_pairs", "num_test_pairs", "num_prompts", "label_noise_scale"},
-    "reward_model": _UNREAD_BY_REWARD_MODEL,
-}
 
 
 def run_id(config: RunConfig) -> str:
@@ -91,11 +62,6 @@ def sweep_folder(config: RunConfig) -> Path:
 
 def input_runs(config: RunConfig) -> list[RunConfig]:
     """The runs that must be finished before this one, in order; other RL seeds and algorithms give the same ones."""
-    stages = []
-    if config.stage.name != "sft" and config.model.sft:
-        stages.append("sft")
-    if config.stage.name in SCORING_STAGES and config.reward.name == "learned" and config.reward.path is None:
-        stages.append("reward_model")
     return [
         dataclasses.replace(
             config,
@@ -116,57 +82,32 @@ def input_runs(config: RunConfig) -> list[RunConfig]:
             ),
             tracking=dataclasses.replace(config.tracking, wandb="off"),
         )
-        for stage in stages
+        for stage in input_stages(config)
     ]
 
 
 def _identity(config: RunConfig) -> dict[str, Any]:
-    """What the hash covers: every field that can change the results of this config's stage."""
+    """What the hash covers: every option that can change the results of this config's stage or of its inputs."""
     # By way of build_config, so that a float field holds a float (1 and 1.0 are one run) however it was made.
-    identity = identifying(build_config(config_to_mapping(config)))
-    stage = config.stage.name
-    inputs = {run.stage.name for run in input_runs(config)}
-    if stage in SCORING_STAGES:
-        unread = UNREAD[stage] | ({"sft", "reward_model"} - inputs)
-    else:
-        unread = {*identity} - {*_INPUT_SECTIONS, stage, *inputs} | {"model.train"}
-        unread |= {f"dataset.{option}" for option in UNREAD_OF_DATASET[stage]}
-    if stage == "evaluate":
-        unread |= set() if inputs else _READ_FOR_INPUTS
-        unread |= {f"algo.{option}" for option in {*identity["algo"]} - _ILQL_SAMPLER}
-        unread |= set() if isinstance(config.algo, ILQLConfig) else {"algo"}
-    if isinstance(config.algo, ILQLConfig):
-        unread |= {"optimization.pack_by_length"}
-    kept = without(identity, unread)
-    if stage != "sft" and not config.model.sft and config.model.source == "random":
-        kept["sft"] = {"seed": identity["sft"]["seed"]}  # which the weights are drawn from
-    return kept
+    built = build_config(config_to_mapping(config))
+    return identifying(built, [built, *input_runs(built)])
 
 
-def without(identity: dict[str, Any], paths: Collection[str]) -> dict[str, Any]:
-    """`identity` but for the sections and options at the dotted `paths`."""
-    kept = {}
-    for name, value in identity.items():
-        inner = [path.removeprefix(f"{name}.") for path in paths if path.startswith(f"{name}.")]
-        if name not in paths:
-            kept[name] = without(value, inner) if inner else value
-    return kept
-
-
-def identifying(config: Any) -> dict[str, Any]:
-    """The fields of a config, or of one of its sections, that can change results; paths by what lies there."""
+def identifying(config: RunConfig, runs: Sequence[RunConfig]) -> dict[str, Any]:
+    """{dotted path: value} of the options that can change the results of `runs`; paths by what lies there."""
     result = {}
-    for field in dataclasses.fields(config):
-        value = getattr(config, field.name)
-        if not field.metadata["identity"]:
-            continue
-        if dataclasses.is_dataclass(value):
-            result[field.name] = identifying(value)
-        elif field.metadata["content"] and value is not None:
-            result[field.name] = fingerprint(value)
-        else:
-            result[field.name] = value
+    for option in options(config):
+        if any(option.changes(run) for run in runs):
+            by_content = option.stated["content"] and option.value is not None
+            result[option.path] = fingerprint(option.value) if by_content else option.value
     return result
+
+
+def read_by_stage(config: RunConfig, stage: str, section: str) -> dict[str, Any]:
+    """`identifying` for one stage and one section of the config, inputs left out."""
+    run = dataclasses.replace(config, stage=StageConfig(name=stage))
+    found = identifying(config, [run])
+    return {path: value for path, value in found.items() if path.startswith(f"{section}.")}
 
 
 def fingerprint(name: str) -> str:

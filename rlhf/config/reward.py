@@ -4,7 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from rlhf.config.readers import ALWAYS, BARE_REWARD, GIVEN_REWARD, MODEL_REWARD, REWARD_SERVER, RL, Is, stages
 from rlhf.config.setting import setting
+
+_SCORED_ELSEWHERE = stages("online") & (
+    REWARD_SERVER | (MODEL_REWARD & Is("hardware.device", ("cuda",), remedy="hardware=gpu"))
+)
 
 
 @dataclass(kw_only=True)
@@ -12,43 +17,67 @@ class RewardConfig:
     name: str = setting(
         "what scores a response: a reward model trained here or any sequence classifier with one output; GPT-J with a "
         "linear head in a bare state dict; a server; a lexicon's sentiment",
+        read_by=ALWAYS,
         choices=("learned", "hh_gptj", "tldr_gptj", "http", "sentiment"),
     )
     path: str | None = setting(
         "folder or hub name of a trained reward model; null with name=learned: train one on the data set's pairs",
+        read_by=MODEL_REWARD,
         content=True,
     )
-    checkpoint_file: str | None = setting("the bare state dict's file at `path`; null: path is in transformers' format")
+    checkpoint_file: str | None = setting(
+        "the bare state dict's file at `path`; null: path is in transformers' format", read_by=BARE_REWARD
+    )
     base: str | None = setting(
         "folder or hub name whose architecture a bare state dict fills; of an adapter: its base, null where it says",
+        read_by=GIVEN_REWARD,
         content=True,
     )
-    tokenizer: str | None = setting("folder or hub name of its tokenizer; null: the one at `path`", content=True)
-    prefix: str = setting("put before a text that is scored")
-    suffix: str = setting("put behind a text that is scored, as an EOS written out; empty: its tokenizer's EOS")
-    max_tokens: int | None = setting("longer texts are cut on the left; null: what max_total_length leaves", low=1)
-    precision: str = setting("how the reward model's weights are held", choices=("fp32", "bf16", "fp16"))
-    batch_size: int = setting("texts scored at once; how far they are padded can change a score's last bits", low=1)
+    tokenizer: str | None = setting(
+        "folder or hub name of its tokenizer; null: the one at `path`", read_by=GIVEN_REWARD, content=True
+    )
+    prefix: str = setting("put before a text that is scored", read_by=GIVEN_REWARD)
+    suffix: str = setting(
+        "put behind a text that is scored, as an EOS written out; empty: its tokenizer's EOS", read_by=GIVEN_REWARD
+    )
+    max_tokens: int | None = setting(
+        "longer texts are cut on the left; null: what max_total_length leaves", read_by=MODEL_REWARD, low=1
+    )
+    precision: str = setting(
+        "how the reward model's weights are held", read_by=MODEL_REWARD, choices=("fp32", "bf16", "fp16")
+    )
+    batch_size: int = setting(
+        "texts scored at once; how far they are padded can change a score's last bits",
+        read_by=MODEL_REWARD | REWARD_SERVER,
+        low=1,
+    )
     overlap: bool = setting(
         "score what has been sampled while more is sampled: with reward.name=http or on a GPU, where "
-        "rollout.batch_size is less than a rank's responses; false: afterwards, in less memory"
+        "rollout.batch_size is less than a rank's responses; false: afterwards, in less memory",
+        read_by=_SCORED_ELSEWHERE,
     )
-    url: str | None = setting("where name=http posts its texts")
-    timeout_seconds: float = setting("longest wait for an answer of `url`", above=0, identity=False)
-    retries: int = setting("further tries of a request that failed", low=0, identity=False)
+    url: str | None = setting("where name=http posts its texts", read_by=REWARD_SERVER)
+    timeout_seconds: float = setting(
+        "longest wait for an answer of `url`", read_by=REWARD_SERVER, above=0, identity=False
+    )
+    retries: int = setting("further tries of a request that failed", read_by=REWARD_SERVER, low=0, identity=False)
     normalize: str = setting(
         "what scores are shifted and scaled by before RL: mean and standard deviation over reference answers, their "
         "mean alone, or nothing (a model trained here has been through it)",
+        read_by=ALWAYS,
         choices=("none", "mean", "mean_std"),
     )
     missing_eos_score: float | None = setting(
-        "score of a response that never ended, in place of the reward model's; null: score the cut text"
+        "score of a response that never ended, in place of the reward model's; null: score the cut text", read_by=ALWAYS
     )
     scale: str = setting(
-        "divide by the running standard deviation (no mean subtraction), or not", choices=("running", "none")
+        "divide by the running standard deviation (no mean subtraction), or not",
+        read_by=stages("online"),
+        choices=("running", "none"),
     )
-    clip: float | None = setting("scores are clipped to +- this after scaling; null: not", above=0)
+    clip: float | None = setting("scores are clipped to +- this after scaling; null: not", read_by=RL, above=0)
     baseline: str = setting(
         "subtract nothing, or the score of the prompt's reference answer; not from missing_eos_score",
+        read_by=stages("online"),
         choices=("none", "reference"),
     )

@@ -109,6 +109,7 @@ def random_model(config: ModelConfig, tokenizer: PreTrainedTokenizerBase, positi
     Two settings follow the size: at widths of a hundred or two, Pythia's standard deviation of 0.02 and its rotation of
     a quarter of each head make the first hundred steps a slow start.
     """
+    assert config.width and config.num_layers and config.num_heads, "checked in rlhf.config.check"
     architecture = GPTNeoXConfig(
         vocab_size=len(tokenizer),
         hidden_size=config.width,

@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 
-from analysis import labels
 from analysis.evaluations import UnusableRunError, evaluations
 from analysis.labels import label_configs
 from analysis.load import SweepFolderError, label_runs, load_run, load_sweep, read_samples
 from analysis.page_texts import counts
 from analysis.summary import compare, samples_name
 from tests.analysis.made_up import config, rows, write_run
-from tests.config.composed import config as composed_config
 
 
 def test_a_whole_run(tmp_path: Path) -> None:
@@ -183,32 +178,21 @@ def test_samples_are_read_as_far_as_they_go(tmp_path: Path) -> None:
 def test_loading_imports_nothing_heavy() -> None:
     code = (
         "import sys, analysis.load\n"
-        "heavy = {'matplotlib', 'scipy', 'torch', 'hydra', 'omegaconf', 'rich', 'rlhf'} & set(sys.modules)\n"
+        "heavy = {'matplotlib', 'scipy', 'torch', 'hydra', 'omegaconf', 'rich', 'rlhf.run'} & set(sys.modules)\n"
         "assert not heavy, heavy\n"
         "import analysis.report, analysis.figures\n"
-        "foreign = {'matplotlib.pyplot', 'torch', 'hydra', 'rlhf'} & set(sys.modules)\n"
+        "foreign = {'matplotlib.pyplot', 'torch', 'hydra', 'rlhf.run'} & set(sys.modules)\n"
         "assert not foreign, foreign\n"
     )
     root = Path(__file__).parents[2]
     subprocess.run([sys.executable, "-c", code], check=True, cwd=root)
 
 
-def test_settings_that_change_no_result_are_those_of_a_runs_identity() -> None:
-    """This package may not import rlhf, so that it has a list of its own."""
+def test_settings_that_change_no_result_make_no_label() -> None:
+    def run(**changed: object) -> dict[str, object]:
+        return config("apa", 0) | changed
 
-    def fields(config: Any, prefix: str = "") -> Iterator[tuple[str, bool]]:
-        for one in dataclasses.fields(config):
-            value, path = getattr(config, one.name), f"{prefix}{one.name}"
-            yield from [(path, one.metadata["identity"])]
-            if dataclasses.is_dataclass(value):
-                yield from fields(value, f"{path}.")
-
-    found = dict(fields(composed_config("hardware=slurm")))
-    ignored = {path for path in found if path in labels._NOT_COMPARED or path.startswith(labels._GROUPS_NOT_COMPARED)}
-    # A run that keeps less of its weights has another id, and the same results.
-    assert {path for path in ignored if found[path]} - {"tracking", "hardware.slurm"} <= {
-        "seed",
-        "checkpoint.save_final",
-    }
-    others = {path for path, identity in found.items() if not identity} - ignored - {"tracking", "hardware.slurm"}
-    assert others == set()
+    assert label_configs([run(tracking={"project": "a"}), run(tracking={"project": "b"})]) == ["", ""]
+    assert label_configs([run(reward={"retries": 1}), run(reward={"retries": 2})]) == ["", ""]
+    assert label_configs([run(hardware={"slurm": {"pack": 1}}), run(hardware={"slurm": None})]) == ["", ""]
+    assert label_configs([run(hardware={"threads": 1}), run(hardware={"threads": 2})]) == ["threads=1", "threads=2"]

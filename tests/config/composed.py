@@ -12,7 +12,9 @@ from omegaconf import OmegaConf
 
 import sweeps
 from rlhf.config import RunConfig
+from rlhf.config.build import build_config
 from rlhf.config.check import checked_config
+from rlhf.config.unread import COMMAND_LINE
 from sweeps.experiment import run_mapping
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
@@ -38,6 +40,18 @@ def composed(*overrides: str) -> dict[str, Any]:
 
 def config(*overrides: str) -> RunConfig:
     """Checked; Hydra composes the groups alone, once each, since it takes its time, and the values are put on top."""
+    mapping, typed = _with_values(overrides)
+    return checked_config(mapping, dict.fromkeys(typed, COMMAND_LINE))
+
+
+def built(*overrides: str) -> RunConfig:
+    """The same unchecked: options that nothing reads may have any value, as files can give them."""
+    return build_config(_with_values(overrides)[0])
+
+
+def _with_values(overrides: tuple[str, ...]) -> tuple[dict[str, Any], list[str]]:
+    """The mapping, and the paths of the single values."""
     groups = tuple(text for text in overrides if (CONF / text.partition("=")[0]).is_dir())
-    values = OmegaConf.from_dotlist([text for text in overrides if text not in groups])
-    return checked_config(run_mapping(OmegaConf.merge(OmegaConf.create(_compose(groups)), values)))
+    values = [text for text in overrides if text not in groups]
+    merged = OmegaConf.merge(OmegaConf.create(_compose(groups)), OmegaConf.from_dotlist(values))
+    return run_mapping(merged), [text.partition("=")[0] for text in values]

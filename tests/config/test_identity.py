@@ -9,7 +9,7 @@ import pytest
 
 from rlhf.config import identity
 from rlhf.config.identity import fingerprint, input_runs, run_folder, run_id
-from tests.config.composed import config
+from tests.config.composed import built as config
 
 
 def test_form_and_folder():
@@ -91,7 +91,6 @@ def test_inputs_are_shared_by_seeds_and_algorithms(tmp_path):
         ("dataset.seed=8", ["sft", "reward_model"]),
         ("dataset.max_total_length=36", ["sft", "reward_model"]),
         ("dataset.max_new_tokens=8", ["sft", "reward_model"]),
-        ("dataset.path=tests", ["sft", "reward_model"]),
     ],
 )
 def test_an_option_of_the_data_retrains_what_reads_it_alone(override, retrained):

@@ -64,8 +64,7 @@ def test_a_micro_batch_is_no_larger_than_a_ranks_part():
 def test_a_stage_before_rl(stage, what, texts):
     numbers = {"steps": 50, "warmup_steps": 0, "batch_size": 24, "micro_batch_size": 6}
     overrides = [f"{stage}.{name}={value}" for name, value in numbers.items()]
-    others = [f"{name}.batch_size=32" for name in ("sft", "reward_model") if name != stage]
-    assert sizes(f"stage={stage}", *overrides, *others, "hardware.ranks=2") == {
+    assert sizes(f"stage={stage}", *overrides, "hardware.ranks=2") == {
         f"{what} in all": 1200,
         f"{what} per optimizer step": 24,
         f"{what} per optimizer step and rank": 12,

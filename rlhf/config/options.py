@@ -1,0 +1,59 @@
+"""The options of a config as a table: path, value, what is stated beside them, and whether a run reads them."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from rlhf.config.readers import Condition, Failure, Regardless
+
+
+@dataclass(frozen=True)
+class Option:
+    path: str
+    value: Any
+    stated: Mapping[str, Any]
+    """The metadata of `rlhf.config.setting`."""
+    conditions: tuple[tuple[Condition, str], ...]
+    """`read_by` of the sections that it stands in and its own, each with the section that its path begins from."""
+
+    @property
+    def section(self) -> str:
+        return self.path.rpartition(".")[0]
+
+    def failure(self, run: Any) -> Failure | None:
+        """Why the stage of `run`, a `RunConfig`, does not read it; None where it does."""
+        for condition, section in self.conditions:
+            if (failure := condition.failure(run, section)) is not None:
+                return failure
+        return None
+
+    def unread_by(self, runs: Iterable[Any]) -> Failure | None:
+        """Why none of `runs` reads it, the reason that is not the stage's first; None where one does."""
+        failures = []
+        for run in runs:
+            if (failure := self.failure(run)) is None:
+                return None
+            failures.append(failure)
+        return next((failure for failure in failures if not failure.by_stage), failures[-1])
+
+    def changes(self, run: Any) -> bool:
+        """Whether it can change the results of this stage."""
+        identity = self.stated["identity"]
+        if isinstance(identity, bool):
+            return identity and self.failure(run) is None
+        return self.failure(run) is None and identity.failure(run, self.section) is None
+
+
+def options(config: Any, section: str = "", conditions: tuple[tuple[Condition, str], ...] = ()) -> Iterator[Option]:
+    """Every option of a config or of one of its sections that holds a value; null sections count as options."""
+    for field in dataclasses.fields(config):
+        value, path = getattr(config, field.name), f"{section}.{field.name}".lstrip(".")
+        own = field.metadata["read_by"]
+        chain = ((own, section),) if isinstance(own, Regardless) else (*conditions, (own, section))
+        if dataclasses.is_dataclass(value):
+            yield from options(value, path, chain)
+        else:
+            yield Option(path, value, field.metadata, chain)

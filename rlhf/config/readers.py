@@ -1,0 +1,204 @@
+"""Who reads an option: conditions on a config, stated beside each option as `setting(..., read_by=...)`.
+
+Refusals of what nobody reads (`rlhf.config.unread`) and run ids (`rlhf.config.identity`) are derived from them. An
+option is read where the condition of its section and its own both hold.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why a condition does not hold."""
+
+    found: str
+    """The settings that decide it, as typed: `model.source=random`."""
+    wanted: str
+    """What to type so that it holds."""
+    options: frozenset[str]
+    """Paths of the settings that decide it."""
+
+    @property
+    def by_stage(self) -> bool:
+        """Whether another stage of the same pipeline would read the option."""
+        return self.options == {"stage.name"}
+
+
+class Condition(Protocol):
+    def failure(self, config: Any, section: str) -> Failure | None:
+        """None where the condition holds.
+
+        Args:
+            config: the run's `RunConfig`.
+            section: dotted path of the section that the option stands in; "" at the top.
+        """
+        ...
+
+
+class _Combined:
+    def __and__(self, other: Condition) -> Both:
+        return Both(self, other)  # type: ignore[arg-type]
+
+    def __or__(self, other: Condition) -> Either:
+        return Either(self, other)  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True)
+class Always(_Combined):
+    def failure(self, config: Any, section: str) -> None:
+        return None
+
+
+@dataclass(frozen=True)
+class Both(_Combined):
+    first: Condition
+    second: Condition
+
+    def failure(self, config: Any, section: str) -> Failure | None:
+        return self.first.failure(config, section) or self.second.failure(config, section)
+
+
+@dataclass(frozen=True)
+class Either(_Combined):
+    first: Condition
+    second: Condition
+
+    def failure(self, config: Any, section: str) -> Failure | None:
+        failures = [one.failure(config, section) for one in (self.first, self.second)]
+        found = [failure for failure in failures if failure is not None]
+        if len(found) < len(failures):
+            return None
+        found = [failure for failure in found if not failure.by_stage] or found[:1]  # the nearer reason
+        return Failure(
+            " with ".join(dict.fromkeys(failure.found for failure in found)),
+            " or ".join(dict.fromkeys(failure.wanted for failure in found)),
+            frozenset[str]().union(*(failure.options for failure in found)),
+        )
+
+
+@dataclass(frozen=True)
+class Is(_Combined):
+    """A setting has one of some values; a `path` that begins with a dot is an option of the same section."""
+
+    path: str
+    values: tuple[Any, ...]
+    remedy: str = ""
+    """What to type so that it has; empty: `path=value`, a group's name by the group."""
+
+    def failure(self, config: Any, section: str) -> Failure | None:
+        path = f"{section}{self.path}" if self.path.startswith(".") else self.path
+        value = setting_at(config, path)
+        if value in self.values:
+            return None
+        wanted = self.remedy or " or ".join(_typed(path, one) for one in self.values)
+        return Failure(_typed(path, value), wanted, frozenset({path}))
+
+
+@dataclass(frozen=True)
+class Given(_Combined):
+    """A setting is not null."""
+
+    path: str
+    remedy: str = ""
+
+    def failure(self, config: Any, section: str) -> Failure | None:
+        if setting_at(config, self.path) is not None:
+            return None
+        return Failure(f"{self.path}=null", self.remedy or f"{self.path}=...", frozenset({self.path}))
+
+
+@dataclass(frozen=True)
+class Absent(_Combined):
+    """A setting is null."""
+
+    path: str
+
+    def failure(self, config: Any, section: str) -> Failure | None:
+        if setting_at(config, self.path) is None:
+            return None
+        return Failure(f"{self.path}=...", f"{self.path}=null", frozenset({self.path}))
+
+
+@dataclass(frozen=True)
+class Regardless(_Combined):
+    """A condition of an option that may hold where its section's does not."""
+
+    own: Condition
+
+    def failure(self, config: Any, section: str) -> Failure | None:
+        return self.own.failure(config, section)
+
+
+@dataclass(frozen=True)
+class Where(_Combined):
+    """A condition that takes a function."""
+
+    holds: Callable[[Any], bool]
+    found: str
+    wanted: str
+    options: frozenset[str]
+
+    def failure(self, config: Any, section: str) -> Failure | None:
+        return None if self.holds(config) else Failure(self.found, self.wanted, self.options)
+
+
+def setting_at(config: Any, path: str) -> Any:
+    """The value at a dotted path; None where there is no such option."""
+    for name in path.split("."):
+        config = getattr(config, name, None)
+    return config
+
+
+def _typed(path: str, value: Any) -> str:
+    section, _, name = path.rpartition(".")
+    text = {None: "null", True: "true", False: "false"}.get(value, value) if not isinstance(value, list) else value
+    return f"{section if name == 'name' else path}={text}"
+
+
+def stages(*names: str, remedy: str = "") -> Is:
+    return Is("stage.name", names, remedy)
+
+
+def input_stages(config: Any) -> list[str]:
+    """The stages that must be finished before the config's own, in order."""
+    found = []
+    if config.stage.name != "sft" and config.model.sft:
+        found.append("sft")
+    scores = config.stage.name in ("online", "offline", "evaluate")
+    if scores and config.reward.name == "learned" and config.reward.path is None:
+        found.append("reward_model")
+    return found
+
+
+ALWAYS = Always()
+"""Read wherever the section is that the option stands in."""
+
+RL = stages("online", "offline")
+SCORING = stages("online", "offline", "evaluate")
+TRAINING = stages("online", "offline", "sft", "reward_model")
+AFTER_SFT = stages("online", "offline", "evaluate", "reward_model")
+SFT = stages("sft", remedy="model.sft=true or stage=sft")
+REWARD_MODEL = stages("reward_model", remedy="reward=learned or stage=reward_model")
+
+HAS_INPUTS = Where(
+    lambda config: bool(input_stages(config)),
+    "a run that neither SFT nor reward-model training comes before",
+    "model.sft=true",
+    frozenset({"stage.name"}),
+)
+
+VALUE_NETWORK = Is("algo.name", ("apa", "ppo", "awr"))
+RANDOM_MODEL = Is("model.source", ("random",), remedy="model=tiny")
+LOADED_MODEL = Is("model.source", ("pretrained",), remedy="model=hub")
+
+FROM_FILES = Is("dataset.name", ("hh", "tldr", "stackexchange"))
+MADE_UP_LABELS = Is("dataset.name", ("letters",))
+
+BARE_REWARD = Is("reward.name", ("hh_gptj", "tldr_gptj"))
+GIVEN_REWARD = BARE_REWARD | (Is("reward.name", ("learned",)) & Given("reward.path"))
+MODEL_REWARD = Is("reward.name", ("learned", "hh_gptj", "tldr_gptj"))
+REWARD_SERVER = Is("reward.name", ("http",))
