@@ -22,11 +22,11 @@ def run(config: DictConfig) -> float | None:
     from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode
 
-    from rlhf.config.check import checked_config
-    from sweeps.experiment import TUNED_METRIC, run_mapping, run_single
+    from sweeps.experiment import TUNED_METRIC, run_single
+    from sweeps.sources import composed_run
 
     try:
-        return run_single(checked_config(run_mapping(config))).get(TUNED_METRIC)
+        return run_single(composed_run(config, HydraConfig.get())).get(TUNED_METRIC)
     except Exception as error:
         if HydraConfig.get().mode == RunMode.MULTIRUN:
             raise  # a foreign launcher books it as a failed job; leaving the process would end its sweep
@@ -37,6 +37,9 @@ def main() -> None:
     """Compose, check and run; the user's mistakes end in one line each and exit code 2, a failed run in 1."""
     try:
         _hydra(sys.argv[1:])
+    except BrokenPipeError:  # of whoever read the help
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
     except KeyboardInterrupt:  # the second Ctrl-C; the first asks the run to checkpoint
         sys.exit(130)
     except Exception as error:
@@ -45,19 +48,33 @@ def main() -> None:
 
 def _hydra(arguments: list[str]) -> None:
     import hydra
-    from hydra._internal.utils import get_args_parser
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
 
     import sweeps
-    from sweeps.overrides import refuse_unknown
+    from rlhf.config.build import ConfigError
+    from sweeps.command_line import MULTIRUN, as_typed, flags_first
+    from sweeps.overrides import composition_problem, config_folders, refuse_unknown, without_null_groups
+    from sweeps.usage import asked_for_help, usage
 
+    if (asked := asked_for_help(arguments)) is not None:
+        print(usage(CONF, asked))
+        return
     # Hydra's own reports have tracebacks; errors come to main() instead.
     os.environ["HYDRA_FULL_ERROR"] = "1"
-    overrides = get_args_parser().parse_args(arguments).overrides
+    flags, overrides = flags_first(arguments)
     sweeps.register(overrides)
-    refuse_unknown(overrides, CONF)
+    folders = config_folders(flags, overrides, CONF)
+    multirun = any(flag in MULTIRUN for flag in flags)
+    overrides = as_typed(without_null_groups(overrides, folders), OverridesParser.create(), multirun)
+    refuse_unknown(overrides, folders, multirun)
+    sys.argv[1:] = [*flags, *overrides]
     old = tuple(int(part) for part in hydra.__version__.split(".")[:2]) < (1, 4)
     version: dict[str, Any] = {"version_base": "1.3"} if old else {}  # 1.3 warns without it, 1.4 with it
-    hydra.main(config_path=str(CONF), config_name="config", **version)(run)()
+    try:
+        hydra.main(config_path=str(CONF), config_name="config", **version)(run)()
+    except HydraException as error:
+        raise ConfigError([composition_problem(error, overrides)]) from error
 
 
 def _leave(error: Exception) -> NoReturn:

@@ -17,7 +17,6 @@ from rich.console import Console
 
 from rlhf.config import RL_STAGES, RunConfig
 from rlhf.config.build import ConfigError
-from rlhf.config.check import checked_config
 from rlhf.config.identity import input_runs, run_folder, run_id, sweep_folder
 from rlhf.config.sizes import derived_sizes
 from rlhf.errors import one_line
@@ -27,6 +26,7 @@ from sweeps.local_launcher import LocalRuns
 from sweeps.records import write_record
 from sweeps.resources import thread_environment
 from sweeps.runs import Outcome, RunLauncher, log_path
+from sweeps.sources import composed_run
 from sweeps.wandb_sweep import log_sweep
 
 if TYPE_CHECKING:
@@ -78,6 +78,7 @@ def run_experiment(runs: Sequence[RunConfig], target: str = EXECUTE) -> list[Out
         earlier = f", {len(outcomes)} finished earlier" if outcomes else ""
         launcher = launcher_for(todo, target)
         console.print(f"{count_runs(len(distinct))}{earlier}; {launcher.open(todo)}")
+        print_settings(todo, console)
         print_sizes(todo, console)
         outcomes |= drive(todo, launcher, console)
     ordered = [outcomes[folder] for folder in distinct]
@@ -168,6 +169,7 @@ def run_single(run: RunConfig) -> dict[str, Any]:
         return found
     if first:
         write_record(run, EXECUTE)
+    print_settings([run], console)
     print_sizes([run], console)
     os.environ.update(thread_environment(run.hardware.threads))  # before torch is imported
     from rlhf.run import execute
@@ -180,6 +182,12 @@ def run_single(run: RunConfig) -> dict[str, Any]:
     scores = [f"{name} {summary[key]:.3f}" for name, key in RESULTS.items() if key in summary]
     console.print(f"{', '.join([f'{run_id(run)} finished', *scores])}: {run_folder(run)}")
     return summary
+
+
+def print_settings(runs: Iterable[RunConfig], console: Console) -> None:
+    """Which files set values, once for all runs that share them."""
+    for line in dict.fromkeys(line for run in runs for line in run.settings_from):
+        console.print(f"settings: {line}", markup=False)
 
 
 def print_sizes(runs: Sequence[RunConfig], console: Console) -> None:
@@ -200,7 +208,7 @@ def hydra_returns(
 ) -> list[JobReturn]:
     """`run_experiment` in the form that sweepers other than ours expect of a launcher."""
     composed = [context.config_loader.load_sweep_config(config, list(overrides)) for overrides in job_overrides]
-    runs = [checked_config(run_mapping(one)) for one in composed]
+    runs = [composed_run(one) for one in composed]
     outcomes = {outcome.folder: outcome for outcome in run_experiment(runs, target)}
     returns = []
     for overrides, one, run in zip(job_overrides, composed, runs, strict=True):
@@ -212,18 +220,6 @@ def hydra_returns(
             result.status, result.return_value = JobStatus.FAILED, RuntimeError(outcome.reason or outcome.status)
         returns.append(result)
     return returns
-
-
-def run_mapping(config: DictConfig) -> dict[str, Any]:
-    """A composed config as plain values, without Hydra's own settings."""
-    from omegaconf import OmegaConf
-
-    plain = OmegaConf.to_container(config)
-    assert isinstance(plain, dict)
-    own = OmegaConf.create({str(key): value for key, value in plain.items() if key != "hydra"})
-    resolved = OmegaConf.to_container(own, resolve=True)
-    assert isinstance(resolved, dict)
-    return {str(key): value for key, value in resolved.items()}
 
 
 def _report(folder: Path, run: RunConfig, console: Console) -> None:

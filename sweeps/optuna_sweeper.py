@@ -11,10 +11,11 @@ from hydra.types import HydraContext, TaskFunction
 
 from rlhf.config import RunConfig
 from rlhf.config.build import ConfigError
-from rlhf.config.check import checked_config
 from sweeps.cells import Cell, Groups, cells
 from sweeps.launcher import HarnessLauncher
+from sweeps.overrides import composition_problem
 from sweeps.settings import study_settings
+from sweeps.sources import composed_run, settings_files, with_settings_of_algo
 
 if TYPE_CHECKING:
     from hydra.core.override_parser.types import Override
@@ -107,25 +108,24 @@ class HarnessSweeper(Sweeper):
                 for problem in error.problems:
                     problems.setdefault(problem, []).append(cell.name)
             except (HydraException, OmegaConfBaseException) as error:
-                problems.setdefault(" ".join(str(error).split()), []).append(cell.name)
+                problems.setdefault(composition_problem(error, cell.overrides), []).append(cell.name)
         if problems:
             raise ConfigError([f"{_in_cells(names, len(found))}{problem}" for problem, names in problems.items()])
         return made
 
     def _run(self, cell: Cell) -> RunConfig:
-        from sweeps.experiment import run_mapping
-
-        composed = self.context.config_loader.load_sweep_config(self.sweep_config, cell.overrides)
-        return checked_config(run_mapping(composed))
+        return composed_run(self.context.config_loader.load_sweep_config(self.sweep_config, cell.overrides))
 
     def _spec(self, cell: Cell) -> StudySpec:
         from omegaconf import OmegaConf
 
         from sweeps.studies.study_spec import StudySpec
 
-        plain = OmegaConf.to_container(self.context.config_loader.load_sweep_config(self.sweep_config, cell.overrides))
+        composed = self.context.config_loader.load_sweep_config(self.sweep_config, cell.overrides)
+        plain = OmegaConf.to_container(composed)
         assert isinstance(plain, dict)
-        spec = StudySpec(cell, {str(key): value for key, value in plain.items() if key != "hydra"})
+        own = {str(key): value for key, value in plain.items() if key != "hydra"}
+        spec = StudySpec(cell, with_settings_of_algo(own, cell.overrides), tuple(settings_files(composed.hydra)))
         if problems := spec.problems():
             raise ConfigError(problems)
         return spec

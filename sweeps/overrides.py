@@ -3,55 +3,158 @@
 from __future__ import annotations
 
 import difflib
+import shlex
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rlhf.config import ALGO_CONFIGS
-from rlhf.config.build import ConfigError, no_such_option, option_paths
+from rlhf.config.build import ConfigError, no_such_option, option_paths, shown
 from sweeps.settings import SWEEPERS, unknown_settings
 
 if TYPE_CHECKING:
     from hydra.core.override_parser.types import Override
 
+# Groups that a run can do without.
+OPTIONAL_GROUPS = ("experiment", "debug")
 
-def refuse_unknown(overrides: list[str], conf: Path) -> None:
-    """Raise ConfigError for keys that no chosen algorithm has, and for files that no group has.
+# What to type where a group has no such option.
+REMEDIES = {
+    "model": "any model of the hub or a folder: model=hub model.path={name}",
+    "dataset": "pairs of your own: dataset=hh dataset.path=pairs.jsonl, or dataset.hub=owner/name",
+    "reward": "a reward model of your own: reward.path=owner/name",
+    "experiment": "a file of your own: --config-dir FOLDER, with FOLDER/experiment/{name}.yaml",
+}
+
+
+def refuse_unknown(overrides: list[str], folders: Sequence[Path], multirun: bool = True) -> None:
+    """Raise ConfigError for keys that no chosen algorithm has, for files that no group has, and for lists without -m.
 
     Args:
         overrides: as typed, e.g. ["algo=apa,ppo", "+sweep=lambda", "seed=0,1"].
-        conf: the folder whose subfolders are the config groups.
+        folders: the folders whose subfolders are the config groups, the project's own first.
     """
     from hydra.core.config_store import ConfigStore
     from hydra.core.override_parser.overrides_parser import OverridesParser
-    from hydra.errors import HydraException
 
-    groups = {folder.name: sorted(file.stem for file in folder.glob("*.yaml")) for folder in _group_folders(conf)}
+    groups = config_groups(folders)
     groups["sweep"] = sorted(Path(name).stem for name in ConfigStore.instance().repo.get("sweep", {}))
-    parser = OverridesParser.create()
-    parsed, problems = [], []
-    for text in overrides:
-        try:
-            parsed.append(parser.parse_override(text))
-        except HydraException:
-            problems.append(f"{text}: not of the form key=value")
-    algos = _chosen_algos(parsed) or [_default_algo(conf)]
+    parsed = OverridesParser.create().parse_overrides(overrides)
+    algos = _chosen_algos(parsed) or [_default_algo(folders[0])]
+    problems = [*_hidden_files(folders)]
     for override in parsed:
         key = override.key_or_group
         if key in groups:
             problems += _unknown_choices(override, groups[key])
         elif not _is_hydras(key):
-            problems += _unknown_option(key, algos, sorted(groups))
+            problems += _unknown_option(key, algos, groups)
     problems += _unknown_settings(parsed)
+    if not multirun:
+        problems += [
+            f"{one.input_line}: several values need -m, as in python main.py -m {shlex.quote(one.input_line or '')}"
+            for one in parsed
+            if one.is_sweep_override()
+        ]
     if problems:
         raise ConfigError(problems)
 
 
-def _group_folders(conf: Path) -> list[Path]:
-    return [folder for folder in sorted(conf.iterdir()) if folder.is_dir()]
+def config_groups(folders: Sequence[Path]) -> dict[str, list[str]]:
+    """{group: its options} over all folders."""
+    found: dict[str, set[str]] = {}
+    for folder in folders:
+        for group in sorted(path for path in folder.iterdir() if path.is_dir()):
+            found.setdefault(group.name, set()).update(file.stem for file in group.glob("*.yaml"))
+    return {group: sorted(names) for group, names in found.items()}
+
+
+def config_folders(flags: Sequence[str], overrides: Sequence[str], conf: Path) -> list[Path]:
+    """The folders that Hydra looks for config files in: the project's own, `--config-dir`, `hydra.searchpath`.
+
+    Raises:
+        ConfigError: one of them is no folder.
+    """
+    typed = [flags[place + 1] for place, flag in enumerate(flags[:-1]) if flag in ("--config-dir", "-cd")]
+    typed += [flag.partition("=")[2] for flag in flags if flag.startswith(("--config-dir=", "-cd="))]
+    for override in overrides:
+        key, _, value = override.partition("=")
+        if key.lstrip("+") == "hydra.searchpath":
+            typed += [one.strip(" \"'").removeprefix("file://") for one in value.strip("[]").split(",")]
+    folders = [Path(name) for name in typed if name and not name.startswith("pkg://")]
+    if missing := [folder for folder in folders if not folder.is_dir()]:
+        raise ConfigError([f"--config-dir: {folder} is no folder" for folder in missing])
+    return [conf, *folders]
+
+
+def without_null_groups(overrides: Sequence[str], folders: Sequence[Path]) -> list[str]:
+    """The overrides, a group's null as Hydra has it: `debug=null` is nothing at all, `tuned=null` a deletion.
+
+    Raises:
+        ConfigError: a run cannot do without the group.
+    """
+    groups, kept, problems = config_groups(folders), [], []
+    for override in overrides:
+        key, _, value = override.partition("=")
+        group = key.lstrip("+")
+        if group not in groups or value.strip() not in ("null", ""):
+            kept.append(override)
+        elif group == "tuned":
+            kept.append("~tuned")
+        elif group not in OPTIONAL_GROUPS:
+            problems.append(f"{override}: a run has one; there are {', '.join(groups[group])}")
+    if problems:
+        raise ConfigError(problems)
+    return kept
+
+
+def typed_paths(overrides: Sequence[str]) -> list[str]:
+    """Dotted paths of the options that overrides set; a group that they choose, by its name."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    from rlhf.config.unread import flat
+
+    found = []
+    for override in OverridesParser.create().parse_overrides(list(overrides)):
+        key = override.key_or_group
+        if _is_hydras(key) or override.is_delete():
+            continue
+        path = ".".join(part for part in key.split(".") if not part.isdigit())  # optimization.betas.0
+        value = override.value()
+        found += [one for one, _ in flat(_plain(value), path)]
+    return found
+
+
+def _plain(value: Any) -> Any:
+    """Hydra's parsed dict with texts for keys."""
+    return {str(key): _plain(one) for key, one in value.items()} if isinstance(value, dict) else value
+
+
+def composition_problem(error: Exception, overrides: Sequence[str] = ()) -> str:
+    """One line for what Hydra says when files and overrides cannot be composed."""
+    said = " ".join(str(error).split())
+    known = option_paths()
+    for override in overrides:
+        path = override.partition("=")[0].lstrip("+~")
+        if f"'{path}'" in said and path in known:
+            if path.startswith("hardware.slurm."):
+                return f"{path}: hardware=cpu or gpu does not read it; leave it out, or add hardware=slurm"
+            return f"{path}: nothing of this combination has it ({said})"
+    return said
 
 
 def _is_hydras(key: str) -> bool:
     return key == "hydra" or key.startswith(("hydra.", "hydra/"))
+
+
+def _hidden_files(folders: Sequence[Path]) -> list[str]:
+    """Files that Hydra would not open, for an earlier folder has one of the same name."""
+    own, *others = folders
+    return [
+        f"{file}: {own.name}/{file.relative_to(folder)} is found before it; give it another name"
+        for folder in others
+        for file in sorted(folder.rglob("*.yaml"))
+        if (own / file.relative_to(folder)).is_file()
+    ]
 
 
 def _unknown_settings(overrides: list[Override]) -> list[str]:
@@ -93,22 +196,25 @@ def _choices(override: Override) -> list[str]:
 def _unknown_choices(override: Override, options: list[str]) -> list[str]:
     if override.is_delete():
         return []
+    group = override.key_or_group
     names = [name.removesuffix(".yaml") for name in _choices(override)]
-    return [
-        f"{override.key_or_group}={name}: no such option; there are {', '.join(options) or 'none'}"
-        for name in names
-        if name not in options
-    ]
+    lines = []
+    for name in names:
+        if name not in options and name != "null":
+            line = f"{group}={shown(name)[1:-1]}: no such option; there are {', '.join(options) or 'none'}"
+            remedy = REMEDIES.get(group, "").format(name=name if "/" in name else f"owner/{name}")
+            lines.append(line + (f"; {remedy}" if remedy else ""))
+    return lines
 
 
-def _unknown_option(key: str, algos: list[str], groups: list[str]) -> list[str]:
+def _unknown_option(key: str, algos: list[str], groups: Mapping[str, list[str]]) -> list[str]:
     path = ".".join(part for part in key.split(".") if not part.isdigit())  # optimization.betas.0
     lacking = [algo for algo in algos if path not in option_paths([algo])]
     if not lacking:
         return []
     if path in option_paths():
         return [f"{key}: no such option of algo={', '.join(lacking)}"]
-    near = difflib.get_close_matches(key, groups, n=1)
+    near = difflib.get_close_matches(key, sorted(groups), n=1)
     if near and "." not in key:
         return [f"{key}: no such option; did you mean {near[0]}?"]
     return [no_such_option(path, option_paths(algos))]

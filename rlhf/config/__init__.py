@@ -25,6 +25,7 @@ from rlhf.config.readers import (
     TRAINING,
     VALUE_NETWORK,
     Is,
+    Where,
     stages,
 )
 from rlhf.config.reward import RewardConfig
@@ -67,18 +68,35 @@ __all__ = [
 class RunConfig:
     """One run, whole. `algo` is the dataclass that `ALGO_CONFIGS` names for `algo.name`."""
 
-    seed: int = setting("seed of rollouts, prompt order, minibatches and value head", read_by=RL, low=0)
-    sweep_name: str = setting(
-        "folder below output_dir that gathers the runs of one experiment", read_by=ALWAYS, identity=False
+    seed: int = setting(
+        "seed of rollouts, prompt order, minibatches and value head", read_by=RL, also_called=("random_seed",), low=0
     )
-    output_dir: str = setting("where runs are written", read_by=ALWAYS, identity=False, path=True)
+    sweep_name: str = setting(
+        "folder below output_dir that gathers the runs of one experiment",
+        read_by=ALWAYS,
+        also_called=("run_name", "experiment_name", "exp_name", "name"),
+        identity=False,
+    )
+    output_dir: str = setting(
+        "where runs are written",
+        read_by=ALWAYS,
+        also_called=("save_dir", "save_path", "logging_dir", "log_dir"),
+        identity=False,
+        path=True,
+    )
     cache_dir: str = setting(
         "where SFT policies, reward models and converted weights are kept for later runs",
         read_by=ALWAYS,
+        also_called=("cache",),
         identity=False,
         path=True,
     )
     overwrite: bool = setting("start afresh instead of skipping or resuming", read_by=ALWAYS, identity=False)
+    settings_from: list[str] = setting(
+        "files beside the groups' own that set values, and what each sets; the program fills it in",
+        read_by=Where(lambda _: False, "the program, which fills it in,", "", frozenset()),
+        identity=False,
+    )
     stage: StageConfig = setting("which stage runs", read_by=ALWAYS)
     algo: AlgoConfig = setting(
         "the algorithm of stage=online and stage=offline",

@@ -14,6 +14,7 @@ class AlgoConfig:
     value_clip: float | None = setting(
         "largest move of a value from its rollout value inside the value loss (PPO2); null: no clipping",
         read_by=VALUE_NETWORK,
+        also_called=("cliprange_value", "vf_clip", "value_clip_range"),
         above=0,
     )
 
@@ -24,6 +25,7 @@ class APAConfig(AlgoConfig):
         "lambda of eq. 9: standard deviations of the advantage (advantages.whiten=full) per nat; larger stays closer "
         "to the initial policy",
         read_by=ALWAYS,
+        also_called=("lambda", "apa_lambda"),
         above=0,
     )
     anchor: str = setting(
@@ -35,7 +37,12 @@ class APAConfig(AlgoConfig):
 
 @dataclass(kw_only=True)
 class AWRConfig(AlgoConfig):
-    lam: float = setting("lambda of eq. 6: the weight of a token is exp(A / lam)", read_by=ALWAYS, above=0)
+    lam: float = setting(
+        "lambda of eq. 6: the weight of a token is exp(A / lam)",
+        read_by=ALWAYS,
+        also_called=("lambda", "beta"),
+        above=0,
+    )
     weight_clip: float | None = setting(
         "largest weight exp(A / lam); null: no clip, as in the paper", read_by=ALWAYS, above=0
     )
@@ -47,14 +54,19 @@ class KLControlConfig:
         "how the coefficient beta of the KL penalty in the reward moves: not at all, by Ziegler et al. 2019, or no "
         "penalty",
         read_by=ALWAYS,
+        also_called=("adap_kl_ctrl", "kl_ctl"),
         choices=("fixed", "adaptive", "none"),
     )
     init_coef: float = setting(
-        "beta at the start, scaled reward per nat", read_by=Is(".controller", ("adaptive", "fixed")), low=0
+        "beta at the start, scaled reward per nat",
+        read_by=Is(".controller", ("adaptive", "fixed")),
+        also_called=("kl_coef", "kl_coeff", "beta", "init_kl_coef", "kl_penalty"),
+        low=0,
     )
     target: float = setting(
         "KL(pi || pi_init) of a response that the adaptive controller aims at, nats",
         read_by=Is(".controller", ("adaptive",)),
+        also_called=("target_kl", "kl_target"),
         above=0,
     )
     horizon: float = setting(
@@ -64,7 +76,13 @@ class KLControlConfig:
 
 @dataclass(kw_only=True)
 class PPOConfig(AlgoConfig):
-    ratio_clip: float = setting("epsilon of the clipped probability ratio", read_by=ALWAYS, above=0, high=1)
+    ratio_clip: float = setting(
+        "epsilon of the clipped probability ratio",
+        read_by=ALWAYS,
+        also_called=("cliprange", "clip_range", "clip_ratio", "clip_eps", "epsilon"),
+        above=0,
+        high=1,
+    )
     kl: KLControlConfig = setting("the KL penalty in the reward, which PPO alone has", read_by=ALWAYS)
 
 

@@ -9,7 +9,7 @@ import math
 import os.path
 import types
 import typing
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from rlhf.config import ALGO_CONFIGS, AlgoConfig, RunConfig
@@ -63,6 +63,15 @@ def option_paths(algos: Iterable[str] = ALGO_CONFIGS) -> set[str]:
     return paths.union(*(_paths(ALGO_CONFIGS[algo], "algo.") for algo in algos))
 
 
+@functools.cache
+def option_types() -> dict[str, Any]:
+    """{dotted path: type} of all options of all algorithms, groups of options left out."""
+    found = _leaf_types(RunConfig)
+    for kind in ALGO_CONFIGS.values():
+        found |= _leaf_types(kind, "algo.")
+    return found
+
+
 def paths_without_effect() -> set[str]:
     """Dotted paths of the options that can change no result, and of the groups that hold nothing else."""
     found = _without_effect(RunConfig)
@@ -70,35 +79,75 @@ def paths_without_effect() -> set[str]:
 
 
 def no_such_option(path: str, known: Iterable[str]) -> str:
-    """The line that refuses `path`, with the nearest of the `known` paths."""
+    """The line that refuses `path`, with the nearest of the `known` paths, or what goes by that name elsewhere."""
+    known = set(known)
     parent, _, name = path.rpartition(".")
     siblings = {p.rpartition(".")[2]: p for p in sorted(known) if p.rpartition(".")[0] == parent}
     elsewhere = [p for p in sorted(known) if p.rpartition(".")[2] == name]
     near = [siblings[match] for match in difflib.get_close_matches(name, siblings, n=1)]
     initials = [p for sibling, p in siblings.items() if name == "".join(word[0] for word in sibling.split("_"))]
     misspelt_parent = [] if parent in known else difflib.get_close_matches(path, sorted(known), n=1)
-    found = initials or near or elsewhere or misspelt_parent
-    return f"{path}: no such option" + (f"; did you mean {found[0]}?" if found else "")
+    also = _also_called().get(name, [])
+    also = [p for p in also if p.startswith(f"{parent}.")] or also
+    found = initials or also or near or elsewhere or misspelt_parent
+    names = [p if p in known or p not in option_types() else f"{p} ({_algos_with(p)})" for p in found[:3]]
+    return f"{shown(path)[1:-1]}: no such option" + (f"; did you mean {' or '.join(names)}?" if names else "")
+
+
+def _algos_with(path: str) -> str:
+    return f"algo={' or '.join(name for name in ALGO_CONFIGS if path in option_paths([name]))}"
 
 
 @functools.cache
-def _types(kind: type) -> dict[str, Any]:
+def _also_called() -> dict[str, list[str]]:
+    """{a name that others give an option: its paths}."""
+    found: dict[str, list[str]] = {}
+    for kind, prefix in [(RunConfig, ""), *((kind, "algo.") for kind in ALGO_CONFIGS.values())]:
+        for path, field in leaf_fields(kind, prefix):
+            for name in field.metadata["also_called"]:
+                paths = found.setdefault(name, [])
+                if path not in paths:
+                    paths.append(path)
+    return found
+
+
+def leaf_fields(kind: type, prefix: str = "") -> Iterator[tuple[str, dataclasses.Field[Any]]]:
+    """(dotted path, field) of every option below a dataclass; `algo` has those that all algorithms share."""
+    for field in dataclasses.fields(kind):
+        group = group_of(types_of(kind)[field.name])
+        if group is None:
+            yield prefix + field.name, field
+        else:
+            yield from leaf_fields(group, f"{prefix}{field.name}.")
+
+
+@functools.cache
+def types_of(kind: type) -> dict[str, Any]:
+    """The types of a dataclass's fields, by name."""
     return typing.get_type_hints(kind)
 
 
 def _paths(kind: type, prefix: str = "") -> set[str]:
     paths = set()
-    for name, inner in _types(kind).items():
+    for name, inner in types_of(kind).items():
         paths.add(prefix + name)
-        if group := _group(inner):
+        if group := group_of(inner):
             paths |= _paths(group, f"{prefix}{name}.")
     return paths
+
+
+def _leaf_types(kind: type, prefix: str = "") -> dict[str, Any]:
+    found = {}
+    for name, inner in types_of(kind).items():
+        group = group_of(inner)
+        found |= {prefix + name: inner} if group is None else _leaf_types(group, f"{prefix}{name}.")
+    return found
 
 
 def _without_effect(kind: type, prefix: str = "") -> set[str]:
     found = set()
     for field in dataclasses.fields(kind):
-        path, group = prefix + field.name, _group(_types(kind)[field.name])
+        path, group = prefix + field.name, group_of(types_of(kind)[field.name])
         inner = _without_effect(group, f"{path}.") if group else set()
         if field.metadata["identity"] is False or (group and inner >= _paths(group, f"{path}.")):
             found.add(path)
@@ -106,7 +155,7 @@ def _without_effect(kind: type, prefix: str = "") -> set[str]:
     return found
 
 
-def _group(kind: Any) -> type | None:
+def group_of(kind: Any) -> type | None:
     """The dataclass of a field that is a group of options, or may be (X | None)."""
     candidates = typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
     return next((one for one in candidates if isinstance(one, type) and dataclasses.is_dataclass(one)), None)
@@ -122,7 +171,7 @@ def _build(kind: type, mapping: Any, prefix: str, problems: list[str]) -> Any:
         if kind is AlgoConfig:
             problems.append(f"algo.name: {mapping.get('name')!r} is not one of {', '.join(sorted(ALGO_CONFIGS))}")
             return None
-    known = _types(kind)
+    known = types_of(kind)
     if unknown := [f"{prefix}{key}" for key in mapping if key not in known]:
         paths = {prefix + name for name in known} | option_paths(())
         problems += [no_such_option(path, paths) for path in unknown]
@@ -134,7 +183,7 @@ def _build(kind: type, mapping: Any, prefix: str, problems: list[str]) -> Any:
             problems.append(f"{prefix}{field.name}: missing")
         elif value is None and type(None) in typing.get_args(known[field.name]):
             values[field.name] = None
-        elif group := _group(known[field.name]):
+        elif group := group_of(known[field.name]):
             values[field.name] = _build(group, value, f"{prefix}{field.name}.", problems)
         else:
             values[field.name] = _checked(value, known[field.name], prefix, field, problems)

@@ -15,6 +15,7 @@ class DatasetConfig:
         "local pairs in the hub's columns instead: .json(l), .json(l).gz, .parquet, or a folder (save_to_disk, or with "
         "files train* and test*)",
         read_by=FROM_FILES | Is("dataset.name", ("reviews",)),
+        also_called=("data_path", "train_file", "dataset_path", "train_data"),
         content=True,
     )
     sft_path: str | None = setting(
@@ -24,6 +25,7 @@ class DatasetConfig:
         "the preference pairs' name on the hub, owner/name, or owner/name/folder for one folder of it; null: not from "
         "there",
         read_by=FROM_FILES & Absent("dataset.path"),
+        also_called=("dataset_name", "dataset_id", "hf_dataset"),
     )
     sft_hub: str | None = setting(
         "the SFT texts' name on the hub, likewise; null, or with dataset.path: the preferred answers of the pairs",
@@ -33,9 +35,15 @@ class DatasetConfig:
         "malformed rows that are skipped and counted; one more refuses the data", read_by=FROM_FILES, low=0
     )
     seed: int = setting("seed of made-up data and of the split into train and held-out parts", read_by=ALWAYS, low=0)
-    num_sft: int | None = setting("SFT examples; null: all", read_by=ALWAYS, low=1)
+    num_sft: int | None = setting(
+        "SFT examples; null: all", read_by=ALWAYS, also_called=("num_train_samples", "max_samples"), low=1
+    )
     num_pairs: int | None = setting(
-        "preference pairs for training; null: all", read_by=ALWAYS, identity=AFTER_SFT, low=1
+        "preference pairs for training; null: all",
+        read_by=ALWAYS,
+        also_called=("num_train_samples", "max_samples"),
+        identity=AFTER_SFT,
+        low=1,
     )
     num_test_pairs: int = setting("held-out preference pairs", read_by=ALWAYS, identity=AFTER_SFT, low=1)
     num_prompts: int | None = setting("prompts for RL; null: all", read_by=ALWAYS, identity=AFTER_SFT, low=1)
@@ -51,11 +59,19 @@ class DatasetConfig:
     max_total_length: int = setting(
         "longest prompt + response, tokens; prompts are cut on the left to what max_new_tokens leaves",
         read_by=ALWAYS,
+        also_called=("max_length", "max_seq_length", "max_seq_len", "max_len", "context_length"),
         low=2,
     )
-    max_new_tokens: int = setting("longest response, tokens", read_by=ALWAYS, low=1)
+    max_new_tokens: int = setting(
+        "longest response, tokens",
+        read_by=ALWAYS,
+        also_called=("response_length", "max_response_length", "max_completion_length", "generate_max_len"),
+        low=1,
+    )
     stop_strings: list[str] = setting(
-        "a response ends where it completes one of these; the scored text drops it", read_by=SCORING
+        "a response ends where it completes one of these; the scored text drops it",
+        read_by=SCORING,
+        also_called=("stop", "stop_words", "stop_sequences"),
     )
     kl_budgets: list[float] = setting(
         "KL budgets at which efficiency is reported, nats; the first is the headline", read_by=RL, above=0

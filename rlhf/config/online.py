@@ -10,8 +10,18 @@ from rlhf.config.setting import setting
 
 @dataclass(kw_only=True)
 class RolloutConfig:
-    iterations: int = setting("rollout-and-update rounds", read_by=RL, low=1)
-    num_responses: int = setting("responses per iteration, of all ranks together", read_by=RL, low=1)
+    iterations: int = setting(
+        "rollout-and-update rounds",
+        read_by=RL,
+        also_called=("num_iterations", "total_episodes", "max_steps", "num_steps", "total_steps"),
+        low=1,
+    )
+    num_responses: int = setting(
+        "responses per iteration, of all ranks together",
+        read_by=RL,
+        also_called=("batch_size", "rollout_batch_size", "num_rollouts"),
+        low=1,
+    )
     batch_size: int = setting(
         "responses sampled, and measured where nothing is trained, at once by each rank", read_by=ALWAYS, low=1
     )
@@ -21,7 +31,9 @@ class RolloutConfig:
         read_by=ALWAYS,
         choices=("fast", "plain"),
     )
-    temperature: float = setting("sampling temperature; logprobs are taken at it too", read_by=ALWAYS, above=0)
+    temperature: float = setting(
+        "sampling temperature; logprobs are taken at it too", read_by=ALWAYS, also_called=("temp",), above=0
+    )
 
 
 @dataclass(kw_only=True)
@@ -43,11 +55,16 @@ class OfflineConfig:
 class AdvantagesConfig:
     gamma: float = setting("discount per token", read_by=ALWAYS, above=0, high=1)
     gae_lambda: float = setting(
-        "lambda of generalised advantage estimation; not algo.lam", read_by=ALWAYS, low=0, high=1
+        "lambda of generalised advantage estimation; not algo.lam",
+        read_by=ALWAYS,
+        also_called=("gae_lam", "lambd"),
+        low=0,
+        high=1,
     )
     whiten: str = setting(
         "zero mean and unit standard deviation over valid tokens, unit standard deviation alone, or raw",
         read_by=ALWAYS,
+        also_called=("whiten_rewards", "whiten_advantages"),
         choices=("full", "scale", "none"),
     )
     whiten_over: str = setting(
@@ -59,19 +76,38 @@ class AdvantagesConfig:
 
 @dataclass(kw_only=True)
 class OptimizationConfig:
-    learning_rate: float = setting("learning rate of the policy (AdamW)", read_by=ALWAYS, above=0)
+    learning_rate: float = setting(
+        "learning rate of the policy (AdamW)",
+        read_by=ALWAYS,
+        also_called=("lr", "actor_learning_rate", "actor_lr", "policy_lr"),
+        above=0,
+    )
     betas: list[float] = setting("AdamW's decay rates of the two moments", read_by=ALWAYS, low=0, high=1)
     eps: float = setting("AdamW's epsilon", read_by=ALWAYS, above=0)
     weight_decay: float = setting("AdamW's decoupled weight decay", read_by=ALWAYS, low=0)
-    schedule: str = setting("learning rate over the run", read_by=ALWAYS, choices=("constant", "linear", "cosine"))
-    epochs: int = setting("passes over each rollout batch, freshly shuffled", read_by=ALWAYS, low=1)
+    schedule: str = setting(
+        "learning rate over the run",
+        read_by=ALWAYS,
+        also_called=("lr_scheduler_type", "lr_scheduler", "scheduler"),
+        choices=("constant", "linear", "cosine"),
+    )
+    epochs: int = setting(
+        "passes over each rollout batch, freshly shuffled",
+        read_by=ALWAYS,
+        also_called=("num_epochs", "num_train_epochs", "ppo_epochs", "num_ppo_epochs", "max_epochs"),
+        low=1,
+    )
     minibatch_size: int = setting(
-        "responses per optimizer step, of all ranks together; divides rollout.num_responses", read_by=ALWAYS, low=1
+        "responses per optimizer step, of all ranks together; divides rollout.num_responses",
+        read_by=ALWAYS,
+        also_called=("mini_batch_size", "train_batch_size", "batch_size"),
+        low=1,
     )
     micro_batch_size: int = setting(
         "responses of an update's forward pass on each rank, at most; divides minibatch_size; the frozen trunk and "
         "evaluations go by rollout.batch_size",
         read_by=ALWAYS,
+        also_called=("per_device_train_batch_size", "gradient_accumulation_steps", "micro_train_batch_size"),
         low=1,
     )
     pack_by_length: bool = setting(
@@ -79,12 +115,22 @@ class OptimizationConfig:
         "rollout; ilql does not read it",
         read_by=VALUE_NETWORK,
     )
-    max_grad_norm: float = setting("gradients of each network are scaled down to this norm", read_by=ALWAYS, above=0)
+    max_grad_norm: float = setting(
+        "gradients of each network are scaled down to this norm",
+        read_by=ALWAYS,
+        also_called=("grad_clip", "clip_grad_norm", "max_norm"),
+        above=0,
+    )
 
 
 @dataclass(kw_only=True)
 class EvaluationConfig:
-    eval_every: int = setting("iterations between evaluations; the first is at step 0", read_by=RL, low=1)
+    eval_every: int = setting(
+        "iterations between evaluations; the first is at step 0",
+        read_by=RL,
+        also_called=("eval_steps", "eval_interval", "eval_freq"),
+        low=1,
+    )
     seed: int = setting(
         "seed of the evaluation's draws, the same at every evaluation and in every run", read_by=ALWAYS, low=0
     )
@@ -104,6 +150,7 @@ class CheckpointConfig:
     checkpoint_every: int = setting(
         "iterations (optimizer steps in sft and reward_model) between checkpoints",
         read_by=ALWAYS,
+        also_called=("save_steps", "save_freq", "save_interval", "save_every"),
         low=1,
         identity=False,
     )

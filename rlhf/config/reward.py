@@ -23,6 +23,7 @@ class RewardConfig:
     path: str | None = setting(
         "folder or hub name of a trained reward model; null with name=learned: train one on the data set's pairs",
         read_by=MODEL_REWARD,
+        also_called=("reward_model_path", "rm_path", "reward_pretrain", "reward_model_name_or_path"),
         content=True,
     )
     checkpoint_file: str | None = setting(
@@ -41,7 +42,10 @@ class RewardConfig:
         "put behind a text that is scored, as an EOS written out; empty: its tokenizer's EOS", read_by=GIVEN_REWARD
     )
     max_tokens: int | None = setting(
-        "longer texts are cut on the left; null: what max_total_length leaves", read_by=MODEL_REWARD, low=1
+        "longer texts are cut on the left; null: what max_total_length leaves",
+        read_by=MODEL_REWARD,
+        also_called=("reward_max_length",),
+        low=1,
     )
     precision: str = setting(
         "how the reward model's weights are held", read_by=MODEL_REWARD, choices=("fp32", "bf16", "fp16")
@@ -56,7 +60,9 @@ class RewardConfig:
         "rollout.batch_size is less than a rank's responses; false: afterwards, in less memory",
         read_by=_SCORED_ELSEWHERE,
     )
-    url: str | None = setting("where name=http posts its texts", read_by=REWARD_SERVER)
+    url: str | None = setting(
+        "where name=http posts its texts", read_by=REWARD_SERVER, also_called=("reward_url", "rm_url", "remote_rm_url")
+    )
     timeout_seconds: float = setting(
         "longest wait for an answer of `url`", read_by=REWARD_SERVER, above=0, identity=False
     )

@@ -27,15 +27,19 @@ class SupervisedConfig:
         "seed of data order and random heads; shared by all RL runs, unlike `seed`", read_by=ALWAYS, low=0
     )
     train: TrainableConfig = setting("which parameters are trained", read_by=ALWAYS)
-    learning_rate: float = setting("peak learning rate of AdamW", read_by=ALWAYS, above=0)
+    learning_rate: float = setting("peak learning rate of AdamW", read_by=ALWAYS, also_called=("lr",), above=0)
     weight_decay: float = setting("AdamW's decoupled weight decay", read_by=ALWAYS, low=0)
-    warmup_steps: int = setting("optimizer steps of linear warm-up", read_by=ALWAYS, low=0)
+    warmup_steps: int = setting(
+        "optimizer steps of linear warm-up", read_by=ALWAYS, also_called=("warmup_ratio", "num_warmup_steps"), low=0
+    )
     schedule: str = setting("after the warm-up", read_by=ALWAYS, choices=("constant", "linear", "cosine"))
-    batch_size: int = setting("examples per optimizer step, of all ranks together", read_by=ALWAYS, low=1)
+    batch_size: int = setting(
+        "examples per optimizer step, of all ranks together", read_by=ALWAYS, also_called=("train_batch_size",), low=1
+    )
     micro_batch_size: int = setting(
         "examples per forward pass of each rank, at most; divides batch_size", read_by=ALWAYS, low=1
     )
-    steps: int = setting("optimizer steps", read_by=ALWAYS, low=1)
+    steps: int = setting("optimizer steps", read_by=ALWAYS, also_called=("max_steps",), low=1)
     max_grad_norm: float = setting("gradients are scaled down to this norm", read_by=ALWAYS, above=0)
     eval_every: int = setting("optimizer steps between evaluations on held-out data", read_by=ALWAYS, low=1)
 

@@ -13,9 +13,9 @@ from omegaconf import OmegaConf
 
 from rlhf.config import RL_STAGES, RunConfig
 from rlhf.config.build import ConfigError
-from rlhf.config.check import checked_config
 from rlhf.config.identity import input_runs, run_id
 from sweeps.cells import Cell
+from sweeps.sources import SettingsFile, checked_run
 
 
 @dataclass(frozen=True)
@@ -23,6 +23,8 @@ class StudySpec:
     cell: Cell
     composed: Mapping[str, Any]
     """The cell's config as Hydra composes it, interpolations not resolved, without Hydra's own settings."""
+    files: tuple[SettingsFile, ...] = ()
+    """Those that had a part in it."""
 
     @cached_property
     def name(self) -> str:
@@ -62,7 +64,8 @@ class StudySpec:
                 OmegaConf.update(config, "seed", int(seed) if seed.isdigit() else seed)
             mapping = OmegaConf.to_container(config, resolve=True)
             assert isinstance(mapping, dict)
-            runs.append(checked_config({str(key): value for key, value in mapping.items()}))
+            plain = {str(key): value for key, value in mapping.items()}
+            runs.append(checked_run(plain, self.files, self.cell.overrides))
         return runs
 
     def overrides(self, values: Mapping[str, Any]) -> list[list[str]]:

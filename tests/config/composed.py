@@ -15,7 +15,7 @@ from rlhf.config import RunConfig
 from rlhf.config.build import build_config
 from rlhf.config.check import checked_config
 from rlhf.config.unread import COMMAND_LINE
-from sweeps.experiment import run_mapping
+from sweeps.sources import run_mapping, with_settings_of_algo
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
 
@@ -30,7 +30,7 @@ def _compose(overrides: tuple[str, ...]) -> dict[str, Any]:
     _register()
     old = hydra.__version__.startswith("1.3")
     with hydra.initialize_config_dir(str(CONF), **({"version_base": "1.3"} if old else {})):
-        return run_mapping(hydra.compose("config", overrides=list(overrides)))
+        return with_settings_of_algo(run_mapping(hydra.compose("config", overrides=list(overrides))), overrides)
 
 
 def composed(*overrides: str) -> dict[str, Any]:

@@ -1,0 +1,181 @@
+"""A composed config -> a checked run: which file or override set what, and settings that a file keeps by algorithm."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rlhf.config import RunConfig
+from rlhf.config.build import ConfigError, build_config, shown
+from rlhf.config.check import check
+from rlhf.config.identity import input_runs
+from rlhf.config.options import options
+from rlhf.config.unread import COMMAND_LINE, CONF, file_values, flat
+from sweeps.overrides import typed_paths
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+ALGOS = "algos"
+"""Key of a file under which settings stand by algorithm: `algos: {apa: {lam: 0.3}}`."""
+
+# Groups whose files set options of other sections, in the order in which later ones win.
+BESIDE = ("tuned", "experiment", "debug")
+
+
+@dataclass(frozen=True)
+class SettingsFile:
+    label: str
+    group: str
+    values: dict[str, Any]
+    own: bool
+    """Whether it is the project's; the user's are outside conf/."""
+
+
+def composed_run(config: DictConfig, hydra: DictConfig | None = None) -> RunConfig:
+    """The run of what Hydra composed.
+
+    Args:
+        hydra: Hydra's own settings; None: they are in `config`.
+
+    Raises:
+        ConfigError: with all problems, one a line, each with the file that set the option where one did.
+    """
+    hydra = config.hydra if hydra is None else hydra
+    overrides = [str(text) for text in hydra.overrides.task]
+    mapping = with_settings_of_algo(run_mapping(config), overrides)
+    return checked_run(mapping, settings_files(hydra), overrides)
+
+
+def checked_run(mapping: dict[str, Any], files: Sequence[SettingsFile], overrides: Sequence[str]) -> RunConfig:
+    """`composed_run` of parts.
+
+    Args:
+        mapping: the composed values, interpolations resolved, without Hydra's own and without tables by algorithm.
+        files: beyond the defaults, in the order in which later ones win.
+        overrides: of the command line or of the cell of a grid.
+    """
+    typed = typed_paths(overrides)
+    known = {path: file.label for file in files for path in file.values}
+    try:
+        run = build_config(mapping)
+        judged = [file for file in files if not (file.own and file.group in ("tuned", "debug"))]
+        sources = {path: file.label for file in judged for path in file.values}
+        sources |= dict.fromkeys(typed, COMMAND_LINE)
+        if problems := check(run, sources):
+            raise ConfigError(problems)
+    except ConfigError as error:
+        raise ConfigError([_with_source(line, known, typed) for line in error.problems]) from None
+    return dataclasses.replace(run, settings_from=list(_what_files_set(run, files, typed)))
+
+
+def run_mapping(config: DictConfig) -> dict[str, Any]:
+    """A composed config as plain values, without Hydra's own settings."""
+    from omegaconf import OmegaConf
+
+    plain = OmegaConf.to_container(config)
+    assert isinstance(plain, dict)
+    own = OmegaConf.create({str(key): value for key, value in plain.items() if key != "hydra"})
+    resolved = OmegaConf.to_container(own, resolve=True)
+    assert isinstance(resolved, dict)
+    return {str(key): value for key, value in resolved.items()}
+
+
+def settings_files(hydra: DictConfig) -> list[SettingsFile]:
+    """The files beside the project's groups that had a part in a composed config, with what they set."""
+    runtime = hydra.runtime
+    folders = [Path(source.path) for source in runtime.config_sources if source.schema == "file"]
+    choices = {str(group): choice for group, choice in runtime.choices.items()}
+    groups = [group for group in choices if group not in BESIDE and not group.startswith("hydra/")]
+    found = []
+    for group in (*sorted(groups), *BESIDE):
+        for name in _names(choices.get(group)):
+            found += [one for one in _files(group, name, folders) if group in BESIDE or not one.own]
+    algo = choices.get("algo")
+    return [dataclasses.replace(one, values=_of_algo(one.values, algo)) for one in found]
+
+
+def _names(choice: Any) -> list[str]:
+    if choice is None:
+        return []
+    return [choice] if isinstance(choice, str) else [str(name) for name in choice]
+
+
+def _files(group: str, name: str, folders: Sequence[Path]) -> Iterator[SettingsFile]:
+    """The group's file of that name, after those of its group that it begins from."""
+    import yaml
+
+    for folder in folders:
+        file = folder / group / f"{name.removesuffix('.yaml')}.yaml"
+        if file.is_file():
+            content = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
+            for entry in content.get("defaults", []):
+                if isinstance(entry, str) and entry != "_self_":
+                    yield from _files(group, entry, folders)
+            own = folder.resolve() == CONF
+            label = file.relative_to(folder.parent) if own else file
+            yield SettingsFile(label.as_posix(), group, dict(file_values(file, group)), own)
+            return
+
+
+def _of_algo(values: dict[str, Any], algo: Any) -> dict[str, Any]:
+    """A file's values with those for one algorithm in the place of its table by algorithm."""
+    kept = {path: value for path, value in values.items() if not path.startswith(f"{ALGOS}.")}
+    start = f"{ALGOS}.{algo}."
+    return kept | {
+        f"algo.{path.removeprefix(start)}": value for path, value in values.items() if path.startswith(start)
+    }
+
+
+def with_settings_of_algo(mapping: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """The mapping with a file's settings for the chosen algorithm in `algo`; the overrides win."""
+    if ALGOS not in mapping:
+        return mapping
+    typed = typed_paths(overrides)
+    mapping = copy.deepcopy(mapping)
+    tables = mapping.pop(ALGOS)
+    table = tables.get(mapping["algo"].get("name")) if isinstance(tables, dict) else None
+    for path, value in flat(table or {}):
+        if f"algo.{path}" in typed:
+            continue
+        *parents, name = path.split(".")
+        section = mapping["algo"]
+        for parent in parents:
+            section = section.setdefault(parent, {})
+        section[name] = value
+    return mapping
+
+
+def _with_source(line: str, known: dict[str, str], typed: Sequence[str]) -> str:
+    """The line with the file that set its option, where it was not typed."""
+    path, _, rest = line.partition(":")
+    if path not in known or path in typed or known[path] in line:
+        return line
+    remedy = ""
+    if path.startswith("algo.") and "no such option" in rest:
+        remedy = f"; there, what is one algorithm's stands under {ALGOS}: {{NAME: {{{path.partition('.')[2]}: ...}}}}"
+    return f"{line} ({known[path]} sets it{remedy})"
+
+
+def _what_files_set(run: RunConfig, files: Sequence[SettingsFile], typed: Sequence[str]) -> Iterator[str]:
+    """One line for each file: what it set that is in force and read, and what nothing reads here."""
+    runs = [run, *input_runs(run)]
+    table = {option.path: option for option in options(run)}
+    last = {path: file for file in files for path in file.values}
+    for file in files:
+        paths = [path for path in file.values if path in table and last[path] is file and path not in typed]
+        unread = [path for path in paths if table[path].unread_by(runs) is not None]
+        values = [f"{path}={_text(table[path].value)}" for path in paths if path not in unread]
+        text = f"{file.label} sets {', '.join(values) or 'nothing that is not set again'}"
+        yield text + (f" (not read here: {', '.join(unread)})" if unread else "")
+
+
+def _text(value: Any) -> str:
+    words = {None: "null", True: "true", False: "false"}
+    if isinstance(value, bool) or value is None:
+        return words[value]
+    return value if isinstance(value, str) and value else shown(value)

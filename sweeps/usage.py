@@ -1,0 +1,131 @@
+"""What `--help` and `--options` print, made of the config classes and the files of conf/."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import textwrap
+import types
+import typing
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from rlhf.config import ALGO_CONFIGS, AlgoConfig, RunConfig
+from rlhf.config.build import ConfigError, group_of, types_of
+
+WIDTH = 80
+
+HEAD = """\
+apa-rlhf compares RLHF algorithms (APA, PPO, AWR, ILQL): reward gained within a
+budget of KL to the initial policy. A run is one option of each group below,
+and single values on top.
+
+  python main.py -m algo=apa,ppo,awr seed=0,100    six runs and their report
+  python main.py algo=ppo seed=3 algo.kl.target=4  one run
+  python main.py model=hub model.path=FOLDER dataset=hh dataset.path=FILE.jsonl
+
+"""
+TAIL = """
+  -m             run every combination of comma lists
+  --options [X]  every option, or those of a section, with type and meaning
+  --config-dir X look for files of groups in X too, as X/model/mine.yaml
+  --cfg job      print the composed config, and run nothing
+
+Results lie in runs/<sweep_name>/<run id>/; the same command typed again skips
+what is finished and resumes the rest. README.md says more."""
+
+
+def asked_for_help(arguments: Sequence[str]) -> str | None:
+    """What was asked for: "" for help, a section's name or "all" for options; None for a run."""
+    for place, word in enumerate(arguments):
+        name, _, value = word.partition("=")
+        if name == "--options":
+            following = arguments[place + 1 : place + 2]
+            return value or (following[0] if following else "all")
+    return "" if any(word in ("--help", "-h", "help") for word in arguments) else None
+
+
+def usage(conf: Path, asked: str) -> str:
+    """The help page, or the options of a section.
+
+    Raises:
+        ConfigError: there is no such section.
+    """
+    return HEAD + "\n".join(_groups(conf)) + "\n" + TAIL if asked == "" else _options(asked)
+
+
+def _groups(conf: Path) -> Iterator[str]:
+    for group in [*(field.name for field in dataclasses.fields(RunConfig)), "experiment", "debug"]:
+        names = sorted(file.stem for file in (conf / group).glob("*.yaml"))
+        if names:
+            yield textwrap.fill(
+                ", ".join(names),
+                WIDTH,
+                initial_indent=f"  {group:<11} ",
+                subsequent_indent=" " * 14,
+                break_on_hyphens=False,
+            )
+
+
+def _options(section: str) -> str:
+    lines = dict(_all_options())
+    chosen = {
+        path: line
+        for path, line in lines.items()
+        if section in ("all", path)
+        or path.startswith((f"{section}.", f"{section} "))
+        or section in path.split(" ")[0].split(".")
+    }
+    if not chosen:
+        sections = sorted({path.partition(".")[0] for path in lines})
+        near = difflib.get_close_matches(section, [*lines, *sections], n=1)
+        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(sections)}"
+        raise ConfigError([f"--options {section}: no such option or section; {hint}"])
+    return "\n".join(chosen.values())
+
+
+def _all_options() -> Iterator[tuple[str, str]]:
+    """(path, text) of every option."""
+    yield from _of(RunConfig, "", "")
+    shared: set[str] = set()
+    for name, kind in ALGO_CONFIGS.items():
+        own = [(path, text) for path, text in _of(kind, "algo.", f" (algo={name})") if path not in shared]
+        shared |= {f"algo.{field.name}" for field in dataclasses.fields(AlgoConfig)}
+        yield from ((f"{path} {name}", text) for path, text in own)
+
+
+def _of(kind: type, prefix: str, note: str) -> Iterator[tuple[str, str]]:
+    for field in dataclasses.fields(kind):
+        inner, path = types_of(kind)[field.name], f"{prefix}{field.name}"
+        group = group_of(inner)
+        if group is AlgoConfig:
+            continue
+        if group is not None:
+            yield from _of(group, f"{path}.", note)
+            continue
+        text = textwrap.fill(
+            field.metadata["meaning"],
+            WIDTH,
+            initial_indent="    ",
+            subsequent_indent="    ",
+            break_on_hyphens=False,
+        )
+        yield path, f"{path}{note}: {_kind(inner, field.metadata)}\n{text}"
+
+
+def _kind(kind: Any, stated: Any) -> str:
+    optional = isinstance(kind, types.UnionType)
+    if optional:
+        kind = typing.get_args(kind)[0]
+    words = {str: "text", int: "integer", float: "number", bool: "true or false"}
+    if typing.get_origin(kind) is list:
+        word = f"list of {words[typing.get_args(kind)[0]]}s"
+    else:
+        word = " | ".join(stated["choices"]) if stated["choices"] else words[kind]
+    bounds = [
+        f"{sign} {stated[name]:g}"
+        for name, sign in (("low", ">="), ("above", ">"), ("high", "<="))
+        if stated[name] is not None
+    ]
+    return " ".join([word, *bounds]) + (" or null" if optional else "")
