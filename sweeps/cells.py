@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from rlhf.config.build import ConfigError
+from sweeps.overrides import OPTIONAL_GROUPS
 from sweeps.studies.space import Dimension, dimension, is_search
 
 if TYPE_CHECKING:
@@ -80,7 +81,7 @@ def cells(
         found += [_joined(point, inner) for inner in _product(entry, set(entry), groups, search)]
     if search:
         return _studies(found)
-    return [Cell(point.name, point.overrides) for point in found]
+    return [Cell(point.name, _without_nulls(point.overrides)) for point in found]
 
 
 @dataclass(frozen=True)
@@ -155,7 +156,12 @@ def _studies(points: list[_Point]) -> list[Cell]:
     if lacking:
         line = "no search space, while other cells have one; see hydra.sweeper.spaces"
         raise ConfigError([f"{name}: {line}" for name in lacking])
-    return [Cell(point.name, point.overrides, point.dimensions, point.seeds) for point in points]
+    return [Cell(point.name, _without_nulls(point.overrides), point.dimensions, point.seeds) for point in points]
+
+
+def _without_nulls(overrides: Iterable[str]) -> list[str]:
+    """Hydra takes no null for a group; without one, a group that may be absent is."""
+    return [text for text in overrides if text not in {f"{group}=null" for group in OPTIONAL_GROUPS}]
 
 
 def _by_key(overrides: Iterable[Override]) -> dict[str, Override]:

@@ -17,6 +17,7 @@ from rich.console import Console
 
 from rlhf.config import RL_STAGES, RunConfig
 from rlhf.config.build import ConfigError
+from rlhf.config.frozen import starts_anew
 from rlhf.config.identity import input_runs, run_folder, run_id, sweep_folder
 from rlhf.config.sizes import derived_sizes
 from rlhf.errors import one_line
@@ -24,7 +25,7 @@ from sweeps.display import duration, watching
 from sweeps.driver import Driver, finished
 from sweeps.local_launcher import LocalRuns
 from sweeps.records import write_record
-from sweeps.resources import thread_environment
+from sweeps.resources import check_device, thread_environment
 from sweeps.runs import Outcome, RunLauncher, log_path
 from sweeps.sources import composed_run
 from sweeps.wandb_sweep import log_sweep
@@ -78,6 +79,8 @@ def run_experiment(runs: Sequence[RunConfig], target: str = EXECUTE) -> list[Out
         earlier = f", {len(outcomes)} finished earlier" if outcomes else ""
         launcher = launcher_for(todo, target)
         console.print(f"{count_runs(len(distinct))}{earlier}; {launcher.open(todo)}")
+        if near := starts_anew(todo):
+            console.print(near, markup=False)
         print_settings(todo, console)
         print_sizes(todo, console)
         outcomes |= drive(todo, launcher, console)
@@ -167,8 +170,12 @@ def run_single(run: RunConfig) -> dict[str, Any]:
     if found := finished(run):
         console.print(f"{run_id(run)} is finished ({run_folder(run)}); overwrite=true would start afresh")
         return found
+    check_device(run)
+    near = starts_anew([run])
     if first:
         write_record(run, EXECUTE)
+    if near:
+        console.print(near, markup=False)
     print_settings([run], console)
     print_sizes([run], console)
     os.environ.update(thread_environment(run.hardware.threads))  # before torch is imported
@@ -208,7 +215,7 @@ def hydra_returns(
 ) -> list[JobReturn]:
     """`run_experiment` in the form that sweepers other than ours expect of a launcher."""
     composed = [context.config_loader.load_sweep_config(config, list(overrides)) for overrides in job_overrides]
-    runs = [composed_run(one) for one in composed]
+    runs = [composed_run(one, one.hydra) for one in composed]
     outcomes = {outcome.folder: outcome for outcome in run_experiment(runs, target)}
     returns = []
     for overrides, one, run in zip(job_overrides, composed, runs, strict=True):

@@ -18,10 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from rlhf.config import RunConfig
-from rlhf.config.build import ConfigError
 from rlhf.config.identity import run_folder, run_id
 from sweeps.records import outcome_path, write_record
-from sweeps.resources import Room, has_gpu, room_for, thread_environment, threads_of
+from sweeps.resources import Room, check_device, room_for, thread_environment, threads_of
 from sweeps.runs import STOP_SIGNALS, Outcome, log_path
 
 ROOT = Path(__file__).parent.parent
@@ -63,8 +62,7 @@ class LocalRuns:
     _dropped: list[Outcome] = field(default_factory=list)
 
     def open(self, runs: Sequence[RunConfig]) -> str:
-        if runs[0].hardware.device == "cuda" and not has_gpu():
-            raise ConfigError(["hardware.device: cuda, but this machine shows no GPU; use hardware=cpu"])
+        check_device(runs[0])
         self.room, why = room_for(runs[0])
         return f"at most {self.slots} at a time ({why})"
 

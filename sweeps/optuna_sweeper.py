@@ -114,7 +114,8 @@ class HarnessSweeper(Sweeper):
         return made
 
     def _run(self, cell: Cell) -> RunConfig:
-        return composed_run(self.context.config_loader.load_sweep_config(self.sweep_config, cell.overrides))
+        composed = self.context.config_loader.load_sweep_config(self.sweep_config, cell.overrides)
+        return composed_run(composed, composed.hydra)
 
     def _spec(self, cell: Cell) -> StudySpec:
         from omegaconf import OmegaConf

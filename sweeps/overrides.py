@@ -87,12 +87,8 @@ def config_folders(flags: Sequence[str], overrides: Sequence[str], conf: Path) -
 
 
 def without_null_groups(overrides: Sequence[str], folders: Sequence[Path]) -> list[str]:
-    """The overrides, a group's null as Hydra has it: `debug=null` is nothing at all, `tuned=null` a deletion.
-
-    Raises:
-        ConfigError: a run cannot do without the group.
-    """
-    groups, kept, problems = config_groups(folders), [], []
+    """The overrides, a group's null as Hydra has it: `debug=null` is nothing at all, `tuned=null` a deletion."""
+    groups, kept = config_groups(folders), []
     for override in overrides:
         key, _, value = override.partition("=")
         group = key.lstrip("+")
@@ -101,9 +97,7 @@ def without_null_groups(overrides: Sequence[str], folders: Sequence[Path]) -> li
         elif group == "tuned":
             kept.append("~tuned")
         elif group not in OPTIONAL_GROUPS:
-            problems.append(f"{override}: a run has one; there are {', '.join(groups[group])}")
-    if problems:
-        raise ConfigError(problems)
+            kept.append(override)  # refused with the other choices
     return kept
 
 
@@ -190,7 +184,7 @@ def _choices(override: Override) -> list[str]:
         return [str(value) for value in override.sweep_string_iterator()] if listed else []
     value = override.value()
     names = value if isinstance(value, list) else [value]
-    return [str(name) for name in names if name is not None and not isinstance(name, dict)]
+    return ["null" if name is None else str(name) for name in names if not isinstance(name, dict)]
 
 
 def _unknown_choices(override: Override, options: list[str]) -> list[str]:
@@ -198,10 +192,13 @@ def _unknown_choices(override: Override, options: list[str]) -> list[str]:
         return []
     group = override.key_or_group
     names = [name.removesuffix(".yaml") for name in _choices(override)]
+    listed = f"there are {', '.join(options) or 'none'}"
     lines = []
     for name in names:
-        if name not in options and name != "null":
-            line = f"{group}={shown(name)[1:-1]}: no such option; there are {', '.join(options) or 'none'}"
+        if name == "null":
+            lines += [] if group in (*OPTIONAL_GROUPS, "tuned") else [f"{group}=null: a run has one; {listed}"]
+        elif name not in options:
+            line = f"{group}={shown(name)[1:-1]}: no such option; {listed}"
             remedy = REMEDIES.get(group, "").format(name=name if "/" in name else f"owner/{name}")
             lines.append(line + (f"; {remedy}" if remedy else ""))
     return lines

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rlhf.config import RunConfig
+from rlhf.config.build import ConfigError
 
 # Working set of one run beside what it shares with the forkserver, GiB: measured for the tiny model, a safe guess
 # (weights, reference, value network, reward model, optimizer states) for real ones.
@@ -80,6 +81,12 @@ def visible_gpus() -> tuple[str, ...]:
 def has_gpu() -> bool:
     """False only where nothing hints at one: containers may lack the driver's tool."""
     return bool(visible_gpus()) or any(Path("/dev").glob("nvidia[0-9]*")) or Path("/dev/dxg").exists()
+
+
+def check_device(run: RunConfig) -> None:
+    """Raises: ConfigError: the run wants a GPU and this machine has none."""
+    if run.hardware.device == "cuda" and run.hardware.slurm is None and not has_gpu():
+        raise ConfigError(["hardware.device: cuda, but this machine shows no GPU; use hardware=cpu"])
 
 
 def usable_cores() -> int:

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rlhf.config import RunConfig
-from rlhf.config.build import ConfigError, build_config, shown
+from rlhf.config.build import CONF, ConfigError, build_config, shown
 from rlhf.config.check import check
 from rlhf.config.identity import input_runs
 from rlhf.config.options import options
-from rlhf.config.unread import COMMAND_LINE, CONF, file_values, flat
+from rlhf.config.unread import COMMAND_LINE, file_values, flat
 from sweeps.overrides import typed_paths
 
 if TYPE_CHECKING:
@@ -36,16 +36,15 @@ class SettingsFile:
     """Whether it is the project's; the user's are outside conf/."""
 
 
-def composed_run(config: DictConfig, hydra: DictConfig | None = None) -> RunConfig:
+def composed_run(config: DictConfig, hydra: Any) -> RunConfig:
     """The run of what Hydra composed.
 
     Args:
-        hydra: Hydra's own settings; None: they are in `config`.
+        hydra: Hydra's own settings of this composition.
 
     Raises:
         ConfigError: with all problems, one a line, each with the file that set the option where one did.
     """
-    hydra = config.hydra if hydra is None else hydra
     overrides = [str(text) for text in hydra.overrides.task]
     mapping = with_settings_of_algo(run_mapping(config), overrides)
     return checked_run(mapping, settings_files(hydra), overrides)
@@ -85,7 +84,7 @@ def run_mapping(config: DictConfig) -> dict[str, Any]:
     return {str(key): value for key, value in resolved.items()}
 
 
-def settings_files(hydra: DictConfig) -> list[SettingsFile]:
+def settings_files(hydra: Any) -> list[SettingsFile]:
     """The files beside the project's groups that had a part in a composed config, with what they set."""
     runtime = hydra.runtime
     folders = [Path(source.path) for source in runtime.config_sources if source.schema == "file"]

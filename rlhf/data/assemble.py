@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from rlhf.config.dataset import DatasetConfig
-from rlhf.data.examples import DataError, Demonstration, Dropped, Preference, TextData, take
+from rlhf.data.examples import DataError, Demonstration, Dropped, Preference, TextData, of_size
 from rlhf.data.form import Form
 from rlhf.data.sources import Source, hub_source, local_source
 from rlhf.data.tables import (
@@ -77,15 +77,17 @@ def assemble(config: DatasetConfig, form: Form) -> TextData:
         make = demonstration
         answer_sides = _sides(answers, held_out, f"{config.seed} order of SFT texts")
     train_answers, test_answers = (side.at_most(1).view(make) for side in answer_sides)
-    return TextData(
-        sft=take(train_answers, config.num_sft, "num_sft"),
+    parts = TextData(
+        sft=train_answers,
         test_sft=test_answers,
-        pairs=take(train.view(preference), config.num_pairs, "num_pairs"),
-        test_pairs=take(test.view(preference), config.num_test_pairs, "num_test_pairs"),
-        prompts=take(train_answers, config.num_prompts, "num_prompts"),
-        eval_prompts=take(test_answers, config.num_eval_prompts, "num_eval_prompts"),
+        pairs=train.view(preference),
+        test_pairs=test.view(preference),
+        prompts=train_answers,
+        eval_prompts=test_answers,
         dropped=_dropped(given, held_out),
     )
+    whole = any(one.held_out is None for one in given)
+    return of_size(parts, config, "a fifth of the prompts" if whole else "the data's own test part")
 
 
 def _pairs(config: DatasetConfig, form: Form) -> Parts:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import TypeVar
+from dataclasses import dataclass, replace
 
+from rlhf.config.dataset import DatasetConfig
 from rlhf.errors import UserError
 
 
@@ -82,13 +82,36 @@ class TextData:
     dropped: Dropped = Dropped()
 
 
-Example = TypeVar("Example", Demonstration, Preference)
+# The parts that an option of `dataset` bounds, by that option.
+_SIZES = {
+    "num_sft": "sft",
+    "num_pairs": "pairs",
+    "num_test_pairs": "test_pairs",
+    "num_prompts": "prompts",
+    "num_eval_prompts": "eval_prompts",
+}
 
 
-def take(examples: Sequence[Example], asked: int | None, option: str) -> Sequence[Example]:
-    """The first `asked` examples (null: all); fewer than that is an error that names `dataset.<option>`."""
-    if asked is not None and asked > len(examples):
-        raise DataError(f"dataset.{option}={asked}: the data has {len(examples)} of them; ask for no more than that")
-    if not examples:
-        raise DataError(f"dataset.{option}: the data has none; give it more data")
-    return examples[:asked]
+def of_size(data: TextData, config: DatasetConfig, held_out: str) -> TextData:
+    """The first examples of each part, as many as `config` asks for (null: all).
+
+    Args:
+        held_out: which share of the data is held out: "a fifth of the prompts".
+
+    Raises:
+        DataError: there are too few; one line that names all options to set.
+    """
+    there = {option: len(getattr(data, part)) for option, part in _SIZES.items()}
+    asked = {option: getattr(config, option) for option in _SIZES}
+    short = {option: number for option, number in there.items() if number < (asked[option] or 1)}
+    if short:
+        wrong = [f"{_typed(option, asked[option])}: the data has {there[option] or 'none'} of them" for option in short]
+        fitting = {option: number - number % 2 * (option == "num_eval_prompts") for option, number in short.items()}
+        typed = " ".join(_typed(option, number) for option, number in fitting.items())
+        remedy = f"type {typed}, or give it more rows" if all(fitting.values()) else "give it more rows"
+        raise DataError(f"{'; '.join(wrong)}; {held_out} is held out; {remedy}")
+    return replace(data, **{part: getattr(data, part)[: asked[option]] for option, part in _SIZES.items()})
+
+
+def _typed(option: str, number: int | None) -> str:
+    return f"dataset.{option}={'null' if number is None else number}"

