@@ -8,7 +8,7 @@ import typing
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
-from rlhf.config.build import ConfigError, option_types, shown
+from rlhf.config.build import ConfigError, cut, option_types, shown
 
 if TYPE_CHECKING:
     from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -166,7 +166,7 @@ def quoted(text: str) -> str:
 def _unparsable(override: str) -> str:
     key, sign, raw = override.partition("=")
     if not sign:
-        return f"{shown(override)[1:-1]}: not of the form key=value"
+        return f"{cut(override)}: not of the form key=value"
     form = shlex.quote(f"{key}={quoted(raw)}")
     return f"{key}: Hydra cannot read {shown(raw)}; as one text it is typed {form}"
 

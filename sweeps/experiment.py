@@ -39,6 +39,9 @@ EXECUTE = "rlhf.run:execute"
 # What a sweeper that looks for good settings is told of a run.
 TUNED_METRIC = "eval/reward"
 
+# Of a file's values, how many the first lines show.
+MOST_VALUES = 8
+
 # What the last line of a single run tells.
 RESULTS = {"reward": "eval/reward", "gold reward": "eval/gold_reward", "KL": "eval/kl"}
 
@@ -194,7 +197,9 @@ def run_single(run: RunConfig) -> dict[str, Any]:
 def print_settings(runs: Iterable[RunConfig], console: Console) -> None:
     """Which files set values, once for all runs that share them."""
     for line in dict.fromkeys(line for run in runs for line in run.settings_from):
-        console.print(f"settings: {line}", markup=False)
+        values = line.split(", ")
+        more = f" and {len(values) - MOST_VALUES} more, in config.yaml" if len(values) > MOST_VALUES else ""
+        console.print(f"settings: {', '.join(values[:MOST_VALUES])}{more}", markup=False)
 
 
 def print_sizes(runs: Sequence[RunConfig], console: Console) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rlhf.config import ALGO_CONFIGS
-from rlhf.config.build import ConfigError, no_such_option, option_paths, shown
+from rlhf.config.build import ConfigError, cut, no_such_option, option_paths
 from sweeps.settings import SWEEPERS, unknown_settings
 
 if TYPE_CHECKING:
@@ -198,7 +198,7 @@ def _unknown_choices(override: Override, options: list[str]) -> list[str]:
         if name == "null":
             lines += [] if group in (*OPTIONAL_GROUPS, "tuned") else [f"{group}=null: a run has one; {listed}"]
         elif name not in options:
-            line = f"{group}={shown(name)[1:-1]}: no such option; {listed}"
+            line = f"{group}={cut(name)}: no such option; {listed}"
             remedy = REMEDIES.get(group, "").format(name=name if "/" in name else f"owner/{name}")
             lines.append(line + (f"; {remedy}" if remedy else ""))
     return lines

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from rlhf.config.build import option_types
+
 ROOT = Path(__file__).resolve().parents[1]
 STAND_IN = "hydra.launcher.target=tests.sweeps.stand_in:execute"
 HEAVY = ("torch", "transformers", "optuna", "wandb", "matplotlib", "peft", "submitit")
@@ -29,7 +31,48 @@ def command(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
             ["rollout.sampling=nonsense"],
             ["config error: rollout.sampling: 'nonsense' is not one of fast, plain"],
         ),
-        (["dataset.path=/nonexistent"], ["config error: dataset.path: /nonexistent does not exist"]),
+        (
+            ["dataset.path=/nonexistent", "model=smollm2_135m", "dataset=hh"],
+            ["config error: dataset.path: /nonexistent does not exist"],
+        ),
+        (
+            ["dataset.path=pairs.jsonl", "model.path=mine"],
+            [
+                "config error: dataset.path: dataset=letters does not read it; leave it out, or add dataset=hh or "
+                "dataset=tldr or dataset=stackexchange or dataset=reviews",
+                "config error: model.path: model.source=random does not read it; leave it out, or add model=hub",
+            ],
+        ),
+        (
+            ["model.source=pretrained", "model.path=mine"],
+            [
+                "config error: model.source: the settings of model=tiny are for weights of another kind; type "
+                "model=hub model.path=mine instead"
+            ],
+        ),
+        (
+            ["algo=apa,ppo"],
+            ["config error: algo=apa,ppo: several values need -m, as in python main.py -m algo=apa,ppo"],
+        ),
+        (["hardware=gpu"], ["config error: hardware.device: cuda, but this machine shows no GPU; use hardware=cpu"]),
+        (
+            ["-m", "hardware=gpu"],
+            ["config error: hardware.device: cuda, but this machine shows no GPU; use hardware=cpu"],
+        ),
+        (
+            ["algo=ppo", "-m", "algo.kl.controller=fixed,adaptive", "algo.kl.target=4"],
+            [
+                "config error: algo.kl.controller=fixed: algo.kl.target: algo.kl.controller=fixed does not read it; "
+                "leave it out, or add algo.kl.controller=adaptive"
+            ],
+        ),
+        (
+            ["hardware.slurm.partition=a"],
+            [
+                "config error: hardware.slurm.partition: hardware=cpu or gpu does not read it; leave it out, or add "
+                "hardware=slurm"
+            ],
+        ),
         (
             ["-m", "seed=0,abc", "algo=apa,ppo", "optimization.betas=[0.9]"],
             [
@@ -51,14 +94,26 @@ def test_a_mistake_is_one_line_and_nothing_is_launched(tmp_path, arguments, line
     assert list(tmp_path.iterdir()) == []
 
 
-def test_hydras_own_mistakes_have_no_traceback(tmp_path):
-    done = command("seed=0,1", cwd=tmp_path)
-    assert done.returncode == 2
-    assert done.stderr.startswith("config error: Ambiguous value for argument 'seed=0,1'")
-    assert len(done.stderr.splitlines()) == 1
+def test_help_fits_a_screen_and_names_every_group(tmp_path):
+    pages = [command(word, cwd=tmp_path).stdout for word in ("--help", "help")]
+    assert pages[0] == pages[1]
+    lines = pages[0].splitlines()
+    assert len(lines) <= 40 and max(map(len, lines)) <= 80
+    assert {folder.name for folder in (ROOT / "conf").iterdir() if folder.is_dir()} - {"tuned"} <= set(pages[0].split())
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["--cfg", "job", "algo=ppo"]])
+def test_every_option_is_listed_with_its_meaning(tmp_path):
+    whole = command("--options", cwd=tmp_path).stdout
+    assert all(f"\n{path}" in f"\n{whole}" for path in option_types())
+    kl = command("--options", "algo.kl", cwd=tmp_path).stdout
+    assert "algo.kl.target (algo=ppo): number > 0" in kl.splitlines() and "seed" not in kl
+    wrong = command("--options", "optimisation", cwd=tmp_path)
+    assert (
+        wrong.stderr == "config error: --options optimisation: no such option or section; did you mean optimization?\n"
+    )
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["--options"], ["--cfg", "job", "algo=ppo"]])
 def test_help_and_cfg_import_nothing_heavy(tmp_path, arguments):
     program = f"""
 import runpy, sys

@@ -41,7 +41,12 @@ class ConfigError(UserError, ValueError):
 
 def shown(value: Any) -> str:
     """`value` as Python writes it, on one line and cut where it is very long."""
-    text = printable(repr(value))
+    return cut(repr(value))
+
+
+def cut(text: str) -> str:
+    """On one line, and not very long."""
+    text = printable(text)
     return text if len(text) <= LONGEST_VALUE else f"{text[: LONGEST_VALUE - 3]}..."
 
 
@@ -108,7 +113,7 @@ def no_such_option(path: str, known: Iterable[str]) -> str:
     also = [p for p in also if p.startswith(f"{parent}.")] or sorted(also, key=_before_rl)
     found = initials or also or near or elsewhere or misspelt_parent
     names = [p if p in known or p not in option_types() else f"{p} ({_algos_with(p)})" for p in found[:3]]
-    return f"{shown(path)[1:-1]}: no such option" + (f"; did you mean {' or '.join(names)}?" if names else "")
+    return f"{cut(path)}: no such option" + (f"; did you mean {' or '.join(names)}?" if names else "")
 
 
 def _before_rl(path: str) -> bool:

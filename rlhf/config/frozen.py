@@ -44,9 +44,10 @@ def starts_anew(runs: Sequence[RunConfig]) -> str:
                 found.append((len(differing), other.parent.name, differing))
         if found:
             _, name, differing = min(found)
-            words = [f"{path} is {shown(ours)} here and {shown(theirs)} there" for path, theirs, ours in differing]
-            more = f" (and {len(words) - MOST_SHOWN} more)" if len(words) > MOST_SHOWN else ""
-            return f"starts anew: not {name}, for {', '.join(words[:MOST_SHOWN])}{more}"
+            words = [f"{path} ({shown(ours)} here, {shown(theirs)} there)" for path, theirs, ours in differing]
+            more = f" and {len(words) - MOST_SHOWN} more" if len(words) > MOST_SHOWN else ""
+            verb = "differs" if len(words) == 1 else "differ"
+            return f"starts anew: {', '.join(words[:MOST_SHOWN])}{more} {verb} from run {name}"
     return ""
 
 

@@ -21,13 +21,13 @@ CONF = Path(__file__).resolve().parents[2] / "conf"
 
 
 @functools.cache
-def _register() -> None:
+def register() -> None:
     sweeps.register()
 
 
 @functools.cache
 def _compose(overrides: tuple[str, ...]) -> dict[str, Any]:
-    _register()
+    register()
     old = hydra.__version__.startswith("1.3")
     with hydra.initialize_config_dir(str(CONF), **({"version_base": "1.3"} if old else {})):
         return with_settings_of_algo(run_mapping(hydra.compose("config", overrides=list(overrides))), overrides)

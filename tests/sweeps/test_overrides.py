@@ -21,14 +21,24 @@ from tests.config.composed import CONF
         ("alg=ppo", "alg: no such option; did you mean algo?"),
         ("model=tiny,smol", "model=smol: no such option; there are"),
         ("+sweep=nothing", "sweep=nothing: no such option; there are"),
-        ("seed", "seed: not of the form key=value"),
         ("hydra.sweeper.ntrials=3", "hydra.sweeper.ntrials: no such option; did you mean hydra.sweeper.n_trials?"),
         ("optimization.lr=1", "optimization.lr: no such option; did you mean optimization.learning_rate?"),
+        ("lr=1", "lr: no such option; did you mean optimization.learning_rate or "),
+        ("kl_coef=1", "kl_coef: no such option; did you mean algo.kl.init_coef (algo=ppo)?"),
+        ("algo=ppo kl_coef=1", "kl_coef: no such option; did you mean algo.kl.init_coef?"),
+        ("num_epochs=1", "num_epochs: no such option; did you mean optimization.epochs?"),
+        ("model_name_or_path=gpt2", "model_name_or_path: no such option; did you mean model.path?"),
+        ("output=a", "output: no such option; did you mean output_dir?"),
+        ("algo=grpo", "algo=grpo: no such option; there are apa, awr, ilql, ppo"),
+        ("model=Qwen/Qwen3-0.6B", "model=Qwen/Qwen3-0.6B: no such option; there are"),
+        ("dataset=imdb", "dataset=imdb: no such option; there are"),
+        ("model=null", "model=null: a run has one; there are"),
+        (f"{'a' * 5000}=1", f"{'a' * 97}"),
     ],
 )
 def test_refuses(overrides, problem):
     with pytest.raises(ConfigError) as error:
-        refuse_unknown(overrides.split(), CONF)
+        refuse_unknown(overrides.split(), [CONF])
     assert len(error.value.problems) == 1 and error.value.problems[0].startswith(problem)
 
 
@@ -47,7 +57,7 @@ def test_refuses(overrides, problem):
     ],
 )
 def test_lets_pass(overrides):
-    refuse_unknown(overrides.split(), CONF)
+    refuse_unknown(overrides.split(), [CONF])
 
 
 def grid(*overrides: str) -> list[tuple[str, list[str]]]:
