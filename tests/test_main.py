@@ -54,7 +54,7 @@ def test_a_mistake_is_one_line_and_nothing_is_launched(tmp_path, arguments, line
 def test_hydras_own_mistakes_have_no_traceback(tmp_path):
     done = command("seed=0,1", cwd=tmp_path)
     assert done.returncode == 2
-    assert done.stderr.startswith("config error: Ambiguous value for argument 'seed=0,1'")
+    assert done.stderr.startswith("config error: ") and "seed=0,1" in done.stderr
     assert len(done.stderr.splitlines()) == 1
 
 
