@@ -262,7 +262,7 @@ def _provenance() -> dict[str, Any]:
     return {
         "hostname": socket.gethostname(),
         "cpu": _cpu_name(),
-        "versions": {"python": platform.python_version(), **{name: version(name) for name in REPORTED_PACKAGES}},
+        "versions": {"python": platform.python_version(), **{name: version(name) for name in REPORTED_PACKAGES}, "torch": torch.__version__},
         "git_commit": _git_commit(),
     }
 

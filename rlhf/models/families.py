@@ -163,9 +163,7 @@ FAMILIES: dict[str, Family] = {
     "GPTJModel": Family(rotation=_by_neighbours, parallel=lambda _: True),
     "GPTNeoModel": Family(
         rotation=None,
-        windows=lambda config, _: [
-            config.window_size if kind == "local" else None for kind in config.attention_layers
-        ],
+        windows=lambda config, _: [config.window_size if kind == "local" else None for kind in config.attention_layers],
         scaled=False,
     ),
     "LlamaModel": Family(rotation=_by_halves),
