@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from rlhf.data.examples import TextData
+from rlhf.models import classifier
 from rlhf.models.loading import ModelError
 from rlhf.scorers import Scorer, load_scorer
 from tests.config.composed import config
@@ -77,6 +78,14 @@ def test_half_precision_holds_the_body_and_spares_the_head(tmp_path, precision):
     scores, exact = half.score(PROMPTS, ANSWERS), whole.score(PROMPTS, ANSWERS)
     assert scores.dtype == torch.float32 and not torch.equal(scores, exact)
     torch.testing.assert_close(scores, exact, atol={"bf16": 0.3, "fp16": 0.03}[precision], rtol=0)
+
+
+def test_a_head_that_would_be_rounded_is_refused(tmp_path, monkeypatch):
+    released_gptj(tmp_path / "model", FILES["hh_gptj"])
+    monkeypatch.setattr(classifier, "KEPT_IN_FLOAT32", "moved")
+    with pytest.raises(ModelError, match=r"^reward\.precision: transformers .*; use reward\.precision=fp32$"):
+        scorer(tmp_path / "model", "hh_gptj", "reward.precision=bf16")
+    assert scorer(tmp_path / "model", "hh_gptj").score(["a"], ["b"]).shape == (1,)
 
 
 def test_a_file_of_halves_and_one_of_the_old_format_are_read(tmp_path):
