@@ -20,7 +20,7 @@ from rlhf.models.network import Network
 from rlhf.models.rotation import Rotation
 from rlhf.sampling.choose import unfit
 from tests import helpers
-from tests.helpers import any_model_of, base_class, misfit, model_of, random_rollouts
+from tests.helpers import base_class, misfit, model_of, random_rollouts
 from tests.sampling.test_fast import VARIANTS
 
 TEXTS = features_of(random_rollouts([5, 1, 3, 2], [4, 6, 1, 2]))
@@ -69,7 +69,7 @@ PATHS = [
 
 @pytest.mark.parametrize(("family", "field"), PATHS)
 def test_a_module_that_moved_is_named_and_costs_speed_alone(family, field, monkeypatch):
-    model, kind = any_model_of(helpers.FAMILIES[family]()), base_class(family)
+    model, kind = model_of(helpers.FAMILIES[family]()), base_class(family)
     known: Any = getattr(NAMES[kind], field)
     moved = (*known[:-1], "moved.away") if isinstance(known, tuple) else "moved.away"
     monkeypatch.setitem(NAMES, kind, dataclasses.replace(NAMES[kind], **{field: moved}))
@@ -81,9 +81,8 @@ def test_a_module_that_moved_is_named_and_costs_speed_alone(family, field, monke
 
 @pytest.mark.parametrize("family", helpers.FAMILIES)
 def test_a_config_that_lost_an_option_costs_speed_alone(family, monkeypatch):
-    kind = base_class(family)
+    model, kind = model_of(helpers.FAMILIES[family]()), base_class(family)
     monkeypatch.setitem(FAMILIES, kind, dataclasses.replace(FAMILIES[kind], parallel=lambda config: config.moved))
-    model = any_model_of(helpers.FAMILIES[family]())
     run = Network(model.base_model)
     assert torch.equal(run(TEXTS), before_response(run_base(model.base_model, TEXTS, None), TEXTS))
     for line in (unfit(model), run.own_pass):
