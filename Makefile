@@ -1,4 +1,9 @@
-.PHONY: help check format test slow
+.PHONY: help check format test slow lock newest oldest
+
+PYTHON ?= python3
+# Where `newest` and `oldest` make their environments, and which tests they run there.
+SCRATCH ?= build
+TESTS ?= tests
 
 help:  ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/'
@@ -17,3 +22,20 @@ test:  ## the default tests, under ten minutes on two cores
 
 slow:  ## learning on several seeds, real models
 	pytest -m slow -n 2 --dist loadfile
+
+lock:  ## renew requirements.lock, the versions that README's commands install; needs uv
+	$(PYTHON) -m tests.locked_versions
+
+newest:  ## the default tests with the newest versions that pyproject.toml admits, in an environment of their own
+	$(PYTHON) -m venv --clear $(SCRATCH)/newest
+	$(SCRATCH)/newest/bin/python -m pip install --quiet -e '.[test]'
+	$(SCRATCH)/newest/bin/python -m pip list
+	$(SCRATCH)/newest/bin/python -m pytest -n 2 --dist loadfile $(TESTS)
+
+oldest:  ## the same with the oldest; needs uv
+	$(PYTHON) -m venv --clear $(SCRATCH)/oldest
+	uv pip compile --quiet --resolution lowest-direct --python $(SCRATCH)/oldest/bin/python --extra test \
+	  pyproject.toml --output-file $(SCRATCH)/oldest/requirements.txt
+	$(SCRATCH)/oldest/bin/python -m pip install --quiet -r $(SCRATCH)/oldest/requirements.txt
+	$(SCRATCH)/oldest/bin/python -m pip install --quiet --no-deps -e .
+	$(SCRATCH)/oldest/bin/python -m pytest -n 2 --dist loadfile $(TESTS)

@@ -42,7 +42,7 @@ from rlhf.tracking import METRICS, SAMPLES, Tracker, finite
 
 OVER = ("finished", "pruned")
 """States after which a run is skipped."""
-REPORTED_PACKAGES = ("torch", "transformers", "peft", "hydra-core", "wandb", "optuna", "numpy")
+REPORTED_PACKAGES = ("transformers", "peft", "hydra-core", "wandb", "optuna", "numpy")
 
 
 class RunError(UserError, RuntimeError):
@@ -265,7 +265,11 @@ def _provenance() -> dict[str, Any]:
     return {
         "hostname": socket.gethostname(),
         "cpu": _cpu_name(),
-        "versions": {"python": platform.python_version(), **{name: version(name) for name in REPORTED_PACKAGES}},
+        "versions": {
+            "python": platform.python_version(),
+            "torch": torch.__version__,  # which says +cpu or +cu130 too
+            **{name: version(name) for name in REPORTED_PACKAGES},
+        },
         "git_commit": _git_commit(),
     }
 

@@ -33,6 +33,16 @@ def no_wandb_service_of_another_file() -> None:
     os.environ.pop("WANDB_SERVICE", None)
 
 
+@pytest.fixture(autouse=True)
+def families_that_fit(request: pytest.FixtureRequest) -> None:
+    """A test of one architecture is skipped where our layers do not fit it; tests/models/test_families.py says why."""
+    name = getattr(getattr(request.node, "callspec", None), "params", {}).get("architecture")
+    if name is not None:
+        from tests.helpers import base_class, skip_where_moved
+
+        skip_where_moved(base_class(name))
+
+
 @pytest.fixture
 def torchs_switches() -> Iterator[None]:
     """A run sets them for its process, which here is everybody's."""

@@ -14,7 +14,7 @@ README = (ROOT / "README.md").read_text()
 @pytest.mark.parametrize("which", ["main", "test"])
 def test_readme_has_the_command_that_ci_runs(which: str) -> None:
     found = re.search(rf"<!-- command: {which} -->\n```\n(.+)\n```\n", README)
-    assert found is not None and found.group(1).startswith("pip install -e ")
+    assert found is not None and found.group(1).startswith("pip install -c requirements.lock -e ")
 
 
 def test_readme_lists_every_option_of_every_group() -> None:

@@ -20,6 +20,7 @@ from rlhf.models.loading import word_tokenizer
 from rlhf.random import generator, sampling_uniforms
 from rlhf.rollout import generate, read_responses
 from rlhf.sampling.choose import unfit
+from rlhf.sampling.plain import cache_argument
 from tests.helpers import (
     ARCHITECTURES,
     EOS,
@@ -279,8 +280,9 @@ def test_keys_and_values_are_kept_in_the_precision(monkeypatch, architecture, pr
     with models.sampling() as sampler:
         assert unfit(sampler.model) == ""  # tried before anything is watched
         theirs: dict[int, Any] = {}
+        name = cache_argument(sampler.model.base_model)
         sampler.model.base_model.register_forward_hook(
-            lambda _, __, output: theirs.update({id(output.past_key_values): output.past_key_values})
+            lambda _, __, output: theirs.update({id(kept := output.get(name)): kept})
         )
         monkeypatch.setattr(Decoder, "new_cache", lambda *given: (ours.append(new_cache(*given)), ours[-1])[1])
         uniforms = sampling_uniforms(0, "cache", 0, 3, 4)

@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from peft import PeftModel
 from peft.utils import CONFIG_NAME as ADAPTER_CONFIG
 from peft.utils import load_peft_weights
+from torch import nn
 from transformers import (
     MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
     AutoConfig,
@@ -20,6 +22,7 @@ from transformers import (
 
 from rlhf.errors import reason
 from rlhf.models.loading import ModelError, base_of_adapter
+from rlhf.models.names import KEPT_IN_FLOAT32
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -58,6 +61,7 @@ def load_classifier(path: str | Path, precision: str = "fp32", base: str | None 
         raise ModelError(f"reward.path: cannot load {path} ({reason(error)})") from error
     if missing:
         raise ModelError(f"reward.path: {path} lacks the weights {named(missing)}; give a reward model, not a policy")
+    check_head(model)
     return model.eval().requires_grad_(False)
 
 
@@ -68,8 +72,21 @@ def classifier_class(config: PretrainedConfig, precision: str) -> type[PreTraine
         raise ModelError(f"reward: transformers has no sequence classifier of architecture {config.model_type}")
     if precision == "fp32":
         return kind
-    kept = [*(kind._keep_in_fp32_modules_strict or ()), "score"]
-    return type(kind.__name__, (kind,), {"_keep_in_fp32_modules_strict": kept})
+    kept = [*(getattr(kind, KEPT_IN_FLOAT32, None) or ()), "score"]
+    return type(kind.__name__, (kind,), {KEPT_IN_FLOAT32: kept})
+
+
+def check_head(model: PreTrainedModel) -> None:
+    """
+    Raises:
+        ModelError: the head called `score` was rounded to fewer bits when it was loaded.
+    """
+    head = getattr(model, "score", None)
+    if isinstance(head, nn.Module) and any(parameter.dtype != torch.float32 for parameter in head.parameters()):
+        raise ModelError(
+            f"reward.precision: transformers {transformers.__version__} does not keep a reward model's head in float32 "
+            "when it loads the rest in fewer bits; use reward.precision=fp32"
+        )
 
 
 def named(names: Collection[str]) -> str:

@@ -11,7 +11,8 @@ is computed where its output is wanted alone.
 | GPTNeoModel | sequential | learned | every other block sees a window |
 | LlamaModel, MistralModel, Qwen2Model, Qwen3Model | sequential | rotary by halves | heads in groups; windows |
 
-To add one: a function that makes its `Decoder`, a line in `FAMILIES`, its name in tests/helpers.ARCHITECTURES.
+To add one: what its modules are called in `names.NAMES`, what its config says in `families.FAMILIES`, and its name in
+tests/helpers.ARCHITECTURES.
 """
 
 from __future__ import annotations

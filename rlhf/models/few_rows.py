@@ -32,7 +32,7 @@ class FewRowsLinear(nn.Linear):
             product = torch.mm(self.weight, rows.t()).t()
             if self.bias is not None:
                 product += self.bias
-        return product.view(*input.shape[:-1], self.out_features)
+        return product.view(*input.shape[:-1], self.weight.shape[0])
 
 
 def sampling_head(layer: nn.Module) -> nn.Module:

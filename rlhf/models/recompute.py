@@ -12,7 +12,8 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
-from rlhf.models.split import BLOCKS, attribute, with_modules
+from rlhf.models.names import BLOCKS
+from rlhf.models.split import attribute, with_modules
 
 
 class _Recomputed(nn.Module):

@@ -18,7 +18,8 @@ from rlhf.distributed import count, is_sharded, whole
 from rlhf.models.base import Parameters, PolicyModels
 from rlhf.models.loading import language_head
 from rlhf.models.modes import AllParameters
-from rlhf.models.split import BLOCKS, attribute
+from rlhf.models.names import BLOCKS
+from rlhf.models.split import attribute
 
 
 def shard(models: PolicyModels) -> None:

@@ -13,12 +13,10 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-BLOCKS = ("layers", "h")
-"""Attribute of the list of blocks: GPT-NeoX, Llama, Qwen; GPT-J, GPT-Neo."""
-FINAL_NORM = ("final_layer_norm", "norm", "ln_f")
-"""Attribute of the norm after the last block: GPT-NeoX; Llama, Qwen; GPT-J, GPT-Neo."""
-LEARNED_POSITIONS = "wpe"
-"""Attribute of learned position embeddings (GPT-Neo), which the trunk has added already."""
+from rlhf.models.names import BLOCKS, FINAL_NORM, LEARNED_POSITIONS
+
+KINDS = ("layer_types", "attention_layers")
+"""What configs call the list of what each block's attention sees: Qwen, Mistral; GPT-Neo."""
 
 
 class _NoPositions(nn.Module):
@@ -76,11 +74,12 @@ def split(base: nn.Module, last_k: int) -> tuple[nn.Module, nn.Module]:
     cut = len(blocks) - last_k
     trunk = with_modules(base, **{blocks_name: nn.ModuleList(blocks[:cut]), norm_name: nn.Identity()})
     top = with_modules(base, **{blocks_name: nn.ModuleList(blocks[cut:])})
-    kinds = getattr(base.config, "layer_types", None)
-    if kinds is not None:  # Qwen, Mistral: a block's mask is looked up by its place in the list
-        for half, part in ((trunk, kinds[:cut]), (top, kinds[cut:])):
-            config: Any = copy.copy(base.config)
-            config.layer_types, config.num_hidden_layers = part, len(part)
+    for name in KINDS:  # a block's mask is looked up by its place in the list
+        kinds = getattr(base.config, name, None)
+        for half, part in ((trunk, slice(cut)), (top, slice(cut, None))) if kinds is not None else ():
+            config: Any = copy.copy(half.config)
+            setattr(config, name, kinds[part])
+            config.num_hidden_layers = len(kinds[part])
             half.__dict__["config"] = config
     if hasattr(base, LEARNED_POSITIONS):
         top._modules[LEARNED_POSITIONS] = _NoPositions(getattr(base, LEARNED_POSITIONS).embedding_dim)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from rlhf.errors import reason
-from rlhf.models.families import Unknown
+from rlhf.models.names import Unknown
 
 T = TypeVar("T")
 
@@ -18,8 +18,17 @@ TOLERANCE = 1e-3
 """Of the hidden states' norm; another architecture is off by much more, rounding by less."""
 
 
-OTHERWISE_BUILT = (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
-"""What modules of the same names raise that are put together in another way."""
+OTHERWISE_BUILT = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    ImportError,
+    LookupError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
+"""What modules of the same names, and functions of transformers, raise that are put together in another way."""
 
 
 def tried(name: str, work: Callable[[], T]) -> tuple[T | None, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import torch
@@ -32,6 +33,11 @@ def _short_cache(model: object, device: torch.device) -> DynamicCache | None:
     return _ShortCache(config=getattr(model, "config", None))
 
 
+def cache_argument(base: Any) -> str:
+    """What the model's forward pass calls its cache, as its output does; transformers has begun to rename it."""
+    return "cache" if "cache" in inspect.signature(base.forward).parameters else "past_key_values"
+
+
 @torch.no_grad()
 def sample_plain(
     sampler: Sampler, prompt_ids: Tensor, prompt_mask: Tensor, uniforms: Tensor, *, eos_id: int, pad_id: int
@@ -54,17 +60,18 @@ def sample_plain(
     mask = torch.cat([prompt_mask, torch.ones_like(uniforms, dtype=torch.bool)], 1).long()
     positions = positions_of(mask.bool())
     start = prompt_ids.shape[1]
-    ids, cache = prompt_ids, _short_cache(base, prompt_ids.device)
+    ids, name = prompt_ids, cache_argument(base)
+    cache = _short_cache(base, prompt_ids.device)
     for t in range(width):
         seen = start + t
         output = base(
             input_ids=ids,
             attention_mask=mask[:, :seen],
             position_ids=positions[:, seen - ids.shape[1] : seen],
-            past_key_values=cache,
             use_cache=True,
+            **{name: cache},
         )
-        cache = output.past_key_values
+        cache = output[name]
         drawn, logprob = draw(sampler.logits(output.last_hidden_state[:, -1]), uniforms[:, t])
         drawn = torch.where(finished, pad_id, drawn)
         tokens[:, t] = drawn

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
@@ -52,6 +54,8 @@ def _summary(text: str) -> Callable[[Path], None]:
     return damage
 
 
+UNREADABLE = ("config.yaml is nested too deeply", "config.yaml is not readable YAML")
+"""Where nesting is deep, either we or the YAML library may be first to notice."""
 BAD = {
     "date": (_config("when: 2023-13-45\n"), "config.yaml is not readable YAML"),
     "set": (_config("some: !!set {a, b}\n"), "config.yaml holds a set, which is no setting"),
@@ -63,11 +67,11 @@ BAD = {
         ),
         "config.yaml holds too many values",
     ),
-    "folder": (_as_folder("config.yaml"), "config.yaml cannot be read: Is a directory"),
-    "flow": (_config(f"some: {DEEP}"), "config.yaml is nested too deeply"),
-    "block": (_config(f"some:\n  {'- ' * 100_000}1\n"), "config.yaml is nested too deeply"),
-    "keys": (_config(f"? {'? ' * 100_000}1\n"), "config.yaml is nested too deeply"),
-    "indents": (_config("".join(f"{' ' * i}a:\n" for i in range(1000))), "config.yaml is nested too deeply"),
+    "folder": (_as_folder("config.yaml"), f"config.yaml cannot be read: {os.strerror(errno.EISDIR)}"),
+    "flow": (_config(f"some: {DEEP}"), UNREADABLE),
+    "block": (_config(f"some:\n  {'- ' * 100_000}1\n"), UNREADABLE),
+    "keys": (_config(f"? {'? ' * 100_000}1\n"), UNREADABLE),
+    "indents": (_config("".join(f"{' ' * i}a:\n" for i in range(1000))), UNREADABLE),
     "large": (_config(f"some: {'a' * 1_000_001}\n"), "config.yaml is larger than 1 MB"),
     "key": (_config("? {a: 1}\n: 1\n"), "config.yaml is not readable YAML"),
     "huge setting": (_config(f"some: {HUGE}\n"), "config.yaml holds a whole number that is too large"),
@@ -82,10 +86,10 @@ BAD = {
 
 @pytest.mark.parametrize("name", BAD)
 def test_a_bad_file_is_a_reason(tmp_path: Path, name: str) -> None:
-    damage, reason = BAD[name]
+    damage, reasons = BAD[name]
     run = write_run(tmp_path, "r", config("apa", 0), GOOD)
     damage(run)
-    assert load_run(run).reason == reason
+    assert load_run(run).reason in ((reasons,) if isinstance(reasons, str) else reasons)
 
 
 def test_no_bad_file_keeps_the_report_from_being_made(tmp_path: Path) -> None:

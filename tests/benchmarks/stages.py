@@ -12,7 +12,8 @@ from rlhf.config import RunConfig
 from rlhf.config.sizes import forward_rows
 from rlhf.models.families import decoder_of
 from rlhf.models.loading import language_head
-from rlhf.models.split import BLOCKS, attribute
+from rlhf.models.names import BLOCKS
+from rlhf.models.split import attribute
 from tests.benchmarks.measuring import (
     Machine,
     Product,

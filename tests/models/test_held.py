@@ -24,6 +24,7 @@ from tests.helpers import (
     EOS,
     PAD,
     SAMPLINGS,
+    any_model_of,
     measure_all,
     nudge,
     plain_logprobs,
@@ -47,7 +48,7 @@ EVERYWHERE = list(itertools.product(ARCHITECTURES, ["last_k", "lora"]))
 def folders(tmp_path_factory):
     """A folder for each architecture, written once."""
     parent = tmp_path_factory.mktemp("held")
-    return {name: save_model(tiny_model(name), TOKENIZER, parent / name) for name in ARCHITECTURES}
+    return {name: save_model(any_model_of(ARCHITECTURES[name]()), TOKENIZER, parent / name) for name in ARCHITECTURES}
 
 
 def rounded(architecture: str, dtype: torch.dtype) -> PreTrainedModel:

@@ -169,7 +169,7 @@ def test_a_run_that_its_server_left_goes_on_where_it_was(tmp_path, cache):
 def test_a_folder_with_nothing_in_it_is_one_line(tmp_path, cache):
     (tmp_path / "empty").mkdir()
     run = tiny(tmp_path, cache, "apa", *SHORT, f"reward.path={tmp_path / 'empty'}")
-    with pytest.raises(ModelError, match=r"^reward.path: cannot load .*empty \("):
+    with pytest.raises(ModelError, match=r"^reward.path: .*empty"):
         execute(run)
 
 

@@ -372,7 +372,7 @@ def test_what_sbatch_refuses_is_one_line(cluster: Cluster, tmp_path: Path):
     sweep = Sweep(cluster, tmp_path)
     code, output = sweep.run("algo=apa", "hardware.slurm.partition=nowhere")
     assert code == 1
-    assert "invalid partition specified: nowhere" in output and "Traceback" not in output
+    assert "nowhere" in output and "Traceback" not in output
 
 
 def test_every_option_reaches_sbatch(cluster: Cluster, tmp_path: Path):

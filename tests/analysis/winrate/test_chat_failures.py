@@ -101,11 +101,11 @@ def test_an_answer_that_comes_in_drips_meets_the_timeout(tmp_path: Path, sources
 @pytest.mark.parametrize(
     ("say", "message"),
     [
-        (Say(f"Incorrect API key provided: {KEY}", status=401), r"401 - Incorrect API key provided: \*\*\*$"),
-        (Say("not allowed", status=403), "403 - not allowed"),
-        (Say("no model gpt-4", status=404), "404 - no model gpt-4"),
-        (Say("quota", status=429, headers={"X-Code": "insufficient_quota"}), "429 - quota"),
-        (Say("no max_tokens here", status=400), "refused every request: .*400 - no max_tokens here"),
+        (Say(f"Incorrect API key provided: {KEY}", status=401), r"401.*Incorrect API key provided: \*\*\*$"),
+        (Say("not allowed", status=403), "403.*not allowed"),
+        (Say("no model gpt-4", status=404), "404.*no model gpt-4"),
+        (Say("quota", status=429, headers={"X-Code": "insufficient_quota"}), "429.*quota"),
+        (Say("no max_tokens here", status=400), "refused every request: .*400.*no max_tokens here"),
         (Say("later", status=429, headers={"Retry-After": "4000"}), "asks to wait 4000 s .*the same command goes on"),
     ],
 )
