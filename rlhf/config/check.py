@@ -147,7 +147,7 @@ def _dataset(config: RunConfig) -> list[str]:
             f"dataset.max_total_length: {dataset.max_total_length} leaves no room for a prompt beside "
             f"dataset.max_new_tokens = {dataset.max_new_tokens}"
         )
-    if "" in dataset.stop_strings:
+    if "" in (dataset.stop_strings or ()):
         problems.append("dataset.stop_strings: an empty text would end every response before its first token")
     return problems
 
