@@ -29,6 +29,7 @@ from rlhf.models.loading import (
     load_tokenizer,
 )
 from rlhf.models.saving import end_alike, write_trained
+from rlhf.text import rows_needed
 
 NORMALISATION = "reward_normalisation.json"
 
@@ -144,7 +145,8 @@ def _headless(policy: Path, tokenizer: PreTrainedTokenizerBase, held: Held) -> P
             setattr(model, model.base_model_prefix, whole.base_model)
     except Exception as error:  # whatever safetensors or transformers raise on damaged files
         raise ModelError(f"reward model: cannot load {policy} ({reason(error)})") from error
-    fit_vocabulary(model, tokenizer)
+    if rows_needed(tokenizer, model.config.vocab_size) > model.config.vocab_size:  # more rows do no harm here
+        fit_vocabulary(model, tokenizer)
     hold(model)
     return model.eval()
 
