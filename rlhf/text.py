@@ -4,8 +4,8 @@
   exactly once, also where it is cut. An answer ends with exactly one EOS.
 - Text is text: what a user writes never becomes a control token, however it is spelled. Only a chat template, and
   reward.prefix and reward.suffix, put control tokens; `MarkedText` says where.
-- The text of a prompt that was cut is read back from the tokens that are left, so that whoever encodes it again gets
-  the same tokens.
+- A prompt that is cut becomes a text of its own, whose tokens are what the policy sees: whoever encodes it again gets
+  the same ones.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ _ANCHORS = ("\n", ".", "x")
 """A text is encoded behind one of these where a tokenizer puts a blank before every text."""
 _CONTEXT = 8
 """Tokens of a prompt that a response is decoded with, where a decoder drops a text's first blank."""
-_SHIFTS = 16
-"""Tokens that a cut may move on to where the text left is encoded as the tokens left."""
+_NO_CHARACTER = "\ufffd"
+"""As which a part of a character's bytes is read."""
 _SHOWN = 400
 """Characters of a prompt that a log line shows."""
 
@@ -244,9 +244,9 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str, longest: int)
     if room <= 0:
         start, room = [], longest
     if len(ids) > room:
-        ids = _settled(tokenizer, ids[len(ids) - room :])
-        said = special_control(tokenizer, _raw(tokenizer, start)) if not _facts(tokenizer).start else ""
-        text = joined(said, decode_prompt(tokenizer, ids))
+        ids, text = _cut(tokenizer, ids, room)
+        if not _facts(tokenizer).start:
+            text = joined(special_control(tokenizer, _raw(tokenizer, start)), text)
     return [*start, *ids] or [eos_id(tokenizer)], text
 
 
@@ -299,16 +299,17 @@ def _without_start(tokenizer: PreTrainedTokenizerBase, text: str) -> str:
     return text
 
 
-def _settled(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> list[int]:
-    """The tokens, less a few at their beginning, so that their text is encoded as just these.
+def _cut(tokenizer: PreTrainedTokenizerBase, ids: list[int], room: int) -> tuple[list[int], str]:
+    """The last tokens, at most `room`, as a text of their own is encoded, and that text.
 
-    A cut may lie within a word or a character, whose end would be encoded otherwise.
+    A cut may lie within a word or a character, whose end would be encoded otherwise: it then moves on a little.
     """
-    for shift in range(min(_SHIFTS, len(ids))):
-        kept = ids[shift:]
-        if encode(tokenizer, decode_prompt(tokenizer, kept)) == kept:
-            return kept
-    return ids
+    for first in range(len(ids) - room, len(ids)):
+        text = decode_prompt(tokenizer, ids[first:])
+        again = encode(tokenizer, text)
+        if len(again) <= room and not text.startswith(_NO_CHARACTER):
+            return again, text
+    return [], ""
 
 
 # --- tokens -> text ------------------------------------------------------------------------------------------------

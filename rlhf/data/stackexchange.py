@@ -33,7 +33,7 @@ _TAG = re.compile(
 )
 
 
-_BLANK_LINES = re.compile(r"\A(?:[^\S\n]*\n)+")
+_MARGIN = re.compile(r"\A(?:[^\S\n]*\n)*(?: (?=\S))?")
 
 
 class Answer(NamedTuple):
@@ -92,8 +92,8 @@ def to_markdown(text: str) -> str:
 
 
 def _without_margins(text: str) -> str:
-    """`text` without blank lines before it and blanks behind it. The first line, which may be code, stays indented."""
-    return _BLANK_LINES.sub("", text).rstrip()
+    """`text` without blank lines and a single blank before it, nor blanks behind it; code stays indented."""
+    return _MARGIN.sub("", text, count=1).rstrip()
 
 
 def _prompt(question: str) -> str:
