@@ -21,9 +21,10 @@ from rlhf.batches import Rollouts, pad
 from rlhf.config import RunConfig
 from rlhf.config.identity import REVISION, fingerprint, read_by_stage
 from rlhf.data.examples import Demonstration, Preference
-from rlhf.data.tokenize import answer_tokens, decode, encode_prompts, pad_id
+from rlhf.data.tokenize import encode_prompts
 from rlhf.distributed import first_says
 from rlhf.files import write_whole
+from rlhf.text import answer_text, decode, encode_answer, pad_id
 
 CHUNK = 256
 """Answers scored between two writes: what an interruption can lose."""
@@ -54,9 +55,10 @@ class Answers:
         max_prompt_tokens, longest = self.limits
         picked = [self._example(number) for number in index.tolist()]
         prompts = encode_prompts(self.tokenizer, picked, max_prompt_tokens)
-        whole = [answer_tokens(self.tokenizer, example.response, longest + 1) for example in picked]
+        whole = [encode_answer(self.tokenizer, example.response) for example in picked]
         ended = [len(tokens) <= longest for tokens in whole]
         kept = [tokens[:longest] for tokens in whole]
+        before = [row[held].tolist() for row, held in zip(prompts.input_ids, prompts.mask, strict=True)]
         response_ids, mask = pad(kept, pad_id(self.tokenizer), left=False)
         return Rollouts(
             prompt_ids=prompts.input_ids,
@@ -67,8 +69,8 @@ class Answers:
             prompts=prompts.texts,
             references=[""] * len(picked),
             responses=[
-                example.response if has_ended else decode(self.tokenizer, tokens)
-                for example, tokens, has_ended in zip(picked, kept, ended, strict=True)
+                answer_text(self.tokenizer, example.response) if has_ended else decode(self.tokenizer, tokens, prompt)
+                for example, tokens, has_ended, prompt in zip(picked, kept, ended, before, strict=True)
             ],
             sampler_logprobs=torch.zeros(mask.shape),
         )

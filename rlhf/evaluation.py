@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -36,6 +36,8 @@ class Evaluator:
     """B prompts in the data set's order; even and odd ones are the two halves of the KL efficiency."""
     scorer: Scorer
     gold: GoldScorer | None
+    stop_strings: Sequence[str] = field(default=(), kw_only=True)
+    """What ends a response beside its EOS."""
 
     def run(self, models: Policy) -> tuple[dict[str, float], list[dict[str, Any]]]:
         """eval/* metrics of the architecture, and the first responses as samples."""
@@ -54,7 +56,7 @@ class Evaluator:
             uniforms[own],
             sampling=config.rollout.sampling,
             batch_size=config.rollout.batch_size,
-            stop_strings=config.dataset.stop_strings,
+            stop_strings=self.stop_strings,
         )
         scores = score_responses(self.scorer, rollouts, config.reward.missing_eos_score).double()
         token_kl, token_entropy = policy_distance(models, rollouts, config.rollout.batch_size)

@@ -10,11 +10,11 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from rlhf.batches import PromptBatch, Rollouts
-from rlhf.data.tokenize import decode, eos_id, pad_id
 from rlhf.masked import mask_through_first
 from rlhf.models.policy import Policy
 from rlhf.sampling.choose import fast_sampler, unfit
 from rlhf.sampling.plain import sample_plain
+from rlhf.text import decode, eos_id, pad_id, part, stop_ids
 
 
 def generate(
@@ -55,11 +55,13 @@ def generate(
         else:
             sample = partial(sample_plain, sampler, eos_id=eos, pad_id=padding)
         for rows in batches:
-            part = prompts.rows(rows).trimmed().to(models.device)
-            drawn, logprobs[rows] = sample(part.input_ids, part.mask, uniforms[rows].to(models.device))
+            asked = prompts.rows(rows).trimmed()
+            on_device = asked.to(models.device)
+            drawn, logprobs[rows] = sample(on_device.input_ids, on_device.mask, uniforms[rows].to(models.device))
             tokens[rows] = drawn
             mask, at_eos = mask_through_first(drawn, eos)
-            lengths[rows], stopped, texts = read_responses(tokenizer, drawn, mask, stop_strings)
+            before = [row[held].tolist() for row, held in zip(asked.input_ids, asked.mask, strict=True)]
+            lengths[rows], stopped, texts = read_responses(tokenizer, drawn, mask, stop_strings, before)
             ended[rows] = stopped | at_eos.cpu()
             for row, text in zip(rows.tolist(), texts, strict=True):
                 responses[row] = text
@@ -85,31 +87,44 @@ def by_length(prompts: PromptBatch, batch_size: int) -> list[Tensor]:
 
 
 def read_responses(
-    tokenizer: PreTrainedTokenizerBase, tokens: Tensor, mask: Tensor, stop_strings: Sequence[str]
+    tokenizer: PreTrainedTokenizerBase,
+    tokens: Tensor,
+    mask: Tensor,
+    stop_strings: Sequence[str],
+    before: Sequence[Sequence[int]] | None = None,
 ) -> tuple[Tensor, Tensor, list[str]]:
     """Where each response ends, whether a stop string ended it, and the text to be scored.
 
     The token that completes a stop string still belongs to the response (dropping sampled tokens would bias every
-    KL); the scored text stops before the stop string. No text is tokenised again.
+    KL); the scored text stops before the stop string. A stop string that is a control token is known by its id. No text
+    is tokenised again.
 
     Args:
         tokens, mask: (B, T), up to the first EOS.
+        before: the tokens of the B prompts, without padding.
 
     Returns:
         (B,) int64 lengths, (B,) bool, B texts.
     """
-    eos = eos_id(tokenizer)
+    eos, stops = eos_id(tokenizer), stop_ids(tokenizer, stop_strings)
     lengths, stopped, texts = [], [], []
-    for row, length in zip(tokens.tolist(), mask.sum(1).tolist(), strict=True):
+    prompts = [()] * len(tokens) if before is None else before
+    for row, length, prompt in zip(tokens.tolist(), mask.sum(1).tolist(), prompts, strict=True):
+        read = partial(decode, tokenizer, before=prompt)
         kept = row[:length]
-        text = decode(tokenizer, [token for token in kept if token != eos])
+        at = next((place for place, token in enumerate(kept) if token in stops and token != eos), None)
+        if at is not None:
+            kept = kept[:at]
+        text = read([token for token in kept if token != eos])
         end = _first_stop(text, stop_strings)
         if end is not None:
-            length = _tokens_until(tokenizer, kept, stop_strings)
-            text = decode(tokenizer, kept[:length])  # what comes later may hold an earlier start of another one
-            text = text[: _first_stop(text, stop_strings)].rstrip()
+            length = _tokens_until(read, kept, stop_strings)
+            text = read(kept[:length])  # what comes later may hold an earlier start of another one
+            text = part(text, 0, len(str(text)[: _first_stop(text, stop_strings)].rstrip()))
+        elif at is not None:
+            length = at + 1
         lengths.append(length)
-        stopped.append(end is not None)
+        stopped.append(end is not None or at is not None)
         texts.append(text)
     return torch.tensor(lengths), torch.tensor(stopped, dtype=torch.bool), texts
 
@@ -119,12 +134,12 @@ def _first_stop(text: str, stop_strings: Sequence[str]) -> int | None:
     return min(found) if found else None
 
 
-def _tokens_until(tokenizer: PreTrainedTokenizerBase, tokens: list[int], stop_strings: Sequence[str]) -> int:
+def _tokens_until(read: Callable[[list[int]], str], tokens: list[int], stop_strings: Sequence[str]) -> int:
     """Fewest leading tokens whose text holds a stop string (it stays in, once there: bisection)."""
     low, high = 1, len(tokens)
     while low < high:
         middle = (low + high) // 2
-        if _first_stop(decode(tokenizer, tokens[:middle]), stop_strings) is None:
+        if _first_stop(read(tokens[:middle]), stop_strings) is None:
             low = middle + 1
         else:
             high = middle

@@ -164,7 +164,7 @@ def _dataset(config: RunConfig) -> list[str]:
         )
     if dataset.name == "reviews" and dataset.path is not None and not dataset.path.lower().endswith(".csv"):
         problems.append("dataset.path: dataset=reviews reads film reviews from a .csv; pairs are read by dataset=hh")
-    if "" in dataset.stop_strings:
+    if "" in (dataset.stop_strings or ()):
         problems.append("dataset.stop_strings: an empty text would end every response before its first token")
     return problems
 

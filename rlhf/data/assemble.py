@@ -12,7 +12,7 @@ import numpy as np
 
 from rlhf.config.dataset import DatasetConfig
 from rlhf.data.examples import DataError, Demonstration, Dropped, Preference, TextData, of_size
-from rlhf.data.form import Form
+from rlhf.data.form import Form, Parse
 from rlhf.data.sources import Source, hub_source, local_source
 from rlhf.data.tables import (
     BadRows,
@@ -29,6 +29,8 @@ from rlhf.data.tables import (
 )
 
 HELD_OUT_SHARE = 0.2
+SAMPLE = 100
+"""Prompts that tell which form a data set has."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,6 +87,7 @@ def assemble(config: DatasetConfig, form: Form) -> TextData:
         prompts=train_answers,
         eval_prompts=test_answers,
         dropped=_dropped(given, held_out),
+        stop_strings=form.stop_strings([train_answers[i].prompt for i in range(min(len(train_answers), SAMPLE))]),
     )
     whole = any(one.held_out is None for one in given)
     return of_size(parts, config, "a fifth of the prompts" if whole else "the data's own test part")
@@ -114,7 +117,7 @@ def _answers(config: DatasetConfig, form: Form, bad_rows: BadRows) -> Parts | No
 def _parts(
     source: Source,
     kind: type[Demonstration | Preference],
-    parse: Callable[[Any], Sequence[Demonstration | Preference]],
+    parse: Parse,
     form: str,
     bad_rows: BadRows,
 ) -> Parts:

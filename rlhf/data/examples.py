@@ -43,6 +43,8 @@ class Dropped:
     """An empty answer, two equal ones, or no answer that scores higher than another."""
     held_out: int = 0
     """Training rows whose prompt is among the held-out ones."""
+    cut_answers: int = 0
+    """Answers of which one turn was kept, since a dialogue goes on behind it. Their rows are not dropped."""
     named: tuple[str, ...] = ()
     """The first of the malformed ones: where each stands and what is wrong with it."""
 
@@ -52,6 +54,7 @@ class Dropped:
             self.empty_prompts + other.empty_prompts,
             self.no_preference + other.no_preference,
             self.held_out + other.held_out,
+            self.cut_answers + other.cut_answers,
             self.named + other.named,
         )
 
@@ -80,6 +83,8 @@ class TextData:
     words: Sequence[str] = ()
     """Every word of a made-up language, for the tokenizer of `model.source=random`; () for natural text."""
     dropped: Dropped = Dropped()
+    stop_strings: Sequence[str] = ()
+    """What ends a response in the form that the prompts have; dataset.stop_strings replaces them."""
 
 
 # The parts that an option of `dataset` bounds, by that option.

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from rlhf.config.dataset import DatasetConfig
-from rlhf.data.examples import DataError, Demonstration, Preference, TextData
+from rlhf.data.examples import DataError, Demonstration, Dropped, Preference, TextData
 
 INSTALL = "pip install -e '.[hub]'"
 
@@ -21,17 +21,23 @@ class MalformedRow(ValueError):
     """What is wrong with a row; whoever reads the file knows where it stands."""
 
 
+Parse = Callable[[Any], Sequence[Demonstration | Preference | Dropped]]
+"""A row -> its examples, and counts of what was left out of them. It raises MalformedRow."""
+
+
 @dataclass(frozen=True)
 class Form:
     """How the rows of a data set become examples. Both functions raise MalformedRow."""
 
     name: str
     """Names the rules in the cache of converted tables: rules that differ need names that differ."""
-    preferences: Callable[[Any], Sequence[Preference]]
+    preferences: Parse
     """The pairs of a row; () where it has no preference to teach."""
     demonstration: Callable[[Any], Demonstration]
     """The SFT text of a row of `dataset.sft_path` or `dataset.sft_hub`."""
     max_pairs_per_prompt: int | None = None
+    stop_strings: Callable[[Sequence[str]], Sequence[str]] = lambda prompts: ()
+    """What ends a response to such prompts beside the EOS."""
 
 
 def load_form(config: DatasetConfig, form: Form) -> TextData:

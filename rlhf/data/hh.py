@@ -2,9 +2,12 @@
 
 Two forms of a row are read: {prompt, chosen, rejected} as in Dahoas/rm-static, and {chosen, rejected} as in
 Anthropic/hh-rlhf, where both are whole dialogues. There the prompt is the common part up to and including its last
-"\\n\\nAssistant:". The blank between prompt and response belongs to the response. A response is one turn: what a few
-rows have behind the next "\\n\\nHuman:" or "\\n\\nAssistant:" is dropped. Rows with an empty answer (4 of 1,800 in
-hh-rlhf's harmless test part) or with two equal ones have no preference to teach and are left out.
+"\\n\\nAssistant:".
+
+An answer to a prompt that ends with "\\n\\nAssistant:" is one turn of such a dialogue. It begins with a blank, which is
+put there where the data has none. What a few rows have behind the next turn's "\\n\\nHuman:" or "\\n\\nAssistant:" is
+dropped and counted. Any other prompt and its answers are taken as they are, to the last blank. Rows with an empty
+answer (4 of 1,800 in hh-rlhf's harmless test part) or with two equal ones have no preference to teach and are left out.
 
 SFT texts and reference answers are the preferred responses, unless `dataset.sft_path` or `dataset.sft_hub` gives rows
 {prompt, response}.
@@ -13,38 +16,64 @@ SFT texts and reference answers are the preferred responses, unless `dataset.sft
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import Any
 
 from rlhf.config.dataset import DatasetConfig
-from rlhf.data.examples import Demonstration, Preference, TextData
+from rlhf.data.examples import Demonstration, Dropped, Preference, TextData
 from rlhf.data.form import Form, MalformedRow, load_form, texts
 
 ANSWER_TURN = "\n\nAssistant:"
 _NEXT_TURN = re.compile("\n\n(?:Human|Assistant):")
 
 
+STOP_STRINGS = ("Human:", "human:", "Assistant:", "assistant:")
+"""A policy that has said its turn goes on by writing the human's next one."""
+
+
 def load_hh(config: DatasetConfig) -> TextData:
-    return load_form(config, Form("hh", preferences, demonstration))
+    return load_form(config, Form("hh", preferences_and_cuts, demonstration, stop_strings=stop_strings))
+
+
+def stop_strings(prompts: Sequence[str]) -> Sequence[str]:
+    """Those of dialogues, where most prompts are dialogues."""
+    return STOP_STRINGS if 2 * sum(map(_is_dialogue, prompts)) > len(prompts) else ()
+
+
+def preferences_and_cuts(row: Any) -> list[Preference | Dropped]:
+    """`preferences`, and how many answers lost what a dialogue has behind them."""
+    prompt, *answers = _texts(row)
+    cut = sum(_next_turn(prompt, answer) is not None for answer in answers)
+    return [*preferences(row), *([Dropped(cut_answers=cut)] if cut else [])]
 
 
 def preferences(row: Any) -> list[Preference]:
     """The pair of a row in either form."""
-    chosen, rejected = texts(row, "chosen", "rejected")
-    if row.get("prompt") is not None:
-        (prompt,) = texts(row, "prompt")
-    else:
-        end = _common_start(chosen, rejected).rfind(ANSWER_TURN) + len(ANSWER_TURN)
-        if end < len(ANSWER_TURN):
-            raise MalformedRow(
-                "chosen and rejected do not begin with one dialogue up to an Assistant turn, and there is no prompt"
-            )
-        prompt, chosen, rejected = chosen[:end], chosen[end:], rejected[end:]
-    return [Preference(prompt, _one_turn(chosen), _one_turn(rejected))]
+    prompt, chosen, rejected = _texts(row)
+    return [Preference(prompt, _answer(prompt, chosen), _answer(prompt, rejected))]
 
 
 def demonstration(row: Any) -> Demonstration:
     prompt, response = texts(row, "prompt", "response")
-    return Demonstration(prompt, _one_turn(response))
+    return Demonstration(prompt, _answer(prompt, response))
+
+
+def _texts(row: Any) -> tuple[str, str, str]:
+    """Prompt, chosen and rejected as the row has them."""
+    chosen, rejected = texts(row, "chosen", "rejected")
+    if row.get("prompt") is not None:
+        (prompt,) = texts(row, "prompt")
+        return prompt, chosen, rejected
+    end = _common_start(chosen, rejected).rfind(ANSWER_TURN) + len(ANSWER_TURN)
+    if end < len(ANSWER_TURN):
+        raise MalformedRow(
+            "chosen and rejected do not begin with one dialogue up to an Assistant turn, and there is no prompt"
+        )
+    return chosen[:end], chosen[end:], rejected[end:]
+
+
+def _is_dialogue(prompt: str) -> bool:
+    return prompt.rstrip().endswith(ANSWER_TURN)
 
 
 def _common_start(a: str, b: str) -> str:
@@ -54,6 +83,16 @@ def _common_start(a: str, b: str) -> str:
     return min(a, b, key=len)
 
 
-def _one_turn(text: str) -> str:
-    turn = _NEXT_TURN.split(text, maxsplit=1)[0].strip()
-    return f" {turn}" if turn else ""
+def _next_turn(prompt: str, answer: str) -> int | None:
+    """Where a dialogue goes on behind an answer."""
+    found = _NEXT_TURN.search(answer) if _is_dialogue(prompt) else None
+    return found.start() if found else None
+
+
+def _answer(prompt: str, answer: str) -> str:
+    if not _is_dialogue(prompt):
+        return answer
+    turn = answer[: _next_turn(prompt, answer)]
+    if not turn.strip():
+        return ""
+    return turn if turn[0].isspace() or prompt[-1].isspace() else f" {turn}"

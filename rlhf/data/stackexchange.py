@@ -33,6 +33,9 @@ _TAG = re.compile(
 )
 
 
+_MARGIN = re.compile(r"\A(?:[^\S\n]*\n)*(?: (?=\S))?")
+
+
 class Answer(NamedTuple):
     html: str
     score: int
@@ -56,7 +59,7 @@ def preferences(row: Any, seed: int) -> list[Preference]:
     """The pairs of a row in either form, ten at most."""
     if _is_pair(row):
         question, better, worse = texts(row, "question", "response_j", "response_k")
-        return [Preference(_prompt(question), better.strip(), worse.strip())]
+        return [Preference(_prompt(question), _without_margins(better), _without_margins(worse))]
     question, answers = _question(row), _answers(row)
     ranked = sorted(answers, key=lambda answer: -answer.score)
     pairs = [(high, low) for high, low in combinations(ranked, 2) if high.score > low.score]
@@ -70,7 +73,7 @@ def demonstration(row: Any) -> Demonstration:
     """The better answer of a pair, or a question's best one."""
     if _is_pair(row):
         question, better = texts(row, "question", "response_j")
-        return Demonstration(_prompt(question), better.strip())
+        return Demonstration(_prompt(question), _without_margins(better))
     answers = _answers(row)
     best = max(answers, key=lambda answer: answer.score).html if answers else ""
     return Demonstration(_prompt(_question(row)), to_markdown(best))
@@ -79,13 +82,18 @@ def demonstration(row: Any) -> Demonstration:
 def to_markdown(text: str) -> str:
     """HTML as Markdown; text without a tag as it is."""
     if _TAG.search(text) is None:
-        return text.strip()
+        return _without_margins(text)
     try:
         # By name: the package is an optional extra.
         markdownify = importlib.import_module("markdownify")
     except ImportError:
         raise DataError(f"dataset=stackexchange: rows in HTML need the package markdownify: {INSTALL}") from None
-    return markdownify.markdownify(text, heading_style="ATX").strip()
+    return _without_margins(markdownify.markdownify(text, heading_style="ATX"))
+
+
+def _without_margins(text: str) -> str:
+    """`text` without blank lines and a single blank before it, nor blanks behind it; code stays indented."""
+    return _MARGIN.sub("", text, count=1).rstrip()
 
 
 def _prompt(question: str) -> str:

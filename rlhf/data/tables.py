@@ -28,7 +28,7 @@ from filelock import FileLock
 from numpy.typing import NDArray
 
 from rlhf.data.examples import DataError, Demonstration, Dropped, Preference
-from rlhf.data.form import MalformedRow
+from rlhf.data.form import MalformedRow, Parse
 from rlhf.data.rows import Row
 from rlhf.data.sources import Part
 
@@ -108,7 +108,7 @@ class BadRows:
 def table_of(
     part: Part,
     kind: type[Demonstration | Preference],
-    parse: Callable[[Any], Sequence[Demonstration | Preference]],
+    parse: Parse,
     *,
     form: str,
     bad_rows: BadRows,
@@ -154,7 +154,7 @@ def _rules() -> str:
 def _convert(
     part: Part,
     kind: type[Demonstration | Preference],
-    parse: Callable[[Any], Sequence[Demonstration | Preference]],
+    parse: Parse,
     folder: Path,
     bad_rows: BadRows,
 ) -> None:
@@ -184,18 +184,17 @@ def _convert(
     (folder / "dropped.json").write_text(json.dumps(dataclasses.asdict(dropped)))
 
 
-def _found(
-    rows: Iterable[Row], parse: Callable[[Any], Sequence[Demonstration | Preference]]
-) -> Iterator[Demonstration | Preference | Dropped]:
+def _found(rows: Iterable[Row], parse: Parse) -> Iterator[Demonstration | Preference | Dropped]:
     """Each example, or why there is none."""
     for row in rows:
-        examples: Sequence[Demonstration | Preference] = ()
+        examples: Sequence[Demonstration | Preference | Dropped] = ()
         problem = row.problem
         if problem is None:
             try:
                 examples = parse(row.value)
                 for example in examples:
-                    "".join(vars(example).values()).encode()
+                    if not isinstance(example, Dropped):
+                        "".join(vars(example).values()).encode()
             except MalformedRow as error:
                 problem = str(error)
             except UnicodeEncodeError:
@@ -208,7 +207,9 @@ def _found(
             yield from map(_kept, examples)
 
 
-def _kept(example: Demonstration | Preference) -> Demonstration | Preference | Dropped:
+def _kept(example: Demonstration | Preference | Dropped) -> Demonstration | Preference | Dropped:
+    if isinstance(example, Dropped):
+        return example
     if not example.prompt.strip():
         return Dropped(empty_prompts=1)
     return example if _teaches(example) else Dropped(no_preference=1)
@@ -218,7 +219,7 @@ def _teaches(example: Demonstration | Preference) -> bool:
     if isinstance(example, Demonstration):
         return bool(example.response.strip())
     answers = example.chosen.strip(), example.rejected.strip()
-    return all(answers) and example.chosen != example.rejected
+    return all(answers) and example.chosen.rstrip() != example.rejected.rstrip()
 
 
 def prompt_key(prompt: str) -> int:

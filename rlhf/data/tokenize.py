@@ -1,4 +1,7 @@
-"""Text -> tensors. Prompt and answer are tokenised apart: a response starts at the same token in every stage."""
+"""Examples -> tensors, by the rules of `rlhf.text`.
+
+Prompt and answer are tokenised apart: a response starts at the same token in every stage.
+"""
 
 from __future__ import annotations
 
@@ -11,21 +14,18 @@ from transformers import PreTrainedTokenizerBase
 from rlhf.batches import DemonstrationBatch, PreferenceBatch, PromptBatch, pad
 from rlhf.config.dataset import DatasetConfig
 from rlhf.data.examples import Demonstration, Dropped, Preference
+from rlhf.errors import printable
+from rlhf.text import answer_text, encode_answer, encode_prompt, eos_id, pad_id, shown_prompt, spelled_control
 
 
 def encode_prompts(
     tokenizer: PreTrainedTokenizerBase, examples: Sequence[Demonstration], max_prompt_tokens: int
 ) -> PromptBatch:
     """Left-padded prompts, cut on the left to `max_prompt_tokens`, to the longest of them."""
-    rows = [prompt_tokens(tokenizer, example.prompt, max_prompt_tokens + 1) for example in examples]
-    cut = [len(row) > max_prompt_tokens for row in rows]
-    rows = [row[-max_prompt_tokens:] for row in rows]
-    ids, mask = pad(rows, pad_id(tokenizer), left=True)
-    texts = [
-        decode(tokenizer, row) if was_cut else example.prompt
-        for example, row, was_cut in zip(examples, rows, cut, strict=True)
-    ]
-    return PromptBatch(ids, mask, texts, [example.response for example in examples])
+    rows = [encode_prompt(tokenizer, example.prompt, max_prompt_tokens) for example in examples]
+    ids, mask = pad([tokens for tokens, _ in rows], pad_id(tokenizer), left=True)
+    references = [answer_text(tokenizer, example.response) for example in examples]
+    return PromptBatch(ids, mask, [text for _, text in rows], references)
 
 
 class Prompts:
@@ -103,35 +103,45 @@ def prompt_report(
     tokenizer: PreTrainedTokenizerBase,
     examples: Sequence[Demonstration] | Sequence[Preference],
     dropped: Dropped,
+    stop_strings: Sequence[str] = (),
 ) -> str:
-    """What became of a data set's prompts: a line, and one for each malformed row that can be named."""
+    """What became of a data set's prompts: a line, one for each malformed row that can be named, one for what deserves
+    a word, and the first prompt as the model sees it.
+
+    Args:
+        stop_strings: what ends a response beside the EOS, where responses are sampled.
+    """
     read = min(len(examples), REPORTED_PROMPTS)
     prompts = [examples[i].prompt for i in range(read)]
-    lengths = [len(tokens) for tokens in tokenizer(prompts, add_special_tokens=False)["input_ids"]]
-    cut = sum(length > config.max_prompt_tokens for length in lengths)
+    longest = config.max_prompt_tokens
+    cut = sum(len(encode_prompt(tokenizer, prompt, longest + 1)[0]) > longest for prompt in prompts)
     first = f" of the first {read:,}" if read < len(examples) else ""
     told = [
         f"{len(examples):,} prompts",
-        f"{cut:,}{first} cut on the left to {config.max_prompt_tokens:,} tokens",
+        f"{cut:,}{first} cut on the left to {longest:,} tokens",
         f"{dropped.empty_prompts:,} empty ones dropped",
         f"{dropped.no_preference:,} rows without a preference dropped",
         f"{dropped.held_out:,} rows of held-out prompts dropped",
         f"{dropped.malformed:,} malformed rows skipped",
     ]
+    if dropped.cut_answers:
+        told.append(f"{dropped.cut_answers:,} answers cut at the next turn")
+    if stop_strings:
+        told.append(f"responses end at {', '.join(map(repr, stop_strings))} too")
     lines = [f"data: {config.name}: {', '.join(told)}", *(f"data: skipped {row}" for row in dropped.named)]
-    return "\n".join(lines)
+    lines += _spelled_out(config, tokenizer, prompts)
+    tokens, _ = encode_prompt(tokenizer, prompts[0], longest)
+    return "\n".join([*lines, f"data: the first prompt, {len(tokens):,} tokens: {shown_prompt(tokenizer, tokens)}"])
 
 
-def prompt_tokens(tokenizer: PreTrainedTokenizerBase, prompt: str, max_prompt_tokens: int) -> list[int]:
-    """A prompt's last tokens; at least one, since a policy must start from something."""
-    tokens = tokenizer(prompt, add_special_tokens=False)["input_ids"][-max_prompt_tokens:]
-    return tokens or [eos_id(tokenizer)]
-
-
-def answer_tokens(tokenizer: PreTrainedTokenizerBase, text: str, max_new_tokens: int) -> list[int]:
-    """An answer and its EOS; an answer that is cut at `max_new_tokens` has none, as a cut rollout has none."""
-    tokens = [*tokenizer(text, add_special_tokens=False)["input_ids"], eos_id(tokenizer)]
-    return tokens[:max_new_tokens]
+def _spelled_out(config: DatasetConfig, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str]) -> list[str]:
+    """A line where prompts spell out control tokens."""
+    found = [tokens for prompt in prompts if (tokens := spelled_control(tokenizer, prompt))]
+    if not found:
+        return []
+    told = f"data: {len(found):,} prompts spell out special tokens, as {printable(found[0][0])}; they stay plain text"
+    remedy = "; to put them where the model expects them is what dataset.template=chat is for"
+    return [told + (remedy if tokenizer.chat_template and config.template == "none" else "")]
 
 
 def encode_demonstrations(
@@ -142,9 +152,12 @@ def encode_demonstrations(
     *,
     loss_on_prompt: bool,
 ) -> DemonstrationBatch:
-    """prompt + response + EOS, right-padded; the loss is on response and EOS, or on all tokens but the first."""
-    prompts = [prompt_tokens(tokenizer, e.prompt, max_prompt_tokens) for e in examples]
-    answers = [answer_tokens(tokenizer, e.response, max_new_tokens) for e in examples]
+    """prompt + response + EOS, right-padded; the loss is on response and EOS, or on all tokens but the first.
+
+    A response that is cut at `max_new_tokens` has no EOS, as a cut rollout has none.
+    """
+    prompts = [encode_prompt(tokenizer, e.prompt, max_prompt_tokens)[0] for e in examples]
+    answers = [encode_answer(tokenizer, e.response)[:max_new_tokens] for e in examples]
     ids, mask = pad([p + a for p, a in zip(prompts, answers, strict=True)], pad_id(tokenizer), left=False)
     lengths = torch.tensor([1 if loss_on_prompt else len(p) for p in prompts])
     loss_mask = mask & (torch.arange(ids.shape[1]) >= lengths[:, None])
@@ -174,23 +187,6 @@ def encode_answered(
     """
     rows = []
     for prompt, answer in zip(prompts, answers, strict=True):
-        tokens = tokenizer(answer, add_special_tokens=False)["input_ids"][: max_new_tokens - 1]
-        rows.append([*prompt_tokens(tokenizer, prompt, max_prompt_tokens), *tokens, eos_id(tokenizer)])
+        tokens = encode_answer(tokenizer, answer)[:-1][: max_new_tokens - 1]
+        rows.append([*encode_prompt(tokenizer, prompt, max_prompt_tokens)[0], *tokens, eos_id(tokenizer)])
     return pad(rows, pad_id(tokenizer), left=False)
-
-
-def decode(tokenizer: PreTrainedTokenizerBase, tokens: list[int]) -> str:
-    """The text of some tokens, special ones left out."""
-    text = tokenizer.decode(tokens, skip_special_tokens=True)
-    assert isinstance(text, str)
-    return text
-
-
-def pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
-    assert isinstance(tokenizer.pad_token_id, int), "load_tokenizer gives every tokenizer a pad token"
-    return tokenizer.pad_token_id
-
-
-def eos_id(tokenizer: PreTrainedTokenizerBase) -> int:
-    assert isinstance(tokenizer.eos_token_id, int), "load_tokenizer refuses a tokenizer without EOS"
-    return tokenizer.eos_token_id

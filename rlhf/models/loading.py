@@ -28,12 +28,12 @@ from transformers import (
 )
 
 from rlhf.config import ModelConfig, RunConfig, TrainableConfig
-from rlhf.data.tokenize import eos_id, pad_id
 from rlhf.errors import UserError, reason
 from rlhf.models.held import hold
 from rlhf.precision import AUTOCAST
+from rlhf.text import PAD, eos_id, name_padding, pad_id, rows_needed
 
-PAD, EOS, UNKNOWN = "[PAD]", "[EOS]", "[UNK]"
+EOS, UNKNOWN = "[EOS]", "[UNK]"
 QUANTISED = ("int8", "int4")
 HEADS = ["lm_head", "embed_out", "score"]
 """Which int8 and int4 leave as they are."""
@@ -129,15 +129,18 @@ def random_model(config: ModelConfig, tokenizer: PreTrainedTokenizerBase, positi
 
 
 def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
-    """A tokenizer with an EOS, and a pad token that is not its EOS (one is added where it has none of its own)."""
+    """A tokenizer with an EOS, and a padding token among those that it has.
+
+    Raises:
+        ModelError: nothing there, or no EOS.
+    """
     try:
         tokenizer = AutoTokenizer.from_pretrained(path)
     except (OSError, ValueError) as error:
         raise ModelError(f"model.path: no tokenizer at {path} ({reason(error)}); give a folder or hub name") from error
     if tokenizer.eos_token_id is None:
         raise ModelError(f"model.path: the tokenizer at {path} has no EOS token; a policy must be able to end")
-    if tokenizer.pad_token_id is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
-        tokenizer.add_special_tokens({"pad_token": PAD})
+    name_padding(tokenizer)
     return tokenizer
 
 
@@ -171,13 +174,23 @@ def load_pretrained(
         raise
     except Exception as error:  # whatever safetensors, peft, the hub client or transformers raise on damaged files
         raise ModelError(f"model.path: cannot load {path} ({reason(error)})") from error
-    if len(tokenizer) > model.config.vocab_size:
-        with torch.random.fork_rng(devices=[]):  # an adapter's base is widened anew each time, always to the same
-            torch.manual_seed(0)
-            model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    fit_vocabulary(model, tokenizer)
     model.config.pad_token_id = tokenizer.pad_token_id
     hold(model)
     return model.eval(), tokenizer
+
+
+def fit_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """As many embeddings as there are tokens, in place: a row beyond them could be sampled and never be read.
+
+    New rows, for tokens that the model has none for, are the same each time: an adapter's base gets them anew.
+    """
+    rows = rows_needed(tokenizer, model.config.vocab_size)
+    if rows == model.config.vocab_size:
+        return
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model.resize_token_embeddings(rows, mean_resizing=False)
 
 
 def check_positions(config: PretrainedConfig, path: str | Path, positions: int | None) -> None:

@@ -14,13 +14,22 @@ from transformers import AutoModelForSequenceClassification, PreTrainedModel, Pr
 
 from rlhf.batches import pad
 from rlhf.config import TrainableConfig
-from rlhf.data.tokenize import encode_answered, pad_id
+from rlhf.data.tokenize import encode_answered
 from rlhf.errors import reason
 from rlhf.models.classifier import load_classifier
 from rlhf.models.features import positions_of
 from rlhf.models.held import hold, to_float32
-from rlhf.models.loading import FLOAT32, Held, ModelError, check_positions, load_pretrained, load_tokenizer
-from rlhf.models.saving import write_trained
+from rlhf.models.loading import (
+    FLOAT32,
+    Held,
+    ModelError,
+    check_positions,
+    fit_vocabulary,
+    load_pretrained,
+    load_tokenizer,
+)
+from rlhf.models.saving import end_alike, write_trained
+from rlhf.text import rows_needed
 
 NORMALISATION = "reward_normalisation.json"
 
@@ -91,6 +100,7 @@ class RewardModel:
         Args:
             weights: as in `rlhf.models.saving.save_model`.
         """
+        end_alike(self.model, self.tokenizer)
         if train is None:
             self.model.save_pretrained(folder)
         else:
@@ -115,15 +125,14 @@ def new_reward_model(
     Raises:
         ModelError: damaged files, or a policy for shorter texts.
     """
-    reward_model = RewardModel(_headless(policy_folder, held), tokenizer, **limits)
+    reward_model = RewardModel(_headless(policy_folder, tokenizer, held), tokenizer, **limits)
     check_positions(reward_model.model.config, policy_folder, sum(limits.values()))
     to_float32(reward_model.head.parameters())
     nn.init.normal_(reward_model.head.weight, std=1.0 / math.sqrt(reward_model.head.in_features + 1))
-    reward_model.model.config.pad_token_id = pad_id(tokenizer)
     return reward_model
 
 
-def _headless(policy: Path, held: Held) -> PreTrainedModel:
+def _headless(policy: Path, tokenizer: PreTrainedTokenizerBase, held: Held) -> PreTrainedModel:
     """A policy's network under a score that means nothing yet."""
     options = held.options()
     try:
@@ -136,6 +145,8 @@ def _headless(policy: Path, held: Held) -> PreTrainedModel:
             setattr(model, model.base_model_prefix, whole.base_model)
     except Exception as error:  # whatever safetensors or transformers raise on damaged files
         raise ModelError(f"reward model: cannot load {policy} ({reason(error)})") from error
+    if rows_needed(tokenizer, model.config.vocab_size) > model.config.vocab_size:  # more rows do no harm here
+        fit_vocabulary(model, tokenizer)
     hold(model)
     return model.eval()
 

@@ -22,6 +22,7 @@ from rlhf.config import TrainableConfig
 from rlhf.models.base import PolicyModels
 from rlhf.models.loading import ModelError
 from rlhf.models.modes import LoRA
+from rlhf.text import eos_id, pad_id
 
 
 def write_folder(folder: Path, write: Callable[[Path], None]) -> Path:
@@ -39,6 +40,15 @@ def write_folder(folder: Path, write: Callable[[Path], None]) -> Path:
     return folder
 
 
+def end_alike(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Let the configs that are saved with a model name the tokenizer's special tokens: what it was trained to end with
+    is where `generate` stops."""
+    for config in (model.config, getattr(model, "generation_config", None)):
+        if config is not None:
+            config.eos_token_id, config.pad_token_id = eos_id(tokenizer), pad_id(tokenizer)
+            config.bos_token_id = tokenizer.bos_token_id
+
+
 def save_model(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -52,6 +62,7 @@ def save_model(
     """
 
     def write(target: Path) -> None:
+        end_alike(model, tokenizer)
         model.save_pretrained(target, state_dict=weights)
         tokenizer.save_pretrained(target)
 
@@ -77,6 +88,7 @@ def save_trained(
     """
 
     def write(target: Path) -> None:
+        end_alike(model, tokenizer)
         write_trained(model, target, train, path, weights)
         tokenizer.save_pretrained(target)
 

@@ -12,12 +12,14 @@ from rlhf.batches import pad
 from rlhf.config import RunConfig
 from rlhf.errors import reason
 from rlhf.models.loading import ModelError, moved
+from rlhf.text import answer_text, encode_next, encode_whole, joined, special_control
 
 
 class TextClassifier:
     """The single output of a sequence classifier for prefix + prompt + answer + suffix.
 
-    The text is tokenised as one, with the tokenizer's own special tokens; it loses its beginning where it is too long.
+    The text is tokenised as one, between what the tokenizer itself puts around a text, exactly once; it loses its
+    beginning where it is too long. Control tokens stand where prefix, suffix or the policy's chat template put them.
     A decoder with a linear `score` is read by position, at the last token: an EOS is put there unless the suffix is a
     text's end already or the tokenizer has none. Any other model (BERT, DeBERTa ...) says itself what its score is.
     """
@@ -39,21 +41,23 @@ class TextClassifier:
         """
         self.model = model
         self.tokenizer = tokenizer
-        self.prefix = prefix
-        self.suffix = suffix
+        self.prefix = special_control(tokenizer, prefix)
+        self.suffix = special_control(tokenizer, suffix)
         self.batch_size = batch_size
         head = getattr(model, "score", None)
         self.head = head if isinstance(head, nn.Linear) else None
         self.eos = tokenizer.eos_token_id if self.head is not None and not suffix else None
-        suffix_tokens = len(tokenizer(suffix, add_special_tokens=False)["input_ids"]) if read_before_suffix else 0
+        suffix_tokens = len(encode_next(tokenizer, self.suffix)) if read_before_suffix else 0
         self.read_back = 1 + suffix_tokens
         self.max_tokens = min(max_tokens, _longest(model, tokenizer))
-        tokenizer.truncation_side = "left"
 
     @torch.no_grad()
     def score(self, prompts: Sequence[str], answers: Sequence[str]) -> Tensor:
         """(B,) float32 on the CPU."""
-        texts = [f"{self.prefix}{p}{a}{self.suffix}" for p, a in zip(prompts, answers, strict=True)]
+        texts = [
+            joined(self.prefix, prompt, answer_text(self.tokenizer, answer), self.suffix)
+            for prompt, answer in zip(prompts, answers, strict=True)
+        ]
         parts = [torch.empty(0)]
         for first in range(0, len(texts), self.batch_size):
             rows = [self._tokens(text) for text in texts[first : first + self.batch_size]]
@@ -62,7 +66,7 @@ class TextClassifier:
 
     def _tokens(self, text: str) -> list[int]:
         room = self.max_tokens if self.eos is None else self.max_tokens - 1
-        tokens = self.tokenizer(text, truncation=True, max_length=room)["input_ids"] if room else []
+        tokens = encode_whole(self.tokenizer, text, room)
         if self.eos is not None and tokens[-1:] != [self.eos]:
             tokens = [*tokens, self.eos]
         if len(tokens) < self.read_back:

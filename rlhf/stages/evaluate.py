@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from rlhf.chat import template_of, with_template
 from rlhf.config import ILQLConfig
 from rlhf.data import load_text_data
 from rlhf.data.examples import TextData
-from rlhf.data.tokenize import encode_prompts
+from rlhf.data.tokenize import encode_prompts, prompt_report
 from rlhf.evaluation import Evaluator, ILQLEvaluator, sample_rows
 from rlhf.models.ilql import load_heads
 from rlhf.models.loading import ModelError, held_for, load_base, load_pretrained, moved
@@ -16,7 +17,7 @@ from rlhf.random import seed_torch
 from rlhf.sampling.choose import say_where_plain
 from rlhf.scorers import load_scorer
 from rlhf.stages.context import RunContext
-from rlhf.stages.setup import say_own_pass
+from rlhf.stages.setup import say_own_pass, stops_of
 
 
 def run_evaluate(context: RunContext) -> dict[str, float]:
@@ -24,15 +25,18 @@ def run_evaluate(context: RunContext) -> dict[str, float]:
     none is given."""
     config, data = context.config, load_text_data(context.config.dataset)
     models, tokenizer = _policies(context, data)
+    data = with_template(config.dataset, data, tokenizer)
+    stops = stops_of(config.dataset, data, tokenizer)
+    context.say(prompt_report(config.dataset, tokenizer, data.eval_prompts, data.dropped, stops))
     scorer = load_scorer(config, context.inputs.get("reward_model"), context.device, data)
     prompts = encode_prompts(tokenizer, data.eval_prompts, config.dataset.max_prompt_tokens)
     if isinstance(config.algo, ILQLConfig):
         assert config.evaluation.policy is not None, "checked in rlhf.config.check"
         shape = models.policy.config
         heads = load_heads(config.evaluation.policy, shape.hidden_size, shape.vocab_size, context.device)
-        evaluator = ILQLEvaluator(config, tokenizer, prompts, scorer, data.gold, heads)
+        evaluator = ILQLEvaluator(config, tokenizer, prompts, scorer, data.gold, heads, stop_strings=stops)
     else:
-        evaluator = Evaluator(config, tokenizer, prompts, scorer, data.gold)
+        evaluator = Evaluator(config, tokenizer, prompts, scorer, data.gold, stop_strings=stops)
     say_where_plain(config, models.policy, context.say)
     say_own_pass(models.own_pass, context.say)
     metrics, samples = evaluator.run(models)
@@ -50,12 +54,14 @@ def _policies(context: RunContext, data: TextData) -> tuple[PolicyPair, PreTrain
     """
     config = context.config
     reference, tokenizer = _initial_policy(context, data)
+    template_of(tokenizer, config.dataset.template)  # which says how an answer ends
     policy, path = reference, config.evaluation.policy
     if path is not None:
         try:
             policy, own_tokenizer = load_pretrained(path, positions=config.dataset.max_total_length)
         except ModelError as error:
             raise ModelError(str(error).replace("model.path", "evaluation.policy", 1)) from error
+        template_of(own_tokenizer, config.dataset.template)
         check_same_tokens(policy, own_tokenizer, reference, tokenizer, path)
         policy = moved(policy, context.device)
     pair = PolicyPair(

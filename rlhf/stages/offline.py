@@ -188,7 +188,9 @@ def _ilql_setup(context: RunContext) -> tuple[Setup, ILQLHeads]:
         weight_decay=settings.weight_decay,
     )
     plain = setup.evaluator
-    evaluator = ILQLEvaluator(config, plain.tokenizer, plain.prompts, plain.scorer, plain.gold, heads)
+    evaluator = ILQLEvaluator(
+        config, plain.tokenizer, plain.prompts, plain.scorer, plain.gold, heads, stop_strings=plain.stop_strings
+    )
     return dataclasses.replace(setup, optimizer=optimizer, evaluator=evaluator, heads=heads.named()), heads
 
 

@@ -146,7 +146,7 @@ class Sampled:
             uniforms[own],
             sampling=config.rollout.sampling,
             batch_size=config.rollout.batch_size,
-            stop_strings=config.dataset.stop_strings,
+            stop_strings=setup.stop_strings,
             as_sampled=as_sampled,
         )
         return gathered(part, count)

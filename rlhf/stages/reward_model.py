@@ -12,6 +12,7 @@ from peft.utils import CONFIG_NAME as ADAPTER_CONFIG
 from torch import Tensor
 
 from rlhf.batches import PreferenceBatch
+from rlhf.chat import with_template
 from rlhf.data import load_text_data
 from rlhf.data.examples import TextData
 from rlhf.data.tokenize import Preferences, prompt_report
@@ -24,6 +25,7 @@ from rlhf.random import seed_torch
 from rlhf.scorers.normalisation import mean_and_std, reference_answers
 from rlhf.stages.context import RunContext
 from rlhf.stages.supervised import SupervisedTask, select_parameters, train
+from rlhf.text import add_padding
 
 CONFIDENCE_BINS = 10
 """Of [0.5, 1], in which a calibration compares confidence and accuracy."""
@@ -73,6 +75,9 @@ def run_reward_model(context: RunContext) -> dict[str, float]:
     held = held_for(config, settings.train, context.device)
     policy = _initial_policy(context, data, held)
     tokenizer = load_tokenizer(policy)
+    if settings.train.mode != "lora" or settings.train.merge_adapters:  # whose base has no place for it
+        add_padding(tokenizer)
+    data = with_template(config.dataset, data, tokenizer)
     context.say(prompt_report(config.dataset, tokenizer, data.pairs, data.dropped))
     seed_torch(settings.seed, "reward model")
     reward_model = new_reward_model(policy, tokenizer, held, **limits)

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from rlhf.chat import with_template
 from rlhf.config import RunConfig
+from rlhf.config.dataset import DatasetConfig
 from rlhf.data import load_text_data
-from rlhf.data.examples import TextData
+from rlhf.data.examples import DataError, TextData
 from rlhf.data.tokenize import Prompts, encode_prompts, prompt_report
 from rlhf.evaluation import Evaluator
 from rlhf.models import PolicyModels, build_models
@@ -22,6 +24,7 @@ from rlhf.random import seed_torch
 from rlhf.sampling.choose import say_where_plain
 from rlhf.scorers import Scorer, load_scorer
 from rlhf.stages.context import RunContext
+from rlhf.text import unreachable_stop
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,8 @@ class Setup:
     scorer: Scorer
     optimizer: torch.optim.Optimizer
     evaluator: Evaluator
+    stop_strings: Sequence[str] = ()
+    """What ends a response beside its EOS."""
     heads: Parameters = field(default_factory=dict)
     """What is kept in checkpoints beside `models`: ILQL's."""
 
@@ -53,13 +58,15 @@ def build(context: RunContext) -> Setup:
     else:
         seed_torch(config.sft.seed, "sft model")
         model, tokenizer = load_base(config.model, data.words, sum(limits), context.cache_dir, held)
+    data = with_template(config.dataset, data, tokenizer)
+    stops = stops_of(config.dataset, data, tokenizer)
     models = networks(config, moved(model, context.device))
     if config.hardware.sharding == "fsdp":
         shard(models)
     scorer = load_scorer(config, context.inputs.get("reward_model"), context.device, data)
     say_where_plain(config, models.sampler, context.say)
     say_own_pass(models.own_pass, context.say)
-    context.say(prompt_report(config.dataset, tokenizer, data.prompts, data.dropped))
+    context.say(prompt_report(config.dataset, tokenizer, data.prompts, data.dropped, stops))
     eval_prompts = encode_prompts(tokenizer, data.eval_prompts, limits[0])
     return Setup(
         data=data,
@@ -68,8 +75,24 @@ def build(context: RunContext) -> Setup:
         models=models,
         scorer=scorer,
         optimizer=optimizer_of(config, models),
-        evaluator=Evaluator(config, tokenizer, eval_prompts, scorer, data.gold),
+        evaluator=Evaluator(config, tokenizer, eval_prompts, scorer, data.gold, stop_strings=stops),
+        stop_strings=stops,
     )
+
+
+def stops_of(config: DatasetConfig, data: TextData, tokenizer: PreTrainedTokenizerBase) -> Sequence[str]:
+    """What ends a response beside its EOS: dataset.stop_strings, or what the form of the data asks for.
+
+    Raises:
+        DataError: one of them can never be read in a response.
+    """
+    stops = data.stop_strings if config.stop_strings is None else config.stop_strings
+    if (stop := unreachable_stop(tokenizer, stops)) is not None:
+        raise DataError(
+            f"dataset.stop_strings: {stop!r} holds a special token beside other text and can never match; give the "
+            "token alone"
+        )
+    return stops
 
 
 def say_own_pass(reason: str, say: Callable[[str], None]) -> None:

@@ -8,6 +8,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from rlhf.batches import DemonstrationBatch
+from rlhf.chat import with_template
 from rlhf.data import load_text_data
 from rlhf.data.tokenize import Demonstrations, prompt_report
 from rlhf.models import positions_of
@@ -64,6 +65,7 @@ def run_sft(context: RunContext) -> dict[str, float]:
     held = held_for(config, settings.train, context.device)
     model, tokenizer = load_base(config.model, data.words, sum(limits), context.cache_dir, held)
     moved(model, context.device)
+    data = with_template(config.dataset, data, tokenizer)
     context.say(prompt_report(config.dataset, tokenizer, data.sft, data.dropped))
     if settings.packing:
         check_packing(model)

@@ -208,7 +208,7 @@ def test_a_large_set_is_not_in_memory(tmp_path: Path):
     assert not isinstance(data.pairs, list | tuple) and not isinstance(data.pairs[:1000], list | tuple)
     pair = data.pairs[len(data.pairs) - 1]
     assert isinstance(pair, Preference) and pair == data.pairs[-1] == data.pairs[-10:][9]
-    assert pair.chosen == " " + filler and pair.prompt.endswith("?" + filler[:500])
+    assert pair.chosen == filler and pair.prompt.endswith("?" + filler[:500])
     assert isinstance(data.prompts[0], Demonstration)
     with pytest.raises(IndexError):
         data.pairs[len(data.pairs)]

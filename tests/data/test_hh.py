@@ -18,12 +18,17 @@ TWO_TURNS = ASK + " Hi.\n\nHuman: Assistant: who?\n\nAssistant:"
     ("row", "pair"),
     [
         ({"chosen": ASK + " Hi there.", "rejected": ASK + " Hi you."}, (ASK, " Hi there.", " Hi you.")),
-        ({"chosen": TWO_TURNS + " Me", "rejected": TWO_TURNS + "I "}, (TWO_TURNS, " Me", " I")),
+        ({"chosen": TWO_TURNS + " Me", "rejected": TWO_TURNS + "I "}, (TWO_TURNS, " Me", " I ")),
         # The dialogues part in the first answer: the prompt ends there, and the answers at the next turn.
         ({"chosen": TWO_TURNS + " Me", "rejected": ASK + " Go."}, (ASK, " Hi.", " Go.")),
         ({"chosen": ASK + " A\n\nAssistant: B", "rejected": ASK + " C"}, (ASK, " A", " C")),
         ({"chosen": ASK + " ", "rejected": ASK + " C"}, (ASK, "", " C")),
-        ({"prompt": ASK, "response": "x", "chosen": " A\n\nB ", "rejected": "C"}, (ASK, " A\n\nB", " C")),
+        ({"prompt": ASK, "response": "x", "chosen": " A\n\nB ", "rejected": "C"}, (ASK, " A\n\nB ", " C")),
+        ({"prompt": ASK, "chosen": "    if x:\n", "rejected": "C"}, (ASK, "    if x:\n", " C")),
+        ({"prompt": ASK + " ", "chosen": "A", "rejected": "C"}, (ASK + " ", "A", "C")),
+        # What is no such dialogue is taken as it is.
+        ({"prompt": "Why?", "chosen": "A", "rejected": "    C\n"}, ("Why?", "A", "    C\n")),
+        ({"prompt": "Play", "chosen": "A\n\nHuman: B", "rejected": "C"}, ("Play", "A\n\nHuman: B", "C")),
     ],
 )
 def test_rows_of_both_forms(row, pair):
@@ -48,6 +53,21 @@ def test_malformed_rows(row, problem):
 
 def test_sft_texts_of_their_own_keep_one_turn():
     assert demonstration({"prompt": ASK, "response": "Hi.\n\nHuman: more"}) == Demonstration(ASK, " Hi.")
+
+
+def test_answers_that_lose_what_follows_them_are_counted(tmp_path: Path):
+    told = {"chosen": " A\n\nHuman: B", "rejected": "C"}
+    rows = [{**told, "prompt": f"\n\nHuman: {i}\n\nAssistant:"} for i in range(10)]
+    data = load("hh", write(tmp_path / "dialogues.jsonl", *rows))
+    assert data.dropped == Dropped(cut_answers=10) and {pair.chosen for pair in data.pairs} == {" A"}
+    data = load("hh", write(tmp_path / "others.jsonl", *({**row, "prompt": f"{i}?"} for i, row in enumerate(rows))))
+    assert data.dropped == Dropped() and {pair.chosen for pair in data.pairs} == {" A\n\nHuman: B"}
+
+
+def test_stop_strings_are_those_of_dialogues(tmp_path: Path):
+    assert "Human:" in load("hh", write(tmp_path / "a.jsonl", *dialogues(20))).stop_strings
+    rows = [{"prompt": f"{i}?", "chosen": "yes", "rejected": "no"} for i in range(20)]
+    assert load("hh", write(tmp_path / "b.jsonl", *rows)).stop_strings == ()
 
 
 def test_empty_and_equal_answers_are_left_out_and_counted(tmp_path: Path):

@@ -80,17 +80,20 @@ def test_the_report_counts_cut_prompts_and_says_what_was_dropped(tokenizer):
     config = settings("hh", max_total_length=10, max_new_tokens=6)  # 4 tokens of prompt
     examples = [Demonstration(words(n), "") for n in (1, 4, 5, 9, 4)]
     report = prompt_report(config, tokenizer, examples, Dropped())
-    assert report == (
+    assert report.splitlines() == [
         "data: hh: 5 prompts, 2 cut on the left to 4 tokens, 0 empty ones dropped, "
-        "0 rows without a preference dropped, 0 rows of held-out prompts dropped, 0 malformed rows skipped"
-    )
-    dropped = Dropped(2, 1, 1234, 5, ("a.jsonl:3: not JSON", "a.jsonl:7: not JSON"))
+        "0 rows without a preference dropped, 0 rows of held-out prompts dropped, 0 malformed rows skipped",
+        'data: the first prompt, 1 tokens: "w0"',
+    ]
+    dropped = Dropped(2, 1, 1234, 5, 6, ("a.jsonl:3: not JSON", "a.jsonl:7: not JSON"))
     pairs = [Preference(words(n), "", "") for n in (1, 5)]
-    assert prompt_report(config, tokenizer, pairs, dropped).splitlines() == [
+    assert prompt_report(config, tokenizer, pairs, dropped, ["Human:"]).splitlines() == [
         "data: hh: 2 prompts, 1 cut on the left to 4 tokens, 1 empty ones dropped, "
-        "1,234 rows without a preference dropped, 5 rows of held-out prompts dropped, 2 malformed rows skipped",
+        "1,234 rows without a preference dropped, 5 rows of held-out prompts dropped, 2 malformed rows skipped, "
+        "6 answers cut at the next turn, responses end at 'Human:' too",
         "data: skipped a.jsonl:3: not JSON",
         "data: skipped a.jsonl:7: not JSON",
+        'data: the first prompt, 1 tokens: "w0"',
     ]
 
 

@@ -108,10 +108,10 @@ def test_a_decoder_is_read_at_the_eos_behind_the_text(tmp_path, name, batch_size
 
 def test_padding_is_where_the_mask_says_not_where_an_eos_stands(tmp_path):
     folder = gpt2(tmp_path / "reward")
-    odd = "one<|endoftext|><|endoftext|>"  # ends like a padded text
+    odd = "one<|endoftext|><|endoftext|>"  # ends like a padded text: one EOS is enough
     (alone,) = scorer(folder).score(["two"], [odd]).tolist()
     beside = scorer(folder).score(["two", "a much longer text "], [odd, "of all"])[0].item()
-    tokens = [*byte_tokenizer()("twoone")["input_ids"], 256, 256]
+    tokens = [*byte_tokenizer()("twoone")["input_ids"], 256]
     assert alone == pytest.approx(plain(folder, tokens), abs=1e-4)
     assert beside == pytest.approx(alone, abs=1e-5)
 

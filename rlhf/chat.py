@@ -1,0 +1,239 @@
+"""Conversations as the chat template of a tokenizer writes them, for models that were trained on it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Generic, TypeVar, overload
+
+from transformers import PreTrainedTokenizerBase
+
+from rlhf.config.dataset import DatasetConfig
+from rlhf.data.examples import DataError, Demonstration, Preference, TextData
+from rlhf.errors import reason
+from rlhf.text import MarkedText, control_spans, end_with, joined, part, special_control, spelled_control
+
+Message = Mapping[str, Any]
+"""{"role": "system", "user" or "assistant", "content": its text}, and whatever else a template reads."""
+
+Example = TypeVar("Example", Demonstration, Preference)
+
+_TURN = re.compile(r"\n\n(Human|Assistant):")
+_ROLES = {"Human": "user", "Assistant": "assistant"}
+_CUES = ("\n\nAssistant:", "\nTL;DR:")
+"""What ends the prompts of data whose answers begin with a blank that belongs to the form."""
+_QUESTION, _ANSWER = "QUESTION", "ANSWER"
+"""What a template is tried with."""
+
+
+@dataclass(frozen=True)
+class ChatTemplate:
+    """How a tokenizer's template writes a prompt up to the place where its answer begins."""
+
+    tokenizer: PreTrainedTokenizerBase
+    opened: str = ""
+    """What it puts at the end of a prompt and not before a finished answer, as an opened <think>: left out."""
+    inner: str = ""
+    """What it puts before a finished answer and not at the end of a prompt: put there."""
+    blanks: str = ""
+    """Blanks that it puts before an answer."""
+
+    def prompt(self, messages: Iterable[Message]) -> str:
+        """Messages, the last of them the user's, and what opens the answer.
+
+        A control token that a message spells out stays text.
+
+        Raises:
+            DataError: the template does not write such messages.
+        """
+        text = _render(self.tokenizer, [_plain_message(message) for message in messages], prompt=True)
+        if self.opened and text.endswith(self.opened):
+            text = part(text, 0, len(text) - len(self.opened))
+        return joined(text, special_control(self.tokenizer, self.inner))
+
+    def answer(self, text: str) -> str:
+        """What follows the prompt; the EOS comes with its tokens."""
+        return self.blanks + text
+
+
+def template_of(tokenizer: PreTrainedTokenizerBase, choice: str) -> ChatTemplate | None:
+    """The tokenizer's template as dataset.template asks for it; None: prompts are plain text.
+
+    The tokenizer's EOS becomes the token with which the template ends an answer.
+
+    Raises:
+        DataError: asked for, and there is none, or none for a question and its answer.
+    """
+    if choice == "none" or (choice == "auto" and not tokenizer.chat_template):
+        return None
+    if not tokenizer.chat_template:
+        raise DataError("dataset.template: chat, but the model's tokenizer has no chat template; use none")
+    question = {"role": "user", "content": _QUESTION}
+    asked = str(_render(tokenizer, [question], prompt=True))
+    whole = _render(tokenizer, [question, {"role": "assistant", "content": _ANSWER}], prompt=False)
+    place = whole.rfind(_ANSWER)
+    if place < 0:
+        raise DataError("dataset.template: the chat template leaves an assistant's answer out; use none")
+    before, after = str(whole)[:place], place + len(_ANSWER)
+    behind = [span for span in control_spans(whole) if span[0] >= after]
+    end = str(whole)[slice(*behind[0])] if behind and not str(whole)[after : behind[0][0]].strip() else None
+    if end is not None:
+        end_with(tokenizer, end)
+    found = ChatTemplate(tokenizer)
+    if asked.startswith(before):
+        return replace(found, opened=asked[len(before) :])
+    if before.startswith(asked):
+        more = before[len(asked) :]
+        return replace(found, inner=more) if more.strip() else replace(found, blanks=more)
+    return found
+
+
+def with_template(config: DatasetConfig, data: TextData, tokenizer: PreTrainedTokenizerBase) -> TextData:
+    """The data as the policy reads it: through the tokenizer's template, where dataset.template asks for one.
+
+    It then needs no stop strings: the template ends an answer.
+
+    Raises:
+        DataError: as `template_of`.
+    """
+    template = template_of(tokenizer, config.template)
+    if template is None:
+        return data
+    demonstration, preference = _demonstration(template), _preference(template)
+    return replace(
+        data,
+        sft=_InChat(data.sft, demonstration),
+        test_sft=_InChat(data.test_sft, demonstration),
+        pairs=_InChat(data.pairs, preference),
+        test_pairs=_InChat(data.test_pairs, preference),
+        prompts=_InChat(data.prompts, demonstration),
+        eval_prompts=_InChat(data.eval_prompts, demonstration),
+        stop_strings=(),
+    )
+
+
+def conversation(prompt: str) -> list[Message]:
+    """The turns of a dialogue "\\n\\nHuman: ...\\n\\nAssistant:"; any other text is one message of the user."""
+    pieces = _TURN.split(prompt)
+    if len(pieces) < 5 or pieces[0].strip() or pieces[1] != "Human" or pieces[-2] != "Assistant" or pieces[-1].strip():
+        return [{"role": "user", "content": prompt}]
+    turns: list[dict[str, str]] = []
+    for name, text in zip(pieces[1:-2:2], pieces[2:-1:2], strict=True):
+        if turns and turns[-1]["role"] == _ROLES[name]:  # most templates want turns to alternate
+            turns[-1]["content"] += f"\n\n{text.strip()}"
+        else:
+            turns.append({"role": _ROLES[name], "content": text.strip()})
+    return list(turns)
+
+
+class _InChat(Sequence[Example], Generic[Example]):
+    """Examples, each written by the template when it is asked for."""
+
+    def __init__(self, examples: Sequence[Example], write: Callable[[Example], Example]) -> None:
+        self._examples = examples
+        self._write = write
+
+    def __len__(self) -> int:
+        return len(self._examples)
+
+    @overload
+    def __getitem__(self, index: int) -> Example: ...
+    @overload
+    def __getitem__(self, index: slice) -> _InChat[Example]: ...
+    def __getitem__(self, index: int | slice) -> Example | _InChat[Example]:
+        if isinstance(index, slice):
+            return _InChat(self._examples[index], self._write)
+        return self._write(self._examples[index])
+
+
+def _demonstration(template: ChatTemplate) -> Callable[[Demonstration], Demonstration]:
+    return lambda one: Demonstration(
+        template.prompt(conversation(one.prompt)), _answer(template, one.prompt, one.response)
+    )
+
+
+def _preference(template: ChatTemplate) -> Callable[[Preference], Preference]:
+    return lambda one: Preference(
+        template.prompt(conversation(one.prompt)),
+        _answer(template, one.prompt, one.chosen),
+        _answer(template, one.prompt, one.rejected),
+    )
+
+
+def _answer(template: ChatTemplate, prompt: str, answer: str) -> str:
+    if not answer:
+        return answer
+    return template.answer(answer.removeprefix(" ") if prompt.endswith(_CUES) else answer)
+
+
+def _plain_message(message: Message) -> dict[str, Any]:
+    """A message of which every value is Python's own (parquet gives arrays) and the content is a text."""
+    plain = {str(key): _own(value) for key, value in dict(message).items()}
+    plain["content"] = "" if plain.get("content") is None else plain["content"]
+    return plain
+
+
+def _own(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _own(inner) for key, inner in value.items()}
+    if hasattr(value, "tolist"):
+        value = value.tolist()
+    return [_own(inner) for inner in value] if isinstance(value, list | tuple) else value
+
+
+def _render(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, Any]], *, prompt: bool) -> str:
+    """What the template writes, with its control tokens marked and those that messages spell out as plain text."""
+    spelled: list[str] = []
+    mark = _unused_character(messages)
+
+    def hidden(value: Any) -> Any:
+        if isinstance(value, str):
+            for token in dict.fromkeys(spelled_control(tokenizer, value)):
+                if token not in spelled:
+                    spelled.append(token)
+                value = value.replace(token, f"{mark}{spelled.index(token)}{mark}")
+            return value
+        if isinstance(value, dict):
+            return {key: hidden(inner) for key, inner in value.items()}
+        return [hidden(inner) for inner in value] if isinstance(value, list) else value
+
+    text = special_control(tokenizer, _write(tokenizer, hidden(messages), prompt))
+    return _restored(text, mark, spelled) if spelled else text
+
+
+def _restored(text: str, mark: str, spelled: Sequence[str]) -> str:
+    """`text` with the spelled-out tokens back in place of their marks."""
+    plain, spans, shift, last = "", [], 0, 0
+    control = control_spans(text)
+    for found in re.finditer(f"{mark}(\\d+){mark}", text):
+        spans += [(a + shift, b + shift) for a, b in control if last <= a < found.start()]
+        token = spelled[int(found.group(1))]
+        plain += str(text)[last : found.start()] + token
+        shift, last = shift + len(token) - len(found.group()), found.end()
+    spans += [(a + shift, b + shift) for a, b in control if a >= last]
+    return MarkedText(plain + str(text)[last:], spans)
+
+
+def _unused_character(messages: list[dict[str, Any]]) -> str:
+    """Of those that Unicode leaves to private use."""
+    used = str(messages)
+    return next(chr(code) for code in range(0xE000, 0xF8FF) if chr(code) not in used)
+
+
+def _write(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, Any]], prompt: bool) -> str:
+    try:
+        text = tokenizer.apply_chat_template(
+            messages, tokenize=False, add_generation_prompt=prompt, enable_thinking=False
+        )
+    except Exception as error:  # whatever the template raises
+        if messages[0].get("role") == "system" and len(messages) > 1:  # Gemma's has no such turn
+            first, second, *others = messages
+            merged = {**second, "content": f"{first['content']}\n\n{second['content']}"}
+            return _write(tokenizer, [merged, *others], prompt)
+        raise DataError(
+            f"dataset.template: the chat template does not write a conversation of the data ({reason(error)}); "
+            "mend the data or use dataset.template=none"
+        ) from error
+    assert isinstance(text, str)
+    return text

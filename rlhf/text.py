@@ -1,0 +1,385 @@
+"""How text becomes tokens and back, for policies, reward models, stop strings, logs and data.
+
+- A prompt begins as its tokenizer begins texts (Llama, Gemma, Mistral: with BOS; GPT-2, GPT-NeoX, Qwen: with nothing),
+  exactly once, also where it is cut. An answer ends with exactly one EOS.
+- Text is text: what a user writes never becomes a control token, however it is spelled. Only a chat template, and
+  reward.prefix and reward.suffix, put control tokens; `MarkedText` says where.
+- A prompt that is cut becomes a text of its own, whose tokens are what the policy sees: whoever encodes it again gets
+  the same ones.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from weakref import WeakKeyDictionary
+
+from transformers import PreTrainedTokenizerBase
+
+from rlhf.errors import printable
+
+PAD = "[PAD]"
+_BLANK_MARKS = ("▁", "Ġ")
+"""With which vocabularies write a blank."""
+_ANCHORS = ("\n", ".", "x")
+"""A text is encoded behind one of these where a tokenizer puts a blank before every text."""
+_CONTEXT = 8
+"""Tokens of a prompt that a response is decoded with, where a decoder drops a text's first blank."""
+_NO_CHARACTER = "\ufffd"
+"""As which a part of a character's bytes is read."""
+_SHOWN = 400
+"""Characters of a prompt that a log line shows."""
+
+Span = tuple[int, int]
+"""First character and the one after the last."""
+
+
+class MarkedText(str):
+    """A text some places of which are control tokens, spelled out; what looks like one elsewhere is plain text."""
+
+    control: tuple[Span, ...]
+
+    def __new__(cls, text: str, control: Iterable[Span] = ()) -> MarkedText:
+        made = super().__new__(cls, text)
+        made.control = tuple(control)
+        return made
+
+    def __getnewargs__(self) -> tuple[str, tuple[Span, ...]]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        return str(self), self.control
+
+
+def control_spans(text: str) -> tuple[Span, ...]:
+    return text.control if isinstance(text, MarkedText) else ()
+
+
+def joined(*texts: str) -> str:
+    """Texts one behind the other, each with its control tokens."""
+    spans, length = [], 0
+    for text in texts:
+        spans += [(first + length, end + length) for first, end in control_spans(text)]
+        length += len(text)
+    whole = "".join(texts)
+    return MarkedText(whole, spans) if spans else whole
+
+
+def part(text: str, first: int, end: int | None = None) -> str:
+    """text[first:end] with its control tokens."""
+    plain = str(text)[first:end]
+    spans = [(a - first, b - first) for a, b in control_spans(text) if a >= first and b - first <= len(plain)]
+    return MarkedText(plain, spans) if spans else plain
+
+
+@dataclass(frozen=True)
+class _Facts:
+    """What a tokenizer does, found out once."""
+
+    start: list[int]
+    """What it puts before every text: BOS, or nothing."""
+    end: list[int]
+    """What it puts behind every text."""
+    control: dict[int, str]
+    """Its control tokens, as they are spelled; the unknown token is none, since any text can hold it."""
+    unspoken: frozenset[int]
+    """Special tokens that no text of a response shows: BOS, EOS, padding, unknown."""
+    pattern: re.Pattern[str] | None
+    """Any control token, spelled out."""
+    blank_first: bool
+    """Whether it puts a blank before every text, which its decoder takes away."""
+
+
+_FACTS: WeakKeyDictionary[PreTrainedTokenizerBase, _Facts] = WeakKeyDictionary()
+
+
+def _facts(tokenizer: PreTrainedTokenizerBase) -> _Facts:
+    known = _FACTS.get(tokenizer)
+    if known is None:
+        known = _FACTS[tokenizer] = _found_out(tokenizer)
+    return known
+
+
+def _found_out(tokenizer: PreTrainedTokenizerBase) -> _Facts:
+    word = _any_word(tokenizer)
+    plain, whole = tokenizer(word, add_special_tokens=False)["input_ids"], tokenizer(word)["input_ids"]
+    before = next((i for i in range(len(whole)) if whole[i : i + len(plain)] == plain), 0)
+    named = {token: tokenizer.convert_tokens_to_ids(token) for token in tokenizer.all_special_tokens}
+    added = {str(token): i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
+    control = {i: token for token, i in {**added, **named}.items() if token}
+    if tokenizer.unk_token_id not in (tokenizer.eos_token_id, tokenizer.bos_token_id):
+        control.pop(tokenizer.unk_token_id, None)
+    unspoken = (getattr(tokenizer, f"{name}_token_id", None) for name in ("bos", "eos", "pad", "unk"))
+    spelled = sorted(control.values(), key=len, reverse=True)
+    return _Facts(
+        start=whole[:before],
+        end=whole[before + len(plain) :],
+        control=control,
+        unspoken=frozenset(i for i in unspoken if isinstance(i, int)),
+        pattern=re.compile("|".join(map(re.escape, spelled))) if spelled else None,
+        blank_first=str(tokenizer.convert_ids_to_tokens(plain)[0]).startswith(_BLANK_MARKS) if plain else False,
+    )
+
+
+def _any_word(tokenizer: PreTrainedTokenizerBase) -> str:
+    """A text that can be encoded: without an unknown token, a tokenizer of words knows its own words alone."""
+    for word in ("a", *tokenizer.get_vocab()):
+        try:
+            if tokenizer(word, add_special_tokens=False, split_special_tokens=True)["input_ids"]:
+                return word
+        except Exception:  # tokenizers raises no type of its own
+            continue
+    return ""
+
+
+def eos_id(tokenizer: PreTrainedTokenizerBase) -> int:
+    assert isinstance(tokenizer.eos_token_id, int), "load_tokenizer refuses a tokenizer without EOS"
+    return tokenizer.eos_token_id
+
+
+def pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
+    """What stands where a mask says that nothing stands; the EOS in a tokenizer without padding of its own."""
+    return tokenizer.pad_token_id if isinstance(tokenizer.pad_token_id, int) else eos_id(tokenizer)
+
+
+def name_padding(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Let a tokenizer without a padding token use one that it has; none is added, so none can be sampled.
+
+    Padding is known by its place, so that the EOS will do where there is nothing else.
+    """
+    if tokenizer.pad_token_id is not None:
+        return
+    control = _facts(tokenizer).control.values()
+    padding = next((token for token in control if "pad" in token.lower()), None)
+    tokenizer.pad_token = padding or tokenizer.unk_token or tokenizer.eos_token
+    _FACTS.pop(tokenizer, None)
+
+
+def add_padding(tokenizer: PreTrainedTokenizerBase) -> None:
+    """A padding token of its own for a tokenizer that pads with its EOS.
+
+    For reward models: transformers' own forward pass reads a score at the last token that is no padding.
+    """
+    if tokenizer.pad_token_id in (None, tokenizer.eos_token_id):
+        tokenizer.add_special_tokens({"pad_token": PAD})
+        _FACTS.pop(tokenizer, None)
+
+
+def end_with(tokenizer: PreTrainedTokenizerBase, token: str) -> None:
+    """Let `token`, with which a chat template ends a turn, be the EOS."""
+    if token != tokenizer.eos_token:
+        tokenizer.eos_token = token
+        _FACTS.pop(tokenizer, None)
+
+
+def rows_needed(tokenizer: PreTrainedTokenizerBase, rows: int) -> int:
+    """How many embeddings the tokens have use for in a model of `rows`.
+
+    A model may have more rows than there are tokens (padded vocabularies): these can be neither read nor meant. A
+    padding token that was added behind a model's own rows needs none: the EOS takes its place here.
+    """
+    added = tokenizer.pad_token_id
+    if isinstance(added, int) and added >= rows:
+        tokenizer.pad_token = tokenizer.eos_token
+        _FACTS.pop(tokenizer, None)
+        return 1 + max(i for i in tokenizer.get_vocab().values() if i != added)
+    return 1 + max(tokenizer.get_vocab().values())
+
+
+def special_control(tokenizer: PreTrainedTokenizerBase, text: str) -> str:
+    """`text` of a template: every control token that it spells out is one."""
+    pattern = _facts(tokenizer).pattern
+    spans = [found.span() for found in pattern.finditer(text)] if pattern else []
+    return MarkedText(text, spans) if spans else text
+
+
+def spelled_control(tokenizer: PreTrainedTokenizerBase, text: str) -> list[str]:
+    """The control tokens that `text` spells out and that are none, since nobody but its author put them there."""
+    pattern, spans = _facts(tokenizer).pattern, set(control_spans(text))
+    return [found.group() for found in pattern.finditer(text) if found.span() not in spans] if pattern else []
+
+
+# --- text -> tokens ------------------------------------------------------------------------------------------------
+
+
+def encode(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """The tokens of a text from its beginning, without what the tokenizer puts around it."""
+    control = {token: i for i, token in _facts(tokenizer).control.items()}
+    spans = [(a, b) for a, b in control_spans(text) if text[a:b] in control]
+    if not spans:
+        return _plain(tokenizer, str(text))
+    ids: list[int] = tokenizer(str(text), add_special_tokens=False, split_special_tokens=False)["input_ids"]
+    meant = [control[text[a:b]] for a, b in spans]
+    if [i for i in ids if i in _facts(tokenizer).control] == meant:
+        return ids
+    pieces, last = [], 0  # somebody has spelled out a control token between the template's own
+    for token, (first, end) in zip(meant, spans, strict=True):
+        pieces += [*_piece(tokenizer, str(text)[last:first], last), token]
+        last = end
+    return pieces + _piece(tokenizer, str(text)[last:], last)
+
+
+def encode_next(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """As `encode`, for a text that goes on from another one: no blank is put before it."""
+    if not _facts(tokenizer).blank_first or not text:
+        return encode(tokenizer, text)
+    for anchor in _ANCHORS:
+        alone, whole = encode(tokenizer, anchor), encode(tokenizer, joined(anchor, text))
+        if whole[: len(alone)] == alone:
+            return whole[len(alone) :]
+    return encode(tokenizer, text)
+
+
+def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str, longest: int) -> tuple[list[int], str]:
+    """A prompt's tokens, at least one and at most `longest`, and its text as far as the tokens hold it.
+
+    What begins every text (BOS) is there once, whoever wrote it, and survives the cut on the left; the text is without
+    it.
+    """
+    start = _facts(tokenizer).start
+    text = _without_start(tokenizer, prompt)
+    ids = encode(tokenizer, text)
+    if not start and ids and ids[0] == tokenizer.bos_token_id and control_spans(text):
+        start, ids = ids[:1], ids[1:]  # a template's own, which its text must go on saying
+    room = longest - len(start)
+    if room <= 0:
+        start, room = [], longest
+    if len(ids) > room:
+        ids, text = _cut(tokenizer, ids, room)
+        if not _facts(tokenizer).start:
+            text = joined(special_control(tokenizer, _raw(tokenizer, start)), text)
+    return [*start, *ids] or [eos_id(tokenizer)], text
+
+
+def encode_answer(tokenizer: PreTrainedTokenizerBase, answer: str) -> list[int]:
+    """An answer's tokens behind its prompt, and its EOS."""
+    return [*encode_next(tokenizer, answer_text(tokenizer, answer)), eos_id(tokenizer)]
+
+
+def answer_text(tokenizer: PreTrainedTokenizerBase, answer: str) -> str:
+    """An answer without the EOS that some data sets write out at its end."""
+    eos = tokenizer.eos_token
+    if not isinstance(eos, str) or eos not in answer:
+        return answer
+    found = re.search(rf"(?:{re.escape(eos)}\s*)+\Z", answer)
+    return part(answer, 0, found.start()) if found else answer
+
+
+def encode_whole(tokenizer: PreTrainedTokenizerBase, text: str, longest: int) -> list[int]:
+    """A whole text within what the tokenizer puts around every text; too long a one loses its beginning."""
+    facts = _facts(tokenizer)
+    ids = encode(tokenizer, _without_start(tokenizer, text))
+    room = max(longest - len(facts.start) - len(facts.end), 0)
+    whole = [*facts.start, *ids[max(len(ids) - room, 0) :], *facts.end]
+    return whole[max(len(whole) - longest, 0) :]
+
+
+def _plain(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    facts = _facts(tokenizer)
+    ids: list[int] = tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+    if facts.pattern is None or not any(i in facts.control for i in ids):
+        return ids
+    # The vocabulary itself holds the token as a word: its letters are encoded apart.
+    cuts = [0, *(found.start() + 1 for found in facts.pattern.finditer(text)), len(text)]
+    pieces = [text[a:b] for a, b in pairwise(cuts)]
+    encoded = tokenizer(pieces, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+    return [i for piece in encoded for i in piece if i not in facts.control]
+
+
+def _piece(tokenizer: PreTrainedTokenizerBase, text: str, at: int) -> list[int]:
+    return encode_next(tokenizer, text) if at else encode(tokenizer, text)
+
+
+def _without_start(tokenizer: PreTrainedTokenizerBase, text: str) -> str:
+    """`text` without a BOS written out at its beginning, where the tokenizer puts one itself."""
+    bos = tokenizer.bos_token
+    if not isinstance(bos, str) or tokenizer.bos_token_id not in _facts(tokenizer).start:
+        return text
+    while text.startswith(bos):
+        text = part(text, len(bos))
+    return text
+
+
+def _cut(tokenizer: PreTrainedTokenizerBase, ids: list[int], room: int) -> tuple[list[int], str]:
+    """The last tokens, at most `room`, as a text of their own is encoded, and that text.
+
+    A cut may lie within a word or a character, whose end would be encoded otherwise: it then moves on a little.
+    """
+    for first in range(len(ids) - room, len(ids)):
+        text = decode_prompt(tokenizer, ids[first:])
+        again = encode(tokenizer, text)
+        if len(again) <= room and not text.startswith(_NO_CHARACTER):
+            return again, text
+    return [], ""
+
+
+# --- tokens -> text ------------------------------------------------------------------------------------------------
+
+
+def decode(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], before: Sequence[int] = ()) -> str:
+    """The text of a response: without BOS, EOS, padding and unknown tokens; other control tokens are spelled out.
+
+    Args:
+        before: the prompt's tokens. Some decoders drop the first blank of whatever they are given.
+    """
+    facts = _facts(tokenizer)
+    shown = [i for i in ids if i not in facts.unspoken]
+    if not facts.blank_first:
+        return _spelled(tokenizer, shown)
+    context = [i for i in before if i not in facts.control and i not in facts.unspoken][-_CONTEXT:]
+    given = _raw(tokenizer, context)
+    whole = _spelled(tokenizer, [*context, *shown])
+    return part(whole, len(given)) if whole.startswith(given) else _spelled(tokenizer, shown)
+
+
+def decode_prompt(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
+    """The text of a prompt's tokens, every control token spelled out."""
+    return _spelled(tokenizer, ids)
+
+
+def shown_prompt(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
+    """A prompt as a model sees it, for a log: one line, control tokens visible, the middle of a long one left out."""
+    text = _raw(tokenizer, ids)
+    if len(text) > _SHOWN:
+        text = f"{text[: _SHOWN // 2]} [...] {text[len(text) - _SHOWN // 2 :]}"
+    escaped = text.replace("\\", "\\\\").replace("\n", "\\n").replace("\t", "\\t").replace("\r", "\\r")
+    visible = "".join(_visible(c) for c in escaped)
+    return f'"{visible}"'
+
+
+def _visible(character: str) -> str:
+    if character == " " or printable(character) == character:
+        return character
+    return character.encode("unicode_escape").decode()
+
+
+def _raw(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
+    text = tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False)
+    assert isinstance(text, str)
+    return text
+
+
+def _spelled(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
+    control = _facts(tokenizer).control
+    text, spans = _raw(tokenizer, ids), []
+    for place, token in enumerate(ids):
+        if token in control:
+            before = len(_raw(tokenizer, ids[:place]))
+            first = text.find(control[token], max(before - 1, 0))
+            if first >= 0:
+                spans.append((first, first + len(control[token])))
+    return MarkedText(text, spans) if spans else text
+
+
+# --- where a response ends -----------------------------------------------------------------------------------------
+
+
+def stop_ids(tokenizer: PreTrainedTokenizerBase, stop_strings: Sequence[str]) -> frozenset[int]:
+    """The control tokens among the stop strings, which end a response by their ids."""
+    return frozenset(i for i, token in _facts(tokenizer).control.items() if token in stop_strings)
+
+
+def unreachable_stop(tokenizer: PreTrainedTokenizerBase, stop_strings: Sequence[str]) -> str | None:
+    """A stop string that no response can complete: a token that responses do not show beside other text."""
+    facts = _facts(tokenizer)
+    unseen = [token for i, token in facts.control.items() if i in facts.unspoken]
+    return next((stop for stop in stop_strings if any(token in stop and token != stop for token in unseen)), None)

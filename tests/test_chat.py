@@ -1,0 +1,104 @@
+"""Conversations through chat templates: what is a prompt, what an answer, where it ends."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from rlhf.chat import conversation, template_of, with_template
+from rlhf.data.examples import DataError, Demonstration, Preference, TextData
+from rlhf.text import encode_answer, encode_prompt
+from tests.data.collected import settings
+from tests.tokenizer_kinds import CHATML, KINDS, WITH_TEMPLATE
+
+DIALOGUE = "\n\nHuman: hello\n\nAssistant: Hi.\n\nHuman: who?\n\nAssistant:"
+
+
+def data(*prompts: str, answer: str = " Me.") -> TextData:
+    texts = [Demonstration(prompt, answer) for prompt in prompts]
+    pairs = [Preference(prompt, answer, " You.") for prompt in prompts]
+    return TextData(texts, texts, pairs, pairs, texts, texts, stop_strings=("Human:",))
+
+
+def user(text: str) -> dict[str, str]:
+    return {"role": "user", "content": text}
+
+
+def test_dialogues_become_turns_and_other_texts_one_message():
+    assert conversation(DIALOGUE) == [user("hello"), {"role": "assistant", "content": "Hi."}, user("who?")]
+    assert conversation("\n\nHuman: a\n\nHuman: b\n\nAssistant:") == [user("a\n\nb")]
+    for text in ("Why?", "    code\n", "Human: a", "\n\nAssistant: a\n\nHuman: b\n\nAssistant:", "\n\nHuman: a"):
+        assert conversation(text) == [user(text)]
+
+
+@pytest.mark.parametrize("kind", WITH_TEMPLATE)
+def test_prompt_and_answer_are_what_the_template_writes(kind):
+    tokenizer = KINDS[kind]()
+    made = with_template(settings("hh"), data(DIALOGUE), tokenizer)
+    messages = [user("hello"), {"role": "assistant", "content": "Hi."}, user("who?")]
+    asked = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    whole = tokenizer.apply_chat_template([*messages, {"role": "assistant", "content": "Me."}], tokenize=False)
+    for example in (made.sft[0], made.prompts[:1][0], made.eval_prompts[0]):
+        assert example.prompt == asked and whole.startswith(asked + example.response)
+        ids = [*encode_prompt(tokenizer, example.prompt, 500)[0], *encode_answer(tokenizer, example.response)]
+        assert ids == tokenizer(whole.removesuffix("\n"), add_special_tokens=False)["input_ids"]
+    assert made.pairs[0].chosen == made.sft[0].response and made.stop_strings == ()
+
+
+def test_without_a_template_or_where_it_is_not_wanted_texts_stay():
+    given = data(DIALOGUE)
+    assert with_template(settings("hh"), given, KINDS["neox"]()) is given
+    assert with_template(settings("hh", template="none"), given, KINDS["qwen"]()) is given
+    with pytest.raises(DataError, match=r"^dataset.template: chat, but .* has no chat template; use none"):
+        with_template(settings("hh", template="chat"), given, KINDS["neox"]())
+
+
+def test_an_answer_ends_with_what_the_template_ends_it_with():
+    gemma = KINDS["gemma"]()
+    template_of(gemma, "auto")
+    assert gemma.eos_token == "<end_of_turn>"
+    assert encode_answer(gemma, "yes<end_of_turn>\n").count(gemma.eos_token_id) == 1
+
+
+THINKS = CHATML.replace("assistant\n'", "assistant\n<think>\n'")
+NO_THOUGHT = CHATML.replace(
+    "{{ '<|im_start|>assistant\n' }}",
+    "{{ '<|im_start|>assistant\n' }}{% if enable_thinking is false %}{{ '<think>\n\n</think>\n\n' }}{% endif %}",
+)
+
+
+@pytest.mark.parametrize(
+    ("template", "end"),
+    [(THINKS, "<|im_start|>assistant\n"), (NO_THOUGHT, "<|im_start|>assistant\n"), (CHATML, "<|im_start|>assistant\n")],
+)
+def test_an_answer_does_not_stand_within_a_thought(template, end):
+    tokenizer = KINDS["qwen"]()
+    tokenizer.chat_template = template
+    found = template_of(tokenizer, "auto")
+    assert found is not None and found.prompt([user("hello")]).endswith(end) and found.answer("yes") == "yes"
+
+
+def test_messages_out_of_parquet_without_content_and_with_a_system_turn():
+    rows = np.array([user("hello"), {"role": "assistant", "content": None}, user("more")], dtype=object)
+    qwen, gemma = template_of(KINDS["qwen"](), "auto"), template_of(KINDS["gemma"](), "auto")
+    assert qwen is not None and gemma is not None
+    assert "<|im_start|>assistant\n<|im_end|>" in qwen.prompt(rows)
+    told = [{"role": "system", "content": "Be brief."}, user("hello")]
+    assert "<|im_start|>system\nBe brief.<|im_end|>" in qwen.prompt(told)
+    assert "<start_of_turn>user\nBe brief.\n\nhello<end_of_turn>" in gemma.prompt(told)
+
+
+def test_a_template_that_refuses_a_conversation_is_told_in_one_line():
+    tokenizer = KINDS["qwen"]()
+    tokenizer.chat_template = CHATML + "{% if messages | length > 2 %}{{ raise_exception('too\nlong') }}{% endif %}"
+    made = with_template(settings("hh"), data(DIALOGUE), tokenizer)
+    with pytest.raises(DataError, match=r"^dataset.template: .*too long.* use dataset.template=none$"):
+        made.prompts[0]
+
+
+def test_a_config_asks_for_a_template_by_default_where_texts_are_conversations():
+    assert settings("hh").template == settings("tldr").template == "auto"
+    assert settings("reviews").template == "none"
+    assert replace(settings("hh"), template="none").template == "none"
