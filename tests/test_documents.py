@@ -39,7 +39,7 @@ def test_developing_names_every_part_of_the_tree() -> None:
 
 
 def test_imports_go_one_way() -> None:
-    """analysis and sweeps know of what runs only the options and the errors; rlhf.config and rlhf.data know no torch."""
+    """analysis and sweeps know of what runs only options and errors; rlhf.config and rlhf.data know no torch."""
     forbidden = {
         "analysis": r"^\s*(from|import) (rlhf\b(?!\.(config|errors)\b)|sweeps\b|torch\b|hydra\b)",
         "sweeps": r"^\s*(from|import) rlhf\.(?!config|errors\b|files\b|run\b|lock\b|wandb_mirror\b)",
