@@ -110,14 +110,14 @@ def prompt_report(
     lengths = [len(tokens) for tokens in tokenizer(prompts, add_special_tokens=False)["input_ids"]]
     cut = sum(length > config.max_prompt_tokens for length in lengths)
     first = f" of the first {read:,}" if read < len(examples) else ""
-    told = [
-        f"{len(examples):,} prompts",
-        f"{cut:,}{first} cut on the left to {config.max_prompt_tokens:,} tokens",
-        f"{dropped.empty_prompts:,} empty ones dropped",
-        f"{dropped.no_preference:,} rows without a preference dropped",
-        f"{dropped.held_out:,} rows of held-out prompts dropped",
-        f"{dropped.malformed:,} malformed rows skipped",
-    ]
+    counts = {
+        f"{first} cut on the left to {config.max_prompt_tokens:,} tokens": cut,
+        " empty ones dropped": dropped.empty_prompts,
+        " rows without a preference dropped": dropped.no_preference,
+        " rows of held-out prompts dropped": dropped.held_out,
+        " malformed rows skipped": dropped.malformed,
+    }
+    told = [f"{len(examples):,} prompts", *(f"{count:,}{what}" for what, count in counts.items() if count)]
     lines = [f"data: {config.name}: {', '.join(told)}", *(f"data: skipped {row}" for row in dropped.named)]
     return "\n".join(lines)
 
