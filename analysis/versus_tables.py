@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
-from itertools import combinations
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from analysis.statistics import MIN_SEEDS_STUDENT, Versus
@@ -32,11 +30,11 @@ _MOST_CONCLUSIONS = 10
 
 
 def print_comparison(found: MatchedComparison, console: Console) -> None:
-    """Tables and sentences; settings that gained most, within the KL that every run spent, come first."""
-    order = sorted(range(len(found.sides)), key=lambda side: -found.matches[-1].gains[side].mean)
-    for match in found.matches:
-        console.print(_sides_table(found, match, order), _pairs_table(found, match, order))
-        for line in conclusions(found, match, order):
+    """Tables and sentences: first at the KL that every run spent, where there is one, then at the budget."""
+    for match in reversed(found.matches):
+        console.print(_sides_table(found, match), _pairs_table(found, match))
+        lines = conclusions(found, match) if match is found.matches[-1] else []
+        for line in [*lines, *_continued(found, match)]:
             tell(console, line)
         tell(console, "")
     three = any(len(side.setting.runs) == MIN_SEEDS_STUDENT for side in found.sides)
@@ -44,19 +42,20 @@ def print_comparison(found: MatchedComparison, console: Console) -> None:
     tell(console, textwrap.fill(legend, console.width, break_on_hyphens=False))
 
 
-def conclusions(found: MatchedComparison, match: Match, order: Sequence[int]) -> list[str]:
-    """A sentence for each pair on the reward gained, from the interval of its difference."""
-    names, within = [side.name for side in found.sides], f"Within {match.kl:.3g} nats"
-    said = [
-        f"{within}, {_conclusion(names[a], names[b], gain)}."
-        for a, b, gain, _ in list(_pairs(match, order))[:_MOST_CONCLUSIONS]
-    ]
-    if short := [f"{match.short[side]} of {names[side]}" for side in order if match.short[side]]:
-        said.append(
-            f"Runs that never spent {match.kl:.3g} nats: {', '.join(short)}; beyond their last KL their gain counts "
-            "as constant."
-        )
-    return said
+def conclusions(found: MatchedComparison, match: Match) -> list[str]:
+    """A sentence for each pair on the reward gained, from the interval of its difference; the first ten."""
+    names = [side.name for side in found.sides]
+    said = (_conclusion(names[a], names[b], gain) for a, b, gain, _ in match.pairs[:_MOST_CONCLUSIONS])
+    return [f"Within {match.kl:.3g} nats, {one}." for one in said]
+
+
+def _continued(found: MatchedComparison, match: Match) -> list[str]:
+    """A line on runs that never spent the KL."""
+    short = [f"{count} of {side.name}" for side, count in zip(found.sides, match.short, strict=True) if count]
+    if not short:
+        return []
+    never = f"Runs that never spent {match.kl:.3g} nats: {', '.join(short)}"
+    return [f"{never}; beyond their last KL their gain counts as constant, which favours runs that spent more."]
 
 
 def _conclusion(first: str, second: str, gain: Versus) -> str:
@@ -70,47 +69,21 @@ def _conclusion(first: str, second: str, gain: Versus) -> str:
     return f"{first} and {second} are not told apart ({difference} includes 0)"
 
 
-def _pairs(match: Match, order: Sequence[int]) -> Iterator[tuple[int, int, Versus, Versus]]:
-    """Two sides in this order, the first against the second in gain and in KL efficiency."""
-    found = {(a, b): (gain, efficiency) for a, b, gain, efficiency in match.pairs}
-    for a, b in combinations(order, 2):
-        if (a, b) in found:
-            yield a, b, *found[a, b]
-        else:
-            gain, efficiency = found[b, a]
-            yield a, b, _reversed(gain), _reversed(efficiency)
-
-
-def _reversed(one: Versus) -> Versus:
-    """The second against the first."""
-    return replace(
-        one,
-        difference=-one.difference,
-        low=None if one.high is None else -one.high,
-        high=None if one.low is None else -one.low,
-        probability=1.0 - one.probability,
-        probability_low=None if one.probability_high is None else 1.0 - one.probability_high,
-        probability_high=None if one.probability_low is None else 1.0 - one.probability_low,
-        better=None if one.better is None else 1.0 - one.better,
-    )
-
-
-def _sides_table(found: MatchedComparison, match: Match, order: Sequence[int]) -> Table:
+def _sides_table(found: MatchedComparison, match: Match) -> Table:
     title = f"within {match.kl:.3g} nats, {match.why}"
     table = _table(title, "", "seeds", "last KL", "reward gained", "KL efficiency")
     shorts = _short_names(found.sides)
-    for index in order:
-        side = found.sides[index]
+    for index, side in enumerate(found.sides):
         name = side.name if shorts[index] == side.name else f"{shorts[index]}: {side.name}"
         measured = (interval_text(one[index]) for one in (match.gains, match.efficiencies))
         table.add_row(name, str(len(side.setting.runs)), number(side.setting.kl.mean, 2), *measured)
     return table
 
 
-def _pairs_table(found: MatchedComparison, match: Match, order: Sequence[int]) -> Table:
+def _pairs_table(found: MatchedComparison, match: Match) -> Table:
     table = _table(None, "", "in", "difference", "a run beats a run", "sure of\nthe sign")
     shorts = _short_names(found.sides)
-    for a, b, gain, efficiency in _pairs(match, order):
+    for a, b, gain, efficiency in match.pairs:
         several = min(len(found.sides[place].setting.runs) for place in (a, b)) > 1
         for measure, one in (("reward gained", gain), ("KL efficiency", efficiency)):
             probability = number(one.probability if several else None, 2)

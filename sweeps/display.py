@@ -156,7 +156,6 @@ class Display:
 
     def __init__(self, runs: Sequence[RunConfig], console: Console) -> None:
         self._runs: dict[Path, RunProgress] = {}
-        self.add(runs)
         self._console = console
         self._live = Live(console=console, auto_refresh=False) if console.is_terminal else None
         self._started = time.monotonic()
@@ -165,20 +164,27 @@ class Display:
         self.stopping: Callable[[], bool] = lambda: False
         """Whether the runs have been asked to stop, which is said once."""
         self._said_stopping = False
+        self.add(runs)
 
     def __enter__(self) -> Display:
         if self._live is not None:
             self._live.start()
-            self._live.update(self._table(), refresh=True)
+            self._refresh()
         return self
 
     def __exit__(self, *_: object) -> None:
         if self._live is not None:
-            self._live.update(self._table(), refresh=True)
+            self._refresh()
             self._live.stop()
 
     def add(self, runs: Iterable[RunConfig]) -> None:
+        """Show these too, at once: the first takes a while to start."""
         self._runs |= {run_folder(run): RunProgress(run) for run in runs}
+        self._refresh()
+
+    def _refresh(self) -> None:
+        if self._live is not None and self._runs:
+            self._live.update(self._table(), refresh=self._live.is_started)
 
     def update(self, running: Iterable[Path], ended: Iterable[Outcome]) -> None:
         """Take over the states and show what has changed."""
@@ -210,7 +216,7 @@ class Display:
             if progress.state == "running":
                 progress.look()
         if self._live is not None:
-            self._live.update(self._table(), refresh=True)
+            self._refresh()
         elif time.monotonic() - self._spoke >= LINE_EVERY:
             self._spoke = time.monotonic()
             self.note(self._line())
