@@ -65,7 +65,8 @@ def _conclusion(first: str, second: str, gain: Versus) -> str:
         return f"{first} and {second} have no interval to conclude from ({difference}; {why})"
     if gain.low > 0.0 or gain.high < 0.0:
         more, less = (first, second) if gain.low > 0.0 else (second, first)
-        return f"{more} gained more reward than {less} ({difference})"
+        low, high = sorted((abs(gain.low), abs(gain.high)))
+        return f"{more} gained {number(abs(gain.difference))}{_bounds(low, high, 3)} more reward than {less}"
     return f"{first} and {second} are not told apart ({difference} includes 0)"
 
 
@@ -85,7 +86,7 @@ def _pairs_table(found: MatchedComparison, match: Match) -> Table:
     shorts = _short_names(found.sides)
     for a, b, gain, efficiency in match.pairs:
         several = min(len(found.sides[place].setting.runs) for place in (a, b)) > 1
-        for measure, one in (("reward gained", gain), ("KL efficiency", efficiency)):
+        for measure, one in (("reward", gain), ("efficiency", efficiency)):
             probability = number(one.probability if several else None, 2)
             probability += _bounds(one.probability_low, one.probability_high, 2)
             pair = f"{shorts[a]} \N{MINUS SIGN} {shorts[b]}" if one is gain else ""
