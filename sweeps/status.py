@@ -160,7 +160,7 @@ def shows_logs(statuses: list[RunStatus], width: int) -> bool:
 
 def _columns(statuses: list[RunStatus]) -> list[Column]:
     shown = [status.progress for status in statuses]
-    columns = [
+    return [
         Column("run", [status.name for status in statuses]),
         Column("state", [Text(status.state, style=STATE_STYLES.get(status.state, "")) for status in statuses]),
         Column("progress", [f"{progress.done}/{progress.total}" for progress in shown], right=True),
@@ -170,5 +170,3 @@ def _columns(statuses: list[RunStatus]) -> list[Column]:
         Column("node", [status.node or "-" for status in statuses], drop=2),
         Column(LOG, [status.log_text or "-" for status in statuses], drop=3),
     ]
-    without_jobs = not any(status.job for status in statuses)
-    return [column for column in columns if not (without_jobs and column.name == "job")]
