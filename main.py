@@ -58,7 +58,7 @@ def _hydra(arguments: list[str]) -> None:
     from sweeps.usage import asked_for_help, usage
 
     if (asked := asked_for_help(arguments)) is not None:
-        print(usage(CONF, asked))
+        sys.stdout.write(f"{usage(CONF, asked)}\n")
         return
     # Hydra's own reports have tracebacks; errors come to main() instead.
     os.environ["HYDRA_FULL_ERROR"] = "1"
@@ -80,7 +80,9 @@ def _hydra(arguments: list[str]) -> None:
 def _leave(error: Exception) -> NoReturn:
     code = _exit_code(error)
     if os.environ.get("RLHF_TRACEBACK") == "1" and code != 130:
-        traceback.print_exception(error)
+        from rlhf.terminal import complain
+
+        complain("".join(traceback.format_exception(error)))
     sys.exit(code)
 
 
@@ -91,20 +93,21 @@ def _exit_code(error: Exception) -> int:
 
     from rlhf.config.build import ConfigError
     from rlhf.errors import UserError, one_line
+    from rlhf.terminal import complain
     from sweeps.experiment import Stopped
 
     if isinstance(error, Stopped):
         return error.exit_code
     if isinstance(error, ConfigError):
         for problem in error.problems:
-            print(f"config error: {problem}", file=sys.stderr)
+            complain(f"config error: {problem}")
         return 2
     if isinstance(error, HydraException | OmegaConfBaseException):
-        print(f"config error: {' '.join(str(error).split())}", file=sys.stderr)
+        complain(f"config error: {' '.join(str(error).split())}")
         return 2
     label, code = (error.label, error.exit_code) if isinstance(error, UserError) else ("failed", 1)
     hint = " (RLHF_TRACEBACK=1 shows where)" if code == 1 else ""
-    print(f"{label}: {one_line(error)}{hint}", file=sys.stderr)
+    complain(f"{label}: {one_line(error)}{hint}")
     return code
 
 

@@ -38,13 +38,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
             importlib.import_module(module).add_arguments(command)
     options = parser.parse_args(arguments)
     from analysis.errors import AnalysisError
+    from rlhf.terminal import complain
 
     try:
         code = importlib.import_module(COMMANDS[options.command][0]).run(options)
         sys.stdout.flush()
         return code
     except AnalysisError as error:
-        print(f"analysis: {error}", file=sys.stderr)
+        complain(f"analysis: {error}")
         return 2
     except BrokenPipeError:
         # What is still buffered would fail again when Python ends.
@@ -53,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:
         named = error.filename is not None and error.strerror is not None
         said = f"{error.filename}: {error.strerror}" if named else " ".join(str(error).split())
-        print(f"analysis: {said or type(error).__name__}", file=sys.stderr)
+        complain(f"analysis: {said or type(error).__name__}")
         return 2
     except KeyboardInterrupt:
         return 130

@@ -15,6 +15,7 @@ import numpy as np
 
 from analysis.looks import MOST_BANDS, OTHERS_COLOUR, Look, drawn_settings, draws_runs, looks
 from analysis.summary import ComparedRun, SettingSummary
+from rlhf.errors import visible
 
 Spec = dict[str, Any]
 Row = dict[str, Any]
@@ -160,7 +161,16 @@ def script_json(value: Any) -> str:
     Raises:
         ValueError: a number is NaN or infinite, which JSON has no word for.
     """
-    return json.dumps(value, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
+    return json.dumps(_visible(value), allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
+
+
+def _visible(value: Any) -> Any:
+    """The same with texts that nothing obeys."""
+    if isinstance(value, dict):
+        return {_visible(name): _visible(inner) for name, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_visible(inner) for inner in value]
+    return visible(value) if isinstance(value, str) else value
 
 
 def quantity(field: str, **more: Any) -> Spec:

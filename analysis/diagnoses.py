@@ -1,4 +1,4 @@
-"""What went wrong, in words: each diagnosis with the number that was seen and the threshold beside it."""
+"""What went wrong, in words: each diagnosis with the number that was seen, the threshold beside it, and a remedy."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from analysis.evaluations import usable_rows
+from analysis.remedies import remedy
 from analysis.summary import ComparedRun, Comparison, SettingSummary
 
 # Shares of the initial policy's value.
@@ -42,7 +43,7 @@ SEED_SPREAD = 0.5
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """One finding about one setting; `text` is a sentence with the number seen and the threshold."""
+    """One finding about one setting; `text` says the number seen and the threshold, and what to try."""
 
     kind: str  # "entropy", "length", "reward falls", "endings", "not a number", "KL", "over-optimisation", "seeds"
     setting: str
@@ -76,6 +77,7 @@ def _of_setting(setting: SettingSummary, check: _Check) -> Diagnosis | None:
     share = f"{len(seen)} of {len(setting.runs)} runs" if len(setting.runs) > 1 else "the run"
     example = f"seed {seen[0][0].record.seed}: {seen[0][1]}"
     text = f"{setting.name}: {check.what} in {share} ({example}; threshold: {check.threshold})."
+    text += f" Try: {remedy(check.kind, seen[0][0].record)}."
     return Diagnosis(check.kind, setting.name, tuple(run.record.id for run, _ in seen), text)
 
 
@@ -265,6 +267,6 @@ def _seeds(setting: SettingSummary) -> Iterator[Diagnosis]:
         f"{setting.name}: seeds diverge: the last rewards have a standard deviation of {spread:.2f}, from "
         f"{min(ends):.2f} (seed {apart[0].record.seed}) to {max(ends):.2f} (seed {apart[1].record.seed}), while the "
         f"mean gain is {gain:.2f} (threshold: {SEED_SPREAD:g} times the mean gain, and {NOISE:g} times the evaluation "
-        f"noise, {noise:.2g})."
+        f"noise, {noise:.2g}). Try: {remedy('seeds', apart[0].record)}."
     )
     yield Diagnosis("seeds", setting.name, tuple(run.record.id for run in apart), text)

@@ -19,7 +19,8 @@ from analysis.errors import AnalysisError
 from analysis.labels import label_configs
 from analysis.metrics import Metrics, json_lines, to_metrics
 from analysis.parallel import mapped
-from analysis.plain import NotPlainError, plain, read_yaml, whole_text
+from analysis.plain import NotPlainError, plain, read_yaml
+from rlhf.errors import printable
 
 # A folder with any of these is a run's; others in a sweep folder (logs, caches) are not looked at.
 _RUN_FILES = ("config.yaml", "metrics.jsonl", "summary.json", "lock.json")
@@ -138,12 +139,12 @@ def make_record(
     if status not in ("finished", "corrupt"):
         problems.insert(0, _why_not_finished(status, summary))  # explains the rest, such as a missing file
     return RunRecord(
-        id=whole_text(folder.name),
+        id=printable(folder.name),
         folder=folder,
         algo=algo,
         stage=stage,
         seed=seed if isinstance(seed, int) else None,
-        sweep=str(_look_up(config, "sweep_name", whole_text(folder.parent.name))),
+        sweep=str(_look_up(config, "sweep_name", printable(folder.parent.name))),
         status=status,
         label="",
         config=config,

@@ -21,6 +21,7 @@ from analysis.charts import charts
 from analysis.charts_base import ChartFigure, script_json
 from analysis.findings import Findings
 from analysis.tables import explanation
+from rlhf.errors import visible
 
 _HERE = Path(__file__).parent
 _SCRIPTS = (
@@ -94,7 +95,12 @@ def _contents(context: dict[str, Any]) -> list[tuple[str, str]]:
 
 def _breakable(text: str) -> Markup:
     """A dotted key may break after its parts, rather than anywhere."""
-    return Markup("<wbr>").join(re.split(r"(?<=[_=])|(?<=\.)(?=[a-z])", text))
+    return Markup("<wbr>").join(re.split(r"(?<=[_=])|(?<=\.)(?=[a-z])", visible(text)))
+
+
+def _visible(value: Any) -> Any:
+    """Text of runs without what a browser would obey, such as a change of direction; our own HTML as it is."""
+    return visible(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
 def _policy(scripts: tuple[str, ...]) -> str:
@@ -118,6 +124,7 @@ def _environment() -> Environment:
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
+        finalize=_visible,
     )
     environment.filters["breakable"] = _breakable
     environment.filters["script_json"] = lambda value: Markup(script_json(value))

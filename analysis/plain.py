@@ -8,6 +8,8 @@ from typing import Any
 
 import yaml
 
+from rlhf.errors import visible
+
 # libyaml's loader reads the same language ten times faster; PyYAML is sometimes built without it.
 _YAML_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
@@ -44,7 +46,8 @@ def read_yaml(path: Path) -> Any:
 
 
 def plain(value: Any) -> Any:
-    """A copy of dicts with text for keys, lists, text, numbers, booleans and None; a date becomes text.
+    """A copy of dicts with text for keys, lists, text, numbers, booleans and None; a date becomes text, and of text
+    what a terminal or page would obey is left out.
 
     Raises:
         NotPlainError: something else, such as a set; too large a number; too many values, or nested too deeply.
@@ -57,11 +60,11 @@ def plain(value: Any) -> Any:
         if depth > _DEEPEST or left < 0:
             raise NotPlainError("is nested too deeply" if depth > _DEEPEST else "holds too many values")
         if isinstance(one, dict):
-            return {whole_text(str(key)): copy(inner, depth + 1) for key, inner in one.items()}
+            return {visible(str(key)): copy(inner, depth + 1) for key, inner in one.items()}
         if isinstance(one, list | tuple):
             return [copy(inner, depth + 1) for inner in one]
         if isinstance(one, str | datetime.date):
-            return whole_text(str(one))
+            return visible(str(one))
         if isinstance(one, int) and abs(one) >= _LARGEST_INTEGER:
             raise NotPlainError("holds a whole number that is too large")
         if one is None or isinstance(one, bool | int | float):

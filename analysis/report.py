@@ -18,8 +18,9 @@ from analysis.statistics import Interval
 from analysis.summary import Comparison, compare
 from analysis.tables import KL_EFFICIENCY_COLUMNS, kl_efficiency_rows, run_rows, summary_table, write_csv
 
-__all__ = ["ReportFiles", "summary_table", "write_report"]
+__all__ = ["ReportFiles", "first_lines", "problem_lines", "summary_table", "write_report"]
 
+_MOST_DIAGNOSES = 10
 _SCRATCH = ".report-"
 _ABANDONED = 3600.0  # seconds after which no report is still writing
 _CLAIMS = ("mean_gain", "samples_to_target", "largest_fall", "kl_overshoot", "spread")
@@ -84,6 +85,17 @@ def write_report(
         figures=tuple(path for path in paths.values() if path.suffix in (".png", ".svg")),
         html=paths["report.html"],
     )
+
+
+def problem_lines(found: Findings) -> list[str]:
+    """What went wrong in a sweep and what to try, the first few; empty where no problem was found."""
+    return first_lines([diagnosis.text for diagnosis in found.diagnoses], _MOST_DIAGNOSES, "diagnoses.txt has all")
+
+
+def first_lines(lines: Sequence[str], most: int, where: str) -> list[str]:
+    """At most so many, and where the others are."""
+    more = len(lines) - most
+    return [*lines[:most], *([f"and {more} more; {where}"] if more > 0 else [])]
 
 
 def _remove_abandoned(target: Path) -> None:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from analysis.findings import Findings
 
 NOTHING_COMPARED = 1
-_MOST_REASONS, _MOST_DIAGNOSES = 5, 10
+_MOST_REASONS = 5
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -32,35 +32,31 @@ def run(options: argparse.Namespace) -> int:
         AnalysisError: no such runs, or options that do not go together.
     """
     from analysis.report import summary_table, write_report
-    from analysis.terminal import console as made_console
+    from rlhf.terminal import NARROWEST, tell
+    from rlhf.terminal import console as made_console
 
     folder, records = _source(options)
     files = write_report(folder, records, options.output)
-    console = made_console()
-    console.print(summary_table(files.comparison))
+    console = made_console(narrowest=NARROWEST)
+    console.print(summary_table(files.comparison, console.width))
     if options.from_wandb or options.wandb is not None:
-        console.print(
-            "note: read from W&B, which keeps no versions and no samples: the page lacks both", highlight=False
-        )
+        tell(console, "note: read from W&B, which keeps no versions and no samples: the page lacks both")
     for text in _said(files.findings):
-        console.print(text, markup=False, highlight=False)
-    console.print(str(files.html), soft_wrap=True, markup=False, highlight=False)
+        tell(console, text)
+    tell(console, str(files.html))
     return 0 if files.comparison.settings else NOTHING_COMPARED
 
 
 def _said(found: Findings) -> list[str]:
     """Below the table: notes, why runs were left out, diagnoses."""
+    from analysis.report import first_lines, problem_lines
+
     excluded = [f"left out: {item.record.id}: {item.reason}" for item in found.comparison.excluded]
     return [
         *(f"note: {note}" for note in found.comparison.notes),
-        *_first(excluded, _MOST_REASONS, "runs.csv has all"),
-        *_first([diagnosis.text for diagnosis in found.diagnoses], _MOST_DIAGNOSES, "diagnoses.txt has all"),
+        *first_lines(excluded, _MOST_REASONS, "runs.csv has all"),
+        *problem_lines(found),
     ]
-
-
-def _first(lines: Sequence[str], most: int, where: str) -> list[str]:
-    more = len(lines) - most
-    return [*lines[:most], *([f"and {more} more; {where}"] if more > 0 else [])]
 
 
 def _source(options: argparse.Namespace) -> tuple[Path, Sequence[RunRecord] | None]:

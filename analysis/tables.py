@@ -9,12 +9,16 @@ from typing import TYPE_CHECKING, Any
 
 from analysis.statistics import Interval
 from analysis.summary import Comparison, SettingSummary
+from rlhf.errors import visible
+from rlhf.terminal import Column, fitted_columns
 
 if TYPE_CHECKING:
     from rich.table import Table
 
 # Dagger beside a KL efficiency that rests partly on the constant continuation.
 SHORT_MARK = "\N{DAGGER}"
+
+_NARROWEST_NAME = 9  # of the column of algorithms
 
 KL_EFFICIENCY_COLUMNS = (
     "algo",
@@ -93,42 +97,56 @@ def explanation(settings: Sequence[SettingSummary]) -> str:
     return " ".join(parts)
 
 
-def summary_table(comparison: Comparison) -> Table:
-    """The table that ends a sweep in the terminal; it fits 80 columns."""
+def summary_table(comparison: Comparison, width: int = 80) -> Table:
+    """The table that ends a sweep in the terminal; where `width` has no room for all columns, some are left out."""
     from rich import box
     from rich.table import Table
-    from rich.text import Text
 
     settings = comparison.settings
     # Long labels need the room; the page shows both.
     with_gold = any(setting.gold_after for setting in settings) and not any(setting.label for setting in settings)
+    gold = [change_text(setting.gold_before, setting.gold_after) for setting in settings]
+    columns = [
+        Column("algorithm", [setting.name for setting in settings]),
+        Column("seeds", [str(len(setting.runs)) for setting in settings], True, drop=1),
+        Column("reward", [change_text(setting.reward_before, setting.reward_after) for setting in settings], True),
+        *([Column("gold reward", gold, True, drop=2)] if with_gold else []),
+        Column("KL", [number(setting.kl.mean, 2) for setting in settings], True),
+        Column(
+            efficiency_header(settings).replace(" at ", "\nat "),
+            [efficiency_text(setting, settings) for setting in settings],
+        ),
+    ]
+    # Names may break their lines, so that the room is what the numbers leave.
+    longest = max((len(setting.name) for setting in settings), default=0)
+    kept = fitted_columns(columns, width - 2 + max(0, longest - _NARROWEST_NAME))
+    with_gold = any(column.name == "gold reward" for column in kept)
+    table = Table(
+        box=box.SIMPLE_HEAD, caption=_caption(comparison, with_gold), caption_justify="left", collapse_padding=True
+    )
+    for column in kept:
+        first = column.name == "algorithm"
+        table.add_column(
+            column.name,
+            justify="right" if column.right else "left",
+            no_wrap=not first,
+            overflow="fold" if first else "ellipsis",
+            min_width=_NARROWEST_NAME if first else None,
+        )
+    for row in zip(*(column.cells for column in kept), strict=True):
+        table.add_row(*row)
+    return table
+
+
+def _caption(comparison: Comparison, with_gold: bool) -> str:
+    settings = comparison.settings
     lines = [explanation(settings)] if settings else ["No finished run to compare."]
     if any(setting.gold_after for setting in settings) and not with_gold:
         lines.append("Gold reward: see the report, or gold_after in kl_efficiency.csv.")
     if comparison.excluded:
         count = len(comparison.excluded)
         lines.append(f"Left out: {count} run{'s' if count > 1 else ''}; the report says why.")
-    caption = Text("\n".join(line for line in lines if line), justify="left")  # Text: brackets are not markup here
-    table = Table(box=box.SIMPLE_HEAD, caption=caption, caption_justify="left", collapse_padding=True)
-    table.add_column("algorithm", overflow="fold", min_width=9)
-    table.add_column("seeds", justify="right")
-    table.add_column("reward", justify="right", no_wrap=True)
-    if with_gold:
-        table.add_column("gold reward", justify="right", no_wrap=True)
-    table.add_column("KL", justify="right", no_wrap=True)
-    table.add_column(efficiency_header(settings).replace(" at ", "\nat "), no_wrap=True)
-    for setting in settings:
-        gold = [change_text(setting.gold_before, setting.gold_after)] if with_gold else []
-        cells = [
-            setting.name,
-            str(len(setting.runs)),
-            change_text(setting.reward_before, setting.reward_after),
-            *gold,
-            number(setting.kl.mean, 2),
-            efficiency_text(setting, settings),
-        ]
-        table.add_row(*(Text(cell) for cell in cells))
-    return table
+    return "\n".join(line for line in lines if line)
 
 
 def kl_efficiency_rows(settings: Sequence[SettingSummary]) -> list[dict[str, Any]]:
@@ -197,8 +215,10 @@ def run_rows(comparison: Comparison) -> list[dict[str, Any]]:
 
 
 def write_csv(path: Path, rows: list[dict[str, Any]], columns: Sequence[str]) -> None:
-    """Numbers in full precision; None is an empty cell."""
+    """Numbers in full precision; None is an empty cell; text without what a terminal would obey."""
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, fieldnames=list(columns))
         writer.writeheader()
-        writer.writerows(rows)
+        writer.writerows(
+            {name: visible(value) if isinstance(value, str) else value for name, value in row.items()} for row in rows
+        )

@@ -9,25 +9,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from analysis.load import RunRecord, SweepFolderError, label_runs, load_folders
 from analysis.matched import check_nats, matched_settings
-from analysis.statistics import MIN_SEEDS_STUDENT, Interval, Versus, interval, versus
+from analysis.statistics import Interval, Versus, interval, versus
 from analysis.summary import SettingSummary, compare, scale_notes, short_run_notes
-from analysis.tables import SHORT_MARK, interval_text, number, write_csv
+from analysis.tables import write_csv
 
-if TYPE_CHECKING:
-    from rich.table import Table
-
-# Of a pair of names that fit into a line of 80.
-_LONGEST_NAME = 10
-_LEGEND = (
-    "E: KL efficiency. [ ]: 95 % interval over seeds, ( ): min to max of two. A run beats a run: the share of pairs of "
-    "runs in which the first has more. Higher mean: how sure it is (one-sided) that its mean is the higher one. Runs "
-    "count as independent, also where two sides share seeds."
-)
-_THREE_SEEDS = "With 3 seeds against 3 the interval of `a run beats a run` covers about 90 %, not 95."
 # From here on intervals that leave out 0 by chance are to be expected.
 _MANY_PAIRS = 10
 
@@ -75,21 +64,21 @@ def run(options: argparse.Namespace) -> int:
     Raises:
         AnalysisError: there are not two things to compare, or no KL to compare them at.
     """
-    from analysis.terminal import console as made_console
+    from analysis.versus_tables import print_comparison
+    from rlhf.terminal import NARROWEST, tell
+    from rlhf.terminal import console as made_console
 
     check_nats("--kl", options.kl)
     check_nats("--target-kl", options.target_kl)
     found = compare_folders(options.folders, options.kl, options.target_kl, options.all_settings)
-    console = made_console()
-    for match in found.matches:
-        console.print(_sides_table(found, match), _pairs_table(found, match))
-    console.print(_legend(found), markup=False, highlight=False)
+    console = made_console(narrowest=NARROWEST)
+    print_comparison(found, console)
     for note in dict.fromkeys(found.notes):
-        console.print(f"note: {note}", markup=False, highlight=False)
+        tell(console, f"note: {note}")
     if options.csv:
         rows = csv_rows(found)
         write_csv(options.csv, rows, list(rows[0]))
-        console.print(str(options.csv), markup=False, highlight=False, soft_wrap=True)
+        tell(console, str(options.csv))
     return 0
 
 
@@ -108,7 +97,7 @@ def compare_folders(
         comparison = compare(records)
         prefix = f"{name}: " if len(sources) > 1 else ""
         notes += [f"{prefix}left out: {item.record.id}: {item.reason}" for item in comparison.excluded]
-        # How many runs fell short is told for the KL at hand, by the dagger.
+        # How many runs fell short is told for the KL at hand, by the tables.
         short = short_run_notes(comparison.settings)
         notes += [prefix + note for note in comparison.notes if note not in short]
         sides += [Side(f"{prefix}{setting.name}", name, setting) for setting in comparison.settings]
@@ -177,87 +166,6 @@ def _match(sides: Sequence[Side], kl: float, why: str) -> Match:
             for a, b in combinations(range(len(sides)), 2)
         ),
     )
-
-
-def _sides_table(found: MatchedComparison, match: Match) -> Table:
-    table = _table(f"within {match.kl:.3g} nats, {match.why}", "", "seeds", "last KL", "reward gained", "KL efficiency")
-    shorts = _short_names(found.sides)
-    for index, (side, gain, efficiency, short) in enumerate(
-        zip(found.sides, match.gains, match.efficiencies, match.short, strict=True)
-    ):
-        runs = len(side.setting.runs)
-        name = side.name if shorts[index] == side.name else f"{shorts[index]}: {side.name}"
-        mark = f"{SHORT_MARK}{short}" if short else ""
-        measured = (interval_text(one) + mark for one in (gain, efficiency))  # both rest on the same continuation
-        _add(table, name, str(runs), number(side.setting.kl.mean, 2), *measured)
-    if any(match.short):
-        table.caption = f"{SHORT_MARK}: so many runs never spent it; beyond their largest KL the gain is constant."
-    return table
-
-
-def _legend(found: MatchedComparison) -> str:
-    three = any(len(side.setting.runs) == MIN_SEEDS_STUDENT for side in found.sides)
-    return f"{_LEGEND} {_THREE_SEEDS}" if three else _LEGEND
-
-
-def _pairs_table(found: MatchedComparison, match: Match) -> Table:
-    table = _table(None, "", "", "difference", "a run beats a run", "higher mean")
-    shorts = _short_names(found.sides)
-    for a, b, measure, one in (
-        (a, b, measure, one)
-        for a, b, gain, efficiency in match.pairs
-        for measure, one in (("gain", gain), ("E", efficiency))
-    ):
-        first, second = shorts[a], shorts[b]
-        several = min(len(found.sides[place].setting.runs) for place in (a, b)) > 1
-        probability = number(one.probability, 2) if several else number(None)
-        probability += _bounds(one.probability_low, one.probability_high, 2)
-        sure = number(None)
-        if one.better is not None:
-            share = max(one.better, 1.0 - one.better)
-            sure = f"{first if one.better >= 0.5 else second}, {'> 99.9%' if share > 0.999 else f'{share:.1%}'}"
-        difference = number(one.difference) + _bounds(one.low, one.high, 3)
-        _add(
-            table,
-            f"{first} \N{MINUS SIGN} {second}" if measure == "gain" else "",
-            measure,
-            difference,
-            probability,
-            sure,
-        )
-    return table
-
-
-def _short_names(sides: Sequence[Side]) -> list[str]:
-    """Their names, or letters where a pair of names would not fit into a line of 80."""
-    names = [side.name for side in sides]
-    return names if max(map(len, names)) <= _LONGEST_NAME else [_letters(index) for index in range(len(names))]
-
-
-def _letters(index: int) -> str:
-    """A to Z, AA, AB ..."""
-    before = _letters(index // 26 - 1) if index >= 26 else ""
-    return before + chr(ord("A") + index % 26)
-
-
-def _table(title: str | None, *columns: str) -> Table:
-    from rich import box
-    from rich.table import Table
-
-    table = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left", caption_justify="left", collapse_padding=True)
-    for column in columns:
-        table.add_column(column, no_wrap=bool(column), overflow="fold", min_width=0 if column else 5)
-    return table
-
-
-def _add(table: Table, *cells: str) -> None:
-    from rich.text import Text
-
-    table.add_row(*map(Text, cells))  # Text: brackets are not markup here
-
-
-def _bounds(low: float | None, high: float | None, digits: int) -> str:
-    return "" if low is None or high is None else f" [{number(low, digits)}, {number(high, digits)}]"
 
 
 def csv_rows(found: MatchedComparison) -> list[dict[str, Any]]:

@@ -28,10 +28,22 @@ def printable(text: str) -> str:
 
     For whatever comes from outside: files, servers, other libraries' messages.
     """
+    return " ".join(visible(text).split())
+
+
+def visible(text: str) -> str:
+    """`text` with its lines, tabs and blanks, without what `printable` leaves out."""
+    if text.isprintable():
+        return text
     plain = _SEQUENCES.sub("", text)
-    spaced = "".join(" " if unicodedata.category(c) in ("Cc", "Zl", "Zp") else c for c in plain)
-    visible = "".join(c for c in spaced if unicodedata.category(c) != "Cf" or c in "\u200c\u200d")
-    return " ".join(visible.encode("utf-8", "replace").decode("utf-8").split())
+    return "".join(map(_shown, plain)).encode("utf-8", "replace").decode("utf-8")
+
+
+def _shown(character: str) -> str:
+    if character in "\n\t\u200c\u200d":  # the last two join letters of some scripts
+        return character
+    category = unicodedata.category(character)
+    return " " if category in ("Cc", "Zl", "Zp") else "" if category == "Cf" else character
 
 
 def reason(error: BaseException) -> str:

@@ -34,6 +34,7 @@ from rlhf.config.build import build_config, config_to_mapping
 from rlhf.distributed import RankFailed, count, rank
 from rlhf.errors import one_line, reason
 from rlhf.stages.context import StopFlag
+from rlhf.terminal import complain
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -129,7 +130,7 @@ def _watch(failures: PrefixStore, over: threading.Event) -> None:
         except Exception:
             _heard = _heard or "rank 0 is gone (killed, or out of memory)"
         if not over.wait(GRACE_SECONDS):
-            print(f"another rank has failed, this one ends: {_heard}", file=sys.stderr, flush=True)
+            complain(f"another rank has failed, this one ends: {_heard}")
             os._exit(1)
         return
 
@@ -272,7 +273,7 @@ def be_rank(result: int) -> None:
     try:
         sender.send(("returned", execute(config)))
     except BaseException as error:
-        traceback.print_exc()
+        complain(traceback.format_exc())
         sender.send(("raised", _portable(error)))
         sys.stderr.flush()
         os._exit(1)

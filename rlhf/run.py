@@ -49,12 +49,15 @@ class RunError(UserError, RuntimeError):
     """A run that cannot go on; the message is one line that says what to do."""
 
 
-def execute(config: RunConfig) -> dict[str, Any]:
+def execute(config: RunConfig, stop: StopFlag | None = None) -> dict[str, Any]:
     """Do the run, after the runs it starts from; skip what is finished, go on where a checkpoint is.
 
     SIGINT, SIGTERM and SIGUSR2 let the iteration at work end, checkpoint and return status "interrupted". A run of
     several ranks is done by as many processes: this one is one of them where torchrun's variables say so, and starts
     them otherwise.
+
+    Args:
+        stop: where a request to stop is noted, for whoever wants to see it.
 
     Returns:
         The run's summary: `status`, the last eval/*, seconds, memory, versions.
@@ -62,7 +65,7 @@ def execute(config: RunConfig) -> dict[str, Any]:
     Raises:
         Exception: whatever stopped the stage, after it was written to summary.json with status "failed".
     """
-    stop, ranks, present = StopFlag(), config.hardware.ranks, os.environ.get("WORLD_SIZE")
+    stop, ranks, present = stop or StopFlag(), config.hardware.ranks, os.environ.get("WORLD_SIZE")
     if present is not None and int(present) != ranks:
         raise RunError(f"hardware.ranks: {ranks}, but WORLD_SIZE in the environment is {present}; make them equal")
     with _signals_into(stop):

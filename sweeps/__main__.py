@@ -13,7 +13,11 @@ from pathlib import Path
 from rich.console import Console
 
 from rlhf.config.identity import sweep_folder
-from sweeps.status import AT_WORK, RunStatus, status_table, sweep_status
+from rlhf.terminal import complain, tell
+from rlhf.terminal import console as made_console
+from sweeps.display import STATE_STYLES
+from sweeps.runs import OVER
+from sweeps.status import AT_WORK, RunStatus, shows_logs, status_table, sweep_status
 
 # Wide enough that no log path is cut where the output is no terminal.
 WIDTH_IN_FILES = 400
@@ -22,14 +26,14 @@ WIDTH_IN_FILES = 400
 def main(arguments: Sequence[str] | None = None) -> int:
     """Returns the exit code: 2 where the arguments cannot be."""
     options = _parser().parse_args(arguments)
-    console = Console(highlight=False, width=None if sys.stdout.isatty() else WIDTH_IN_FILES)
+    console = made_console(width=WIDTH_IN_FILES)
     named = Path("runs") / options.folder  # a sweep's name is enough where it lies in the default place
     options.folder = named if not options.folder.exists() and named.exists() else options.folder
     statuses, unreadable = sweep_status(options.folder)
     for line in unreadable:
-        print(line, file=sys.stderr)
+        complain(line)
     if not statuses:
-        print(f"{options.folder}: no sweep was started there (runs/<sweep name>)", file=sys.stderr)
+        complain(f"{options.folder}: no sweep was started there (runs/<sweep name>)")
         return 2
     if options.command == "status":
         return _status(statuses, console)
@@ -55,10 +59,15 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _status(statuses: list[RunStatus], console: Console) -> int:
-    console.print(status_table(statuses))
+    console.print(status_table(statuses, console.width))
+    with_logs = shows_logs(statuses, console.width)
     for status in statuses:
         if status.reason:
-            console.print(f"{status.state}: {status.name}: {status.reason}", markup=False)
+            log = f" (log: {status.log_text})" if status.log_text and status.state not in OVER else ""
+            tell(console, f"{status.state}: {status.name}: {status.reason}{log}", STATE_STYLES.get(status.state, ""))
+    folders = {os.path.dirname(status.log_text): None for status in statuses if status.log_text}
+    if folders and not with_logs:
+        tell(console, f"logs: {', '.join(folders)}")
     return 0
 
 
@@ -78,20 +87,20 @@ def _cancel(statuses: list[RunStatus], console: Console) -> int:
         with contextlib.suppress(ProcessLookupError):
             os.kill(driver, signal.SIGTERM)
     if complaint:
-        print(complaint, file=sys.stderr)
+        complain(complaint)
     if not at_work:
-        console.print("nothing of this sweep runs or waits")
+        tell(console, "nothing of this sweep runs or waits")
     else:
         stopped = [f"{len({status.job for status in in_jobs})} jobs"] * bool(in_jobs)
         stopped += [f"the driver {driver}" for driver in sorted(drivers)]
         elsewhere = [status.name for status in at_work if not status.job and status.driver is None]
-        console.print(f"told to stop: {', '.join(stopped) or 'nothing'}; runs write a checkpoint first")
+        tell(console, f"told to stop: {', '.join(stopped) or 'nothing'}; runs write a checkpoint first")
         if elsewhere:
-            console.print(f"{', '.join(elsewhere)}: driven from another machine; type this there")
+            tell(console, f"{', '.join(elsewhere)}: driven from another machine; type this there")
     inputs = [status for status in statuses if status.state in AT_WORK and status.is_input and status.job]
     for status in inputs:
         kept = f"{status.name} goes on, as other sweeps may wait for it, too"
-        console.print(f"{kept}; python -m sweeps cancel {sweep_folder(status.run)} stops all inputs", markup=False)
+        tell(console, f"{kept}; python -m sweeps cancel {sweep_folder(status.run)} stops all inputs")
     return 1 if complaint else 0
 
 
@@ -104,7 +113,7 @@ def _rerun(statuses: list[RunStatus], failed_only: bool, console: Console) -> in
     # Inputs are started again by the runs that need them.
     chosen = [status for status in statuses if status.state in states and not status.is_input]
     if not chosen:
-        console.print(f"no run of this sweep is {' or '.join(states)}")
+        tell(console, f"no run of this sweep is {' or '.join(states)}")
         return 0
     groups: list[list[RunStatus]] = []
     for status in chosen:
@@ -117,10 +126,10 @@ def _rerun(statuses: list[RunStatus], failed_only: bool, console: Console) -> in
         except Stopped as stopped:
             code = max(code, stopped.exit_code)
         except ConfigError as error:
-            print(f"config error: {error}", file=sys.stderr)
+            complain(f"config error: {error}")
             return 2
         except Exception as error:
-            print(f"failed: {one_line(error)}", file=sys.stderr)
+            complain(f"failed: {one_line(error)}")
             code = max(code, 1)
     return code
 

@@ -18,6 +18,7 @@ from typing import Any
 from rlhf.config import RunConfig
 from rlhf.errors import one_line
 from rlhf.lock import WAIT_FOR_LOCK
+from rlhf.terminal import complain
 from sweeps.resources import thread_environment
 from sweeps.runs import STOP_SIGNALS
 
@@ -38,7 +39,7 @@ def run_in_child(target: str, run: RunConfig, log: Path, result: Connection, env
         summary: dict[str, Any] = getattr(importlib.import_module(module), function)(run)
         result.send(("returned", summary))
     except Exception as error:
-        traceback.print_exc()
+        complain(traceback.format_exc())
         result.send(("raised", one_line(error)))
     sys.stdout.flush()
     sys.stderr.flush()

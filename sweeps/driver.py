@@ -121,7 +121,8 @@ class Driver:
         self.launcher.cancel(kill=self._asked_to_stop > 1)
         for folder in list(self._waiting):
             self._end(Outcome(self._waiting.pop(folder), "interrupted"))
-        self._display.note("stopping: the runs write a checkpoint (Ctrl-C again: they do not)")
+        if self._asked_to_stop == 1:
+            self._display.say_stopping()
 
 
 def finished(run: RunConfig) -> dict[str, Any] | None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import importlib.util
 import os
 import shlex
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,14 +20,16 @@ from rlhf.config import RL_STAGES, RunConfig
 from rlhf.config.build import ConfigError
 from rlhf.config.frozen import starts_anew
 from rlhf.config.identity import input_runs, run_folder, run_id, sweep_folder
-from rlhf.config.sizes import derived_sizes
+from rlhf.config.sizes import derived_sizes, sizes_in_words
 from rlhf.errors import one_line
-from sweeps.display import duration, watching
+from rlhf.terminal import console as made_console
+from rlhf.terminal import tell
+from sweeps.display import STATE_STYLES, RunProgress, duration, number, watching
 from sweeps.driver import Driver, finished
 from sweeps.local_launcher import LocalRuns
 from sweeps.records import write_record
 from sweeps.resources import check_device, thread_environment
-from sweeps.runs import Outcome, RunLauncher, log_path
+from sweeps.runs import OVER, Outcome, RunLauncher, log_path
 from sweeps.sources import composed_run
 from sweeps.wandb_sweep import log_sweep
 
@@ -42,8 +45,11 @@ TUNED_METRIC = "eval/reward"
 # Of a file's values, how many the first lines show.
 MOST_VALUES = 8
 
-# What the last line of a single run tells.
-RESULTS = {"reward": "eval/reward", "gold reward": "eval/gold_reward", "KL": "eval/kl"}
+# What the last lines of a single run tell: from the first evaluation to the last.
+CHANGES = {"reward": "eval/reward", "gold reward": "eval/gold_reward"}
+
+VERBOSE = "RLHF_VERBOSE"
+"""Environment variable; 1 shows the batch arithmetic whole."""
 
 
 class Stopped(Exception):
@@ -66,7 +72,7 @@ def run_experiment(runs: Sequence[RunConfig], target: str = EXECUTE) -> list[Out
     """
     if _rank_of() is not None:
         raise ConfigError(["torchrun: starts one run; a sweep (-m) starts the ranks of its runs itself, without it"])
-    console = Console(highlight=False, soft_wrap=True)
+    console = made_console()
     started = time.monotonic()
     distinct = run_folders(runs)
     summaries = {folder: found for folder, run in distinct.items() if (found := finished(run))}
@@ -75,17 +81,18 @@ def run_experiment(runs: Sequence[RunConfig], target: str = EXECUTE) -> list[Out
     }
     todo = [run for folder, run in distinct.items() if folder not in outcomes]
     if len(distinct) < len(runs):
-        console.print(f"{len(runs)} settings, {len(distinct)} distinct runs")
+        tell(console, f"{len(runs)} settings, {len(distinct)} distinct runs")
     if not todo:
-        console.print(f"all {count_runs(len(distinct))} finished; overwrite=true would start afresh")
+        tell(console, f"all {count_runs(len(distinct))} finished; overwrite=true would start afresh")
     else:
         earlier = f", {len(outcomes)} finished earlier" if outcomes else ""
         launcher = launcher_for(todo, target)
-        console.print(f"{count_runs(len(distinct))}{earlier}; {launcher.open(todo)}")
+        tell(console, f"{count_runs(len(distinct))}{earlier}; {launcher.open(todo)}")
         if near := starts_anew(todo):
-            console.print(near, markup=False)
+            tell(console, near)
         print_settings(todo, console)
         print_sizes(todo, console)
+        print_cached(todo, console)
         outcomes |= drive(todo, launcher, console)
     ordered = [outcomes[folder] for folder in distinct]
     report_sweeps(ordered, console)
@@ -140,7 +147,7 @@ def drive(todo: Sequence[RunConfig], launcher: RunLauncher, console: Console) ->
     except KeyboardInterrupt:
         folder = sweep_folder(todo[0])
         stop = f"python -m sweeps cancel {folder} stops them"
-        console.print(f"the jobs go on; {again()} picks them up, {stop}", markup=False)
+        tell(console, f"the jobs go on; {again()} picks them up, {stop}")
         raise Stopped(130) from None
     return driver.outcomes
 
@@ -152,7 +159,7 @@ def report_sweeps(outcomes: Iterable[Outcome], console: Console) -> None:
         try:
             _report(folder, run, console)
         except Exception as error:  # must not hide which runs failed, said after this
-            console.print(f"no report ({one_line(error)}); python -m analysis report {folder} tries again")
+            tell(console, f"no report ({one_line(error)}); {report_command(folder)} tries again")
 
 
 def run_folders(runs: Iterable[RunConfig]) -> dict[Path, RunConfig]:
@@ -169,28 +176,32 @@ def run_single(run: RunConfig) -> dict[str, Any]:
     if run.hardware.slurm is not None:
         return run_experiment([run])[0].summary
     first = _rank_of() in (None, 0)
-    console = Console(highlight=False, soft_wrap=True, quiet=not first)
+    console = made_console(quiet=not first)
     if found := finished(run):
-        console.print(f"{run_id(run)} is finished ({run_folder(run)}); overwrite=true would start afresh")
+        tell(console, f"{run_id(run)} is finished ({run_folder(run)}); overwrite=true would start afresh")
         return found
     check_device(run)
     near = starts_anew([run])
     if first:
         write_record(run, EXECUTE)
     if near:
-        console.print(near, markup=False)
+        tell(console, near)
     print_settings([run], console)
     print_sizes([run], console)
+    print_cached([run], console)
     os.environ.update(thread_environment(run.hardware.threads))  # before torch is imported
-    from rlhf.run import execute
+    shown = [*(need for need in input_runs(run) if finished(need) is None), run]
+    with watching(shown, console) if first else contextlib.nullcontext() as display:
+        from rlhf.run import StopFlag, execute
 
-    with watching([*input_runs(run), run], console) if first else contextlib.nullcontext():
-        summary = execute(run)
+        stop = StopFlag()
+        if display is not None:
+            display.stopping = lambda: stop.requested is not None
+        summary = execute(run, stop)
     if summary.get("status") == "interrupted":
-        console.print(f"{run_id(run)} interrupted; {again()} goes on where it stopped")
+        tell(console, f"{run_id(run)} interrupted; {again()} goes on where it stopped", STATE_STYLES["interrupted"])
         raise Stopped(130)
-    scores = [f"{name} {summary[key]:.3f}" for name, key in RESULTS.items() if key in summary]
-    console.print(f"{', '.join([f'{run_id(run)} finished', *scores])}: {run_folder(run)}")
+    print_result(run, summary, console)
     return summary
 
 
@@ -199,15 +210,50 @@ def print_settings(runs: Iterable[RunConfig], console: Console) -> None:
     for line in dict.fromkeys(line for run in runs for line in run.settings_from):
         values = line.split(", ")
         more = f" and {len(values) - MOST_VALUES} more, in config.yaml" if len(values) > MOST_VALUES else ""
-        console.print(f"settings: {', '.join(values[:MOST_VALUES])}{more}", markup=False)
+        tell(console, f"settings: {', '.join(values[:MOST_VALUES])}{more}")
+
+
+def print_result(run: RunConfig, summary: Mapping[str, Any], console: Console) -> None:
+    """What a single run came to, where it lies, and how to get its report."""
+    progress = RunProgress(dataclasses.replace(run, overwrite=False))  # its rows are there now
+    progress.look()
+    told = [f"{run_id(run)} finished"]
+    for name, key in CHANGES.items():
+        before, after = progress.first.get(key), summary.get(key)
+        if isinstance(after, int | float):
+            trained = run.stage.name in RL_STAGES and before is not None
+            told.append(f"{name} from {number(before)} to {number(after)}" if trained else f"{name} {number(after)}")
+    if isinstance(kl := summary.get("eval/kl"), int | float):
+        told.append(f"KL {number(kl)} (last evaluation)")
+    tell(console, ", ".join(told))
+    tell(console, f"results: {run_folder(run)}")
+    if run.stage.name in RL_STAGES:
+        tell(console, f"report: {report_command(sweep_folder(run))} writes it")
+
+
+def report_command(folder: Path) -> str:
+    """What to type for the report of a sweep's folder."""
+    return shlex.join(["python", "-m", "analysis", "report", str(folder)])
+
+
+def print_cached(runs: Sequence[RunConfig], console: Console) -> None:
+    """A line on the SFT policies and reward models that an earlier command has trained."""
+    needed = {run_folder(need): need for run in runs for need in input_runs(run)}
+    cached = [folder for folder, need in needed.items() if finished(need) is not None]
+    if cached:
+        names = ", ".join(folder.name for folder in cached)
+        tell(console, f"from the cache, trained earlier: {names} (in {os.path.commonpath(f.parent for f in cached)})")
 
 
 def print_sizes(runs: Sequence[RunConfig], console: Console) -> None:
-    """What the batch sizes come to, once for all runs that share them."""
-    for sizes in {tuple(derived_sizes(run)): None for run in runs}:
-        width = max(len(f"{number:,}") for _, number, _ in sizes)
-        for name, number, how in sizes:
-            console.print(f"{number:>{width},} {name} ({how})", markup=False)
+    """What the batch sizes come to, once for all runs that share them; a line, or the whole arithmetic."""
+    whole = os.environ.get(VERBOSE) == "1"
+    for line in {sizes_in_words(run): None for run in runs}:
+        tell(console, line if whole else f"{line} ({VERBOSE}=1 shows how)")
+    for sizes in {tuple(derived_sizes(run)): None for run in runs} if whole else ():
+        width = max(len(f"{size:,}") for _, size, _ in sizes)
+        for name, size, how in sizes:
+            tell(console, f"{size:>{width},} {name} ({how})")
 
 
 def _rank_of() -> int | None:
@@ -235,33 +281,40 @@ def hydra_returns(
 
 
 def _report(folder: Path, run: RunConfig, console: Console) -> None:
-    """The table in the terminal, the files in the sweep's folder, the curves on W&B."""
-    from analysis.report import summary_table, write_report
+    """The table and the problems in the terminal, the files in the sweep's folder, the curves on W&B."""
+    from analysis.report import problem_lines, summary_table, write_report
 
     files = write_report(folder)
-    console.print(summary_table(files.comparison), soft_wrap=False)
-    console.print(f"report: {files.html}")
+    console.print(summary_table(files.comparison, console.width))
+    for line in problem_lines(files.findings):
+        tell(console, line, "yellow")
+    tell(console, f"report: {files.html}")
     log_sweep(run, folder, files.comparison)
 
 
 def closing_lines(inputs: Sequence[Outcome], outcomes: Sequence[Outcome], seconds: float, console: Console) -> None:
     """How many finished; which failed, why, and what to type. Raises Stopped unless all finished."""
-    finished = sum(outcome.status in ("finished", "pruned") for outcome in outcomes)
+    finished = sum(outcome.status in OVER for outcome in outcomes)
     failed = [outcome for outcome in [*inputs, *outcomes] if outcome.status == "failed"]
-    console.print(f"{finished} of {count_runs(len(outcomes))} finished in {duration(seconds)}")
+    tell(console, f"{finished} of {count_runs(len(outcomes))} finished in {duration(seconds)}")
+    print_failed(failed, console)
+    for outcome in outcomes:
+        if outcome.status == "interrupted" and outcome.reason:
+            tell(console, f"interrupted: {outcome.folder.name}: {outcome.reason}")
+    if failed:
+        tell(console, f"rerun just these: {_same_command()}")
+        raise Stopped(1)
+    if finished < len(outcomes):
+        tell(console, f"interrupted; {again()} goes on where it stopped")
+        raise Stopped(130)
+
+
+def print_failed(failed: Iterable[Outcome], console: Console) -> None:
+    """A line for each: why, and where its log is."""
     for outcome in failed:
         log = log_path(outcome.run)
         where = f" (log: {log})" if log.is_file() else ""
-        console.print(f"failed: {outcome.folder.name}: {outcome.reason}{where}", markup=False)
-    for outcome in outcomes:
-        if outcome.status == "interrupted" and outcome.reason:
-            console.print(f"interrupted: {outcome.folder.name}: {outcome.reason}", markup=False)
-    if failed:
-        console.print(f"rerun just these: {_same_command()}", markup=False)
-        raise Stopped(1)
-    if finished < len(outcomes):
-        console.print(f"interrupted; {again()} goes on where it stopped")
-        raise Stopped(130)
+        tell(console, f"failed: {outcome.folder.name}: {outcome.reason}{where}", STATE_STYLES["failed"])
 
 
 def again() -> str:

@@ -7,13 +7,13 @@ import dataclasses
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from rlhf.config import RunConfig
 from rlhf.config.identity import run_folder, run_id
+from rlhf.terminal import complain, say
 from sweeps.local_launcher import LocalRuns
 from sweeps.records import outcome_path, read_json, stop_path, write_json
 from sweeps.resources import Room, visible_gpus
@@ -75,7 +75,7 @@ class PackedRuns:
             )
         outcomes = self._drive(requests)
         statuses = {run_id(outcome.run): outcome.status for outcome in outcomes}
-        print(f"runs: {statuses}", flush=True)
+        say(f"runs: {statuses}")
         warned = WARNING in requests or END in requests
         if warned and "interrupted" in statuses.values() and _rank() == 0 and _still_running():
             _requeue()
@@ -173,7 +173,7 @@ def _requeue() -> None:
     """SLURM ends this process right after; where it refuses, it is requeueing the job already."""
     for _ in range(ASK_TIMES):
         done = subprocess.run(["scontrol", "requeue", job_name_in_queue()], capture_output=True, text=True, check=False)
-        print(f"requeue: {done.stderr.strip() or 'asked'}", file=sys.stderr, flush=True)
+        complain(f"requeue: {done.stderr.strip() or 'asked'}")
         if done.returncode == 0:
             return
         time.sleep(2.0)

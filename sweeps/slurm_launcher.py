@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
-import sys
 import time
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
@@ -16,6 +15,7 @@ from rich.console import Console
 from rlhf.config import RunConfig
 from rlhf.config.build import ConfigError
 from rlhf.config.identity import input_runs, run_folder, sweep_folder
+from rlhf.terminal import complain, tell
 from sweeps.driver import finished, read_summary
 from sweeps.records import outcome_path, read_json, record_path, stop_path, write_record
 from sweeps.runs import OVER, Outcome
@@ -90,7 +90,7 @@ class SlurmRuns:
             if time.monotonic() > deadline or "fatal" in self.queue.trouble:  # no cluster is set up here
                 raise ConfigError([f"hardware.slurm: squeue fails ({self.queue.trouble}); nothing was submitted"])
             if deadline - time.monotonic() > ANSWER_WITHIN_SECONDS - 2:
-                print(f"{self.trouble} for {ANSWER_WITHIN_SECONDS:.0f} s", file=sys.stderr)
+                complain(f"{self.trouble} for {ANSWER_WITHIN_SECONDS:.0f} s")
             time.sleep(2.0)
             self.queue.refresh()
 
@@ -285,11 +285,11 @@ def submit_and_leave(todo: Sequence[RunConfig], launcher: SlurmRuns, console: Co
     submitted = launcher.send(_after_all(list(after.values())))
     numbers = [*after.values(), *submitted]
     if submitted:
-        console.print(f"submitted as jobs {', '.join(dict.fromkeys(one.partition('_')[0] for one in numbers))}")
+        tell(console, f"submitted as jobs {', '.join(dict.fromkeys(one.partition('_')[0] for one in numbers))}")
     if earlier:
-        console.print(f"{len(earlier)} runs are in the queue since an earlier command")
+        tell(console, f"{len(earlier)} runs are in the queue since an earlier command")
     shown = f"python -m sweeps status {sweep_folder(todo[0])} shows them"
-    console.print(f"{shown}; the same command without wait=false picks the results up", markup=False)
+    tell(console, f"{shown}; the same command without wait=false picks the results up")
 
 
 def _send_one(run: RunConfig, launcher: SlurmRuns, after: list[str]) -> str:

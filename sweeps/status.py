@@ -3,25 +3,28 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import socket
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rich.table import Table
+from rich.text import Text
 
 from rlhf.config import RunConfig
 from rlhf.config.build import ConfigError, build_config
 from rlhf.config.identity import input_runs, run_folder, sweep_folder
 from rlhf.errors import reason
 from rlhf.lock import is_alive, process_start
-from sweeps.display import RunProgress
+from rlhf.terminal import Column, fitted_columns, fitted_table
+from sweeps.display import STATE_STYLES, RunProgress, number
 from sweeps.driver import finished, read_summary
 from sweeps.records import outcome_path, read_json, read_records, record_path
 from sweeps.runs import OVER, log_path
 from sweeps.slurm_queue import JobState, Queue, has_slurm
 
-COLUMNS = ("run", "state", "progress", "reward", "KL", "job", "node", "log")
+LOG = "log"
 AT_WORK = ("running", "pending", "queued")
 
 
@@ -44,16 +47,12 @@ class RunStatus:
     is_input: bool = False
     """An SFT or reward-model run that runs of the sweep wait for, and perhaps other sweeps too."""
 
-    def cells(self) -> list[str]:
-        shown = self.progress
-        over = self.state == "finished"  # then the numbers are those of the last evaluation
-        values = [
-            shown.latest.get(f"eval/{name}") if over else now
-            for name, now in (("reward", shown.reward), ("kl", shown.kl))
-        ]
-        numbers = ["-" if value is None else f"{value:.3f}" for value in values]
-        place = [self.job or "-", self.node or "-", str(self.log) if self.log.is_file() else "-"]
-        return [self.name, self.state, f"{shown.done}/{shown.total}", *numbers, *place]
+    @property
+    def log_text(self) -> str:
+        """As short as it can be typed here; "" where there is none."""
+        if not self.log.is_file():
+            return ""
+        return min(str(self.log), os.path.relpath(self.log), key=len)
 
 
 def sweep_status(folder: Path) -> tuple[list[RunStatus], list[str]]:
@@ -104,6 +103,7 @@ def _status(folder: Path, name: str, record: dict[str, Any], queue: Queue) -> Ru
     driver = _driver(record)
     queued = driver is not None and not job
     state, reason = _state(run, record, lock, in_queue, queued, bool(job and queue.trouble))
+    progress.state = state
     node = (in_queue.node if in_queue is not None else "") or str(lock.get("host", ""))
     return RunStatus(run, name, state, reason, progress, job, node, log_path(run), driver, record["target"])
 
@@ -149,11 +149,24 @@ def _driver(record: dict[str, Any]) -> int | None:
     return record["driver"] if started is not None and started == record["driver_started"] else None
 
 
-def status_table(statuses: list[RunStatus]) -> Table:
-    table = Table(box=None, pad_edge=False)
-    for column in COLUMNS:
-        right = column in ("progress", "reward", "KL")
-        table.add_column(column, justify="right" if right else "left", no_wrap=True, overflow="ignore")
-    for status in statuses:
-        table.add_row(*status.cells())
-    return table
+def status_table(statuses: list[RunStatus], width: int) -> Table:
+    return fitted_table(_columns(statuses), width)
+
+
+def shows_logs(statuses: list[RunStatus], width: int) -> bool:
+    """Whether the table of this width has room for the logs."""
+    return any(column.name == LOG for column in fitted_columns(_columns(statuses), width))
+
+
+def _columns(statuses: list[RunStatus]) -> list[Column]:
+    shown = [status.progress for status in statuses]
+    return [
+        Column("run", [status.name for status in statuses]),
+        Column("state", [Text(status.state, style=STATE_STYLES.get(status.state, "")) for status in statuses]),
+        Column("progress", [f"{progress.done}/{progress.total}" for progress in shown], right=True),
+        Column("reward", [number(progress.reward) for progress in shown], right=True),
+        Column("KL", [number(progress.kl) for progress in shown], right=True),
+        Column("job", [status.job or "-" for status in statuses], drop=1),
+        Column("node", [status.node or "-" for status in statuses], drop=2),
+        Column(LOG, [status.log_text or "-" for status in statuses], drop=3),
+    ]

@@ -38,13 +38,23 @@ def test_developing_names_every_part_of_the_tree() -> None:
         assert (f"{path.name}/" if path.is_dir() else path.name) in text, path.name
 
 
+def test_everything_is_printed_by_one_module() -> None:
+    """What goes past it would be markup, or obeyed by the terminal."""
+    for path in [
+        ROOT / "main.py",
+        *(path for place in ("rlhf", "sweeps", "analysis") for path in (ROOT / place).rglob("*.py")),
+    ]:
+        if path != ROOT / "rlhf" / "terminal.py":
+            assert not re.search(r"(?<![\w.])print\(|\bConsole\(|traceback\.print_", path.read_text()), path
+
+
 def test_imports_go_one_way() -> None:
     """analysis and sweeps know of what runs only options and errors; rlhf.config and rlhf.data know no torch."""
     forbidden = {
-        "analysis": r"^\s*(from|import) (rlhf\b(?!\.(config|errors|files)\b)|sweeps\b|torch\b|hydra\b)",
-        "sweeps": r"^\s*(from|import) rlhf\.(?!config|errors\b|files\b|run\b|lock\b|wandb_mirror\b)",
+        "analysis": r"^\s*(from|import) (rlhf\b(?!\.(config|errors|files|terminal)\b)|sweeps|torch|hydra)\b",
+        "sweeps": r"^\s*(from|import) rlhf\.(?!config|errors\b|files\b|terminal\b|run\b|lock\b|wandb_mirror\b)",
         "rlhf/config": r"^\s*(from|import) (torch|transformers|hydra)\b",
-        "rlhf/lock.py": r"^\s*(from|import) (torch|transformers|rlhf)\b",
+        "rlhf/lock.py": r"^\s*(from|import) (torch|transformers|rlhf\b(?!\.(errors|files)\b))",
     }
     for folder, pattern in forbidden.items():
         place = ROOT / folder

@@ -13,6 +13,7 @@ from analysis.summary import Comparison, compare
 from analysis.wandb_run import Destination, WandbError, log_analysis, logged_in, sweep_curves
 from rlhf.errors import reason
 from rlhf.files import write_whole
+from rlhf.terminal import say
 
 FILE = "dashboard.json"
 
@@ -53,18 +54,18 @@ def run(options: argparse.Namespace) -> int:
     _write(file, workspaces.to_json(workspace))
     files = log_analysis(folder, destination, comparison, curves)
     for line in said(comparison):
-        print(line)
+        say(line)
     if offline:
-        print(f"dashboard: {file}")
-        print(f"analysis run: {files}")
-        print(f"upload the runs: {sync_line(folder)}")
-        print(f"save the dashboard on W&B: the same command again, {obstacle}")
+        say(f"dashboard: {file}")
+        say(f"analysis run: {files}")
+        say(f"upload the runs: {sync_line(folder)}")
+        say(f"save the dashboard on W&B: the same command again, {obstacle}")
         return 0
     _save(workspace, file)
     _write(file, workspaces.to_json(workspace))  # with the name under which it was saved
     if _unsynced(folder):
-        print(f"some runs were logged offline; upload them: {sync_line(folder)}")
-    print(f"dashboard: {workspace.url}")
+        say(f"some runs were logged offline; upload them: {sync_line(folder)}")
+    say(f"dashboard: {workspace.url}")
     return 0
 
 

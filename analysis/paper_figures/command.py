@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from analysis.load import SweepFolderError
 from analysis.matched import check_nats
 from analysis.paper_figures.table import FIGURES, PaperFigure
+from rlhf.terminal import say
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -64,9 +65,9 @@ def run(options: argparse.Namespace) -> int:
         paths = save_figure(drawn, output, f"figure_{figure.number}")
     except OSError as error:
         raise SweepFolderError(f"{output}: cannot be written ({error.strerror}); give another --output") from error
-    print(*paths, sep="\n")
+    say("\n".join(map(str, paths)))
     for paragraph in caption:
-        print(textwrap.fill(paragraph, _WIDTH, break_on_hyphens=False, break_long_words=False))
+        say(textwrap.fill(paragraph, _WIDTH, break_on_hyphens=False, break_long_words=False))
     return 0
 
 

@@ -24,6 +24,8 @@ from analysis.winrate.judging import judge_comparisons, plan_requests
 from analysis.winrate.matching import Comparison
 from analysis.winrate.output import prepare_folder
 from analysis.winrate.prompt import Template, read_template, render
+from rlhf.terminal import console as made_console
+from rlhf.terminal import say, tell
 
 if TYPE_CHECKING:
     from openai import AsyncOpenAI
@@ -48,10 +50,10 @@ def judge_by_chat(
     plan = plan_requests(comparisons, template, settings, cache, options.parse_retries)
     missing = list(plan.missing.values())
     expected = estimate(missing, len(plan.known), settings.max_tokens, price, options.parse_retries)
-    print(f"{expected.describe()}; judge {settings.model} at {settings.public_url}")
-    print(f"cache of paid answers: {cache.path.resolve()}")
+    say(f"{expected.describe()}; judge {settings.model} at {settings.public_url}")
+    say(f"cache of paid answers: {cache.path.resolve()}")
     if options.dry_run:
-        print("one of the requests:\n\n" + render(template, comparisons[0], swapped=False))
+        say("one of the requests:\n\n" + render(template, comparisons[0], swapped=False))
         raise Stopped(0, "dry run: nothing was sent")
     if needs_consent(expected, own_server=not settings.at_openai) and not options.yes:
         _ask_consent(expected)
@@ -62,8 +64,8 @@ def judge_by_chat(
     total = Usage()
     for reply in plan_requests(comparisons, template, settings, cache, options.parse_retries).known.values():
         total.add(reply)
-    print(f"paid in this run: {describe_usage(paid, price)}")
-    print(f"all answers used: {describe_usage(total, price)}")
+    say(f"paid in this run: {describe_usage(paid, price)}")
+    say(f"all answers used: {describe_usage(total, price)}")
     return judgements, _about(settings, template, options, price, paid, total, judgements)
 
 
@@ -144,18 +146,18 @@ def _evaluate(
     """All judgements and what was paid for them; Ctrl-C and SIGTERM wait for the answers under way."""
     done = 0
 
-    async def evaluate(advance: Callable[[], None], say: Callable[[str], None]) -> tuple[list[Judgement], Usage]:
+    async def evaluate(advance: Callable[[], None], note: Callable[[str], None]) -> tuple[list[Judgement], Usage]:
         def judged() -> None:
             nonlocal done
             done += 1
             advance()
 
-        async with Asker(settings, client, cache, say) as asker:
+        async with Asker(settings, client, cache, note) as asker:
             return await judge_comparisons(comparisons, template, asker, retries, judged), asker.usage
 
     try:
-        with _terminated_like_interrupted(), _progress(len(comparisons)) as (advance, say):
-            return asyncio.run(evaluate(advance, say))
+        with _terminated_like_interrupted(), _progress(len(comparisons)) as (advance, note):
+            return asyncio.run(evaluate(advance, note))
     except KeyboardInterrupt:
         raise Stopped(
             INTERRUPTED,
@@ -188,26 +190,25 @@ def _terminated_like_interrupted() -> Iterator[None]:
 def _progress(total: int) -> Iterator[tuple[Callable[[], None], Callable[[str], None]]]:
     """A bar on stderr where that is a terminal, else a line at every tenth: functions to advance it, and to print a
     line above it."""
-    from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    console = Console(stderr=True)
-    columns = (TextColumn("judged"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    console = made_console(stderr=True)
+    columns = (TextColumn("judged", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
         task = progress.add_task("judged", total=total)
         done = 0
 
-        def say(line: str) -> None:
-            console.print(line, soft_wrap=True, markup=False, highlight=False)
+        def note(line: str) -> None:
+            tell(console, line)
 
         def advance() -> None:
             nonlocal done
             done += 1
             progress.advance(task)
             if not console.is_terminal and done * 10 // total > (done - 1) * 10 // total:
-                say(f"judged {done:,} of {total:,}")
+                note(f"judged {done:,} of {total:,}")
 
-        yield advance, say
+        yield advance, note
 
 
 def _about(
@@ -224,7 +225,7 @@ def _about(
     answered_as = sorted({reply.model for one in asked for reply in one.replies})
     cut_off = sum(reply.finish_reason == "length" for one in asked for reply in one.replies)
     if cut_off:
-        print(f"{cut_off:,} answers were cut off at --max-tokens {settings.max_tokens}; such an answer has no verdict")
+        say(f"{cut_off:,} answers were cut off at --max-tokens {settings.max_tokens}; such an answer has no verdict")
     return {
         "model_requested": settings.model,
         "models_answering": answered_as,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import sys
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -28,15 +27,18 @@ from analysis.winrate.output import prepare_folder, results_table, write_results
 from analysis.winrate.results import summarise
 from analysis.winrate.scores import judge_by_score, stored_scores
 from analysis.winrate.sources import Model, output_home, read_models, read_references
+from rlhf.terminal import NARROWEST, complain, say, tell
+from rlhf.terminal import console as made_console
 
 __all__ = ["add_arguments", "run"]
 
-NOTHING_READ = 1
+NOTHING_READ = 2
+"""As where a judge cannot be asked: there is no result, and something else must be typed."""
 _FEW_PROMPTS = 16
 
 
 def run(options: argparse.Namespace) -> int:
-    """0 when it worked or was only asked what it would cost; 1 when the user declined the cost or the judge gave
+    """0 when it worked or was only asked what it would cost; 1 when the user declined the cost, 2 when the judge gave
     no verdict at all, 130 after Ctrl-C or SIGTERM.
 
     Raises:
@@ -50,21 +52,21 @@ def run(options: argparse.Namespace) -> int:
     matching = match_prompts(used, references, needs_reference=kind == "chat", limit=options.limit)
     comparisons = make_comparisons(models, pairs, matching)
     left_out = dict.fromkeys(f"left out: {line}" for model in used for line in model.left_out)
-    print(*left_out, *meeting_notes(models, pairs), matching.describe(), sep="\n")
+    say("\n".join([*left_out, *meeting_notes(models, pairs), matching.describe()]))
     from_runs = any(source.step is not None for model in used for source in model.sources)
     if matching.shared <= _FEW_PROMPTS and from_runs:
-        print("more prompts: evaluation.samples decides how many a run keeps")
+        say("more prompts: evaluation.samples decides how many a run keeps")
     if any(len(model.sources) > 1 for model in used):
-        print(f"comparisons: {len(comparisons)}, seed by seed; a prompt counts once, with the mean over its seeds")
+        say(f"comparisons: {len(comparisons)}, seed by seed; a prompt counts once, with the mean over its seeds")
     name = whole_text(_judge_name(options, kind, field))
     folder = options.output or output_home(models[0].sources[0]) / "winrate" / _slug(f"{name}-{_pairs_name(pairs)}")
     try:
         judgements, about_judge = _judge(options, kind, field, used, comparisons, folder)
     except Stopped as stop:
-        print(stop, file=sys.stderr)
+        complain(str(stop))
         return stop.status
     except KeyboardInterrupt:
-        print("interrupted: the same command goes on", file=sys.stderr)
+        complain("interrupted: the same command goes on")
         return INTERRUPTED
     _report(folder, judgements, {"judge": name} | about_judge | _about_input(options, models, matching))
     return _warn_of_unparsed(name, judgements)
@@ -93,14 +95,12 @@ def _judge(
 
 
 def _report(folder: Path, judgements: list[Judgement], about: dict[str, Any]) -> None:
-    from rich.console import Console
-
     prepare_folder(folder)
     results = summarise(judgements)
     files = write_results(folder, results, judgements, about)
-    console = Console()
+    console = made_console(narrowest=NARROWEST)
     console.print(results_table(results, about["judge"]))
-    console.print(f"written to {folder}: {', '.join(file.name for file in files)}", soft_wrap=True, markup=False)
+    tell(console, f"written to {folder}: {', '.join(file.name for file in files)}")
 
 
 def _warn_of_unparsed(judge: str, judgements: Sequence[Judgement]) -> int:
@@ -109,7 +109,7 @@ def _warn_of_unparsed(judge: str, judgements: Sequence[Judgement]) -> int:
     if not unparsed or not all(judgement.score is None or judgement.comparison.identical for judgement in judgements):
         return 0
     line = f"warning: no verdict of {judge} could be read ({len(unparsed)} comparisons); these results say nothing"
-    print(f"{line}; judgements.jsonl has its answers", file=sys.stderr)
+    complain(f"{line}; judgements.jsonl has its answers")
     return NOTHING_READ
 
 

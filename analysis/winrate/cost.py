@@ -22,7 +22,7 @@ class Price:
     output: float
 
 
-KNOWN_PRICES = {"gpt-4": Price(30.0, 60.0)}
+KNOWN_PRICES = {"gpt-4.1": Price(2.0, 8.0), "gpt-4.1-mini": Price(0.4, 1.6), "gpt-4": Price(30.0, 60.0)}
 
 
 @dataclass(frozen=True)

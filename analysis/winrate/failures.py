@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from analysis.plain import whole_text
 from analysis.winrate.prompt import Reply
+from rlhf.errors import printable
 
 _RETRIED_STATUS = frozenset({408, 409, 425, 429})
 _FATAL_STATUS = frozenset({401, 402, 403, 404, 405})
@@ -83,12 +84,24 @@ def redacted(text: str, key: str) -> str:
 
 def _status_failure(error: Any, message: str) -> Failure:
     status = error.status_code
+    if status == 400 and (_refuses(error, "max_tokens") or _refuses(error, "temperature")):
+        return Failure("fatal", f"{message}; add --reasoning-model, which sends max_completion_tokens, no temperature")
     out_of_money = error.code == "insufficient_quota"  # a 429 that waiting does not cure
     if status in _FATAL_STATUS or out_of_money:
         return Failure("fatal", message)
     if status >= 500 or status in _RETRIED_STATUS:
         return Failure("retry", message, _retry_after(error.response.headers))
     return Failure("refused", message)
+
+
+def _refuses(error: Any, parameter: str) -> bool:
+    """Whether the server wants a request without this parameter, as newer judges want it without those of older ones.
+
+    Some servers name it in a field, some in the message alone.
+    """
+    said, field = str(error).lower(), getattr(error, "param", None)
+    named = field == parameter if field else f"'{parameter}'" in said
+    return named and any(word in said for word in ("unsupported", "not supported", "max_completion_tokens"))
 
 
 def _retry_after(headers: Any) -> float | None:
@@ -112,5 +125,5 @@ def _token_count(value: Any) -> int | None:
 def _line(text: str, key: str) -> str:
     """One line of bearable length without the key, which is struck out before the line is cut: the cut may fall within
     it."""
-    line = " ".join(redacted(whole_text(text), key).split())
+    line = printable(redacted(text, key))
     return line if len(line) <= _LONGEST_MESSAGE else line[: _LONGEST_MESSAGE - 1] + "\N{HORIZONTAL ELLIPSIS}"

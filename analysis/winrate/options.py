@@ -6,6 +6,7 @@ import argparse
 import math
 from pathlib import Path
 
+from analysis.winrate.cost import KNOWN_PRICES
 from analysis.winrate.prompt import DEFAULT_TEMPLATE
 
 DEFAULT_CACHE = Path("cache/winrate/answers.jsonl")
@@ -48,7 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_chat_arguments(group: argparse._ArgumentGroup) -> None:
-    group.add_argument("--model", default="gpt-4", help="the judge (default: %(default)s)")
+    group.add_argument("--model", default="gpt-4.1", help="the judge (default: %(default)s; the paper's was gpt-4)")
     group.add_argument(
         "--base-url",
         metavar="URL",
@@ -80,7 +81,8 @@ def _add_chat_arguments(group: argparse._ArgumentGroup) -> None:
 
 
 def _add_cost_arguments(group: argparse._ArgumentGroup) -> None:
-    group.add_argument("--price-in", type=_price, metavar="USD", help="per million tokens in (known for gpt-4)")
+    known = ", ".join(KNOWN_PRICES)
+    group.add_argument("--price-in", type=_price, metavar="USD", help=f"per million tokens in (known: {known})")
     group.add_argument("--price-out", type=_price, metavar="USD", help="per million tokens out")
     group.add_argument("--dry-run", action="store_true", help="show the cost and one request; send and write nothing")
     group.add_argument("--yes", action="store_true", help="do not ask before what may cost more than 1 USD")

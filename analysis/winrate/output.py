@@ -93,7 +93,6 @@ def results_table(results: Results, judge: str) -> Table:
     """One row per pair, in 80 columns as long as names are short."""
     from rich import box
     from rich.table import Table
-    from rich.text import Text
 
     few = [pair for pair in results.pairs if pair.seeds < MIN_SEEDS]
     over = "prompts, for these seeds" if few else "prompts and seeds"
@@ -105,7 +104,7 @@ def results_table(results: Results, judge: str) -> Table:
         caption.append(f"The response shown first was preferred in {share} of verdicts that were not ties.")
     if results.agreement is not None:
         caption.append(f"Both orders agree: {rate_text(results.agreement)} of comparisons.")
-    table = Table(box=box.SIMPLE_HEAD, caption=Text("\n".join(caption)), caption_justify="left", collapse_padding=True)
+    table = Table(box=box.SIMPLE_HEAD, caption="\n".join(caption), caption_justify="left", collapse_padding=True)
     table.add_column("models", overflow="fold")
     for name in ("prompts", "wins", "ties", "losses", "incon-\nsistent", "un-\nparsed"):
         table.add_column(name, justify="right")
@@ -113,7 +112,7 @@ def results_table(results: Results, judge: str) -> Table:
     for pair in results.pairs:
         counts = (pair.prompts, pair.wins, pair.ties, pair.losses, pair.inconsistent, pair.unparsed)
         cells = [f"{pair.model_a} vs {pair.model_b}", *map(str, counts), rate_text(pair.win_rate)]
-        table.add_row(*(Text(cell) for cell in cells))
+        table.add_row(*(cells))
     return table
 
 

@@ -24,6 +24,23 @@ def derived_sizes(config: RunConfig) -> list[Size]:
     return _supervised(config, stage, config.sft if stage == "sft" else config.reward_model)
 
 
+def sizes_in_words(config: RunConfig) -> str:
+    """The same in one line."""
+    sizes = {name: number for name, number, _ in derived_sizes(config)}
+    longest = max(number for name, number in sizes.items() if name.startswith("tokens per forward pass"))
+    room = f"at most {longest:,} tokens per forward pass"
+    if config.stage.name == "evaluate":
+        return f"{sizes['prompts']:,} prompts, {room}"
+    if config.stage.name in RL_STAGES:
+        responses, steps = sizes["responses per iteration"], sizes["optimizer steps per iteration"]
+        count = config.rollout.iterations
+        rounds = f"{count:,} iteration{'s' if count != 1 else ''} of {responses:,} responses"
+        return f"{rounds} and {steps:,} optimizer step{'s' if steps != 1 else ''}, {room}"
+    stage = config.sft if config.stage.name == "sft" else config.reward_model
+    what = "pairs" if config.stage.name == "reward_model" else "examples"
+    return f"{stage.steps:,} optimizer steps of {stage.batch_size:,} {what}, {room}"
+
+
 def _rl(config: RunConfig) -> list[Size]:
     rollout, settings, ranks = config.rollout, config.optimization, config.hardware.ranks
     responses, rows = rollout.num_responses, forward_rows(config)

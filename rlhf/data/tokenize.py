@@ -116,16 +116,15 @@ def prompt_report(
     longest = config.max_prompt_tokens
     cut = sum(len(encode_prompt(tokenizer, prompt, longest + 1)[0]) > longest for prompt in prompts)
     first = f" of the first {read:,}" if read < len(examples) else ""
-    told = [
-        f"{len(examples):,} prompts",
-        f"{cut:,}{first} cut on the left to {longest:,} tokens",
-        f"{dropped.empty_prompts:,} empty ones dropped",
-        f"{dropped.no_preference:,} rows without a preference dropped",
-        f"{dropped.held_out:,} rows of held-out prompts dropped",
-        f"{dropped.malformed:,} malformed rows skipped",
-    ]
-    if dropped.cut_answers:
-        told.append(f"{dropped.cut_answers:,} answers cut at the next turn")
+    counts = {
+        f"{first} cut on the left to {longest:,} tokens": cut,
+        " empty ones dropped": dropped.empty_prompts,
+        " rows without a preference dropped": dropped.no_preference,
+        " rows of held-out prompts dropped": dropped.held_out,
+        " malformed rows skipped": dropped.malformed,
+        " answers cut at the next turn": dropped.cut_answers,
+    }
+    told = [f"{len(examples):,} prompts", *(f"{count:,}{what}" for what, count in counts.items() if count)]
     if stop_strings:
         told.append(f"responses end at {', '.join(map(repr, stop_strings))} too")
     lines = [f"data: {config.name}: {', '.join(told)}", *(f"data: skipped {row}" for row in dropped.named)]

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import sys
 from collections.abc import Iterator
 from typing import Any, Protocol
 
 import torch
 
 from rlhf.errors import reason
+from rlhf.terminal import complain
 
 
 class Step(Protocol):
@@ -58,7 +58,7 @@ class Graphs:
             self.refused = "out of memory" not in str(error)
             if self.refused or not self._told:
                 why = reason(error)
-                print(f"sampling without a CUDA graph where none could be captured: {why}", file=sys.stderr)
+                complain(f"sampling without a CUDA graph where none could be captured: {why}")
             self._told = True
             return None
         self.pool = self.pool or graph.pool()

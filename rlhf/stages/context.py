@@ -18,6 +18,7 @@ from rlhf.config.identity import fingerprint
 from rlhf.distributed import count, first_says, largest, rank
 from rlhf.lock import RunLock
 from rlhf.precision import autocast
+from rlhf.terminal import say
 from rlhf.tracking import Tracker
 
 
@@ -77,7 +78,7 @@ class RunContext:
     def say(self, text: str) -> None:
         """Into the run's log, once for all ranks."""
         if rank() == 0:
-            print(text, flush=True)
+            say(text)
 
     def seconds(self) -> float:
         """Seconds that this run has worked, interruptions left out."""

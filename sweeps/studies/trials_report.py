@@ -15,9 +15,11 @@ from optuna.trial import FrozenTrial, TrialState
 from rich.console import Console
 from rich.table import Table
 
+from rlhf.terminal import console as made_console
+from rlhf.terminal import tell
 from sweeps.display import duration
-from sweeps.experiment import Stopped, again, report_sweeps
-from sweeps.runs import Outcome, log_path
+from sweeps.experiment import Stopped, again, print_failed, report_sweeps
+from sweeps.runs import Outcome
 from sweeps.studies.objective import OBJECTIVES
 from sweeps.studies.storage import DEFINITION
 from sweeps.studies.study import STOPPED, OpenTrial, StoredStudy
@@ -67,15 +69,15 @@ def report_studies(studies: Sequence[StoredStudy], folder: Path, console: Consol
     table = Table(box=None, pad_edge=False)
     for name in ("study", "trials", "best", *values, "over seeds", "settings"):
         right = "right" if name in values else "left"
-        table.add_column(name, no_wrap=name != "settings", justify=right, overflow="fold")
+        table.add_column(name, no_wrap=name not in ("study", "settings"), justify=right, overflow="fold")
     for study in studies:
         for row in _rows(study):
             table.add_row(*row)
-    console.print("Pareto front of each study:" if len(values) > 1 else "best trial of each study:")
-    wide = console if console.is_terminal else Console(file=console.file, width=WIDTH, highlight=False)
+    tell(console, "Pareto front of each study:" if len(values) > 1 else "best trial of each study:")
+    wide = console if console.is_terminal else made_console(file=console.file, width=WIDTH)
     wide.print(table)
     write_trials(studies[0], folder / "trials.csv")
-    console.print(f"trials: {folder / 'trials.csv'}")
+    tell(console, f"trials: {folder / 'trials.csv'}")
 
 
 def best_trials(study: StoredStudy) -> list[FrozenTrial]:
@@ -125,25 +127,22 @@ def closing_lines(
 ) -> None:
     """How many trials there are; which failed, why, and what to type. Raises Stopped unless all is well."""
     trials = [trial for study in studies for trial in study.trials]
-    console.print(f"{count_trials(len(trials))} in {duration(seconds)}: {states_of(trials)}")
-    for outcome in lacking.values():
-        log = log_path(outcome.run)
-        where = f" (log: {log})" if log.is_file() else ""
-        console.print(f"failed: {outcome.folder.name}: {outcome.reason}{where}", markup=False)
+    tell(console, f"{count_trials(len(trials))} in {duration(seconds)}: {states_of(trials)}")
+    print_failed(lacking.values(), console)
     failed = [(study, trial) for study in studies for trial in study.failed()]
     for study, trial in failed:
-        console.print(told(study, trial), markup=False)
+        tell(console, told(study, trial))
     words = [word for word in sys.argv if not word.startswith(("overwrite=", "hydra.sweeper.retry_failed="))]
     if lacking:
-        console.print(f"no trial can run without these; then: python {shlex.join(words)}", markup=False)
+        tell(console, f"no trial can run without these; then: python {shlex.join(words)}")
         raise Stopped(1)
     if any(study.worth_retrying() for study in studies):
         words.append("hydra.sweeper.retry_failed=true")
-        console.print(f"failed trials count; to try their settings again: python {shlex.join(words)}", markup=False)
+        tell(console, f"failed trials count; to try their settings again: python {shlex.join(words)}")
     if interrupted:
         in_order = sorted(interrupted, key=lambda one: (studies.index(one.study), one.trial.number))
         names = ", ".join(one.name for one in in_order)
-        console.print(f"interrupted: {names}; {again()} goes on where they stopped", markup=False)
+        tell(console, f"interrupted: {names}; {again()} goes on where they stopped")
         raise Stopped(130)
     if failed:
         raise Stopped(1)

@@ -13,6 +13,7 @@ from optuna.trial import TrialState
 
 from rlhf.config import RunConfig
 from rlhf.config.identity import input_runs, run_folder
+from rlhf.terminal import tell
 from sweeps.driver import Driver, finished
 from sweeps.records import read_json, stop_path
 from sweeps.runs import Outcome
@@ -85,7 +86,7 @@ class Tuner:
             if isinstance(one, OpenTrial):
                 self._start(one)
             else:
-                self._driver.console.print(told(study, one), markup=False)
+                tell(self._driver.console, told(study, one))
 
     def _waits_for_inputs(self, study: StoredStudy) -> bool:
         """Another trial of it would wait for the same, and learn nothing from this one."""
@@ -137,7 +138,7 @@ class Tuner:
                     list(self._report(one))  # what runs reached since they were last looked at, for later trials
                 state = one.study.settle(one, outcomes)
             except UpdateFinishedTrialError:
-                self._driver.console.print(f"{one.name}: told by another process", markup=False)
+                tell(self._driver.console, f"{one.name}: told by another process")
                 continue
             if state == TrialState.PRUNED:
                 stopped = [self._outcome(folder) for folder in one.cancelled or ()]
@@ -147,7 +148,7 @@ class Tuner:
                 if any(stop_path(run).exists() for run in one.runs.values()):
                     self._studies = []  # `python -m sweeps cancel` means the sweep
             else:
-                self._driver.console.print(told(one.study, one.study.trials[one.trial.number]), markup=False)
+                tell(self._driver.console, told(one.study, one.study.trials[one.trial.number]))
 
     def _lacking_inputs(self, one: OpenTrial) -> dict[Path, Outcome]:
         """SFT or reward-model runs that did not finish: no trial's fault, and the next trial would lack them too."""

@@ -13,6 +13,8 @@ from rlhf.config import RunConfig
 from rlhf.config.build import ConfigError
 from rlhf.config.identity import run_folder, sweep_folder
 from rlhf.errors import one_line
+from rlhf.terminal import console as made_console
+from rlhf.terminal import tell
 from sweeps.driver import Driver, read_summary
 from sweeps.experiment import again, count_runs, launcher_for
 from sweeps.launcher import HarnessLauncher
@@ -33,7 +35,7 @@ def tune(specs: Sequence[StudySpec], settings: StudySettings, launcher: Launcher
         ConfigError: a study of that name is another one, or another command is at work on it.
         sweeps.experiment.Stopped: trials failed or were interrupted.
     """
-    console = Console(highlight=False, soft_wrap=True)
+    console = made_console()
     began = time.monotonic()
     distinct = list({spec.name: spec for spec in specs}.values())
     if problems := [line for spec in distinct for line in _sampler_problems(spec, settings)]:
@@ -47,7 +49,7 @@ def tune(specs: Sequence[StudySpec], settings: StudySettings, launcher: Launcher
         left = [one for one in begun if isinstance(one, OpenTrial)]
         _announce(studies, left, console)
         if not left and not any(study.wants_more for study in studies):
-            console.print("all trials are there; a larger hydra.sweeper.n_trials adds some")
+            tell(console, "all trials are there; a larger hydra.sweeper.n_trials adds some")
         elif isinstance(launcher, HarnessLauncher):
             end = _steadily(studies, left, launcher.target, settings, console)
         else:
@@ -71,7 +73,7 @@ def _announce(studies: Sequence[StoredStudy], left: Sequence[OpenTrial], console
         there += " (failed trials count)" if study.failed() else ""
         there += f", {taken_up} of them taken up again" if taken_up else ""
         size = f"{count_trials(study.target)} of {count_runs(len(study.spec.middle))}"
-        console.print(f"{study.spec.name}: {size}{there}", markup=False)
+        tell(console, f"{study.spec.name}: {size}{there}")
 
 
 def _steadily(
@@ -79,10 +81,10 @@ def _steadily(
 ) -> End:
     runs = [run for study in studies for run in study.spec.middle]
     launcher = launcher_for(runs, target)
-    console.print(launcher.open(runs))
+    tell(console, launcher.open(runs))
     wanted = sum(study.target - study.started for study in studies)
     if settings.sampler == "tpe" and launcher.slots >= wanted * len(studies[0].spec.middle) > 1:
-        console.print("every trial starts at once and learns from none; hardware.parallel_runs=N runs fewer at a time")
+        tell(console, "every trial starts at once and learns from none; hardware.parallel_runs=N runs fewer at a time")
     end = End()
     driver = Driver(launcher, console)
     tuner = Tuner(studies, left, driver, settings.pruner != "none", end)
@@ -91,7 +93,7 @@ def _steadily(
             tuner.run()
     except KeyboardInterrupt:
         folder = sweep_folder(runs[0])
-        console.print(f"the jobs go on; {again()} picks them up, python -m sweeps cancel {folder} stops them")
+        tell(console, f"the jobs go on; {again()} picks them up, python -m sweeps cancel {folder} stops them")
         end.interrupted += tuner.unfinished
     return end
 
@@ -100,7 +102,7 @@ def _in_batches(studies: Sequence[StoredStudy], left: list[OpenTrial], launcher:
     """For launchers that only tell when all is over."""
     size = max(1, room_for(studies[0].spec.middle[0])[0].runs // len(studies[0].spec.middle))
     name = type(launcher).__name__
-    console.print(f"{name} is not this project's: trials go in batches of {size}, without pruning")
+    tell(console, f"{name} is not this project's: trials go in batches of {size}, without pruning")
     end, index = End(), 0
     decided = [one for one in left if one.cancelled is not None]
     for one in decided:  # to be pruned, by a driver that was killed
@@ -116,7 +118,7 @@ def _in_batches(studies: Sequence[StoredStudy], left: list[OpenTrial], launcher:
             if one.study.settle(one, outcomes) == TrialState.RUNNING:
                 end.interrupted.append(one)
             else:
-                console.print(told(one.study, one.study.trials[one.trial.number]), markup=False)
+                tell(console, told(one.study, one.study.trials[one.trial.number]))
     return end
 
 
@@ -128,7 +130,7 @@ def _asked(studies: Sequence[StoredStudy], number: int, console: Console) -> Ite
             number -= 1
             yield one
         else:
-            console.print(told(study, one), markup=False)
+            tell(console, told(study, one))
 
 
 def _told_by(run: RunConfig, result: object) -> Outcome:

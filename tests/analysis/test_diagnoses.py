@@ -45,6 +45,35 @@ def test_diagnoses_of_responses(tmp_path: Path, kind: str, made: list[dict[str, 
     assert found.kind == kind and words in found.text and found.text.startswith("apa: ") and len(found.runs) == 1
 
 
+@pytest.mark.parametrize(
+    ("algo", "settings", "tries"),
+    [
+        ("apa", {"algo__lam": 1.0}, "raise algo.lam (1.0), or lower optimization.learning_rate (0.001)"),
+        ("awr", {"algo__lam": 0.5}, "raise algo.lam (0.5), or lower optimization.learning_rate (0.001)"),
+        (
+            "ppo",
+            {"algo__kl": {"controller": "adaptive", "init_coef": 0.05, "target": 6.0}},
+            "raise algo.kl.init_coef (0.05), lower algo.kl.target (6.0), or lower optimization.learning_rate (0.001)",
+        ),
+        (
+            "ppo",
+            {"algo__kl": {"controller": "fixed", "init_coef": 0.05, "target": 6.0}},
+            "raise algo.kl.init_coef (0.05), or lower optimization.learning_rate (0.001)",
+        ),
+        (
+            "ppo",
+            {"algo__kl": {"controller": "none", "init_coef": 0.05, "target": 6.0}},
+            "set algo.kl.controller=adaptive, or lower optimization.learning_rate (0.001)",
+        ),
+        ("ilql", {}, "lower optimization.learning_rate (0.001)"),
+    ],
+)
+def test_remedies_are_options_that_the_algorithm_has(tmp_path: Path, algo: str, settings: dict, tries: str) -> None:
+    write(tmp_path, algo, 0, rows([0, 20], [0, 1]), **{"algo__lam": None, **settings})
+    (found,) = diagnose(sweep(tmp_path))
+    assert found.kind == "KL" and found.text.endswith(f" Try: {tries}.")
+
+
 def test_diagnoses_of_reward_and_kl(tmp_path: Path) -> None:
     write(tmp_path, "apa", 0, rows([0, 1, 2], [0, 4, 2.9]))  # a fall of 1.1, above a quarter of 4, while KL rose
     write(tmp_path, "awr", 0, rows([0, 2, 1], [0, 4, 2.9]))  # KL fell with it: no diagnosis

@@ -9,7 +9,7 @@ import pytest
 
 from analysis.__main__ import COMMANDS, main
 from analysis.load import load_sweep
-from analysis.report_command import _first
+from analysis.report import first_lines
 from tests.analysis.made_up import config, rows, write_run
 
 
@@ -81,8 +81,8 @@ def test_what_wandb_does_not_keep_is_said(tmp_path: Path, monkeypatch, capsys) -
 
 
 def test_many_diagnoses_are_cut() -> None:
-    assert _first(["a", "b", "c"], 2, "x has all") == ["a", "b", "and 1 more; x has all"]
-    assert _first(["a", "b"], 2, "x has all") == ["a", "b"]
+    assert first_lines(["a", "b", "c"], 2, "x has all") == ["a", "b", "and 1 more; x has all"]
+    assert first_lines(["a", "b"], 2, "x has all") == ["a", "b"]
 
 
 @pytest.mark.parametrize("columns", [30, 80, 200])

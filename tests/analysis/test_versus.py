@@ -163,6 +163,25 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert gain.startswith("apa,ppo,3,3,4.0,gain,-1.0,") and ",kl_efficiency," in efficiency
 
 
+def test_what_the_intervals_conclude(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Gains of 2, 3, 4 and 3, 4, 5 overlap; 12, 13, 14 lie above both, by 10 and 9, each with a half-width of t_4 times
+    sqrt(2 / 3); two runs have no interval."""
+    for seed in range(3):
+        for algo, least in (("apa", 2.0), ("awr", 3.0), ("ppo", 12.0)):
+            write(tmp_path / "s", algo, seed, 4.0, least + seed)
+    assert main(["compare", str(tmp_path / "s")]) == 0
+    printed = capsys.readouterr().out
+    apart = f"[{10 - 2.7764 * (2 / 3) ** 0.5:.3f}, {10 + 2.7764 * (2 / 3) ** 0.5:.3f}]"
+    assert f"Within 4 nats, ppo gained 10.000 {apart} more reward than apa." in printed
+    assert "Within 4 nats, apa and awr are not told apart (difference \N{MINUS SIGN}1.000 [" in printed
+    assert "one-sided confidence" in " ".join(printed.split())
+    for seed in range(2):
+        write(tmp_path / "t", "apa", seed, 4.0, 2.0)
+        write(tmp_path / "t", "ppo", seed, 4.0, 3.0)
+    assert main(["compare", str(tmp_path / "t")]) == 0
+    assert "apa and ppo have no interval to conclude from (" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("words", "line"),
     [
@@ -188,9 +207,8 @@ def test_what_a_reader_must_know(tmp_path: Path, capsys: pytest.CaptureFixture[s
             write(tmp_path, "apa", seed, 1.0, 2.0 + seed, algo__lam=float(lam))
     assert main(["compare", str(tmp_path), "--kl", "2", "--target-kl", "1"]) == 0
     printed = capsys.readouterr().out
-    row = next(line for line in printed.splitlines() if "A: apa" in line)
-    assert row.count("]\N{DAGGER}3") == 2
     said = " ".join(printed.split())
+    assert "Runs that never spent 2 nats: 3 of apa (lam=1), 3 of apa (lam=2)," in said and "\N{DAGGER}" not in said
     assert "With 3 seeds against 3 the interval of `a run beats a run` covers about 90 %, not 95." in said
     assert "Runs count as independent, also where two sides share seeds." in said
     assert "never spent 4 nats" not in said and "--target-kl: not used" in said and "10 pairs, each" in said

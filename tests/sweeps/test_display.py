@@ -67,5 +67,64 @@ def test_a_terminal_gets_a_table_and_a_file_gets_lines(run):
         assert ("4/10" in shown and "0.250" in shown) == terminal
 
 
+@pytest.mark.parametrize("width", [60, 80, 200])
+def test_the_live_table_cuts_no_number(run, width):
+    write(
+        run, row(0, **{"eval/reward": -12.345, "eval/kl": 0.0}), row(4, **{"train/reward": -1.25, "train/kl": 123.456})
+    )
+    stream = io.StringIO()
+    console = Console(file=stream, force_terminal=True, color_system=None, width=width)
+    with Display([run], console) as display:
+        display.update([run_folder(run)], [])
+        display._look()
+    shown = stream.getvalue()
+    assert {"4/10", "-1.250", "123.456"} <= set(shown.split()) and "\N{HORIZONTAL ELLIPSIS}" not in shown
+    assert ("-12.345" in shown) == ("responses/s" in shown) == (width > 60)  # where it began, beside where it is
+
+
+def test_a_finished_run_shows_its_evaluation_and_no_speed(run):
+    write(run, row(0, **{"eval/reward": 0.5}), row(10, **{"eval/reward": 0.7, "train/reward": 0.9, "eval/kl": 1.5}))
+    progress = RunProgress(run)
+    progress.look()
+    progress.state = "running"
+    assert progress.reward == 0.9 and progress.responses_per_second == pytest.approx(16.0)
+    progress.state = "finished"
+    assert (progress.first_reward, progress.reward, progress.kl) == (0.5, 0.7, 1.5)
+    assert progress.responses_per_second is None
+
+
+def test_rows_of_junk_are_passed_over(run):
+    write(run, row(0), [1], "text", row(1, **{"train/reward": "\x1b[31m", "train/kl": None, "eval/kl": True}))
+    progress = RunProgress(run)
+    progress.look()
+    assert (progress.done, progress.reward, progress.kl) == (1, None, None)
+
+
+def test_how_many_are_done_and_how_long_the_rest_takes(tmp_path):
+    """Two at a time: 24 s and 12 s left of 40 s each, two more of 40 s wait, so (24 + 12 + 40 + 40) / 2."""
+    runs = [config(f"output_dir={tmp_path}", "rollout.iterations=10", f"seed={seed}") for seed in range(5)]
+    write(runs[0], row(0), row(10))
+    write(runs[1], row(0), row(4))
+    write(runs[2], row(0), row(7))
+    stream = io.StringIO()
+    with Display(runs, Console(file=stream, force_terminal=True, color_system=None, width=100)) as display:
+        display.update([run_folder(run) for run in runs[:3]], [])
+        display._look()
+        display.update([], [Outcome(runs[0], "finished")])
+    assert "1 of 5 done, about 0:58 left (1 finished, 2 running, 2 queued)" in stream.getvalue()
+
+
+def test_stopping_says_how_long_an_iteration_takes(run):
+    write(run, row(0), row(1), row(2))
+    stream = io.StringIO()
+    with Display([run], Console(file=stream, width=100)) as display:
+        display.update([run_folder(run)], [])
+        display._look()
+        display.stopping = lambda: True
+        display.update([run_folder(run)], [])
+        display.update([run_folder(run)], [])
+    assert stream.getvalue().count("stopping after this iteration (0:04 or less), with a checkpoint") == 1
+
+
 def test_duration():
     assert [duration(seconds) for seconds in (None, 5.4, 65, 3723)] == ["-", "0:05", "1:05", "1:02:03"]

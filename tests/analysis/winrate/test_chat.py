@@ -29,11 +29,11 @@ def test_totals_by_hand_and_what_is_written(tmp_path: Path, sources: list[str], 
     assert totals(tmp_path) == RIGHT
     assert len(fair.calls) == REQUESTS == sum(fair.answered.values())
     made = about(tmp_path)
-    assert made["model_requested"] == "gpt-4" and made["models_answering"] == ["judge-0613"]
+    assert made["model_requested"] == "gpt-4.1" and made["models_answering"] == ["judge-0613"]
     assert made["base_url"] == fair.url and made["parameters"]["temperature"] == 0
     assert made["usage_of_this_run"] == made["usage_of_all_answers"]
     assert made["usage_of_this_run"]["prompt_tokens"] == REQUESTS * IN
-    assert made["usage_of_this_run"]["usd"] == pytest.approx(REQUESTS * (IN * 30e-6 + OUT * 60e-6))
+    assert made["usage_of_this_run"]["usd"] == pytest.approx(REQUESTS * (IN * 2e-6 + OUT * 8e-6))
     assert made["position_bias"]["value"] == 0.5 and made["agreement"]["value"] == 1.0
     assert "{response_a}" in made["template"]["text"] and len(made["template"]["sha256"]) == 64
     judgements = [json.loads(line) for line in (tmp_path / "out" / "judgements.jsonl").read_text().splitlines()]
@@ -69,7 +69,7 @@ def test_a_judge_without_any_verdict_is_warned_of(tmp_path: Path, sources: list[
     """Its name holds what matplotlib would take for mathematics; ppo and apa have one text in common, a tie."""
     arguments = (*sources, "--model", r"a$\frac$b$", "--parse-retries", "0")
     with judging(lambda _: Say("hm")) as server:
-        assert winrate(tmp_path, *arguments, "--base-url", server.url, *FAST) == 1
+        assert winrate(tmp_path, *arguments, "--base-url", server.url, *FAST) == 2
     error = capsys.readouterr().err
     assert r"warning: no verdict of a$\frac$b$ could be read (11 comparisons); these results say nothing" in error
     assert [line for line in error.splitlines() if line.startswith("judged")][-1] == "judged 12 of 12"
@@ -138,7 +138,7 @@ def test_dry_run_sends_and_writes_nothing(tmp_path: Path, sources: list[str], fa
     assert winrate(tmp_path, *sources, "--base-url", fair.url, "--dry-run") == 0
     assert fair.calls == [] and sorted(tmp_path.rglob("*")) == before
     output = capsys.readouterr()
-    assert "20 to send" in output.out and "BEGIN RESPONSE A" in output.out and "up to about 0.80 USD" in output.out
+    assert "20 to send" in output.out and "BEGIN RESPONSE A" in output.out and "up to about 0.09 USD" in output.out
     assert output.err == "dry run: nothing was sent\n"
 
 

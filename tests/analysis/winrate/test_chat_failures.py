@@ -106,6 +106,12 @@ def test_an_answer_that_comes_in_drips_meets_the_timeout(tmp_path: Path, sources
         (Say("no model gpt-4", status=404), "404.*no model gpt-4"),
         (Say("quota", status=429, headers={"X-Code": "insufficient_quota"}), "429.*quota"),
         (Say("no max_tokens here", status=400), "refused every request: .*400.*no max_tokens here"),
+        (
+            Say("Unsupported parameter: 'max_tokens'. Use 'max_completion_tokens' instead.", status=400),
+            "max_completion_tokens' instead.*; add --reasoning-model",
+        ),
+        (Say("'temperature' does not support 0: unsupported value", status=400), "; add --reasoning-model"),
+        (Say("\x1b[31mbad\u202e \x9bgateway", status=403), "403.*bad gateway$"),
         (Say("later", status=429, headers={"Retry-After": "4000"}), "asks to wait 4000 s .*the same command goes on"),
     ],
 )

@@ -1,0 +1,124 @@
+"""What commands print of runs: folders and texts as they are, numbers whole, and what to type next."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from rlhf.config.identity import input_runs, run_folder, run_id, sweep_folder
+from sweeps.__main__ import main
+from sweeps.experiment import Stopped, closing_lines, print_cached, print_result, print_sizes, report_sweeps
+from sweeps.records import outcome_path, write_json, write_record
+from sweeps.runs import Outcome, log_path
+from tests.config.composed import config
+
+HOSTILE = "[/red] [bold]x \x1b[31mred\u202e"
+FOLDERS = ["runs[/old]", "runs[old]", "runs[red]a b"]
+
+
+def console(width: int = 500) -> tuple[Console, io.StringIO]:
+    stream = io.StringIO()
+    return Console(file=stream, width=width), stream
+
+
+def made(folder: Path, *overrides: str):
+    run = config(f"output_dir='{folder}'", f"cache_dir={folder.parent}/cache", "tracking=none", *overrides)
+    run_folder(run).mkdir(parents=True)
+    return run
+
+
+def log(run, *rows: dict) -> None:
+    (run_folder(run) / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+ROWS = (
+    {"iteration": 0, "eval/reward": -12.345, "eval/kl": 0.0, "samples": 0, "seconds": 0.0},
+    {"iteration": 1, "train/reward": 0.5, "eval/reward": -10.25, "eval/kl": 123.456, "samples": 64, "seconds": 9.0},
+)
+
+
+@pytest.mark.parametrize("name", FOLDERS)
+def test_status_of_folders_and_errors_that_look_like_markup(tmp_path, capsys, name):
+    failed, finished = made(tmp_path / name), made(tmp_path / name, "seed=1")
+    for run in (failed, finished):
+        write_record(run, "rlhf.run:execute")
+        log(run, *ROWS)
+    log_path(failed).parent.mkdir(parents=True)
+    log_path(failed).touch()
+    write_json(outcome_path(failed), {"status": "failed", "reason": HOSTILE})
+    (run_folder(finished) / "summary.json").write_text(json.dumps({"status": "finished"}))
+    assert main(["status", str(sweep_folder(failed))]) == 0
+    printed = capsys.readouterr().out
+    assert f"failed: {run_id(failed)}: [/red] [bold]x red (log: " in printed
+    assert f"{name}/default/logs/{run_id(failed)}.log" in printed
+    row = next(line for line in printed.splitlines() if line.startswith(run_id(finished)))
+    assert row.split()[1:5] == ["finished", f"1/{finished.rollout.iterations}", "-10.250", "123.456"]
+    assert "\x1b" not in printed and "\u202e" not in printed
+
+
+@pytest.mark.parametrize("width", [60, 80, 200])
+def test_status_on_terminals(tmp_path, monkeypatch, width):
+    from sweeps.status import status_table, sweep_status
+
+    monkeypatch.chdir(tmp_path)
+    run = made(tmp_path / "runs")
+    write_record(run, "rlhf.run:execute")
+    log(run, *ROWS)
+    log_path(run).parent.mkdir(parents=True)
+    log_path(run).touch()
+    printer, stream = console(width)
+    statuses, _ = sweep_status(sweep_folder(run))
+    printer.print(status_table(statuses, width))
+    printed = stream.getvalue()
+    assert {"0.500", "123.456", f"1/{run.rollout.iterations}"} <= set(printed.split())
+    assert max(map(len, printed.splitlines())) <= width and "\N{HORIZONTAL ELLIPSIS}" not in printed
+    assert (f"runs/default/logs/{run_id(run)}.log" in printed) == (width == 200)  # relative, or not at all
+
+
+@pytest.mark.parametrize("name", FOLDERS)
+def test_the_end_of_a_sweep(tmp_path, name):
+    run = made(tmp_path / name)
+    printer, stream = console()
+    report_sweeps([Outcome(run, "finished")], printer)  # there is nothing to report on
+    with pytest.raises(Stopped):
+        closing_lines([], [Outcome(run, "failed", HOSTILE)], 65.0, printer)
+    printed = stream.getvalue()
+    assert "no report (" in printed and name in printed
+    assert f"0 of 1 run finished in 1:05\nfailed: {run_id(run)}: [/red] [bold]x red" in printed
+
+
+@pytest.mark.parametrize("name", FOLDERS)
+def test_the_end_of_a_single_run(tmp_path, name):
+    run = made(tmp_path / name, "overwrite=true")
+    log(run, *ROWS)
+    printer, stream = console()
+    print_result(run, {"eval/reward": -10.25, "eval/kl": 123.456, "eval/gold_reward": None}, printer)
+    first, results, report = stream.getvalue().splitlines()
+    assert first == f"{run_id(run)} finished, reward from -12.345 to -10.250, KL 123.456 (last evaluation)"
+    assert results == f"results: {run_folder(run)}"
+    assert report.startswith("report: python -m analysis report ") and name in report
+
+
+def test_the_start(tmp_path, monkeypatch):
+    run = made(tmp_path / "runs")
+    printer, stream = console()
+    print_cached([run], printer)
+    assert not stream.getvalue()  # nothing is there
+    sft = input_runs(run)[0]
+    run_folder(sft).mkdir(parents=True)
+    (run_folder(sft) / "summary.json").write_text(json.dumps({"status": "finished"}))
+    print_cached([run], printer)
+    assert stream.getvalue() == f"from the cache, trained earlier: {run_id(sft)} (in {run_folder(sft).parent})\n"
+    printer, stream = console()
+    print_sizes([run, run], printer)
+    (line,) = stream.getvalue().splitlines()
+    rollout, length = run.rollout, run.dataset.max_total_length
+    assert f"{rollout.iterations} iterations of {rollout.num_responses} responses" in line
+    assert f"{rollout.batch_size * length:,} tokens per forward pass" in line
+    monkeypatch.setenv("RLHF_VERBOSE", "1")
+    print_sizes([run], printer)
+    assert "micro-batches per minibatch and rank (optimization.minibatch_size" in stream.getvalue()
