@@ -15,6 +15,7 @@ def accounting_lines(folder: Path, slurmdbd_port: int) -> str:
     """The lines of slurm.conf. Clients do not use AuthInfo towards slurmdbd, hence the socket a second time."""
     return f"""\
 AccountingStorageType=accounting_storage/slurmdbd
+AccountingStorageEnforce=limits,qos
 AccountingStorageHost=127.0.0.1
 AccountingStoragePort={slurmdbd_port}
 AccountingStoragePass={folder}/munge/socket"""
