@@ -147,7 +147,7 @@ def _with_users_umask(lines: Sequence[str]) -> list[str]:
 def job_log(run: RunConfig, number: str) -> Path:
     """What the job itself prints; the run's own prints are in `sweeps.runs.log_path`."""
     name, folder = f"{number}_0_log.err", sweep_folder(run) / JOBS / SUBMITTED
-    return next(folder.glob(f"*/{name}"), folder / name)
+    return next(folder.parent.glob(f"{SUBMITTED}*/*/{name}"), folder / name)
 
 
 def why_job_ended(run: RunConfig, number: str) -> str:
@@ -160,9 +160,11 @@ def why_job_ended(run: RunConfig, number: str) -> str:
 
 
 def _new_folder(run: RunConfig) -> Path:
-    """For the files of one submission."""
+    """For the files of one submission; where several users share a sweep or its inputs, each has such folders."""
     parent = sweep_folder(run).absolute() / JOBS / SUBMITTED
     with told_with_path(parent, "make it"):
+        if parent.exists() and parent.stat().st_uid != os.getuid():
+            parent = parent.with_name(f"{SUBMITTED}-{os.getuid()}")
         parent.mkdir(parents=True, exist_ok=True)
         parent.chmod(0o700)
         return Path(tempfile.mkdtemp(prefix=time.strftime("%Y%m%d-%H%M%S-"), dir=parent))

@@ -69,7 +69,7 @@ def test_inputs_first_and_once_then_all_runs_and_a_report(monkeypatch, tmp_path,
 @pytest.mark.parametrize(
     ("fate", "reason"),
     [
-        ("raise", "RuntimeError: the loss is not finite"),
+        ("raise", "RuntimeError: the loss is not finite second line"),
         ("kill", "killed by SIGKILL (out of memory, or kill -9)"),
         ("exit", "exited with code 3 before it had a result"),
     ],
