@@ -16,14 +16,12 @@ import torch.distributed as distributed
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from rlhf.processes import RankFailed
+
 T = TypeVar("T")
 
 BUCKET_NUMBERS = 2**24
 """Gradients are added up so many numbers at a time: 64 MiB in float32."""
-
-
-class RankFailed(RuntimeError):
-    """Another rank of this run has failed or is gone; the message says which and why, as far as is known."""
 
 
 def count() -> int:

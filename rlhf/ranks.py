@@ -22,7 +22,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 from multiprocessing.connection import Connection, Pipe, wait
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -31,15 +30,11 @@ from torch.distributed import PrefixStore, TCPStore  # pyright: ignore[reportPri
 
 from rlhf.config import RunConfig
 from rlhf.config.build import build_config, config_to_mapping
-from rlhf.distributed import RankFailed, count, rank
+from rlhf.distributed import count, rank
 from rlhf.errors import one_line, reason
+from rlhf.processes import ROOT, STOP_SIGNALS, TELL_AGAIN_SECONDS, RankFailed, how_it_died
 from rlhf.stages.context import StopFlag
 from rlhf.terminal import complain
-
-ROOT = Path(__file__).resolve().parents[1]
-
-STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
-"""What asks a run to checkpoint and stop."""
 
 MEET_SECONDS = 600.0
 """All ranks have started by then."""
@@ -48,8 +43,6 @@ STUCK = timedelta(days=1)
 GRACE_SECONDS = 15.0
 """From the end of one rank to that of the others, in which rank 0 says in its summary what happened."""
 LOOK_SECONDS = 2.0
-TELL_AGAIN_SECONDS = 3.0
-"""A rank ignores what asks it to stop until its run listens."""
 FAILURE = "failure"
 """Key of the store under which the first rank that fails says why."""
 
@@ -159,12 +152,7 @@ class _Rank:
     def gone(self) -> str | None:
         """How it ended, where it could not say so itself."""
         code = self.process.returncode
-        if self.message is not None or code is None:
-            return None
-        if code >= 0:
-            return f"exited with code {code} before it had a result"
-        name = signal.Signals(-code).name
-        return f"killed by {name}" + (" (out of memory, or kill -9)" if name == "SIGKILL" else "")
+        return None if self.message is not None or code is None else how_it_died(code)
 
 
 def start_ranks(config: RunConfig, stop: StopFlag) -> dict[str, Any]:
@@ -213,9 +201,8 @@ def _start(config: RunConfig, number: int, port: int) -> _Rank:
     if sys.platform == "linux":
         environment.setdefault("GLOO_SOCKET_IFNAME", "lo")  # this machine's name need not resolve
     words = [sys.executable, "-c", f"from rlhf.ranks import be_rank; be_rank({sender.fileno()})"]
-    mask = signal.pthread_sigmask(
-        signal.SIG_BLOCK, STOPPING
-    )  # inherited: what comes while python starts must not end it
+    # Inherited: what comes while python starts must not end it.
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
     try:
         process = subprocess.Popen(words, stdin=subprocess.PIPE, env=environment, pass_fds=[sender.fileno()])
     finally:
@@ -263,9 +250,9 @@ def _result(ranks: list[_Rank]) -> dict[str, Any]:
 def be_rank(result: int) -> None:
     """The whole life of a process that `start_ranks` started."""
     sender = Connection(result, readable=False)
-    for number in STOPPING:
+    for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)  # until the run listens, and after; the parent asks again
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
     config = build_config(json.loads(sys.stdin.buffer.readline()))
     threading.Thread(target=_stop_without_parent, daemon=True, name="parent-watch").start()
     from rlhf.run import execute

@@ -34,8 +34,9 @@ from rlhf.errors import UserError
 from rlhf.files import write_whole
 from rlhf.lock import WAIT_FOR_LOCK, LockError, RunLock
 from rlhf.precision import without_cudnn_attention
+from rlhf.processes import STOP_SIGNALS
 from rlhf.random import compute_the_same_again
-from rlhf.ranks import STOPPING, blamed, joined, start_ranks
+from rlhf.ranks import blamed, joined, start_ranks
 from rlhf.stages import STAGES
 from rlhf.stages.context import Interrupted, RunContext, StopFlag, input_fingerprints
 from rlhf.tracking import METRICS, SAMPLES, Tracker, finite
@@ -255,7 +256,7 @@ def _signals_into(stop: StopFlag) -> Iterator[None]:
             raise KeyboardInterrupt
         stop.requested = signal.Signals(number).name
 
-    before = {number: signal.signal(number, handle) for number in STOPPING}
+    before = {number: signal.signal(number, handle) for number in STOP_SIGNALS}
     try:
         yield
     finally:

@@ -17,17 +17,18 @@ from typing import Any
 
 from rlhf.config import RunConfig
 from rlhf.errors import one_line
-from rlhf.lock import WAIT_FOR_LOCK
+from rlhf.lock import WAIT_FOR_LOCK, LockError
+from rlhf.processes import HELD_SIGNALS, RankFailed
 from rlhf.terminal import complain
 from sweeps.resources import thread_environment
-from sweeps.runs import STOP_SIGNALS
 
 
 def run_in_child(target: str, run: RunConfig, log: Path, result: Connection, environment: Mapping[str, str]) -> None:
-    """Call `target` ("module:function") with `run`; send ("returned", summary) or ("raised", one line)."""
-    for number in STOP_SIGNALS:
+    """Call `target` ("module:function") with `run`; send ("returned", summary), or ("raised" or a cause as `Outcome`
+    has it, one line)."""
+    for number in HELD_SIGNALS:
         signal.signal(number, signal.SIG_IGN)  # until the run listens; who asks it to stop asks again
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)  # blocked in the server
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, HELD_SIGNALS)  # blocked in the server
     # A process group of its own: Ctrl-C in the terminal reaches the driver alone, which tells its children once.
     os.setpgid(0, 0)
     # For what this process may start; torch, imported by the server, takes its threads from the run's config.
@@ -40,7 +41,8 @@ def run_in_child(target: str, run: RunConfig, log: Path, result: Connection, env
         result.send(("returned", summary))
     except Exception as error:
         complain(traceback.format_exc())
-        result.send(("raised", one_line(error)))
+        cause = "locked" if isinstance(error, LockError) else "raised"
+        result.send(("rank failed" if isinstance(error, RankFailed) else cause, one_line(error)))
     sys.stdout.flush()
     sys.stderr.flush()
 

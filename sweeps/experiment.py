@@ -134,11 +134,11 @@ def drive(todo: Sequence[RunConfig], launcher: RunLauncher, console: Console) ->
     """
     slurm = todo[0].hardware.slurm
     if slurm is not None and not slurm.wait:
-        from sweeps.slurm_launcher import SlurmRuns, submit_and_leave
+        from sweeps.slurm_launcher import SlurmRuns
+        from sweeps.slurm_leaving import submit_and_leave
 
         assert isinstance(launcher, SlurmRuns)
-        submit_and_leave(todo, launcher, console)
-        raise Stopped(0)
+        raise Stopped(1 if submit_and_leave(todo, launcher, console) else 0)
     try:
         with Driver(launcher, console) as driver:
             driver.add(todo)

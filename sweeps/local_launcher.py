@@ -19,14 +19,10 @@ from typing import Any
 
 from rlhf.config import RunConfig
 from rlhf.config.identity import run_folder, run_id
+from rlhf.processes import HELD_SIGNALS, ROOT, TELL_AGAIN_SECONDS, how_it_died
 from sweeps.records import outcome_path, write_record
 from sweeps.resources import Room, check_device, room_for, thread_environment, threads_of
-from sweeps.runs import STOP_SIGNALS, Outcome, log_path
-
-ROOT = Path(__file__).parent.parent
-
-# A child ignores what asks it to stop until its run listens; so it is told again.
-TELL_AGAIN_SECONDS = 3.0
+from sweeps.runs import Outcome, log_path
 
 # What multiprocessing says of every child once the forkserver is gone.
 SERVER_DIED = 255
@@ -179,21 +175,14 @@ def _outcome(child: _Child) -> Outcome:
         case ("returned", summary):
             status = summary.get("status", "finished")
             return Outcome(child.run, status, str(summary.get("error", "")) if status == "failed" else "", summary)
-        case ("raised", line):
-            return Outcome(child.run, "failed" if child.told_at is None else "interrupted", line)
+        case ("raised" | "locked" | "rank failed" as cause, line):
+            status = "failed" if child.told_at is None else "interrupted"
+            return Outcome(child.run, status, line, cause="" if cause == "raised" else cause)
         case _ if child.told_at is not None:
             return Outcome(child.run, "interrupted")
         case _:
-            return Outcome(child.run, "failed", _how_it_died(code))
-
-
-def _how_it_died(code: int | None) -> str:
-    if code == SERVER_DIED:
-        return "lost with the process that started it (out of memory, or killed)"
-    if code is None or code >= 0:
-        return f"exited with code {code} before it had a result"
-    name = signal.Signals(-code).name
-    return f"killed by {name}" + (" (out of memory, or kill -9)" if name == "SIGKILL" else "")
+            lost = "lost with the process that started it (out of memory, or killed)"
+            return Outcome(child.run, "failed", lost if code is None or code == SERVER_DIED else how_it_died(code))
 
 
 @contextmanager
@@ -210,7 +199,7 @@ def _server_environment(threads: int) -> Iterator[None]:
     before = {name: os.environ.get(name) for name in settings}
     os.environ.update(settings)
     resource_tracker.ensure_running()  # by itself: to start it unblocks SIGINT and SIGTERM
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, HELD_SIGNALS)
     try:
         yield
     finally:

@@ -13,7 +13,7 @@ from typing import Any
 from rlhf.config import RunConfig
 from rlhf.config.build import config_to_mapping
 from rlhf.config.identity import run_id, sweep_folder
-from rlhf.files import write_whole
+from rlhf.files import told_with_path, write_whole
 from rlhf.lock import process_start
 
 JOBS = "jobs"
@@ -58,6 +58,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def write_json(path: Path, mapping: Mapping[str, Any]) -> None:
-    """Whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(path, json.dumps(mapping))
+    """Whole or not at all; for its owner alone, since a record holds the whole config."""
+    with told_with_path(path.parent, "make it"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(path, json.dumps(mapping), mode=0o600)

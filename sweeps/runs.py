@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -11,9 +10,6 @@ from typing import Any, Protocol
 
 from rlhf.config import RunConfig
 from rlhf.config.identity import run_folder, run_id, sweep_folder
-
-STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
-"""What asks a run to checkpoint and stop, be it for a while."""
 
 OVER = ("finished", "pruned")
 """States after which a run is not started again."""
@@ -29,6 +25,8 @@ class Outcome:
     reason: str = ""
     """Why it failed, one line."""
     summary: dict[str, Any] = field(default_factory=dict)
+    cause: str = ""
+    """"locked" where another process is at work on the run, "rank failed" where another rank of it is."""
 
     @cached_property
     def folder(self) -> Path:

@@ -25,12 +25,18 @@ WARNING = signal.SIGUSR2
 # warning of its own. In the last case alone SLURM still calls the job RUNNING, and would book its exit as a failure.
 END = signal.SIGTERM
 
+# In the environment of a job: the umask of its runs, as chmod writes it; that of the job itself keeps others out.
+UMASK = "RLHF_UMASK"
+
 # The lowest of the ports that ranks meet at; the job's number picks one.
 FIRST_PORT, PORTS = 20000, 20000
 
 
 # Seconds of a busy controller: each time waits two.
 ASK_TIMES = 5
+
+# Rank 0 says within these how the run ended, when another rank has failed; srun then ends it with the other's job step.
+WORD_OF_FIRST_RANK_SECONDS = 30.0
 
 
 class JobFailed(RuntimeError):
@@ -65,6 +71,14 @@ class PackedRuns:
         Raises:
             JobFailed: one of them failed.
         """
+        before = os.umask(0o077)
+        os.umask(int(os.environ[UMASK], 8) if UMASK in os.environ else before)
+        try:
+            return self._do()
+        finally:
+            os.umask(before)
+
+    def _do(self) -> dict[str, str]:
         requests: list[int] = []
         for number in (WARNING, END, signal.SIGUSR1, signal.SIGINT):
             signal.signal(number, lambda number, _: requests.append(number))
@@ -81,6 +95,8 @@ class PackedRuns:
             _requeue()
         failed = [f"{run_id(outcome.run)}: {outcome.reason}" for outcome in outcomes if outcome.status == "failed"]
         if failed:
+            if _rank() > 0:
+                self._await_first_rank()
             raise JobFailed("; ".join(failed))
         return statuses
 
@@ -107,16 +123,24 @@ class PackedRuns:
                     _tell(outcomes[-1])
         return outcomes
 
+    def _await_first_rank(self) -> None:
+        deadline = time.monotonic() + WORD_OF_FIRST_RANK_SECONDS
+        while time.monotonic() < deadline and not all(outcome_path(run).exists() for run in self.runs):
+            time.sleep(0.5)
+
 
 def _as_asked(outcome: Outcome, requests: list[int]) -> Outcome:
-    """A run that SLURM's own signal caught before it listened was stopped, and has not failed."""
+    """A run that SLURM's own signal caught before it listened was stopped, and has not failed; nor has one whose other
+    ranks went with their node. srun, too, ends by SIGTERM what one dead rank leaves: there the job still runs."""
+    if outcome.cause == "rank failed" and _rank() == 0:
+        return dataclasses.replace(outcome, status="failed" if _still_running() else "interrupted")
     caught = any(f"killed by {signal.Signals(number).name}" in outcome.reason for number in (WARNING, END))
     return dataclasses.replace(outcome, status="interrupted") if requests and caught else outcome
 
 
 def _tell(outcome: Outcome) -> None:
     """Say how a run ended; not where another process has it, which will say so itself."""
-    if outcome.reason.startswith("LockError"):
+    if outcome.cause == "locked":
         return
     told = {"status": outcome.status, "reason": outcome.reason, "summary": outcome.summary}
     with contextlib.suppress(OSError):  # a full disk must not end the other runs; the driver asks the queue then
@@ -137,8 +161,7 @@ def rank_environment() -> Mapping[str, str]:
     if tasks == 1:
         return {}
     first = _scontrol("show", "hostnames", os.environ["SLURM_JOB_NODELIST"]).split()[0]
-    fields = dict(word.split("=", 1) for word in _scontrol("show", "node", "-o", first).split() if "=" in word)
-    address = fields.get("NodeAddr", first)
+    address = _node_address(first)
     environment = {
         "RANK": os.environ["SLURM_PROCID"],
         "LOCAL_RANK": os.environ["SLURM_LOCALID"],
@@ -148,6 +171,16 @@ def rank_environment() -> Mapping[str, str]:
         "MASTER_PORT": str(FIRST_PORT + int(os.environ["SLURM_JOB_ID"]) % PORTS),
     }
     return environment | ({"GLOO_SOCKET_IFNAME": "lo"} if address.startswith("127.") else {})
+
+
+def _node_address(node: str) -> str:
+    """Its name where the controller is too busy to say: all ranks of a large job ask at once."""
+    for _ in range(ASK_TIMES):
+        with contextlib.suppress(OSError, subprocess.SubprocessError):
+            words = _scontrol("show", "node", "-o", node).split()
+            return dict(word.split("=", 1) for word in words if "=" in word).get("NodeAddr", node)
+        time.sleep(2.0)
+    return node
 
 
 def job_name_in_queue() -> str:
@@ -180,4 +213,5 @@ def _requeue() -> None:
 
 
 def _scontrol(*words: str) -> str:
+    """Raises: OSError, subprocess.SubprocessError: the controller does not answer."""
     return subprocess.run(["scontrol", *words], capture_output=True, text=True, check=True, timeout=60).stdout

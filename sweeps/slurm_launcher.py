@@ -4,23 +4,25 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import math
 import os
 import time
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
-
-from rich.console import Console
 
 from rlhf.config import RunConfig
 from rlhf.config.build import ConfigError
-from rlhf.config.identity import input_runs, run_folder, sweep_folder
-from rlhf.terminal import complain, tell
-from sweeps.driver import finished, read_summary
+from rlhf.config.identity import run_folder
+from rlhf.terminal import complain
+from sweeps.driver import read_summary
 from sweeps.records import outcome_path, read_json, record_path, stop_path, write_record
 from sweeps.runs import OVER, Outcome
 from sweeps.slurm_queue import Queue, has_slurm, scancel
-from sweeps.slurm_submission import SubmissionError, arrays_of, job_log, packs_of, slurm_of, submit
+from sweeps.slurm_refusals import NeverStarts, SubmissionError, never_starts
+from sweeps.slurm_setup import SETUP_FAILED, setup_problem
+from sweeps.slurm_submission import job_log, largest_array, packs_of, slurm_of, submit, why_job_ended
 
 # Jobs at a time where hardware.parallel_runs does not say.
 MANY = 1000
@@ -28,7 +30,11 @@ MANY = 1000
 # Between a job's end and the sight of its last files through a network file system.
 FILES_WITHIN_SECONDS = 30.0
 LOOK_EVERY_SECONDS = 1.0
-SUBMIT_AGAIN_SECONDS = 30.0
+SUBMIT_AGAIN_SECONDS = 20.0
+# So long squeue says of a job that it will never start.
+IN_VAIN_SECONDS = 10.0
+# From the last word of a run to the end of its job.
+SUBMIT_AFTER_END_SECONDS = 5.0
 ANSWER_WITHIN_SECONDS = 120.0
 
 
@@ -45,6 +51,8 @@ class _Job:
     word: str = ""
     gone_at: float | None = None
     """When the queue was first seen without it."""
+    in_vain_since: float | None = None
+    """When squeue first said that it will never start, and says so since."""
 
 
 @dataclass
@@ -58,21 +66,21 @@ class SlurmRuns:
     _jobs: list[_Job] = field(default_factory=list)
     _dropped: list[Outcome] = field(default_factory=list)
     _slots: int = MANY
+    _let_in: int = 0
+    """How many jobs sbatch is asked to take at once: fewer after a refusal, then more again. 0: as many as it can."""
     _looked_at: float = 0.0
     _send_after: float = 0.0
     _refused: str = ""
 
     def open(self, runs: Sequence[RunConfig]) -> str:
-        """Raises: ConfigError: no SLURM here, one that does not answer, or more ranks than the target can use."""
+        """Raises: ConfigError: no SLURM here, one that does not answer, or a setup that bash does not understand."""
         slurm = slurm_of(runs[0])
         if not has_slurm():
             raise ConfigError(
                 ["hardware.slurm: no sbatch, squeue and srun here; type this on the cluster's login node"]
             )
-        if slurm.nodes * slurm.tasks_per_node > 1 and self.target == "rlhf.run:execute":
-            raise ConfigError(
-                ["hardware.slurm.nodes: training in several processes is not there yet; one node, one task"]
-            )
+        if problem := setup_problem(slurm.setup):
+            raise ConfigError([f"hardware.slurm.setup: bash does not understand it ({problem})"])
         self.await_answer()
         self._slots = runs[0].hardware.parallel_runs or MANY
         packed = "" if slurm.pack == 1 else f", {slurm.pack} runs in each"
@@ -101,12 +109,22 @@ class SlurmRuns:
     @property
     def trouble(self) -> str:
         if self._refused:
-            return f"sbatch: {self._refused}; trying again"
+            return self._refused
         if self.queue.trouble:
             return f"squeue does not answer ({self.queue.trouble}); asking on"
         held = {job.number for job in self._jobs} & self.queue.held
         reasons = sorted({self.queue.jobs[number].reason for number in held})
         return f"{len(held)} jobs are held back by SLURM: {', '.join(reasons)}" if held else ""
+
+    @property
+    def unsent(self) -> list[RunConfig]:
+        """Runs that sbatch has not taken yet."""
+        return self._unsent
+
+    @property
+    def submitted(self) -> list[str]:
+        """The numbers of the jobs that are looked after, each once."""
+        return list(dict.fromkeys(job.number for job in self._jobs))
 
     @property
     def busy(self) -> bool:
@@ -146,31 +164,51 @@ class SlurmRuns:
         return None if state.ended else number
 
     def send(self, dependency: str | None = None) -> list[str]:
-        """Submit all that was gathered, as one array where it is more than one job; returns the jobs' numbers.
+        """Submit all that was gathered, in arrays as large as the site takes them; returns the jobs' numbers.
 
         Raises:
             SubmissionError: sbatch refused; what it took before is known as submitted.
         """
         numbers = []
-        while self._unsent:
-            numbers += self._send(self._first_alike(), dependency)
+        for hardware, group in itertools.groupby(self._unsent, key=lambda run: run.hardware):
+            runs = list(group)
+            pack = 1 if hardware.slurm is None else hardware.slurm.pack
+            slots = max(1, self._slots // math.ceil(len(runs) / pack / self._largest_array))
+            while runs:
+                sent = self._send(runs, slots, dependency)
+                numbers += sent
+                runs = runs[len(sent) * pack :]
         return numbers
 
     def _first_alike(self) -> list[RunConfig]:
         """The first runs of those not sent that ask for the same hardware."""
         return list(next(itertools.groupby(self._unsent, key=lambda run: run.hardware))[1])
 
-    def _send(self, runs: Sequence[RunConfig], dependency: str | None) -> list[str]:
-        """Submit these, the first of those not sent."""
-        numbers = []
-        arrays = arrays_of(packs_of(runs, self.target))
-        for packs in arrays:
-            sent = submit(packs, max(1, self._slots // len(arrays)), dependency)
-            jobs = [self._job(run, number) for pack, number in zip(packs, sent, strict=True) for run in pack.runs]
-            self._jobs += jobs
-            self._unsent = self._unsent[len(jobs) :]
-            numbers += sent
-        return numbers
+    def _send(self, runs: Sequence[RunConfig], at_a_time: int, dependency: str | None) -> list[str]:
+        """Submit the first of these, which are the first of those not sent, as one array; returns the jobs' numbers:
+        none where the site does not let so many in, and the next time it is asked to take half as many.
+
+        Raises:
+            SubmissionError: sbatch refused even one.
+        """
+        packs = packs_of(runs, self.target)
+        part = packs[: self._let_in or self._largest_array]
+        try:
+            sent = submit(part, at_a_time, dependency)
+        except SubmissionError as error:
+            if len(part) == 1 or not error.too_many:
+                raise
+            self._let_in = len(part) // 2
+            return []
+        self._let_in = min(2 * len(part), self._largest_array)
+        jobs = [self._job(run, number) for pack, number in zip(part, sent, strict=True) for run in pack.runs]
+        self._jobs += jobs
+        self._unsent = self._unsent[len(jobs) :]
+        return sent
+
+    @cached_property
+    def _largest_array(self) -> int:
+        return largest_array()
 
     def poll(self, timeout: float = 0.0) -> list[Outcome]:
         self._try_to_send()
@@ -187,20 +225,45 @@ class SlurmRuns:
         ended, self._dropped = self._dropped, []
         over = {id(job): outcome for job in self._jobs if (outcome := self._ended(job))}
         self._jobs = [job for job in self._jobs if id(job) not in over]
+        if over:
+            self._send_after = min(self._send_after, time.monotonic() + SUBMIT_AFTER_END_SECONDS)
+        self._give_up_what_never_starts()
         return ended + list(over.values())
 
     def _try_to_send(self) -> None:
         if not self._unsent or time.monotonic() < self._send_after:
             return
         try:
-            while self._unsent and (runs := self._with_room()):
-                self._send(runs, None)
-            self._refused = ""
+            while self._unsent and (runs := self._with_room()) and self._send(runs, self._slots, None):
+                pass
+            if not self._unsent:
+                self._refused = ""
         except SubmissionError as error:
-            if not error.passing:
+            # An old SLURM does not say which limit it is; where nothing is in the queue, the wait would be in vain.
+            if not (error.passing or (error.too_many and self._jobs)):
                 raise
-            self._refused = str(error)
+            waiting = "the other runs wait until some of the user's jobs have ended" if error.too_many else "trying on"
+            self._refused = f"sbatch takes no more jobs now ({error.said}); {waiting}"
             self._send_after = time.monotonic() + SUBMIT_AGAIN_SECONDS
+
+    def _give_up_what_never_starts(self) -> None:
+        """Take jobs out of the queue that ask for more than a job may have.
+
+        Raises:
+            NeverStarts: there are some; the message names the option.
+        """
+        states = {job.number: self.queue.jobs.get(job.number) for job in self._jobs}
+        for job in self._jobs:
+            state = states[job.number]
+            # Of several partitions, squeue gives the reason of the one that was tried last.
+            waits = state is not None and state.state == "PENDING" and "," not in (slurm_of(job.run).partition or "")
+            in_vain = waits and state is not None and never_starts(state.reason)
+            job.in_vain_since = (job.in_vain_since or time.monotonic()) if in_vain else None
+        since = time.monotonic() - IN_VAIN_SECONDS
+        hopeless = {job.number for job in self._jobs if job.in_vain_since is not None and job.in_vain_since < since}
+        if hopeless:
+            scancel(hopeless)
+            raise NeverStarts(next(state.reason for number in hopeless if (state := states[number])))
 
     def _with_room(self) -> list[RunConfig]:
         """What can be sent now: an array keeps to the limit by itself, several together do not."""
@@ -250,12 +313,14 @@ class SlurmRuns:
         if job.gone_at is None:
             job.gone_at, job.answers = time.monotonic(), self.queue.answers
             return None  # and a job may be missing for a moment while it is queued again
-        if status != "interrupted" and time.monotonic() - job.gone_at < FILES_WITHIN_SECONDS:
+        why = why_job_ended(job.run, job.number)
+        known = status == "interrupted" or why.startswith(SETUP_FAILED)
+        if not known and time.monotonic() - job.gone_at < FILES_WITHIN_SECONDS:
             return None
-        return self._end_without_word(job, "gone from the queue" if state is None else state.state, status)
+        return self._end_without_word(job, "gone from the queue" if state is None else state.state, status, why)
 
     @staticmethod
-    def _end_without_word(job: _Job, state: str, status: str) -> Outcome:
+    def _end_without_word(job: _Job, state: str, status: str, why: str) -> Outcome:
         """Of a job that SLURM ended before it could say how its run ended, or while that was checkpointed."""
         summary = read_summary(job.folder)
         since = read_json(record_path(job.run)).get("submitted_at", 0.0)
@@ -264,38 +329,6 @@ class SlurmRuns:
         log = f"(log: {job_log(job.run, job.number)})"
         if status == "interrupted" or job.stopping or state in ("CANCELLED", "PREEMPTED"):
             return Outcome(job.run, "interrupted", f"its job {job.number} was ended by SLURM: {state} {log}")
-        return Outcome(job.run, "failed", f"its job {job.number} ended without a result: {state} {log}")
-
-
-def submit_and_leave(todo: Sequence[RunConfig], launcher: SlurmRuns, console: Console) -> None:
-    """Submit the runs, each after the inputs it needs, and say how to look at them.
-
-    Raises:
-        SubmissionError: sbatch refused.
-    """
-    after: dict[Path, str] = {}
-    for needed in {run_folder(need): need for run in todo for need in input_runs(run)}.values():
-        if finished(needed) is None:
-            before = [after[run_folder(one)] for one in input_runs(needed) if run_folder(one) in after]
-            after[run_folder(needed)] = launcher.job_in_queue(needed) or _send_one(needed, launcher, before)
-    earlier = {run_folder(run) for run in todo if launcher.job_in_queue(run)}
-    for run in todo:
-        if run_folder(run) not in earlier:
-            launcher.submit(run)
-    submitted = launcher.send(_after_all(list(after.values())))
-    numbers = [*after.values(), *submitted]
-    if submitted:
-        tell(console, f"submitted as jobs {', '.join(dict.fromkeys(one.partition('_')[0] for one in numbers))}")
-    if earlier:
-        tell(console, f"{len(earlier)} runs are in the queue since an earlier command")
-    shown = f"python -m sweeps status {sweep_folder(todo[0])} shows them"
-    tell(console, f"{shown}; the same command without wait=false picks the results up")
-
-
-def _send_one(run: RunConfig, launcher: SlurmRuns, after: list[str]) -> str:
-    launcher.submit(run)
-    return launcher.send(_after_all(after))[0]
-
-
-def _after_all(numbers: Sequence[str]) -> str | None:
-    return f"afterok:{':'.join(numbers)}" if numbers else None
+        if why.startswith(SETUP_FAILED):
+            return Outcome(job.run, "failed", f"{why} {log}")
+        return Outcome(job.run, "failed", f"its job {job.number} ended without a result: {state} {log} {why}".strip())

@@ -23,7 +23,7 @@ ENDED = ("BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL
 ENDED += ("REVOKED", "TIMEOUT")
 
 # Reasons to wait that pass by themselves; any other is worth a word.
-PASSING = ("None", "Priority", "Resources", "Dependency", "JobArrayTaskLimit", "BeginTime", "Cleaning")
+ORDINARY_REASONS = ("None", "Priority", "Resources", "Dependency", "JobArrayTaskLimit", "BeginTime", "Cleaning")
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ class Queue:
     def held(self) -> set[str]:
         """Jobs that wait for something that may never come: a hold, an account's limit."""
         waiting = {number: job for number, job in self.jobs.items() if job.state == "PENDING"}
-        return {number for number, job in waiting.items() if job.reason not in PASSING}
+        return {number for number, job in waiting.items() if job.reason not in ORDINARY_REASONS}
 
 
 def scancel(jobs: Collection[str]) -> str:

@@ -1,12 +1,20 @@
-"""Runs -> sbatch, by submitit: job arrays with frozen configs, each noted beside its run at once."""
+"""Runs -> sbatch, by submitit: job arrays with frozen configs, each noted beside its run at once.
+
+Each submission has a folder of its own, which its owner alone can read: what is in it holds the runs' whole configs.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import io
 import math
+import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -15,22 +23,17 @@ from typing import Any
 
 from rlhf.config import RunConfig, SlurmConfig
 from rlhf.config.identity import run_id, sweep_folder
-from sweeps.local_launcher import ROOT
+from rlhf.errors import printable
+from rlhf.files import told_with_path
+from rlhf.processes import HELD_SIGNALS, ROOT
 from sweeps.records import JOBS, outcome_path, stop_path, write_record
 from sweeps.resources import thread_environment
-from sweeps.runs import STOP_SIGNALS
-from sweeps.slurm_job import PackedRuns, times_emptied
+from sweeps.slurm_job import UMASK, PackedRuns, times_emptied
+from sweeps.slurm_refusals import SubmissionError
+from sweeps.slurm_setup import checked_setup, setup_failure
 
-# Parts of what sbatch says where the same command may succeed a little later.
-PASSING = ("Unable to contact", "timed out", "Connection", "SubmitJobLimit", "temporarily", "not responding")
-
-
-class SubmissionError(RuntimeError):
-    """sbatch refused; the message is its own."""
-
-    def __init__(self, said: str) -> None:
-        super().__init__(said)
-        self.passing = any(part in said for part in PASSING)
+SUBMITTED = "submitit"
+"""The folder of all submissions, beside the runs' records."""
 
 
 def slurm_of(run: RunConfig) -> SlurmConfig:
@@ -45,12 +48,6 @@ def packs_of(runs: Sequence[RunConfig], target: str) -> list[PackedRuns]:
     return [PackedRuns(part, target, [run_id(run) for run in part], list(map(times_emptied, part))) for part in parts]
 
 
-def arrays_of(packs: Sequence[PackedRuns]) -> list[Sequence[PackedRuns]]:
-    """Parts as large as the cluster takes an array."""
-    most = _largest_array()
-    return [packs[i : i + most] for i in range(0, len(packs), most)]
-
-
 def submit(packs: Sequence[PackedRuns], at_a_time: int, dependency: str | None) -> list[str]:
     """Submit one job, or one array; returns the jobs' numbers, 12 or 12_3.
 
@@ -61,7 +58,7 @@ def submit(packs: Sequence[PackedRuns], at_a_time: int, dependency: str | None) 
     from submitit.core.utils import FailedJobError, FailedSubmissionError
 
     first = packs[0].runs[0]
-    folder = sweep_folder(first).absolute() / JOBS / "submitit"
+    folder = _new_folder(first)
     # A warning that comes while python still starts would end it: it is ignored until the job listens.
     python = f"""bash -c 'trap "" USR2; exec "$0" "$@"' {shlex.quote(sys.executable)}"""
     executor = SlurmExecutor(folder=folder, python=python)
@@ -72,10 +69,12 @@ def submit(packs: Sequence[PackedRuns], at_a_time: int, dependency: str | None) 
     submitted_at = time.time()
     with _undisturbed():
         try:
-            jobs = executor.map_array(PackedRuns.__call__, packs)
+            # submitit prints what sbatch complained of, which is in its error, too.
+            with _private_files(), contextlib.redirect_stderr(io.StringIO()):
+                jobs = executor.map_array(PackedRuns.__call__, packs)
         except (FailedJobError, FailedSubmissionError) as error:
-            said = [line.strip() for line in str(error).splitlines() if "error:" in line]
-            raise SubmissionError("; ".join(dict.fromkeys(said)) or str(error).strip().partition("\n")[0]) from error
+            shutil.rmtree(folder, ignore_errors=True)
+            raise SubmissionError(str(error)) from error
         for pack, job in zip(packs, jobs, strict=True):
             for run in pack.runs:
                 write_record(run, pack.target, job_id=job.job_id, submitted_at=submitted_at)
@@ -86,8 +85,6 @@ def parameters(run: RunConfig, packed: int, at_a_time: int, dependency: str | No
     """submitit's parameters for jobs of `packed` runs like `run`."""
     slurm = slurm_of(run)
     cpus = slurm.cpus_per_task or run.hardware.threads * packed
-    exports = [f"export {name}={value}" for name, value in thread_environment(run.hardware.threads).items()]
-    exports.append(f"export PYTHONPATH={shlex.quote(str(ROOT))}${{PYTHONPATH:+:$PYTHONPATH}}")
     conditions = [one for one in (slurm.dependency, dependency) if one]
     further = {name: value for name, _, value in (option.lstrip("-").partition("=") for option in slurm.sbatch)}
     given = {
@@ -110,11 +107,10 @@ def parameters(run: RunConfig, packed: int, at_a_time: int, dependency: str | No
         "nodes": slurm.nodes,
         "ntasks_per_node": slurm.tasks_per_node,
         "cpus_per_task": cpus,
-        # srun does not take it over from sbatch since SLURM 22.05; one rank that dies ends the others
-        "srun_args": [f"--cpus-per-task={cpus}", *(["--kill-on-bad-exit=1"] if run.hardware.ranks > 1 else [])],
+        "srun_args": _srun_options(cpus, run.hardware.ranks),
         "signal_delay_s": slurm.signal_seconds,
         "array_parallelism": max(1, at_a_time // packed),
-        "setup": [*exports, *slurm.setup],
+        "setup": [*_exports(run.hardware.threads), *_with_users_umask(checked_setup(slurm.setup))],
         "additional_parameters": {
             "requeue": True,
             "kill-on-invalid-dep": "yes",
@@ -123,12 +119,68 @@ def parameters(run: RunConfig, packed: int, at_a_time: int, dependency: str | No
     }
 
 
+def _srun_options(cpus: int, ranks: int) -> list[str]:
+    # What the script has set reaches the runs where the site, or an option, lets sbatch pass nothing on (export=NONE);
+    # srun does not take over sbatch's CPUs since SLURM 22.05.
+    options = ["--export=ALL", f"--cpus-per-task={cpus}"]
+    # One rank that dies ends the others; one that ends well waits for them, whatever the site's default.
+    return [*options, "--kill-on-bad-exit=1", "--wait=0"] if ranks > 1 else options
+
+
+def _exports(threads: int) -> list[str]:
+    """Lines of the job script. Without the user's environment a script has a PATH that it does not pass on, and in
+    which SLURM's own commands may be missing."""
+    srun = shutil.which("srun")
+    commands = f":{shlex.quote(str(Path(srun).parent))}" if srun else ""
+    lines = [f"export {name}={value}" for name, value in thread_environment(threads).items()]
+    lines.append(f"export PYTHONPATH={shlex.quote(str(ROOT))}${{PYTHONPATH:+:$PYTHONPATH}}")
+    return [*lines, f'export PATH="${{PATH:-/usr/local/bin:/usr/bin:/bin}}"{commands}']
+
+
+def _with_users_umask(lines: Sequence[str]) -> list[str]:
+    """The setup as if submitted with the user's umask; what it leaves is that of the runs, and not of submitit."""
+    umask = os.umask(0o077)  # to read it is to set it
+    os.umask(umask)
+    return [f"umask {umask:04o}", *lines, f'export {UMASK}="$(umask)"', "umask 0077"]
+
+
 def job_log(run: RunConfig, number: str) -> Path:
     """What the job itself prints; the run's own prints are in `sweeps.runs.log_path`."""
-    return sweep_folder(run) / JOBS / "submitit" / f"{number}_0_log.err"
+    name, folder = f"{number}_0_log.err", sweep_folder(run) / JOBS / SUBMITTED
+    return next(folder.parent.glob(f"{SUBMITTED}*/*/{name}"), folder / name)
 
 
-def _largest_array() -> int:
+def why_job_ended(run: RunConfig, number: str) -> str:
+    """The setup line that ended the job; else the last that its log says; empty where that is nothing."""
+    with contextlib.suppress(OSError), job_log(run, number).open("rb") as log:
+        log.seek(max(0, os.fstat(log.fileno()).st_size - 4096))
+        lines = [line for line in log.read().decode(errors="replace").splitlines() if line.strip()]
+        return setup_failure(lines) or (printable(lines[-1])[:200] if lines else "")
+    return ""
+
+
+def _new_folder(run: RunConfig) -> Path:
+    """For the files of one submission; where several users share a sweep or its inputs, each has such folders."""
+    parent = sweep_folder(run).absolute() / JOBS / SUBMITTED
+    with told_with_path(parent, "make it"):
+        if parent.exists() and parent.stat().st_uid != os.getuid():
+            parent = parent.with_name(f"{SUBMITTED}-{os.getuid()}")
+        parent.mkdir(parents=True, exist_ok=True)
+        parent.chmod(0o700)
+        return Path(tempfile.mkdtemp(prefix=time.strftime("%Y%m%d-%H%M%S-"), dir=parent))
+
+
+@contextmanager
+def _private_files() -> Iterator[None]:
+    """Files that are made here are for their owner alone; and the job's log, since SLURM hands the umask on."""
+    before = os.umask(0o077)
+    try:
+        yield
+    finally:
+        os.umask(before)
+
+
+def largest_array() -> int:
     """MaxArraySize is one more than the largest index."""
     try:
         shown = subprocess.run(
@@ -143,7 +195,7 @@ def _largest_array() -> int:
 @contextmanager
 def _undisturbed() -> Iterator[None]:
     """Hold back what would end us, or sbatch, between a submission and its note."""
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, HELD_SIGNALS)
     try:
         yield
     finally:

@@ -23,6 +23,8 @@ from sweeps.driver import finished, read_summary
 from sweeps.records import outcome_path, read_json, read_records, record_path
 from sweeps.runs import OVER, log_path
 from sweeps.slurm_queue import JobState, Queue, has_slurm
+from sweeps.slurm_setup import SETUP_FAILED
+from sweeps.slurm_submission import why_job_ended
 
 LOG = "log"
 AT_WORK = ("running", "pending", "queued")
@@ -134,7 +136,10 @@ def _state(
         return summary["status"], str(summary.get("error", ""))
     if unanswered:
         return "unknown", "squeue does not answer"
-    return "lost", "its job ended without a word" if record.get("job_id") else "its driver is gone"
+    if not record.get("job_id"):
+        return "lost", "its driver is gone"
+    why = why_job_ended(run, str(record["job_id"]))
+    return ("failed", why) if why.startswith(SETUP_FAILED) else ("lost", f"its job ended without a word {why}".strip())
 
 
 def _why_waiting(job: JobState) -> str:

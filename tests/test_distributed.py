@@ -25,7 +25,7 @@ from rlhf.checkpoint import load_checkpoint
 from rlhf.config import RunConfig
 from rlhf.config.build import config_to_mapping
 from rlhf.config.identity import input_runs, run_folder
-from rlhf.distributed import RankFailed
+from rlhf.processes import RankFailed
 from rlhf.run import RunError, execute
 from rlhf.tracking import read_rows
 from tests.test_run import TINY, tiny, without_time

@@ -10,11 +10,24 @@ from tests.slurm.configuration import user
 
 NO_ACCOUNTING = "AccountingStorageType=accounting_storage/none"
 
+ACCOUNTS = (
+    "add cluster ci",
+    "add account tests",
+    "add account few",
+    "add qos few set MaxSubmitJobsPerUser=3",
+    "add qos short set MaxWall=5 Flags=DenyOnLimit",
+    "add user {user} account=tests defaultaccount=tests",
+    "add user {user} account=few MaxSubmitJobs=2",
+    "modify user {user} set qos+=few,short",
+)
+"""What sacctmgr is told: a user without limits, who may also charge an account or ask for a QOS that has some."""
+
 
 def accounting_lines(folder: Path, slurmdbd_port: int) -> str:
     """The lines of slurm.conf. Clients do not use AuthInfo towards slurmdbd, hence the socket a second time."""
     return f"""\
 AccountingStorageType=accounting_storage/slurmdbd
+AccountingStorageEnforce=limits,qos
 AccountingStorageHost=127.0.0.1
 AccountingStoragePort={slurmdbd_port}
 AccountingStoragePass={folder}/munge/socket"""

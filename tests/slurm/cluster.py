@@ -3,8 +3,9 @@
     with Cluster() as cluster:
         job = cluster.run("sbatch", "--parsable", "--wrap", "hostname")
 
-Everything it writes is in one folder under /tmp, every process it starts is gone at the end, and nothing in /etc, /run
-or systemd takes part: it runs as root and as an ordinary user, also several side by side.
+Everything it writes is in one folder under /tmp, every process it starts is gone at the end, also where whoever started
+it is killed, and nothing in /etc, /run or systemd takes part: it runs as root and as an ordinary user, also several
+side by side.
 """
 
 from __future__ import annotations
@@ -19,9 +20,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
-from tests.slurm.accounting import NO_ACCOUNTING, accounting_lines, make_database
-from tests.slurm.configuration import free_ports, write_configuration
+from tests.slurm.accounting import ACCOUNTS, NO_ACCOUNTING, accounting_lines, make_database
+from tests.slurm.configuration import free_ports, user, write_configuration
 from tests.slurm.processes import kill, processes_of
+from tests.slurm.watcher import start_watcher
 
 T = TypeVar("T")
 Address = int | Path
@@ -68,12 +70,15 @@ class Cluster:
     def __enter__(self) -> Cluster:
         self.folder = Path(tempfile.mkdtemp(prefix="slurm-", dir="/tmp"))  # short: socket paths end at 108 bytes
         self.folder.chmod(0o755)
+        outside = {name: value for name, value in os.environ.items() if name != "SLURM_CONF"}
+        self._watcher = start_watcher(self.folder, outside)
         try:
             self._configure()
             for name in self._commands:
                 self._start(name)
                 if name == "slurmdbd":
-                    self.run("sacctmgr", "--immediate", "add", "cluster", "ci")
+                    for words in ACCOUNTS:
+                        self.run("sacctmgr", "--immediate", *words.format(user=user()).split())
             self.wait_until(self._all_idle)
         except BaseException:
             self.stop()
@@ -97,6 +102,7 @@ class Cluster:
             daemon.kill()
             daemon.wait(timeout=10)
         shutil.rmtree(self.folder)
+        self._watcher.communicate(timeout=30)
 
     def restore(self) -> None:
         """Bring the cluster back to idle after a test: all daemons run, no job and no process of one is left."""

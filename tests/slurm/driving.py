@@ -99,9 +99,9 @@ class Sweep:
     def starts_of(self, name: str) -> list[dict[str, Any]]:
         return [start for start in self.starts() if start["run"].startswith(name)]
 
-    def wait_for_rows(self, name: str, count: int) -> None:
+    def wait_for_rows(self, name: str, count: int, seconds: float = 60) -> None:
         """Until the run whose id begins so has logged that many rows."""
-        self.cluster.wait_until(lambda: len(self.rows(name)) >= count, 60)
+        self.cluster.wait_until(lambda: len(self.rows(name)) >= count, seconds)
 
     def rows(self, name: str) -> list[str]:
         files = list((self.folder / "runs/default").glob(f"{name}*/metrics.jsonl"))
@@ -122,14 +122,14 @@ class Sweep:
     def assert_as_undisturbed(self, tmp: Path, names: Sequence[str], *overrides: str) -> None:
         """Every run's metrics are those of a local run that nothing happened to."""
         tmp.mkdir()
-        undisturbed = [self._local(tmp, name, *overrides) for name in names]
+        undisturbed = [self.local(tmp, name, *overrides) for name in names]
         run_experiment(undisturbed, self.target)
         for name, run in zip(names, undisturbed, strict=True):
             expected = (run_folder(run) / "metrics.jsonl").read_text().splitlines()
             assert list(map(without_time, self.rows(name))) == list(map(without_time, expected)), name
             assert self.status(name) == "finished"
 
-    def _local(self, tmp: Path, name: str, *overrides: str) -> RunConfig:
+    def local(self, tmp: Path, name: str, *overrides: str) -> RunConfig:
         algo, _, seed = name.partition("-s")
         places = (f"output_dir={tmp}/runs", f"cache_dir={tmp}/cache", "tracking=none", "model.sft=false")
         return config(f"algo={algo}", f"seed={seed}", f"reward.path={self.reward()}", *places, *overrides)

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from tests.slurm.cluster import Cluster, missing_packages
 from tests.slurm.processes import processes_of
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def submit(cluster: Cluster, script: str, *options: str) -> str:
@@ -143,6 +147,26 @@ def test_clusters_side_by_side_and_no_trace_of_one_that_ended(
         assert len(processes_of(conf)) >= 5
     assert not processes_of(conf) and not _alive(int(pid.read_text()))
     assert not other.folder.exists()
+    assert cluster.sinfo() == {"n1": "idle", "n2": "idle"}
+
+
+def test_a_cluster_ends_with_the_tests_that_started_it(cluster: Cluster) -> None:
+    """Killed as by the system: the jobs go, too."""
+    script = """
+import sys, time
+from tests.slurm.cluster import Cluster
+with Cluster(nodes=1, cpus=2, gpus=0) as cluster:
+    job = cluster.run("sbatch", "--parsable", "--output=/dev/null", "--wrap", "sleep 600").strip()
+    cluster.wait_until(lambda: cluster.squeue().get(job) == "RUNNING")
+    print(cluster.folder, flush=True)
+    time.sleep(600)
+"""
+    with subprocess.Popen([sys.executable, "-c", script], cwd=ROOT, stdout=subprocess.PIPE, text=True) as tests:
+        assert tests.stdout is not None
+        folder = Path(tests.stdout.readline().strip())
+        assert len(processes_of(folder / "etc/slurm.conf")) >= 5
+        tests.kill()
+    cluster.wait_until(lambda: not processes_of(folder / "etc/slurm.conf") and not folder.exists(), 30)
     assert cluster.sinfo() == {"n1": "idle", "n2": "idle"}
 
 

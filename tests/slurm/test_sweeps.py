@@ -398,16 +398,3 @@ def test_every_option_reaches_sbatch(cluster: Cluster, tmp_path: Path):
         assert shown in job, job
     assert "Nice=100" in job and "Comment=tried" in job and "Requeue=1" in job and "OverSubscribe=NO" in job
     assert "gpu:1" in job or "gres/gpu=1" in job
-
-
-def test_ranks_on_two_nodes_meet(cluster: Cluster, tmp_path: Path):
-    sweep = Sweep(cluster, tmp_path, target="tests.slurm.all_reduce:execute")
-    ranks = ("hardware.ranks=4", "hardware.slurm.nodes=2", "hardware.slurm.tasks_per_node=2")
-    code, output = sweep.run("algo=apa", *ranks, seconds=200)
-    assert code == 0, output
-    reached = sorted((tmp_path / "sums").iterdir())
-    assert [file.name for file in reached] == ["0", "1", "2", "3"]
-    assert {file.read_text() for file in reached} == {"6.0"}
-    sweep.target = "rlhf.run:execute"
-    code, output = sweep.run("algo=apa", "seed=5", *ranks[1:])
-    assert code == 2 and "hardware.ranks: 1, but hardware.slurm.nodes x tasks_per_node = 4" in output
