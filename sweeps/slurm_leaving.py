@@ -9,6 +9,7 @@ from rich.console import Console
 
 from rlhf.config import RunConfig
 from rlhf.config.identity import input_runs, run_folder, sweep_folder
+from rlhf.terminal import tell
 from sweeps.driver import finished
 from sweeps.slurm_launcher import SlurmRuns
 from sweeps.slurm_refusals import SubmissionError
@@ -41,15 +42,15 @@ def submit_and_leave(todo: Sequence[RunConfig], launcher: SlurmRuns, console: Co
         refused = error.said
     numbers = [*after.values(), *launcher.submitted]
     if launcher.submitted:
-        console.print(f"submitted as jobs {', '.join(dict.fromkeys(one.partition('_')[0] for one in numbers))}")
+        tell(console, f"submitted as jobs {', '.join(dict.fromkeys(one.partition('_')[0] for one in numbers))}")
     if earlier:
-        console.print(f"{len(earlier)} runs are in the queue since an earlier command")
+        tell(console, f"{len(earlier)} runs are in the queue since an earlier command")
     if refused:
         left = f"{len(launcher.unsent)} of {len(todo)} runs are not submitted"
         why = f"sbatch takes no more jobs now ({refused})"
-        console.print(f"{left}: {why}; type the same command again when some have ended", markup=False)
+        tell(console, f"{left}: {why}; type the same command again when some have ended")
     shown = f"python -m sweeps status {sweep_folder(todo[0])} shows them"
-    console.print(f"{shown}; the same command without wait=false picks the results up", markup=False)
+    tell(console, f"{shown}; the same command without wait=false picks the results up")
     return len(launcher.unsent)
 
 
