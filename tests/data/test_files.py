@@ -310,7 +310,7 @@ def test_without_hub_or_package_the_error_says_what_to_do(monkeypatch: pytest.Mo
     with pytest.raises(DataError) as error:
         load_text_data(settings("hh"))
     assert str(error.value) == (
-        "dataset.hub=Dahoas/rm-static: the hub did not give it (Couldn't reach 'Dahoas/rm-static' on the Hub); "
+        "dataset.hub=Dahoas/rm-static: the hub did not give it (Couldn't reach 'Dahoas/rm-static' on the Hub and more); "
         "set dataset.path to local files"
     )
     with pytest.raises(DataError, match=r"^dataset.path: neither it nor dataset.hub says where the pairs are"):
