@@ -229,7 +229,8 @@ def _checked(value: Any, kind: Any, prefix: str, field: dataclasses.Field[Any], 
             _check_range(item, field.metadata)
         return converted
     except ValueError as error:
-        problems.append(f"{prefix}{field.name}: {error}")
+        meaning = f"; it is the {field.metadata['meaning']}" if isinstance(value, str) and ":" in value else ""
+        problems.append(f"{prefix}{field.name}: {error}{meaning}")
         return None
 
 
@@ -239,7 +240,7 @@ def _convert(value: Any, kind: Any) -> Any:
         return None if value is None else _convert(value, typing.get_args(kind)[0])
     if typing.get_origin(kind) is list:
         if not isinstance(value, list):
-            raise ValueError(f"{shown(value)} is not a list")
+            raise ValueError(f"{shown(value)} is not a list; square brackets make one")
         return [_convert(item, typing.get_args(kind)[0]) for item in value]
     if kind is bool:
         if isinstance(value, bool):

@@ -16,7 +16,7 @@ class SlurmConfig:
     account: str | None = setting("account charged", read_by=ALWAYS, identity=False)
     qos: str | None = setting("quality of service", read_by=ALWAYS, identity=False)
     time_minutes: int = setting(
-        "time limit of a job; a run that meets it checkpoints and is requeued",
+        "time limit of a job, minutes; a run that meets it checkpoints and is requeued",
         read_by=ALWAYS,
         also_called=("time", "time_limit", "timeout_min", "walltime"),
         low=1,

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import hydra
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 import sweeps
 from rlhf.config import RunConfig
@@ -54,4 +54,5 @@ def _with_values(overrides: tuple[str, ...]) -> tuple[dict[str, Any], list[str]]
     groups = tuple(text for text in overrides if (CONF / text.partition("=")[0]).is_dir())
     values = [text for text in overrides if text not in groups]
     merged = OmegaConf.merge(OmegaConf.create(_compose(groups)), OmegaConf.from_dotlist(values))
+    assert isinstance(merged, DictConfig)
     return run_mapping(merged), [text.partition("=")[0] for text in values]

@@ -57,7 +57,7 @@ def test_the_algorithm_chooses_its_dataclass(default):
         ("algo.lamda", 0.1, "algo.lamda: no such option; did you mean algo.lam?"),
         ("optimization.lr", 0.1, "optimization.lr: no such option; did you mean optimization.learning_rate?"),
         ("gae_lambda", 0.1, "gae_lambda: no such option; did you mean advantages.gae_lambda?"),
-        ("optimization.betas", 0.9, "optimization.betas: 0.9 is not a list"),
+        ("optimization.betas", 0.9, "optimization.betas: 0.9 is not a list; square brackets make one"),
         ("optimization.betas", [0.9, 1.1], "optimization.betas: 1.1 is above 1"),
         ("advantages.gamma", 1.01, "advantages.gamma: 1.01 is above 1"),
         ("sweep_name", True, "sweep_name: True is not a text; put it into quotes if it is meant as one"),

@@ -30,7 +30,8 @@ from tests.config.composed import config
         ),
         (["model.train.last_k=5"], "model.train.last_k: 5 is more than model.num_layers = 3"),
         (["sft.train.mode=last_k", "sft.train.last_k=5"], "sft.train.last_k: 5 is more than model.num_layers = 3"),
-        (["model.source=pretrained"], "model.path: missing"),
+        (["model.source=pretrained"], "model.source: the settings of model=tiny are for weights of another kind; type"),
+        (["model=hub", "dataset=hh"], "model.path: missing"),
         (
             ["model=pythia_1b", "model.train.mode=all"],
             "model.frozen_weights: bfloat16, but model.train.mode=all freezes",

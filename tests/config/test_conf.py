@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from rlhf.config import ALGO_CONFIGS
+from rlhf.config.build import build_config, config_to_mapping
 from tests.config.composed import CONF, composed, config
 
 FOLDERS = [folder for folder in CONF.iterdir() if folder.is_dir()]
@@ -14,8 +15,12 @@ GROUPS = {folder.name: sorted(file.stem for file in folder.glob("*.yaml")) for f
 
 # source=random brings a tokenizer for made-up languages alone.
 REAL_MODEL = {"dataset": ["model=smollm2_135m"]}
-# ILQL has no online form, and a server's address is nobody's default.
-BESIDE = {"algo=ilql": ["stage=offline"], "reward=http": ["reward.url=http://localhost:8000/score"]}
+# ILQL has no online form, and a server's address or a model's place is nobody's default.
+BESIDE = {
+    "algo=ilql": ["stage=offline"],
+    "reward=http": ["reward.url=http://localhost:8000/score"],
+    "model=hub": ["model.path=owner/hub", "dataset=hh"],
+}
 
 
 @pytest.mark.parametrize(
@@ -26,7 +31,25 @@ def test_every_file_composes(choice):
     real = REAL_MODEL.get(group, []) if name != "letters" else []
     run = config(choice, *real, *BESIDE.get(choice, []))
     named = {"algo": run.algo.name, "stage": run.stage.name, "model": run.model.name, "dataset": run.dataset.name}
-    assert named.get(group, name) == name
+    assert named.get(group, name).removeprefix("hub-") == name
+
+
+@pytest.mark.parametrize(
+    ("path", "name"),
+    [
+        ("Qwen/Qwen3-0.6B", "Qwen3-0.6B"),
+        ("gpt2", "gpt2"),
+        ("/data/my model/", "my-model"),
+        ("runs/default/apa-s0-0123abcd/final", "apa-s0-0123abcd"),
+        ("models/tiny", "hub-tiny"),  # another model of ours has that name
+    ],
+)
+def test_a_model_of_ones_own_is_named_after_its_place(path, name):
+    mapping = composed("model=hub", "dataset=hh")
+    mapping["model"]["path"] = path
+    run = build_config(mapping)
+    assert run.model.name == name == build_config(config_to_mapping(run)).model.name
+    assert run.optimization.learning_rate <= 2e-5 and run.sft.learning_rate <= 2e-5
 
 
 def test_every_algorithm_has_a_file():

@@ -76,7 +76,8 @@ def no_part_of(stage: str, name: str) -> list[str]:
     """Options of the data set that are no part of the stage's id, though the data set reads them."""
     run = config(f"stage={stage}", *([] if name == "letters" else [f"dataset={name}", "model=smollm2_135m"]))
     found = [one for one in options(run) if one.section == "dataset" and not one.changes(run)]
-    return [one.path.partition(".")[2] for one in found if one.failure(run) is None or one.failure(run).by_stage]
+    failures = {one.path.partition(".")[2]: one.failure(run) for one in found}
+    return [name for name, failure in failures.items() if failure is None or failure.by_stage]
 
 
 @pytest.mark.parametrize("stage", READ)
