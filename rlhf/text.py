@@ -232,21 +232,21 @@ def encode_next(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
 def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str, longest: int) -> tuple[list[int], str]:
     """A prompt's tokens, at least one and at most `longest`, and its text as far as the tokens hold it.
 
-    What begins every text (BOS) is there once, whoever wrote it, and survives the cut on the left; the text is without
-    it.
+    What begins every text (BOS) is there once, whoever wrote it, and survives the cut on the left. The text is without
+    it, but for what a template wrote.
     """
-    start = _facts(tokenizer).start
-    text = _without_start(tokenizer, prompt)
+    bos, start = tokenizer.bos_token_id, _facts(tokenizer).start
+    spans = control_spans(prompt)
+    written = part(prompt, *spans[0]) if spans and spans[0][0] == 0 and encode(tokenizer, prompt)[:1] == [bos] else ""
+    text = prompt if written else _without_start(tokenizer, prompt)
     ids = encode(tokenizer, text)
-    if not start and ids and ids[0] == tokenizer.bos_token_id and control_spans(text):
-        start, ids = ids[:1], ids[1:]  # a template's own, which its text must go on saying
+    if written:
+        start, ids = ids[:1], ids[1:]
     room = longest - len(start)
     if room <= 0:
-        start, room = [], longest
+        start, room, written = [], longest, ""
     if len(ids) > room:
-        ids, text = _cut(tokenizer, ids, room)
-        if not _facts(tokenizer).start:
-            text = joined(special_control(tokenizer, _raw(tokenizer, start)), text)
+        ids, text = _cut(tokenizer, ids, room, written)
     return [*start, *ids] or [eos_id(tokenizer)], text
 
 
@@ -266,7 +266,9 @@ def answer_text(tokenizer: PreTrainedTokenizerBase, answer: str) -> str:
 
 def encode_whole(tokenizer: PreTrainedTokenizerBase, text: str, longest: int) -> list[int]:
     """A whole text within what the tokenizer puts around every text; too long a one loses its beginning."""
-    facts = _facts(tokenizer)
+    facts, spans = _facts(tokenizer), control_spans(text)
+    if spans and spans[0][0] == 0 and text[: spans[0][1]] not in facts.control.values():
+        text = part(text, spans[0][1])  # another tokenizer's BOS
     ids = encode(tokenizer, _without_start(tokenizer, text))
     room = max(longest - len(facts.start) - len(facts.end), 0)
     whole = [*facts.start, *ids[max(len(ids) - room, 0) :], *facts.end]
@@ -299,17 +301,20 @@ def _without_start(tokenizer: PreTrainedTokenizerBase, text: str) -> str:
     return text
 
 
-def _cut(tokenizer: PreTrainedTokenizerBase, ids: list[int], room: int) -> tuple[list[int], str]:
+def _cut(tokenizer: PreTrainedTokenizerBase, ids: list[int], room: int, written: str) -> tuple[list[int], str]:
     """The last tokens, at most `room`, as a text of their own is encoded, and that text.
 
     A cut may lie within a word or a character, whose end would be encoded otherwise: it then moves on a little.
+
+    Args:
+        written: the BOS that a template wrote, which begins the text and is not among the tokens.
     """
     for first in range(len(ids) - room, len(ids)):
         text = decode_prompt(tokenizer, ids[first:])
-        again = encode(tokenizer, text)
+        again = encode(tokenizer, joined(written, text))[len(written) > 0 :]
         if len(again) <= room and not text.startswith(_NO_CHARACTER):
-            return again, text
-    return [], ""
+            return again, joined(written, text)
+    return [], written
 
 
 # --- tokens -> text ------------------------------------------------------------------------------------------------
