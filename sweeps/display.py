@@ -229,7 +229,7 @@ class Display:
         progress.look()
         if self._live is None or outcome.status == "failed":
             why = f": {outcome.reason}" if outcome.reason else ""
-            self._console.print(f"{progress.name} {outcome.status}{why}", markup=False)
+            tell(self._console, f"{progress.name} {outcome.status}{why}", STATE_STYLES.get(outcome.status, ""))
 
     def _table(self) -> Table:
         """What runs and what has run; of those that wait, the first few."""

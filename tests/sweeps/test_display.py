@@ -61,9 +61,9 @@ def test_a_terminal_gets_a_table_and_a_file_gets_lines(run):
         console = Console(file=stream, force_terminal=terminal, width=100, highlight=False)
         with Display([run], console) as display:
             display.update([run_folder(run)], [])
-            display.update([], [Outcome(run, "failed", "RuntimeError: [not markup]")])
+            display.update([], [Outcome(run, "failed", "RuntimeError: [/not] \x1b]0;title\x07markup")])
         shown = stream.getvalue()
-        assert f"{run_id(run)} failed: RuntimeError: [not markup]" in shown
+        assert f"{run_id(run)} failed: RuntimeError: [/not] markup" in shown and "\x1b]0" not in shown
         assert ("4/10" in shown and "0.250" in shown) == terminal
 
 
