@@ -71,10 +71,9 @@ def test_nothing_of_the_environment_reaches_a_job(cluster: Cluster, tmp_path: Pa
     assert start["OMP_NUM_THREADS"] == "2" and start["CUDA_TOKEN"] == "from-the-setup"
 
 
-@pytest.mark.parametrize("line", ["module load missing", "source {folder}/missing", "false | cat"])
-def test_a_setup_line_that_fails(cluster: Cluster, tmp_path: Path, line: str):
+def test_a_setup_line_that_fails(cluster: Cluster, tmp_path: Path):
     sweep = Sweep(cluster, tmp_path)
-    line = line.format(folder=tmp_path)
+    line = f"source {tmp_path}/missing"
     setup = f'hardware.slurm.setup=["export FIRST=1","{line}","export LAST=1"]'
     code, output = sweep.run("algo=apa", "rollout.iterations=2", setup)
     assert code == 1 and not sweep.starts(), output
