@@ -145,10 +145,11 @@ def policy_models(
     precision: str = "fp32",
     recompute: bool = False,
     merge_adapters: bool = False,
+    train: TrainableConfig | None = None,
 ) -> PolicyModels:
     torch.manual_seed(0)
     settings = value_settings() if value is None else value
-    train = trainable(mode, last_k, merge_adapters)
+    train = train or trainable(mode, last_k, merge_adapters)
     return build_models(model, train, settings, temperature=temperature, precision=precision, recompute=recompute)
 
 

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from rlhf.config.readers import AFTER_SFT, ALWAYS, FROM_FILES, MADE_UP_LABELS, RL, SCORING, Absent, Is
+from rlhf.config.readers import AFTER_SFT, ALWAYS, FROM_FILES, MADE_UP_LABELS, RL, SCORING, Absent, Given, Is
 from rlhf.config.setting import setting
+
+_SFT_HUB = FROM_FILES & Absent("dataset.path") & Absent("dataset.sft_path")
+_SFT_TEXTS = FROM_FILES & (Given("dataset.sft_path") | (_SFT_HUB & Given("dataset.sft_hub")))
 
 
 @dataclass(kw_only=True)
@@ -13,7 +16,7 @@ class DatasetConfig:
     name: str = setting("the data set", read_by=ALWAYS, choices=("letters", "reviews", "hh", "tldr", "stackexchange"))
     path: str | None = setting(
         "local pairs in the hub's columns instead: .json(l), .json(l).gz, .parquet, or a folder (save_to_disk, or with "
-        "files train* and test*)",
+        "a file or shards for each split, as train and test)",
         read_by=FROM_FILES | Is("dataset.name", ("reviews",)),
         also_called=("data_path", "train_file", "dataset_path", "train_data"),
         content=True,
@@ -29,7 +32,29 @@ class DatasetConfig:
     )
     sft_hub: str | None = setting(
         "the SFT texts' name on the hub, likewise; null, or with dataset.path: the preferred answers of the pairs",
-        read_by=FROM_FILES & Absent("dataset.path") & Absent("dataset.sft_path"),
+        read_by=_SFT_HUB,
+    )
+    split: str | None = setting(
+        "split of the pairs that is trained on; null: train",
+        read_by=FROM_FILES,
+        also_called=("dataset_split", "train_split", "dataset_train_split"),
+    )
+    test_split: str | None = setting(
+        "split of the pairs that is held out; null: test, validation or the like, else a fifth of the prompts",
+        read_by=FROM_FILES,
+        also_called=("eval_split", "dataset_test_split"),
+    )
+    hub_config: str | None = setting(
+        "configuration of dataset.hub; null: its only or default one",
+        read_by=FROM_FILES & Absent("dataset.path"),
+        also_called=("dataset_config", "dataset_config_name", "subset"),
+    )
+    sft_split: str | None = setting(
+        "as dataset.split, of the SFT texts where they are a data set of their own", read_by=_SFT_TEXTS
+    )
+    sft_test_split: str | None = setting("as dataset.test_split, of the SFT texts, likewise", read_by=_SFT_TEXTS)
+    sft_hub_config: str | None = setting(
+        "configuration of dataset.sft_hub; null: its only or default one", read_by=_SFT_HUB & Given("dataset.sft_hub")
     )
     max_bad_rows: int = setting(
         "malformed rows that are skipped and counted; one more refuses the data", read_by=FROM_FILES, low=0

@@ -12,6 +12,7 @@ from rlhf.config.readers import (
     SCORING,
     TRAINING,
     VALUE_NETWORK,
+    Given,
     Is,
     stages,
 )
@@ -67,6 +68,16 @@ class ModelConfig:
         read_by=LOADED_MODEL,
         also_called=("model_name_or_path", "model_name", "model_path", "pretrained", "base_model"),
         content=True,
+    )
+    tokenizer: str | None = setting(
+        "folder or hub name of its tokenizer for source=pretrained; null: the one at `path`, or with an adapter's base",
+        read_by=LOADED_MODEL,
+        also_called=("tokenizer_name_or_path", "tokenizer_name", "tokenizer_path"),
+        content=True,
+    )
+    trust_remote_code: bool = setting(
+        "run Python code that the model at `path` (or evaluation.policy) brings, with your rights; false: refuse it",
+        read_by=LOADED_MODEL | Given("evaluation.policy"),
     )
     sft: bool = setting(
         "run the SFT stage before RL; false where the weights have been through it",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from rlhf.config.readers import ALWAYS, BARE_REWARD, GIVEN_REWARD, MODEL_REWARD, REWARD_SERVER, RL, Is, stages
+from rlhf.config.readers import ALWAYS, BARE_REWARD, GIVEN_REWARD, MODEL_REWARD, REWARD_SERVER, RL, Given, Is, stages
 from rlhf.config.setting import setting
 
 _SCORED_ELSEWHERE = stages("online") & (
@@ -36,6 +36,10 @@ class RewardConfig:
     )
     tokenizer: str | None = setting(
         "folder or hub name of its tokenizer; null: the one at `path`", read_by=GIVEN_REWARD, content=True
+    )
+    trust_remote_code: bool = setting(
+        "run Python code that the reward model at `path` brings, with your rights; false: refuse it",
+        read_by=Is("reward.name", ("learned",)) & Given("reward.path"),
     )
     prefix: str = setting("put before a text that is scored", read_by=GIVEN_REWARD)
     suffix: str = setting(

@@ -13,7 +13,7 @@ import numpy as np
 from rlhf.config.dataset import DatasetConfig
 from rlhf.data.examples import DataError, Demonstration, Dropped, Preference, TextData, of_size
 from rlhf.data.form import Form, Parse
-from rlhf.data.sources import Source, hub_source, local_source
+from rlhf.data.sources import Part, Source, Wanted, hub_source, local_source
 from rlhf.data.tables import (
     BadRows,
     Index,
@@ -27,18 +27,40 @@ from rlhf.data.tables import (
     shuffled,
     table_of,
 )
+from rlhf.errors import printable
 
 HELD_OUT_SHARE = 0.2
 SAMPLE = 100
 """Prompts that tell which form a data set has."""
+LISTED_FILES = 5
+"""Of a split, in what is said of it."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Parts:
     """One kind of examples; `held_out` is None where the source has no such part."""
 
+    source: Source
     train: Table
     held_out: Table | None
+
+    @property
+    def told(self) -> str:
+        """Which splits were read, how many rows each had, and which were not."""
+        source, of_own = self.source, "a fifth of the prompts held out"
+        if self.held_out is not None and source.held_out is not None:
+            of_own = f"held out: {_rows_of(source.held_out, self.held_out)}"
+        unread = f"; not read: {', '.join(map(printable, source.unread))}" if source.unread else ""
+        return f"data: {source.option}={source.place}: {_rows_of(source.train, self.train)}; {of_own}{unread}"
+
+
+def _rows_of(part: Part, table: Table) -> str:
+    few = [
+        *part.files[:LISTED_FILES],
+        *([f"{len(part.files) - LISTED_FILES} more"] if part.files[LISTED_FILES:] else []),
+    ]
+    files = f" from {', '.join(map(printable, few))}" if len(part.files) > 1 else ""
+    return f"{printable(part.name)} {table.num_read:,} rows{files}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,16 +110,19 @@ def assemble(config: DatasetConfig, form: Form) -> TextData:
         eval_prompts=test_answers,
         dropped=_dropped(given, held_out),
         stop_strings=form.stop_strings([train_answers[i].prompt for i in range(min(len(train_answers), SAMPLE))]),
+        sources=tuple(parts.told for parts in given),
     )
     whole = any(one.held_out is None for one in given)
-    return of_size(parts, config, "a fifth of the prompts" if whole else "the data's own test part")
+    of_own = "a fifth of the prompts" if whole else "the data's own test part"
+    return of_size(parts, config, of_own, HELD_OUT_SHARE if whole else None)
 
 
 def _pairs(config: DatasetConfig, form: Form) -> Parts:
+    wanted = Wanted(config.split, config.test_split)
     if config.path is not None:
-        source = local_source(Path(config.path), "dataset.path")
+        source = local_source(Path(config.path), "dataset.path", wanted)
     elif config.hub is not None:
-        source = hub_source(config.hub, "dataset.hub")
+        source = hub_source(config.hub, "dataset.hub", wanted, config.hub_config)
     else:
         raise DataError("dataset.path: neither it nor dataset.hub says where the pairs are; give one of them")
     return _parts(source, Preference, form.preferences, form.name, BadRows(config.max_bad_rows))
@@ -105,10 +130,11 @@ def _pairs(config: DatasetConfig, form: Form) -> Parts:
 
 def _answers(config: DatasetConfig, form: Form, bad_rows: BadRows) -> Parts | None:
     """SFT texts of their own. Local pairs do without the hub's."""
+    wanted = Wanted(config.sft_split, config.sft_test_split, "dataset.sft_")
     if config.sft_path is not None:
-        source = local_source(Path(config.sft_path), "dataset.sft_path")
+        source = local_source(Path(config.sft_path), "dataset.sft_path", wanted)
     elif config.sft_hub is not None and config.path is None:
-        source = hub_source(config.sft_hub, "dataset.sft_hub")
+        source = hub_source(config.sft_hub, "dataset.sft_hub", wanted, config.sft_hub_config)
     else:
         return None
     return _parts(source, Demonstration, lambda row: [form.demonstration(row)], form.name, bad_rows)
@@ -123,9 +149,9 @@ def _parts(
 ) -> Parts:
     train = table_of(source.train, kind, parse, form=form, bad_rows=bad_rows)
     if source.held_out is None:
-        return Parts(train, None)
+        return Parts(source, train, None)
     bad_rows = BadRows(bad_rows.allowed, bad_rows.elsewhere + train.dropped.malformed)
-    return Parts(train, table_of(source.held_out, kind, parse, form=form, bad_rows=bad_rows))
+    return Parts(source, train, table_of(source.held_out, kind, parse, form=form, bad_rows=bad_rows))
 
 
 def _malformed(parts: Parts) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -85,6 +86,8 @@ class TextData:
     dropped: Dropped = Dropped()
     stop_strings: Sequence[str] = ()
     """What ends a response in the form that the prompts have; dataset.stop_strings replaces them."""
+    sources: Sequence[str] = ()
+    """A line for each place that rows were read from: its splits and how many rows each had."""
 
 
 # The parts that an option of `dataset` bounds, by that option.
@@ -95,13 +98,15 @@ _SIZES = {
     "num_prompts": "prompts",
     "num_eval_prompts": "eval_prompts",
 }
+_HELD_OUT = ("num_test_pairs", "num_eval_prompts")
 
 
-def of_size(data: TextData, config: DatasetConfig, held_out: str) -> TextData:
+def of_size(data: TextData, config: DatasetConfig, held_out: str, share: float | None = None) -> TextData:
     """The first examples of each part, as many as `config` asks for (null: all).
 
     Args:
         held_out: which share of the data is held out: "a fifth of the prompts".
+        share: that as a number; None: the data has a part of its own.
 
     Raises:
         DataError: there are too few; one line that names all options to set.
@@ -113,8 +118,10 @@ def of_size(data: TextData, config: DatasetConfig, held_out: str) -> TextData:
         wrong = [f"{_typed(option, asked[option])}: the data has {there[option] or 'none'} of them" for option in short]
         fitting = {option: number - number % 2 * (option == "num_eval_prompts") for option, number in short.items()}
         typed = " ".join(_typed(option, number) for option, number in fitting.items())
+        wanted = max((asked[option] or 1 for option in short if option in _HELD_OUT), default=0)
+        enough = f" ({math.ceil(wanted / share):,} prompts are enough)" if wanted and share else ""
         remedy = f"type {typed}, or give it more rows" if all(fitting.values()) else "give it more rows"
-        raise DataError(f"{'; '.join(wrong)}; {held_out} is held out; {remedy}")
+        raise DataError(f"{'; '.join(wrong)}; {held_out} is held out{enough}; {remedy}")
     return replace(data, **{part: getattr(data, part)[: asked[option]] for option, part in _SIZES.items()})
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, TextIO
 
 from rlhf.data.examples import DataError
+from rlhf.errors import reason
 
 JSON_SUFFIXES = (".json", ".jsonl", ".json.gz", ".jsonl.gz")
 CHUNK = 2**20
@@ -44,8 +45,8 @@ def json_rows(path: Path, option: str) -> Iterator[Row]:
                 with io.TextIOWrapper(file, encoding="utf-8-sig") as text:
                     yield from _list_rows(text, path, option)
     except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else error
-        raise DataError(f"{option}={path}: cannot be read ({reason}); give a readable file") from None
+        why = error.strerror if isinstance(error, OSError) and error.strerror else reason(error)
+        raise DataError(f"{option}={path}: cannot be read ({why}); give a readable file") from None
 
 
 def _opened(path: Path) -> BinaryIO:
@@ -61,10 +62,16 @@ def _line_rows(file: BinaryIO, path: Path) -> Iterator[Row]:
             yield Row(json.loads(line.decode("utf-8-sig")), where)
         except UnicodeDecodeError as error:
             yield Row(None, where, f"not UTF-8 ({error})")
-        except json.JSONDecodeError as error:
-            yield Row(None, where, f"not JSON ({error.msg})")
-        except RecursionError:
-            yield Row(None, where, "not a row (nested too deeply)")
+        except (ValueError, RecursionError) as error:
+            yield Row(None, where, _not_json(error))
+
+
+def _not_json(error: ValueError | RecursionError) -> str:
+    if isinstance(error, json.JSONDecodeError):
+        return f"not JSON ({error.msg})"
+    if isinstance(error, RecursionError):
+        return "not a row (nested too deeply)"
+    return f"not a row ({reason(error)})"  # as a number of more digits than Python reads
 
 
 def _list_rows(file: TextIO, path: Path, option: str) -> Iterator[Row]:
@@ -74,10 +81,11 @@ def _list_rows(file: TextIO, path: Path, option: str) -> Iterator[Row]:
     try:
         for number, (value, line) in enumerate(reader.items(), start=1):
             yield Row(value, f"{path}:{line} (row {number})")
-    except (json.JSONDecodeError, RecursionError) as error:
+    except UnicodeDecodeError:
+        raise
+    except (ValueError, RecursionError) as error:
         # Nobody can say where the next row begins: a broken list is refused whole.
-        message = error.msg if isinstance(error, json.JSONDecodeError) else "nested too deeply"
-        raise DataError(f"{path}:{reader.line}: not JSON ({message}); mend the list") from None
+        raise DataError(f"{path}:{reader.line}: {_not_json(error)}; mend the list") from None
 
 
 class _ListReader:

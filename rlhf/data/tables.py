@@ -31,6 +31,7 @@ from rlhf.data.examples import DataError, Demonstration, Dropped, Preference
 from rlhf.data.form import MalformedRow, Parse
 from rlhf.data.rows import Row
 from rlhf.data.sources import Part
+from rlhf.errors import reason
 
 NAMED = 10
 """Malformed rows that are named one by one; the others are counted."""
@@ -48,6 +49,8 @@ class Table:
     keys: Index
     """A hash of each row's prompt: equal prompts have equal ones."""
     dropped: Dropped
+    num_read: int
+    """Rows of the source."""
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -129,13 +132,16 @@ def table_of(
                 _convert(part, kind, parse, partial, bad_rows)
                 os.replace(partial, folder)
     except OSError as error:
-        raise DataError(f"{folder}: cannot be written ({error.strerror}); set HF_DATASETS_CACHE to a folder") from None
+        raise DataError(
+            f"{folder}: cannot be written ({error.strerror or reason(error)}); set HF_DATASETS_CACHE to a folder"
+        ) from None
     known = json.loads((folder / "dropped.json").read_text())
+    num_read = known.pop("num_read")
     dropped = Dropped(**known | {"named": tuple(known["named"])})
     bad_rows.check(dropped)
     rows = datasets.Dataset.from_file(str(folder / "rows.arrow"))
     keys = rows.data.column("key").to_numpy()
-    return Table(rows.select_columns([field.name for field in dataclasses.fields(kind)]), keys, dropped)
+    return Table(rows.select_columns([field.name for field in dataclasses.fields(kind)]), keys, dropped, num_read)
 
 
 def _cache_folder(part: Part, kind: type, form: str) -> Path:
@@ -161,7 +167,14 @@ def _convert(
     """Write rows.arrow and dropped.json."""
     texts = [(field.name, pa.string()) for field in dataclasses.fields(kind)]
     schema = pa.schema([*texts, ("key", pa.int64())])
-    dropped = Dropped()
+    dropped, num_read = Dropped(), 0
+
+    def counted() -> Iterator[Row]:
+        nonlocal num_read
+        for row in part.rows():
+            num_read += 1
+            yield row
+
     lines: list[tuple[Any, ...]] = []
     with pa.OSFile(str(folder / "rows.arrow"), "wb") as file, pa.ipc.new_stream(file, schema) as writer:
 
@@ -171,7 +184,7 @@ def _convert(
             writer.write_batch(pa.record_batch(arrays, schema=schema))
             lines.clear()
 
-        for found in _found(part.rows(), parse):
+        for found in _found(counted(), parse):
             if isinstance(found, Dropped):
                 dropped += found
                 dropped = dataclasses.replace(dropped, named=dropped.named[:NAMED])
@@ -181,7 +194,7 @@ def _convert(
             if len(lines) == ROWS_AT_ONCE:
                 flush()
         flush()
-    (folder / "dropped.json").write_text(json.dumps(dataclasses.asdict(dropped)))
+    (folder / "dropped.json").write_text(json.dumps({"num_read": num_read, **dataclasses.asdict(dropped)}))
 
 
 def _found(rows: Iterable[Row], parse: Parse) -> Iterator[Demonstration | Preference | Dropped]:

@@ -9,9 +9,6 @@ from typing import Any
 
 import torch
 import transformers
-from peft import PeftModel
-from peft.utils import CONFIG_NAME as ADAPTER_CONFIG
-from peft.utils import load_peft_weights
 from torch import nn
 from transformers import (
     MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
@@ -19,57 +16,75 @@ from transformers import (
     PretrainedConfig,
     PreTrainedModel,
 )
+from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
-from rlhf.errors import reason
-from rlhf.models.loading import ModelError, base_of_adapter
+from rlhf.models.adapters import adapter_at, merged, refuse_quantised
+from rlhf.models.errors import ModelError, loading
 from rlhf.models.names import KEPT_IN_FLOAT32
+from rlhf.models.own_code import CLASSIFIER, NOT_RUN, OwnCode
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-def load_classifier(path: str | Path, precision: str = "fp32", base: str | None = None) -> PreTrainedModel:
+def load_classifier(
+    path: str | Path, precision: str = "fp32", base: str | None = None, own_code: OwnCode = NOT_RUN
+) -> PreTrainedModel:
     """A frozen sequence classifier with one output, its weights held in `precision` but for a head called `score`.
 
     Args:
-        path: a hub name or folder of a whole model, or a folder with a peft adapter, which is merged into its base.
+        path: a folder or hub name of a whole model, or of a peft adapter, which is merged into its base.
         base: where an adapter's base lies; None: where the adapter says.
 
     Raises:
-        ModelError: nothing there, damaged, weights missing, or several outputs.
+        ModelError: nothing there, damaged, weights missing, several outputs, or code of its own that is not allowed.
     """
-    adapted = (Path(path) / ADAPTER_CONFIG).is_file()
-    if base is not None and not adapted:
+    adapter = adapter_at(path, "reward.path", base)
+    if base is not None and adapter is None:
         raise ModelError(f"reward.base: {path} is no adapter and needs no base; leave it null")
+    if adapter is not None and adapter.config.task_type == "CAUSAL_LM":
+        raise ModelError(f"reward.path: {path} is an adapter for CAUSAL_LM; give a reward model, not a policy")
     logging.getLogger("transformers.modeling_utils").setLevel(logging.ERROR)
-    try:
-        whole = (base or base_of_adapter(Path(path))) if adapted else path
-        config = AutoConfig.from_pretrained(whole)
-        if adapted:
+    whole, revision = (path, "main") if adapter is None else (adapter.base, adapter.revision)
+    with loading("reward.path", path if adapter is None else f"{whole}, the base of the adapter {path}"):
+        own_code.check(whole, CLASSIFIER, "reward.path", revision)
+        config = AutoConfig.from_pretrained(whole, trust_remote_code=own_code.allowed, revision=revision)
+        if adapter is not None:
+            refuse_quantised(config, adapter, "reward.path")
             config.num_labels = 1  # the base may be a policy, which has no labels
         _refuse_several_outputs(path, config)
-        loaded: Any = classifier_class(config, precision).from_pretrained(
-            whole, config=config, dtype=DTYPES[precision], output_loading_info=True
+        kind = classifier_class(config, precision, whole if own_code.allowed else None)
+        loaded: Any = kind.from_pretrained(
+            whole, config=config, dtype=DTYPES[precision], revision=revision, output_loading_info=True
         )
         model, report = loaded
         missing = set(report["missing_keys"])
-        if adapted:
-            missing -= {name.removeprefix("base_model.model.") for name in load_peft_weights(str(path), "cpu")}
-            model = PeftModel.from_pretrained(model, str(path)).merge_and_unload()
-    except ModelError:
-        raise
-    except Exception as error:  # whatever safetensors, peft, the hub client or transformers raise on damaged files
-        raise ModelError(f"reward.path: cannot load {path} ({reason(error)})") from error
+    if adapter is not None:
+        with loading("reward.path", path):
+            model, brought = merged(model, adapter, "reward.path")
+        missing -= brought
     if missing:
         raise ModelError(f"reward.path: {path} lacks the weights {named(missing)}; give a reward model, not a policy")
     check_head(model)
     return model.eval().requires_grad_(False)
 
 
-def classifier_class(config: PretrainedConfig, precision: str) -> type[PreTrainedModel]:
-    """The architecture's sequence classifier; below float32 it keeps a head called `score` in float32."""
+def classifier_class(
+    config: PretrainedConfig, precision: str, own_code_at: str | Path | None = None
+) -> type[PreTrainedModel]:
+    """The architecture's sequence classifier; below float32 it keeps a head called `score` in float32.
+
+    Args:
+        own_code_at: folder or hub name whose own code is run where it brings a classifier; None: none is.
+    """
     kind: Any = MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING.get(type(config), None)
+    brought = (getattr(config, "auto_map", None) or {}).get(CLASSIFIER)
+    if own_code_at is not None and brought:
+        kind = get_class_from_dynamic_module(brought, str(own_code_at))
     if kind is None:
-        raise ModelError(f"reward: transformers has no sequence classifier of architecture {config.model_type}")
+        raise ModelError(
+            f"reward.name: transformers has no sequence classifier of architecture {config.model_type}; give one of "
+            "another as reward.path, or a reward without one (reward=http)"
+        )
     if precision == "fp32":
         return kind
     kept = [*(getattr(kind, KEPT_IN_FLOAT32, None) or ()), "score"]

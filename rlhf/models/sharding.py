@@ -61,7 +61,7 @@ def _shard_heads(heads: Iterable[nn.Module], bases: Iterable[nn.Module], mesh: D
 
 
 def _shard_base(base: nn.Module, heads: Iterable[nn.Module], mesh: DeviceMesh) -> None:
-    for block in getattr(base, attribute(base, BLOCKS)):
+    for block in getattr(base, attribute(base, BLOCKS, "hardware.sharding=fsdp", "use none")):
         _shard_unit(block, mesh)
     embeddings = base.get_input_embeddings()  # type: ignore[operator]
     if not any(embeddings.weight is head.weight for head in heads):

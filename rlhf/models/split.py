@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from rlhf.models.names import BLOCKS, FINAL_NORM, LEARNED_POSITIONS
+from rlhf.models.errors import ModelError
+from rlhf.models.names import BLOCKS, EMBEDDING_NORM, FINAL_NORM, LEARNED_POSITIONS
 
 KINDS = ("layer_types", "attention_layers")
 """What configs call the list of what each block's attention sees: Qwen, Mistral; GPT-Neo."""
@@ -28,17 +29,22 @@ class _NoPositions(nn.Module):
         return torch.zeros(*positions.shape, self.width, device=positions.device)
 
 
-def attribute(base: nn.Module, names: tuple[str, ...]) -> str:
+def attribute(base: nn.Module, names: tuple[str, ...], needed_by: str = "", remedy: str = "") -> str:
     """The one of `names` that this architecture uses.
 
+    Args:
+        needed_by: the option that needs it, with its value; by default what has asked already.
+        remedy: what to do without it.
+
     Raises:
-        NotImplementedError: none of them; the architecture is not known here.
+        ModelError: none of them; the architecture is not known here.
     """
     for name in names:
         if hasattr(base, name):
             return name
-    raise NotImplementedError(
-        f"model.train.mode=last_k: {type(base).__name__} has none of {names}; use mode all or lora"
+    raise ModelError(
+        f"{needed_by}: {type(base).__name__} keeps its blocks or last norm elsewhere than in {', '.join(names)}; "
+        f"{remedy}"
     )
 
 
@@ -61,28 +67,38 @@ def replaced_modules(module: nn.Module, twin: Callable[[nn.Module], nn.Module]) 
     return with_modules(module, **changed) if changed else module
 
 
-def split(base: nn.Module, last_k: int) -> tuple[nn.Module, nn.Module]:
+def split(base: nn.Module, last_k: int, option: str = "model.train") -> tuple[nn.Module, nn.Module]:
     """The base model (no language head) as (trunk, top): top(inputs_embeds=trunk(ids)) equals base(ids) to the bit.
 
     Args:
         last_k: blocks in the top. The top holds the final norm, the trunk the embeddings; no tensor is copied.
+        option: the section of the config that asks for it, as "model.train".
+
+    Raises:
+        ModelError: more blocks than there are, or an architecture that is not known here.
     """
-    blocks_name, norm_name = attribute(base, BLOCKS), attribute(base, FINAL_NORM)
+    asked = f"{option}.mode=last_k", "use mode all or lora"
+    blocks_name, norm_name = attribute(base, BLOCKS, *asked), attribute(base, FINAL_NORM, *asked)
     blocks = list(getattr(base, blocks_name))
     if not 0 < last_k <= len(blocks):
-        raise ValueError(f"model.train.last_k: {last_k}, but the model has {len(blocks)} blocks")
+        raise ModelError(f"{option}.last_k: {last_k}, but the model has {len(blocks)} blocks; make it that or less")
     cut = len(blocks) - last_k
     trunk = with_modules(base, **{blocks_name: nn.ModuleList(blocks[:cut]), norm_name: nn.Identity()})
     top = with_modules(base, **{blocks_name: nn.ModuleList(blocks[cut:])})
     for name in KINDS:  # a block's mask is looked up by its place in the list
-        kinds = getattr(base.config, name, None)
+        kinds: Any = getattr(base.config, name, None)
         for half, part in ((trunk, slice(cut)), (top, slice(cut, None))) if kinds is not None else ():
             config: Any = copy.copy(half.config)
-            setattr(config, name, kinds[part])
+            try:
+                setattr(config, name, kinds[part])
+            except AttributeError as error:  # Mamba works them out
+                raise _uncut(base, option) from error
             config.num_hidden_layers = len(kinds[part])
             half.__dict__["config"] = config
     if hasattr(base, LEARNED_POSITIONS):
         top._modules[LEARNED_POSITIONS] = _NoPositions(getattr(base, LEARNED_POSITIONS).embedding_dim)
+    if hasattr(base, EMBEDDING_NORM):
+        top._modules[EMBEDDING_NORM] = nn.Identity()
     return trunk, top
 
 
@@ -91,15 +107,17 @@ def check_split(base: nn.Module, trunk: nn.Module, top: nn.Module) -> None:
     """Run one short text both ways.
 
     Raises:
-        NotImplementedError: the halves are not the whole, as where a model scales `inputs_embeds` (Gemma).
+        ModelError: the halves are not the whole, as where a model scales `inputs_embeds` (Granite).
     """
     ids = torch.arange(1, 9, device=next(base.parameters()).device).unsqueeze(0)
     whole = base(input_ids=ids, use_cache=False).last_hidden_state
     halves = top(inputs_embeds=trunk(input_ids=ids, use_cache=False).last_hidden_state, use_cache=False)
     if not torch.equal(whole, halves.last_hidden_state):
-        raise NotImplementedError(
-            f"model.train.mode=last_k: {type(base).__name__} cannot be cut at a block; use mode all or lora"
-        )
+        raise _uncut(base, "model.train")
+
+
+def _uncut(base: nn.Module, option: str) -> ModelError:
+    return ModelError(f"{option}.mode=last_k: {type(base).__name__} cannot be cut at a block; use mode all or lora")
 
 
 def top_parameters(top: nn.Module) -> list[nn.Parameter]:

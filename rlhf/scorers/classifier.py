@@ -6,12 +6,15 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhf.batches import pad
 from rlhf.config import RunConfig
-from rlhf.errors import reason
-from rlhf.models.loading import ModelError, moved
+from rlhf.models.adapters import adapter_at
+from rlhf.models.errors import ModelError
+from rlhf.models.loading import moved
+from rlhf.models.own_code import OwnCode
+from rlhf.models.tokenizers import tokenizer_at, tokenizer_place
 from rlhf.text import answer_text, encode_next, encode_whole, joined, special_control
 
 
@@ -101,7 +104,7 @@ def text_classifier(
     reward = config.reward
     return TextClassifier(
         moved(model, device),
-        _load_tokenizer(tokenizer),
+        _load_tokenizer(tokenizer, config),
         prefix=reward.prefix,
         suffix=reward.suffix,
         max_tokens=reward.max_tokens or config.dataset.max_total_length + 1,
@@ -110,15 +113,14 @@ def text_classifier(
     )
 
 
-def _load_tokenizer(path: str) -> PreTrainedTokenizerBase:
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(path)
-        why = "" if tokenizer.vocab_size else "its files are not there"  # transformers makes an empty one
-    except Exception as error:  # whatever the hub client or transformers raise
-        why = reason(error)
-    if why:
-        raise ModelError(f"reward.tokenizer: no tokenizer at {path} ({why}); give a folder or hub name")
-    return tokenizer
+def reward_code(config: RunConfig) -> OwnCode:
+    return OwnCode(config.reward.trust_remote_code, "reward.trust_remote_code")
+
+
+def _load_tokenizer(path: str, config: RunConfig) -> PreTrainedTokenizerBase:
+    """What lies there, or with the base of an adapter."""
+    adapter = adapter_at(path, "reward.tokenizer", config.reward.base)
+    return tokenizer_at(tokenizer_place(path, adapter), reward_code(config), "reward.tokenizer")
 
 
 def _longest(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int:

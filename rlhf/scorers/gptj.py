@@ -28,7 +28,7 @@ from transformers import AutoConfig, PreTrainedModel
 from rlhf.config import RunConfig
 from rlhf.errors import reason
 from rlhf.models.classifier import DTYPES, check_head, classifier_class, named
-from rlhf.models.loading import ModelError
+from rlhf.models.errors import ModelError, loading, remedy
 from rlhf.scorers.classifier import TextClassifier, text_classifier
 
 HEAD = "v_head.weight"
@@ -69,7 +69,9 @@ def checkpoint_path(path: str, name: str) -> Path:
     try:
         return Path(hf_hub_download(path, name))
     except Exception as error:  # whatever the hub client raises: no such name, no network, no room
-        raise ModelError(f"reward.path: cannot fetch {name} of {path} from the hub ({reason(error)})") from error
+        raise ModelError(
+            f"reward.path: cannot fetch {name} of {path} from the hub ({reason(error)}); {remedy(error, path)}"
+        ) from error
 
 
 def read_tensors(file: Path) -> dict[str, Tensor]:
@@ -77,7 +79,9 @@ def read_tensors(file: Path) -> dict[str, Tensor]:
     try:
         state = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
     except Exception as error:  # whatever torch raises on damaged files and on other objects than tensors
-        raise ModelError(f"reward.checkpoint_file: cannot read {file} ({reason(error)})") from error
+        raise ModelError(
+            f"reward.checkpoint_file: cannot read {file} ({reason(error)}); copy it again, whole"
+        ) from error
     if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
         raise ModelError(f"reward.checkpoint_file: {file} is no bare state dict, names of tensors alone")
     return {name: tensor for name, tensor in state.items() if not _BUFFERS.search(name)}
@@ -90,12 +94,8 @@ def fill(base: str, tensors: dict[str, Tensor], precision: str, file: Path) -> P
         tensors: names as in the file, of which `file` is the name in errors.
     """
     logging.getLogger("transformers.modeling_utils").setLevel(logging.ERROR)
-    try:
-        config = AutoConfig.from_pretrained(base)
-    except Exception as error:  # whatever the hub client or transformers raise
-        raise ModelError(
-            f"reward.base: no model's config at {base} ({reason(error)}); give a folder or hub name"
-        ) from error
+    with loading("reward.base", base, "the config of "):
+        config = AutoConfig.from_pretrained(base, trust_remote_code=False)
     config.num_labels = 1
     kind = classifier_class(config, precision)
     with torch.device("meta"):

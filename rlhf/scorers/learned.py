@@ -8,9 +8,10 @@ import torch
 
 from rlhf.config import RunConfig
 from rlhf.models.classifier import load_classifier
-from rlhf.models.loading import ModelError, moved
+from rlhf.models.errors import ModelError
+from rlhf.models.loading import moved, own_code_of
 from rlhf.models.reward_model import NORMALISATION, RewardModel, load_reward_model
-from rlhf.scorers.classifier import TextClassifier, text_classifier
+from rlhf.scorers.classifier import TextClassifier, reward_code, text_classifier
 
 
 def load_learned(config: RunConfig, trained: Path | None, device: torch.device) -> RewardModel | TextClassifier:
@@ -21,7 +22,7 @@ def load_learned(config: RunConfig, trained: Path | None, device: torch.device) 
     assert trained is not None, "without reward.path a reward model is trained first"
     reward = config.reward
     if reward.path is not None and not (trained / NORMALISATION).is_file():
-        model = load_classifier(reward.path, reward.precision, reward.base)
+        model = load_classifier(reward.path, reward.precision, reward.base, reward_code(config))
         return text_classifier(config, model, reward.tokenizer or reward.path, device)
     for option in ("prefix", "suffix"):
         if getattr(reward, option):
@@ -35,6 +36,7 @@ def load_learned(config: RunConfig, trained: Path | None, device: torch.device) 
         precision=reward.precision,
         base=reward.base,
         tokenizer=reward.tokenizer,
+        own_code=reward_code(config) if reward.path is not None else own_code_of(config.model),
     )
     moved(reward_model.model, device)
     return reward_model

@@ -15,6 +15,8 @@ from torch import Tensor
 from rlhf.checkpoint import Checkpoint, save_checkpoint
 from rlhf.config import RunConfig
 from rlhf.config.identity import fingerprint
+from rlhf.data import load_text_data
+from rlhf.data.examples import TextData
 from rlhf.distributed import count, first_says, largest, rank
 from rlhf.lock import RunLock
 from rlhf.precision import autocast
@@ -79,6 +81,17 @@ class RunContext:
         """Into the run's log, once for all ranks."""
         if rank() == 0:
             say(text)
+
+    def read_data(self) -> TextData:
+        """The run's data set; where it was read from stands in the log.
+
+        Raises:
+            DataError: files or hub have not what the config asks for.
+        """
+        data = load_text_data(self.config.dataset)
+        for line in data.sources:
+            self.say(line)
+        return data
 
     def seconds(self) -> float:
         """Seconds that this run has worked, interruptions left out."""

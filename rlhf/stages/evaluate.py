@@ -6,12 +6,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhf.chat import template_of, with_template
 from rlhf.config import ILQLConfig
-from rlhf.data import load_text_data
 from rlhf.data.examples import TextData
 from rlhf.data.tokenize import encode_prompts, prompt_report
 from rlhf.evaluation import Evaluator, ILQLEvaluator, sample_rows
 from rlhf.models.ilql import load_heads
-from rlhf.models.loading import ModelError, held_for, load_base, load_pretrained, moved
+from rlhf.models.loading import held_for, load_base, load_pretrained, moved, own_code_of
 from rlhf.models.pair import PolicyPair, check_same_tokens
 from rlhf.random import seed_torch
 from rlhf.sampling.choose import say_where_plain
@@ -23,7 +22,7 @@ from rlhf.stages.setup import say_own_pass, stops_of
 def run_evaluate(context: RunContext) -> dict[str, float]:
     """eval/* of evaluation.policy, as the last row of the run that trained it has them; of the initial policy where
     none is given."""
-    config, data = context.config, load_text_data(context.config.dataset)
+    config, data = context.config, context.read_data()
     models, tokenizer = _policies(context, data)
     data = with_template(config.dataset, data, tokenizer)
     stops = stops_of(config.dataset, data, tokenizer)
@@ -57,10 +56,12 @@ def _policies(context: RunContext, data: TextData) -> tuple[PolicyPair, PreTrain
     template_of(tokenizer, config.dataset.template)  # which says how an answer ends
     policy, path = reference, config.evaluation.policy
     if path is not None:
-        try:
-            policy, own_tokenizer = load_pretrained(path, positions=config.dataset.max_total_length)
-        except ModelError as error:
-            raise ModelError(str(error).replace("model.path", "evaluation.policy", 1)) from error
+        policy, own_tokenizer = load_pretrained(
+            path,
+            positions=config.dataset.max_total_length,
+            own_code=own_code_of(config.model),
+            option="evaluation.policy",
+        )
         template_of(own_tokenizer, config.dataset.template)
         check_same_tokens(policy, own_tokenizer, reference, tokenizer, path)
         policy = moved(policy, context.device)
@@ -78,6 +79,6 @@ def _initial_policy(context: RunContext, data: TextData) -> tuple[PreTrainedMode
     config = context.config
     held, positions = held_for(config, config.model.train, context.device), config.dataset.max_total_length
     if "sft" in context.inputs:
-        return load_pretrained(context.inputs["sft"], held, positions)
+        return load_pretrained(context.inputs["sft"], held, positions, own_code=own_code_of(config.model))
     seed_torch(config.sft.seed, "sft model")
     return load_base(config.model, data.words, positions, context.cache_dir, held)

@@ -13,10 +13,18 @@ from torch import Tensor
 
 from rlhf.batches import PreferenceBatch
 from rlhf.chat import with_template
-from rlhf.data import load_text_data
 from rlhf.data.examples import TextData
 from rlhf.data.tokenize import Preferences, prompt_report
-from rlhf.models.loading import QUANTISED, Held, held_for, load_base, load_pretrained, load_tokenizer, moved
+from rlhf.models.loading import (
+    QUANTISED,
+    Held,
+    held_for,
+    load_base,
+    load_pretrained,
+    load_tokenizer,
+    moved,
+    own_code_of,
+)
 from rlhf.models.recompute import recomputing_model
 from rlhf.models.reward_model import new_reward_model
 from rlhf.models.saving import merge_adapters, save_model, write_folder
@@ -66,7 +74,7 @@ def preference_metrics(chosen: Tensor, rejected: Tensor) -> dict[str, float]:
 
 def run_reward_model(context: RunContext) -> dict[str, float]:
     """Train from the SFT policy, evaluate on held-out pairs, normalise on reference answers, write final/."""
-    config, data = context.config, load_text_data(context.config.dataset)
+    config, data = context.config, context.read_data()
     settings = config.reward_model
     limits = {
         "max_prompt_tokens": config.dataset.max_prompt_tokens,
@@ -74,13 +82,13 @@ def run_reward_model(context: RunContext) -> dict[str, float]:
     }
     held = held_for(config, settings.train, context.device)
     policy = _initial_policy(context, data, held)
-    tokenizer = load_tokenizer(policy)
+    tokenizer = load_tokenizer(policy, own_code_of(config.model))
     if settings.train.mode != "lora" or settings.train.merge_adapters:  # whose base has no place for it
         add_padding(tokenizer)
     data = with_template(config.dataset, data, tokenizer)
     context.say(prompt_report(config.dataset, tokenizer, data.pairs, data.dropped))
     seed_torch(settings.seed, "reward model")
-    reward_model = new_reward_model(policy, tokenizer, held, **limits)
+    reward_model = new_reward_model(policy, tokenizer, held, own_code_of(config.model), **limits)
     moved(reward_model.model, context.device)
     parameters = select_parameters(reward_model.model, settings.train, "reward_model.train")
     parameters = sharded(parameters, reward_model.model, settings.train, config.hardware)
@@ -138,7 +146,7 @@ def _initial_policy(context: RunContext, data: TextData, held: Held) -> Path:
     if held.weights in QUANTISED:  # which are made of whole ones when they are loaded
         held = dataclasses.replace(held, weights="bfloat16")
     if policy is not None:
-        base, tokenizer = load_pretrained(policy, held)
+        base, tokenizer = load_pretrained(policy, held, own_code=own_code_of(config.model))
     else:  # the weights have been through SFT elsewhere
         seed_torch(config.sft.seed, "sft model")
         base, tokenizer = load_base(config.model, data.words, config.dataset.max_total_length, context.cache_dir, held)

@@ -11,13 +11,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from rlhf.chat import with_template
 from rlhf.config import RunConfig
 from rlhf.config.dataset import DatasetConfig
-from rlhf.data import load_text_data
 from rlhf.data.examples import DataError, TextData
 from rlhf.data.tokenize import Prompts, encode_prompts, prompt_report
 from rlhf.evaluation import Evaluator
 from rlhf.models import PolicyModels, build_models
 from rlhf.models.base import Parameters
-from rlhf.models.loading import held_for, load_base, load_pretrained, moved
+from rlhf.models.loading import held_for, load_base, load_pretrained, moved, own_code_of
 from rlhf.models.sharding import shard
 from rlhf.optimization import adamw
 from rlhf.random import seed_torch
@@ -50,11 +49,11 @@ class Setup:
 
 def build(context: RunContext) -> Setup:
     """Data, networks and optimizer of a run. Random heads and adapters are drawn from the run's seed."""
-    config, data = context.config, load_text_data(context.config.dataset)
+    config, data = context.config, context.read_data()
     limits = config.dataset.max_prompt_tokens, config.dataset.max_new_tokens
     held = held_for(config, config.model.train, context.device)
     if "sft" in context.inputs:
-        model, tokenizer = load_pretrained(context.inputs["sft"], held, sum(limits))
+        model, tokenizer = load_pretrained(context.inputs["sft"], held, sum(limits), own_code=own_code_of(config.model))
     else:
         seed_torch(config.sft.seed, "sft model")
         model, tokenizer = load_base(config.model, data.words, sum(limits), context.cache_dir, held)

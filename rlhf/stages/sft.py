@@ -9,7 +9,6 @@ from transformers import PreTrainedModel
 
 from rlhf.batches import DemonstrationBatch
 from rlhf.chat import with_template
-from rlhf.data import load_text_data
 from rlhf.data.tokenize import Demonstrations, prompt_report
 from rlhf.models import positions_of
 from rlhf.models.loading import held_for, language_head, load_base, moved
@@ -59,7 +58,7 @@ class StepExamples:
 
 def run_sft(context: RunContext) -> dict[str, float]:
     """Train, evaluate on held-out demonstrations, write final/."""
-    config, data = context.config, load_text_data(context.config.dataset)
+    config, data = context.config, context.read_data()
     settings, limits = config.sft, (config.dataset.max_prompt_tokens, config.dataset.max_new_tokens)
     seed_torch(settings.seed, "sft model")
     held = held_for(config, settings.train, context.device)

@@ -18,7 +18,7 @@ from rlhf.checkpoint import (
 from rlhf.config import SupervisedConfig, TrainableConfig
 from rlhf.distributed import own_rows, sum_gradients, sum_numbers
 from rlhf.models.held import to_float32
-from rlhf.models.modes import lora_config
+from rlhf.models.modes import adapting, lora_config
 from rlhf.models.split import split, top_parameters
 from rlhf.optimization import NotFinite, adamw, clip_and_step, schedule_factor, set_learning_rate
 from rlhf.precision import LossScaler
@@ -50,7 +50,7 @@ def select_parameters(model: PreTrainedModel, train: TrainableConfig, option: st
     if train.mode != "all":
         model.requires_grad_(False)
     if train.mode == "last_k":
-        for parameter in top_parameters(split(model.base_model, train.last_k)[1]):
+        for parameter in top_parameters(split(model.base_model, train.last_k, option)[1]):
             parameter.requires_grad_(True)
     if train.mode == "lora":
         from peft import inject_adapter_in_model
@@ -58,7 +58,8 @@ def select_parameters(model: PreTrainedModel, train: TrainableConfig, option: st
         adapters = lora_config(train, model, option)
         if hasattr(model, "score"):
             adapters.exclude_modules = ["score"]  # a reward model's head trains whole
-        inject_adapter_in_model(adapters, model)
+        with adapting(option):
+            inject_adapter_in_model(adapters, model)
     for name, parameter in model.named_parameters():
         if name.startswith("score."):
             parameter.requires_grad_(True)

@@ -18,6 +18,7 @@ from tests.data.collected import contents, dialogues, load, settings, write
 
 datasets = pytest.importorskip("datasets")
 MALFORMED = [
+    ('{"chosen": ' + "9" * 5000 + "}", "not a row ("),
     ('{"chosen": "a"}', "a row must be an object with the texts chosen and rejected"),
     (
         '{"chosen": "a", "rejected": "a b"}',
@@ -86,14 +87,14 @@ def test_malformed_rows_are_skipped_and_counted_as_far_as_allowed(tmp_path: Path
     packed = tmp_path / "pairs.jsonl.gz"
     packed.write_bytes(gzip.compress(path.read_bytes()))
     for file in (path, packed):
-        with pytest.raises(DataError, match=rf"^{file}:15: .*dataset.max_bad_rows=4 \(5 malformed rows so far\)$"):
-            load("hh", file, max_bad_rows=4)
-        data = load("hh", file, max_bad_rows=5)
-        assert len(data.pairs) + len(data.test_sft) == 20 and data.dropped.malformed == 5
-        assert [named.split(": ")[0] for named in data.dropped.named] == [f"{file}:{line}" for line in range(11, 16)]
-        with pytest.raises(DataError, match=rf"^{file}:11: .*dataset.max_bad_rows=0 \(5 malformed rows so far\)$"):
+        with pytest.raises(DataError, match=rf"^{file}:16: .*dataset.max_bad_rows=5 \(6 malformed rows so far\)$"):
+            load("hh", file, max_bad_rows=5)
+        data = load("hh", file, max_bad_rows=6)
+        assert len(data.pairs) + len(data.test_sft) == 20 and data.dropped.malformed == 6
+        assert [named.split(": ")[0] for named in data.dropped.named] == [f"{file}:{line}" for line in range(11, 17)]
+        with pytest.raises(DataError, match=rf"^{file}:11: .*dataset.max_bad_rows=0 \(6 malformed rows so far\)$"):
             load("hh", file)  # though the table is there by now
-    rows = [json.loads(line) for line in lines[:2]]
+    rows = [json.loads(line) for line in lines[1:3]]
     listed = tmp_path / "pairs.json"
     listed.write_text(json.dumps([*dialogues(10), *rows], indent=0))
     data = load("hh", listed, max_bad_rows=2)
@@ -148,9 +149,9 @@ def test_files_that_cannot_be_read_are_refused_in_one_line(tmp_path: Path):
         ("rows.json", "rows.json:1 (row 1): a row must be"),
         ("list.json", "list.json:3: not JSON ("),
         ("table.parquet", "cannot be read"),
-        ("empty", "has no training part (nothing that can be read); give a save_to_disk folder, or files called train"),
+        ("empty", "holds no rows; give a file, a save_to_disk folder, or a folder with files called train and test"),
         ("saved", "cannot be read"),
-        ("only", "has no training part (test)"),
+        ("only", "has no split train, but test; name one as dataset.split"),
     ):
         with pytest.raises(DataError) as error:
             load("hh", tmp_path / name, max_bad_rows=0 if name != "list.json" else 9)
@@ -249,9 +250,14 @@ def test_a_file_that_has_changed_is_read_again(tmp_path: Path):
 
 def test_too_few_rows_are_refused_in_one_line(tmp_path: Path):
     with pytest.raises(
-        DataError, match=r"^dataset.num_\w+=.*: the data has none of them; .* held out; give it more rows$"
+        DataError,
+        match=r"^dataset.num_\w+=.*: the data has none of them; .* held out \(10 prompts .*; give it more rows$",
     ):
         load("hh", write(tmp_path / "a.jsonl", *dialogues(1)))
+    with pytest.raises(DataError) as error:
+        load("hh", write(tmp_path / "b.jsonl", *dialogues(40)), num_test_pairs=256, num_eval_prompts=128, num_sft=33)
+    assert "a fifth of the prompts is held out (1,280 prompts are enough)" in str(error.value)
+    assert "dataset.num_sft=32 dataset.num_test_pairs=8 dataset.num_eval_prompts=8" in str(error.value)
 
 
 def test_a_cache_that_cannot_be_written_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -272,8 +278,8 @@ def test_a_refused_file_leaves_no_table(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 def hub_stand_in(parts: dict[str, list[dict[str, str]]], asked: list[object]):
-    def load_dataset(name: str, data_dir: str | None = None):
-        asked.append((name, data_dir))
+    def load_dataset(name: str, configuration: str | None = None, data_dir: str | None = None):
+        asked.append((name, configuration, data_dir))
         return datasets.DatasetDict({part: datasets.Dataset.from_list(rows) for part, rows in parts.items()})
 
     return load_dataset
@@ -287,7 +293,7 @@ def test_the_hubs_test_part_is_held_out_and_leaves_the_training_part(monkeypatch
     asked: list[object] = []
     monkeypatch.setattr(datasets, "load_dataset", hub_stand_in(parts, asked))
     data = load_text_data(settings("hh", num_test_pairs=4, num_eval_prompts=4))
-    assert asked == [("Dahoas/rm-static", None)]
+    assert asked == [("Dahoas/rm-static", None, None)]
     assert len(data.pairs) == 8 and len(data.test_pairs) == 4
     parts["train"] = parts["train"][:7]
     assert len(load_text_data(settings("hh", num_test_pairs=4)).pairs) == 7  # another fingerprint, another table
@@ -298,20 +304,21 @@ def test_folders_and_sft_texts_of_the_hub(monkeypatch: pytest.MonkeyPatch):
     asked: list[object] = []
     monkeypatch.setattr(datasets, "load_dataset", hub_stand_in({"train": rows}, asked))
     data = load_text_data(settings("stackexchange"))
-    assert asked == [("lvwerra/stack-exchange-paired", f"data/{folder}") for folder in ("reward", "finetune")]
+    assert asked == [("lvwerra/stack-exchange-paired", None, f"data/{folder}") for folder in ("reward", "finetune")]
     assert len(data.sft) == len(data.pairs) == 16
 
 
 def test_without_hub_or_package_the_error_says_what_to_do(monkeypatch: pytest.MonkeyPatch):
-    def unreachable(name: str, data_dir: str | None = None):
+    def unreachable(name: str, configuration: str | None = None, data_dir: str | None = None):
         raise ConnectionError(f"Couldn't reach '{name}' on the Hub\nand more")
 
     monkeypatch.setattr(datasets, "load_dataset", unreachable)
     with pytest.raises(DataError) as error:
         load_text_data(settings("hh"))
     assert str(error.value) == (
-        "dataset.hub=Dahoas/rm-static: the hub did not give it (Couldn't reach 'Dahoas/rm-static' on the Hub and more); "
-        "set dataset.path to local files"
+        "dataset.hub=Dahoas/rm-static: the hub did not give it (Couldn't reach 'Dahoas/rm-static' on the Hub and "
+        "more); set dataset.hub_config to one of its configurations, dataset.path to local files, or HF_TOKEN where "
+        "access must be granted"
     )
     with pytest.raises(DataError, match=r"^dataset.path: neither it nor dataset.hub says where the pairs are"):
         load_text_data(settings("hh", hub=None))
@@ -331,3 +338,89 @@ def test_the_default_data_needs_no_datasets():
     import subprocess
 
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2])
+
+
+@pytest.mark.parametrize("form", ["saved", "files", "hub"])
+def test_splits_are_chosen_by_name_and_never_merged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: str):
+    """The same of a saved folder, of files and of the hub: what is read is named, and what is not."""
+    parts = {
+        "train_prefs": dialogues(10),
+        "test_prefs": dialogues(range(20, 24)),
+        "train_sft": dialogues(range(30, 70)),
+    }
+    asked: list[object] = []
+    place = {"hub": "owner/name"} if form == "hub" else {"path": str(tmp_path / form)}
+    option = "dataset.hub=owner/name" if form == "hub" else f"dataset.path={tmp_path / form}"
+    if form == "saved":
+        saved = datasets.DatasetDict({name: datasets.Dataset.from_list(rows) for name, rows in parts.items()})
+        saved.save_to_disk(tmp_path / "saved")
+    for name, rows in parts.items():
+        half = len(rows) // 2
+        write(tmp_path / "files" / "data" / f"{name}-00000-of-00002.jsonl", *rows[:half])
+        datasets.Dataset.from_list(rows[half:]).to_parquet(
+            tmp_path / "files" / "data" / f"{name}-00001-of-00002.parquet"
+        )
+    monkeypatch.setattr(datasets, "load_dataset", hub_stand_in(parts, asked))
+
+    def loaded(**options: str):
+        return load_text_data(settings("hh", **place, **options))
+
+    data = loaded(split="train_prefs", test_split="test_prefs")
+    assert len(data.pairs) == 10 and len(data.test_sft) == 4
+    (line,) = data.sources
+    assert line.startswith(f"data: {option}: train_prefs 10 rows") and "held out: test_prefs 4 rows" in line
+    assert line.endswith("; not read: train_sft")
+    (line,) = loaded(split="train_sft").sources
+    assert "train_sft 40 rows" in line and "a fifth of the prompts held out; not read: test_prefs, train_prefs" in line
+    for options, problem in (
+        ({}, f"{option}: has no split train, but "),
+        ({"split": "train_prefs", "test_split": "test"}, f"{option}: has no split test, but "),
+        (
+            {"split": "train_prefs", "test_split": "train_prefs"},
+            "dataset.test_split=train_prefs: is what is trained on",
+        ),
+    ):
+        with pytest.raises(DataError) as error:
+            loaded(**options)
+        assert str(error.value).startswith(problem)
+        if "has no split" in problem:
+            named = "dataset.test_split" if "test_split" in options else "dataset.split"
+            assert all(name in str(error.value) for name in (*parts, named))
+
+
+def test_a_file_has_no_splits_to_choose_from(tmp_path: Path):
+    path = write(tmp_path / "a.jsonl", *dialogues(20))
+    assert load("hh", path).sources == (f"data: dataset.path={path}: train 20 rows; a fifth of the prompts held out",)
+    with pytest.raises(DataError, match=r"^dataset.split=train: dataset.path=.*a.jsonl has no splits; leave it null$"):
+        load("hh", path, split="train")
+
+
+def test_a_configuration_of_the_hub_is_chosen_and_all_are_listed(monkeypatch: pytest.MonkeyPatch):
+    asked: list[object] = []
+    given = hub_stand_in({"train": dialogues(20)}, asked)
+    names = [f"subject_{number}" for number in range(60)]
+
+    def load_dataset(name: str, configuration: str | None = None, data_dir: str | None = None):
+        if configuration is None:
+            raise ValueError("Config name is missing.\nPlease pick one among ...")
+        return given(name, configuration, data_dir)
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    monkeypatch.setattr(datasets, "get_dataset_config_names", lambda name: names)
+    with pytest.raises(DataError) as error:
+        load_text_data(settings("hh"))
+    assert "dataset.hub_config" in str(error.value) and all(name in str(error.value) for name in names)
+    assert len(load_text_data(settings("hh", hub_config="subject_3")).pairs) == 16
+    assert asked == [("Dahoas/rm-static", "subject_3", None)]
+
+
+def test_a_path_is_a_path_and_no_pattern(tmp_path: Path):
+    """With brackets, stars and what a URL would be made of."""
+    folder = tmp_path / "a[v2]*::b {c}"
+    folder.mkdir()
+    datasets.Dataset.from_list(dialogues(20)).to_parquet(tmp_path / "pairs.parquet")
+    (tmp_path / "pairs.parquet").rename(folder / "pairs?.parquet")
+    datasets.Dataset.from_list(dialogues(20)).save_to_disk(tmp_path / "saved [v2]* {c}")
+    expected = contents(load("hh", write(tmp_path / "plain.jsonl", *dialogues(20))))
+    for path in (folder / "pairs?.parquet", tmp_path / "saved [v2]* {c}", write(folder / "a[1].jsonl", *dialogues(20))):
+        assert contents(load("hh", path)) == expected

@@ -156,7 +156,7 @@ def test_many_names_are_cut_short(tmp_path):
     ("overrides", "message"),
     [
         (["reward.checkpoint_file=other.pt"], r"^reward.checkpoint_file: there is no other.pt in "),
-        (["reward.base={}/tokenizer"], r"^reward.base: no model's config at .*tokenizer \("),
+        (["reward.base={}/tokenizer"], r"^reward.base: cannot load the config of .*tokenizer \("),
         (["reward.tokenizer={}/base"], r"^reward.tokenizer: no tokenizer at .*base \("),
         (["reward.path={}/hf_ckpt.pt"], r"^reward.path: .*hf_ckpt.pt is a file; give its folder"),
     ],

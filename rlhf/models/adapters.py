@@ -1,0 +1,196 @@
+"""Adapters in peft's form: what they adapt, where their tokenizer lies, and how they become part of their base."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import snapshot_download
+from peft import PeftConfig, PeftModel, get_peft_model_state_dict, load_peft_weights
+from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME
+from torch import Tensor, nn
+from transformers import PretrainedConfig, PreTrainedModel
+from transformers.utils.peft_utils import find_adapter_config_file
+
+from rlhf.models.errors import ModelError, loading
+
+TOKENIZER_CONFIG = "tokenizer_config.json"
+# What a hub repository of an adapter holds besides may be large: checkpoints, optimizers.
+_FILES = ["adapter_*", "*.json", "*.model", "*.txt", "*.jinja"]
+_PREFIX = "base_model.model."
+"""Of every name of a tensor in an adapter's file."""
+
+
+@dataclass(frozen=True)
+class Adapter:
+    path: str
+    """As it was given: a folder or a hub name."""
+    folder: Path
+    """Its files on this machine."""
+    config: PeftConfig
+    base: str
+    """Folder or hub name of the model that it adapts."""
+
+    @property
+    def revision(self) -> str:
+        """The base's on the hub."""
+        return self.config.revision or "main"
+
+    @property
+    def has_tokenizer(self) -> bool:
+        """peft saves none."""
+        return (self.folder / TOKENIZER_CONFIG).is_file()
+
+
+def adapter_at(path: str | Path, option: str, base: str | None = None) -> Adapter | None:
+    """The adapter in a folder or hub repository; None where none is.
+
+    Args:
+        option: what named it, as "model.path".
+        base: where its base lies; None: where it says.
+
+    Raises:
+        ModelError: damaged, of a base that is not there, of another adapter, or of a kind that cannot be merged.
+    """
+    path = str(path)
+    with loading(option, path):
+        file = find_adapter_config_file(path)
+        if file is None:
+            return None
+        folder = Path(path if Path(path).is_dir() else snapshot_download(path, allow_patterns=_FILES))
+        config = PeftConfig.from_pretrained(str(folder))
+        if config.is_prompt_learning:
+            raise ModelError(
+                f"{option}: {path} is an adapter of type {config.peft_type}, not one of weights; give LoRA"
+            )
+        base = base or _base(config, folder, path, option)
+    with loading(option, base, f"the base of the adapter {path}, "):
+        if find_adapter_config_file(base) is not None:
+            raise ModelError(
+                f"{option}: {path} is an adapter of {base}, which is an adapter itself; merge that one into its base "
+                "(peft's merge_and_unload), save it and name the result as base_model_name_or_path"
+            )
+    return Adapter(path, folder, config, base)
+
+
+def _base(config: PeftConfig, folder: Path, path: str, option: str) -> str:
+    """A relative path is looked for beside the adapter, then in the working folder."""
+    name = config.base_model_name_or_path
+    where = f"base_model_name_or_path in {folder / CONFIG_NAME}"
+    if not name:
+        raise ModelError(f"{option}: the adapter {path} names no base; give its folder or hub name as {where}")
+    for place in (folder / name, Path(name)):
+        if place.is_dir():
+            return str(place)
+    if Path(name).is_absolute() or name.startswith((".", "~")) or name.count("/") > 1:
+        raise ModelError(f"{option}: {path}: it is an adapter of {name}, which is not there; correct {where}")
+    return name
+
+
+def merged(model: PreTrainedModel, adapter: Adapter, option: str, tokens: int = 0) -> tuple[PreTrainedModel, set[str]]:
+    """A base with an adapter folded in, loaded by peft.
+
+    Embeddings are widened before: an adapter that was trained with more tokens holds tensors of that many rows.
+
+    Args:
+        tokens: rows of the embeddings, at least.
+
+    Returns:
+        The model, and the names of the base's own tensors that the adapter has brought whole.
+
+    Raises:
+        ModelError: the adapter lacks tensors, has others than the base has layers for, or is of another task.
+    """
+    if not any((adapter.folder / name).is_file() for name in (SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME)):
+        raise ModelError(f"{option}: the adapter {adapter.path} lacks {SAFETENSORS_WEIGHTS_NAME}; copy it whole")
+    tensors = load_peft_weights(str(adapter.folder), device="cpu")
+    widen(model, _rows(model, tensors) or max(tokens, model.config.vocab_size))
+    tied = _tied(model)
+    if tied and _parts_embeddings(model, tensors, adapter.config):
+        head: Any = model.get_output_embeddings()  # an adapter of it is none of the embeddings
+        head.weight = nn.Parameter(head.weight.detach().clone(), requires_grad=False)
+    own = {f"{_PREFIX}{name}" for name in model.state_dict()}
+    adapted = PeftModel.from_pretrained(model, str(adapter.folder))
+    expected = set(get_peft_model_state_dict(adapted, save_embedding_layers=False))
+    known = own | {name.replace(f".{adapted.active_adapter}.", ".") for name in adapted.state_dict()}
+    unknown = set(tensors) - expected - known
+    _refuse_other_tensors(adapter, option, expected - set(tensors), unknown)
+    whole: Any = adapted.merge_and_unload(safe_merge=True)  # type: ignore[operator]
+    if tied:
+        _tie_again(whole)
+    whole.name_or_path = ""  # what it is now lies nowhere as a whole
+    return whole, {name.removeprefix(_PREFIX) for name in own & set(tensors)}
+
+
+def refuse_quantised(config: PretrainedConfig, adapter: Adapter, option: str) -> None:
+    """Weights of few bits would round the adapter away.
+
+    Raises:
+        ModelError: `config`, of the adapter's base, says that they are.
+    """
+    if getattr(config, "quantization_config", None) is not None:
+        raise ModelError(
+            f"{option}: {adapter.path} is an adapter of {adapter.base}, whose weights are quantised; name the whole "
+            f"model as base_model_name_or_path in {adapter.folder / CONFIG_NAME}"
+        )
+
+
+def widen(model: PreTrainedModel, tokens: int) -> None:
+    """Give a model embeddings of so many tokens, in place; the new rows are the same each time."""
+    if tokens == model.config.vocab_size:
+        return
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model.resize_token_embeddings(tokens, mean_resizing=False)
+
+
+def _rows(model: PreTrainedModel, tensors: Mapping[str, Tensor]) -> int | None:
+    """Of the embeddings that an adapter was trained on, as far as its own tensors say."""
+    places, rows = _places(model), []
+    for name, tensor in tensors.items():
+        if name.startswith(places) and name.endswith("lora_embedding_A"):
+            rows.append(tensor.shape[1])
+        elif name.startswith(places) and name.endswith((".weight", "lora_B.weight")) and "lora_A" not in name:
+            rows.append(tensor.shape[0])
+    return max(rows, default=None)
+
+
+def _places(model: PreTrainedModel) -> tuple[str, ...]:
+    """What the names of an adapter's tensors for embeddings and language head begin with."""
+    layers = (model.get_input_embeddings(), model.get_output_embeddings())
+    return tuple(f"{_PREFIX}{name}." for name, module in model.named_modules() if module in layers)
+
+
+def _parts_embeddings(model: PreTrainedModel, tensors: Mapping[str, Tensor], config: PeftConfig) -> bool:
+    """Whether it was trained on one of tied embeddings and language head, and the other stayed as it was."""
+    places, saved = _places(model), set(getattr(config, "modules_to_save", None) or ())
+    copied = any(place.split(".")[-2] in saved for place in places)
+    adapted = any(name.startswith(places) and "lora_" in name for name in tensors)
+    return (copied or adapted) and not getattr(config, "ensure_weight_tying", False)
+
+
+def _tied(model: PreTrainedModel) -> bool:
+    inputs: Any = model.get_input_embeddings()
+    outputs: Any = model.get_output_embeddings()
+    return outputs is not None and outputs.weight is inputs.weight
+
+
+def _tie_again(model: PreTrainedModel) -> None:
+    """Make embeddings and language head one tensor where they are still equal; else let the config say they are not."""
+    inputs: Any = model.get_input_embeddings()
+    outputs: Any = model.get_output_embeddings()
+    if torch.equal(inputs.weight, outputs.weight):
+        outputs.weight = inputs.weight
+        return
+    model.config.tie_word_embeddings = False
+    model.all_tied_weights_keys = model.get_expanded_tied_weights_keys(all_submodels=False)
+
+
+def _refuse_other_tensors(adapter: Adapter, option: str, missing: Iterable[str], unknown: Iterable[str]) -> None:
+    for names, problem in ((sorted(missing), "lacks"), (sorted(unknown), f"does not fit {adapter.base}: it has")):
+        if names:
+            few = f"{names[0].removeprefix(_PREFIX)}{f' and {len(names) - 1} more' if len(names) > 1 else ''}"
+            raise ModelError(f"{option}: the adapter {adapter.path} {problem} {few}; give a whole one of that base")
