@@ -17,6 +17,7 @@ from rich.table import Table
 
 from rlhf.config import RL_STAGES, RunConfig
 from rlhf.config.identity import run_folder, run_id
+from rlhf.summary import read_summary
 from sweeps.runs import Outcome
 
 # Seconds between two lines where stdout is no terminal, and between two looks at the files.
@@ -71,6 +72,8 @@ class RunProgress:
                     break  # half written
                 self._read += len(line)
                 row = json.loads(line)
+                if not isinstance(row, dict):
+                    raise ValueError("no row")
                 self.latest |= row
                 if not self._recent or row.get(self.unit, 0) > self._recent[-1].get(self.unit, 0):
                     self._recent.append(row)
@@ -244,8 +247,8 @@ def _has_finished(folder: Path, since: float) -> bool:
     """Whether summary.json says so; one older than `since` is that of a run which is done again."""
     try:
         file = folder / "summary.json"
-        return file.stat().st_mtime >= since and json.loads(file.read_text()).get("status") == "finished"
-    except (OSError, ValueError):  # not there, deleted between the two looks, or cut off
+        return file.stat().st_mtime >= since and read_summary(folder).get("status") == "finished"
+    except OSError:  # not there, deleted between the two looks, or cut off
         return False
 
 

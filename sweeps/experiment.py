@@ -21,8 +21,9 @@ from rlhf.config.check import checked_config
 from rlhf.config.identity import input_runs, run_folder, run_id, sweep_folder
 from rlhf.config.sizes import derived_sizes
 from rlhf.errors import one_line
+from rlhf.summary import finished
 from sweeps.display import duration, watching
-from sweeps.driver import Driver, finished
+from sweeps.driver import Driver
 from sweeps.local_launcher import LocalRuns
 from sweeps.records import write_record
 from sweeps.resources import thread_environment

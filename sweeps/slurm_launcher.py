@@ -16,7 +16,7 @@ from rich.console import Console
 from rlhf.config import RunConfig
 from rlhf.config.build import ConfigError
 from rlhf.config.identity import input_runs, run_folder, sweep_folder
-from sweeps.driver import finished, read_summary
+from rlhf.summary import finished, read_summary
 from sweeps.records import outcome_path, read_json, record_path, stop_path, write_record
 from sweeps.runs import OVER, Outcome
 from sweeps.slurm_queue import Queue, has_slurm, scancel

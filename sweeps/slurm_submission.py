@@ -14,12 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from rlhf.config import RunConfig, SlurmConfig
-from rlhf.config.identity import run_id, sweep_folder
+from rlhf.config.identity import run_folder, run_id, sweep_folder
+from rlhf.summary import times_emptied
 from sweeps.local_launcher import ROOT
 from sweeps.records import JOBS, outcome_path, stop_path, write_record
 from sweeps.resources import thread_environment
 from sweeps.runs import STOP_SIGNALS
-from sweeps.slurm_job import PackedRuns, times_emptied
+from sweeps.slurm_job import PackedRuns
 
 # Parts of what sbatch says where the same command may succeed a little later.
 PASSING = ("Unable to contact", "timed out", "Connection", "SubmitJobLimit", "temporarily", "not responding")
@@ -42,7 +43,10 @@ def packs_of(runs: Sequence[RunConfig], target: str) -> list[PackedRuns]:
     """Runs of equal hardware, `pack` to a job."""
     size = slurm_of(runs[0]).pack
     parts = [list(runs[i : i + size]) for i in range(0, len(runs), size)]
-    return [PackedRuns(part, target, [run_id(run) for run in part], list(map(times_emptied, part))) for part in parts]
+    return [
+        PackedRuns(part, target, [run_id(run) for run in part], [times_emptied(run_folder(run)) for run in part])
+        for part in parts
+    ]
 
 
 def arrays_of(packs: Sequence[PackedRuns]) -> list[Sequence[PackedRuns]]:

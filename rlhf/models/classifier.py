@@ -19,6 +19,7 @@ from transformers import (
 )
 
 from rlhf.errors import reason
+from rlhf.finite import check_loaded
 from rlhf.models.loading import ModelError, base_of_adapter
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -58,6 +59,7 @@ def load_classifier(path: str | Path, precision: str = "fp32", base: str | None 
         raise ModelError(f"reward.path: cannot load {path} ({reason(error)})") from error
     if missing:
         raise ModelError(f"reward.path: {path} lacks the weights {named(missing)}; give a reward model, not a policy")
+    check_loaded(dict(model.named_parameters()), path, "reward.path")
     return model.eval().requires_grad_(False)
 
 

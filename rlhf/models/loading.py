@@ -30,6 +30,7 @@ from transformers import (
 from rlhf.config import ModelConfig, RunConfig, TrainableConfig
 from rlhf.data.tokenize import eos_id, pad_id
 from rlhf.errors import UserError, reason
+from rlhf.finite import check_loaded
 from rlhf.models.held import hold
 from rlhf.precision import AUTOCAST
 
@@ -171,6 +172,7 @@ def load_pretrained(
         raise
     except Exception as error:  # whatever safetensors, peft, the hub client or transformers raise on damaged files
         raise ModelError(f"model.path: cannot load {path} ({reason(error)})") from error
+    check_loaded(dict(model.named_parameters()), path, "model.path")
     if len(tokenizer) > model.config.vocab_size:
         with torch.random.fork_rng(devices=[]):  # an adapter's base is widened anew each time, always to the same
             torch.manual_seed(0)

@@ -16,11 +16,12 @@ from rlhf.batches import pad
 from rlhf.config import TrainableConfig
 from rlhf.data.tokenize import encode_answered, pad_id
 from rlhf.errors import reason
+from rlhf.finite import NotFinite, check_loaded
 from rlhf.models.classifier import load_classifier
 from rlhf.models.features import positions_of
 from rlhf.models.held import hold, to_float32
 from rlhf.models.loading import FLOAT32, Held, ModelError, check_positions, load_pretrained, load_tokenizer
-from rlhf.models.saving import write_trained
+from rlhf.models.saving import save_whole, write_trained
 
 NORMALISATION = "reward_normalisation.json"
 
@@ -90,9 +91,17 @@ class RewardModel:
 
         Args:
             weights: as in `rlhf.models.saving.save_model`.
+
+        Raises:
+            NotFinite: a weight, or what scores are normalised by, is NaN or infinite.
         """
+        if not (math.isfinite(self.mean) and 0 < self.std < math.inf):
+            raise NotFinite(
+                f"the scores of reference answers have mean {self.mean} and standard deviation {self.std}; try a "
+                "smaller reward_model.learning_rate"
+            )
         if train is None:
-            self.model.save_pretrained(folder)
+            save_whole(self.model, folder)
         else:
             write_trained(self.model, folder, train, "reward_model.train", weights)
         self.tokenizer.save_pretrained(folder)
@@ -136,6 +145,7 @@ def _headless(policy: Path, held: Held) -> PreTrainedModel:
             setattr(model, model.base_model_prefix, whole.base_model)
     except Exception as error:  # whatever safetensors or transformers raise on damaged files
         raise ModelError(f"reward model: cannot load {policy} ({reason(error)})") from error
+    check_loaded(dict(model.base_model.named_parameters()), policy, "model.path")
     hold(model)
     return model.eval()
 
@@ -160,8 +170,12 @@ def load_reward_model(
     try:
         normalisation = json.loads(path.read_text())
         mean, std = float(normalisation["mean"]), float(normalisation["std"])
+        if not (math.isfinite(mean) and 0 < std < math.inf):
+            raise ValueError(f"mean {mean}, std {std}")
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ModelError(f"reward.path: no reward model in {folder} ({path.name} is missing or damaged)") from error
+        raise ModelError(
+            f"reward.path: no reward model in {folder} ({path.name} is missing or damaged: {reason(error)})"
+        ) from error
     return RewardModel(
         load_classifier(folder, precision, base),
         load_tokenizer(tokenizer or folder),

@@ -27,6 +27,7 @@ from transformers import AutoConfig, PreTrainedModel
 
 from rlhf.config import RunConfig
 from rlhf.errors import reason
+from rlhf.finite import check_loaded
 from rlhf.models.classifier import DTYPES, classifier_class, named
 from rlhf.models.loading import ModelError
 from rlhf.scorers.classifier import TextClassifier, text_classifier
@@ -103,6 +104,7 @@ def fill(base: str, tensors: dict[str, Tensor], precision: str, file: Path) -> P
     tensors = {"score.weight" if name == HEAD else name: tensor for name, tensor in tensors.items()}
     _refuse_other_names(tensors, expected, file, base)
     model = kind.from_pretrained(None, config=config, state_dict=tensors, dtype=DTYPES[precision])
+    check_loaded(dict(model.named_parameters()), file, "reward.checkpoint_file")
     return model.eval().requires_grad_(False)
 
 

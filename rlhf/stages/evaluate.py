@@ -9,6 +9,7 @@ from rlhf.data import load_text_data
 from rlhf.data.examples import TextData
 from rlhf.data.tokenize import encode_prompts
 from rlhf.evaluation import Evaluator, ILQLEvaluator, sample_rows
+from rlhf.finite import NotFinite, check_metrics
 from rlhf.models.ilql import load_heads
 from rlhf.models.loading import ModelError, held_for, load_base, load_pretrained, moved
 from rlhf.models.pair import PolicyPair, check_same_tokens
@@ -36,6 +37,7 @@ def run_evaluate(context: RunContext) -> dict[str, float]:
     say_where_plain(config, models.policy, context.say)
     say_own_pass(models.own_pass, context.say)
     metrics, samples = evaluator.run(models)
+    check_metrics(metrics, "another evaluation.policy")
     where = {"step": 0, "iteration": 0}
     context.tracker.log_samples(sample_rows(samples, where))
     context.tracker.log({**where, "samples": 0, "seconds": context.seconds(), **metrics})
@@ -54,8 +56,8 @@ def _policies(context: RunContext, data: TextData) -> tuple[PolicyPair, PreTrain
     if path is not None:
         try:
             policy, own_tokenizer = load_pretrained(path, positions=config.dataset.max_total_length)
-        except ModelError as error:
-            raise ModelError(str(error).replace("model.path", "evaluation.policy", 1)) from error
+        except (ModelError, NotFinite) as error:
+            raise type(error)(str(error).replace("model.path", "evaluation.policy", 1)) from error
         check_same_tokens(policy, own_tokenizer, reference, tokenizer, path)
         policy = moved(policy, context.device)
     pair = PolicyPair(

@@ -22,7 +22,7 @@ from rlhf.config.build import ConfigError
 from rlhf.config.identity import REVISION, fingerprint, sweep_folder
 from rlhf.errors import reason
 from rlhf.files import write_whole
-from sweeps.driver import read_summary
+from rlhf.summary import read_summary
 from sweeps.settings import StudySettings
 from sweeps.studies.objective import OBJECTIVES
 from sweeps.studies.study_spec import StudySpec

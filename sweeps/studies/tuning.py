@@ -13,7 +13,8 @@ from rlhf.config import RunConfig
 from rlhf.config.build import ConfigError
 from rlhf.config.identity import run_folder, sweep_folder
 from rlhf.errors import one_line
-from sweeps.driver import Driver, read_summary
+from rlhf.summary import read_summary
+from sweeps.driver import Driver
 from sweeps.experiment import again, count_runs, launcher_for
 from sweeps.launcher import HarnessLauncher
 from sweeps.resources import room_for
