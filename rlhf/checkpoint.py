@@ -8,10 +8,8 @@ rename after everything in it was flushed to disk, and state.json carries the te
 from __future__ import annotations
 
 import contextlib
-import functools
 import hashlib
 import json
-import math
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
@@ -27,7 +25,7 @@ from torch import Tensor, nn
 from rlhf.distributed import part_of, whole
 from rlhf.errors import UserError, reason
 from rlhf.files import flush_to_disk, remedy_for
-from rlhf.finite import NotFinite, not_finite
+from rlhf.finite import not_finite
 
 KEPT = 2
 TENSORS, STATE = "tensors.safetensors", "state.json"
@@ -66,15 +64,9 @@ def save_checkpoint(folder: Path, step: int, tensors: Mapping[str, Tensor], stat
 
     Raises:
         CheckpointError: the disk is full or not writable; earlier checkpoints are untouched.
-        NotFinite: a number is NaN or infinite; likewise.
     """
     parent = folder / "checkpoints"
     final, temporary = parent / f"{step:08d}", parent / f".{step:08d}.tmp"
-    name = not_finite(tensors) or _not_finite_in(state)
-    if name is not None:
-        raise NotFinite(
-            f"{name} is not finite at step {step}, and no checkpoint is written; try a smaller learning rate"
-        )
     try:
         parent.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(temporary, ignore_errors=True)
@@ -95,9 +87,7 @@ def save_checkpoint(folder: Path, step: int, tensors: Mapping[str, Tensor], stat
     return final
 
 
-def load_checkpoint(
-    folder: Path, say: Callable[[str], None] = functools.partial(print, flush=True)
-) -> Checkpoint | None:
+def load_checkpoint(folder: Path, say: Callable[[str], None] = print) -> Checkpoint | None:
     """The newest readable checkpoint of a run folder; None where there is none.
 
     Args:
@@ -116,8 +106,6 @@ def load_checkpoint(
             if _sha256(path / TENSORS) != state["tensors_sha256"]:
                 raise ValueError("the tensors do not match their checksum")
             checkpoint = Checkpoint(load_file(path / TENSORS), state)
-            if name := not_finite(checkpoint.tensors):
-                raise ValueError(f"{name} is not finite")
         except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
             problems.append(f"{path.name}: {reason(error)}")
             unreadable.append(path)
@@ -213,14 +201,6 @@ def load_parameter_tensors(parameters: Mapping[str, nn.Parameter], tensors: Mapp
     _check_tensors(saved, expected, "parameters", "the model")
     for name, parameter in parameters.items():
         parameter.copy_(part_of(saved[name], parameter))
-
-
-def _not_finite_in(value: Any, name: str = "the state") -> str | None:
-    """Where a nested state holds NaN or infinity."""
-    if isinstance(value, Mapping):
-        found = (_not_finite_in(inner, f"{name}'s {key}") for key, inner in value.items())
-        return next((one for one in found if one), None)
-    return name if isinstance(value, float) and not math.isfinite(value) else None
 
 
 def _steps(parent: Path) -> list[Path]:

@@ -6,7 +6,6 @@ import contextlib
 import errno
 import json
 import os
-import re
 import secrets
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -59,11 +58,10 @@ def remedy_for(error: Exception) -> str:
 
 
 def _errno(error: Exception) -> int | None:
-    """The system's number of an error; libraries written in Rust, as safetensors, put it into their text."""
+    """The system's number of an error; libraries written in Rust, as safetensors, put its words into their text."""
     if isinstance(error, OSError):
         return error.errno
-    found = re.search(r"\(os error (\d+)\)", str(error))
-    return int(found[1]) if found else None
+    return next((number for number in _REMEDIES if os.strerror(number) in str(error)), None)
 
 
 def write_whole(path: Path, content: str | bytes | Callable[[Path], None], *, mode: int | None = None) -> None:

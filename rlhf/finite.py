@@ -83,3 +83,21 @@ def check_loaded(tensors: Mapping[str, Tensor], folder: str | Path, option: str)
     if run.parent.name == INPUTS:
         raise NotFinite(f"{folder}: {problem}; delete {run} and type the command again")
     raise NotFinite(f"{option}: {folder} {problem}; give other weights")
+
+
+def check_saved(tensors: Mapping[str, Tensor], state: Mapping[str, Any], step: int) -> None:
+    """Refuse a checkpoint of numbers that are not finite.
+
+    Raises:
+        NotFinite: a tensor holds one, or the state beside them.
+    """
+    if name := not_finite(tensors) or _not_finite_in(state, "the state"):
+        raise NotFinite(f"{name} is not finite at step {step}, and is not saved; try a smaller learning rate")
+
+
+def _not_finite_in(value: Any, name: str) -> str | None:
+    """Where a nested state holds NaN or infinity."""
+    if isinstance(value, Mapping):
+        found = (_not_finite_in(inner, f"{name}'s {key}") for key, inner in value.items())
+        return next((one for one in found if one), None)
+    return name if isinstance(value, float) and not math.isfinite(value) else None

@@ -30,7 +30,7 @@ from rlhf.config.identity import SCORING_STAGES, input_runs, run_folder, run_id
 from rlhf.distributed import RankFailed, count, first_says, rank
 from rlhf.errors import UserError
 from rlhf.files import os_error_with_path, told_with_path, write_whole
-from rlhf.finite import check_metrics
+from rlhf.finite import check_metrics, not_finite
 from rlhf.lock import WAIT_FOR_LOCK, LockError, RunLock
 from rlhf.precision import without_cudnn_attention
 from rlhf.random import compute_the_same_again
@@ -202,6 +202,8 @@ def _checkpoint(folder: Path, inputs: Mapping[str, Path]) -> Checkpoint | None:
     checkpoint = load_checkpoint(folder)
     if checkpoint is None:
         return None
+    if name := not_finite(checkpoint.tensors):
+        raise RunError(f"{folder}: its checkpoint is not finite ({name}); overwrite=true starts afresh")
     with checkpoint.reading() as state:
         same = state["inputs"] == input_fingerprints(inputs)
     if not same:

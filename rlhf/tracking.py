@@ -9,8 +9,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
+from rlhf.checkpoint import CheckpointError
 from rlhf.distributed import first_says, rank
-from rlhf.errors import FileError
 from rlhf.files import flush_to_disk, read_json_lines, told_with_path
 from rlhf.lock import RunLock
 
@@ -74,7 +74,7 @@ class Tracker:
             path = self.folder / name
             size = path.stat().st_size if path.exists() else 0
             if size < length:
-                raise FileError(
+                raise CheckpointError(
                     f"{path}: has {size} of the {length} bytes that its checkpoint covers; overwrite=true starts afresh"
                 )
             if size > length:

@@ -150,8 +150,18 @@ def report_sweeps(outcomes: Iterable[Outcome], console: Console) -> None:
 
 
 def run_folders(runs: Iterable[RunConfig]) -> dict[Path, RunConfig]:
-    """The distinct runs by their folders."""
-    return {run_folder(run): run for run in runs}
+    """The distinct runs by their folders.
+
+    Raises:
+        ConfigError: two rewards are one run.
+    """
+    found: dict[Path, RunConfig] = {}
+    for run in runs:
+        other = found.setdefault(run_folder(run), run)
+        if other.reward.url != run.reward.url:
+            line = "the addresses are no part of a run, and these would be one; give each its own reward.server=NAME"
+            raise ConfigError([f"reward.url: {line}"])
+    return found
 
 
 def run_single(run: RunConfig) -> dict[str, Any]:

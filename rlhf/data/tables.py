@@ -143,7 +143,8 @@ def table_of(
 def _read(folder: Path, kind: type[Demonstration | Preference], bad_rows: BadRows) -> Table:
     try:
         known = read_json_object(folder / "dropped.json") or {}
-        dropped = Dropped(**known | {"named": tuple(known["named"])})
+        counts: dict[str, Any] = {**known, "named": tuple(known["named"])}
+        dropped = Dropped(**counts)
         rows = datasets.Dataset.from_file(str(folder / "rows.arrow"))
         keys = rows.data.column("key").to_numpy()
         columns = rows.select_columns([field.name for field in dataclasses.fields(kind)])

@@ -17,6 +17,7 @@ from rlhf.checkpoint import Checkpoint, save_checkpoint
 from rlhf.config import RunConfig
 from rlhf.config.identity import fingerprint
 from rlhf.distributed import count, first_says, largest, rank
+from rlhf.finite import check_saved
 from rlhf.lock import RunLock
 from rlhf.precision import autocast
 from rlhf.tracking import Tracker
@@ -86,9 +87,13 @@ class RunContext:
         """Checkpoint after everything up to `step` was logged, then let the mirror have those rows.
 
         No random state is among it: every draw is a function of (seed, purpose, index), see rlhf/random.py.
+
+        Raises:
+            NotFinite: a number is NaN or infinite.
         """
 
         def write() -> None:
+            check_saved(tensors, state, step)
             common = {
                 "seconds": self.seconds(),
                 "log_lengths": self.tracker.lengths(),
