@@ -198,8 +198,8 @@ def seems_alive(holder: Mapping[str, Any]) -> bool:
         return False
     if holder["host"] == socket.gethostname():
         return _lives_here(holder)
-    beat = holder["heartbeat"]
-    return isinstance(beat, int | float) and abs(time.time() - beat) < LEASE_SECONDS
+    beat, now = holder["heartbeat"], time.time()
+    return isinstance(beat, int | float) and now - LEASE_SECONDS < beat < now + LEASE_SECONDS
 
 
 def process_start(pid: object) -> str | None:

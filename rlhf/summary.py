@@ -25,7 +25,7 @@ def read_summary(folder: Path) -> dict[str, Any]:
     summary = read_json_object(path)
     if summary is not None and not isinstance(summary.get("status"), str):
         raise FileError(f"{path}: does not say how the run ended; delete it and type the command again")
-    return summary or {}
+    return {} if summary is None else summary
 
 
 def finished(run: RunConfig) -> dict[str, Any] | None:
@@ -47,7 +47,8 @@ def times_emptied(folder: Path) -> int:
         FileError: overwrites.json is damaged.
     """
     path = folder / OVERWRITES
-    count = (read_json_object(path) or {"count": 0}).get("count")
+    found = read_json_object(path)
+    count = 0 if found is None else found.get("count")
     if not isinstance(count, int) or count < 0:
         raise FileError(f"{path}: holds no count; delete the file and type the command again")
     return count

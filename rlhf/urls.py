@@ -7,7 +7,11 @@ from collections.abc import Mapping
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
-_SECRET_NAME = re.compile(r"key|token|secret|passw|pwd|auth|sig|credential|bearer", re.IGNORECASE)
+_SECRET_NAME = re.compile(
+    r"(?<![a-z])(api|access|secret|private)?[_-]?key(?![a-z])|token|secret|passw|pwd|auth(?!or)|credential|bearer"
+    r"|(?<![a-z])sig(nature)?(?![a-z])",
+    re.IGNORECASE,
+)
 # As services hand them out: OpenAI, Hugging Face, GitHub, GitLab, Slack, AWS, Google, and signed JSON.
 _SECRET_VALUE = re.compile(
     r"\b(sk-[\w-]{16,}|hf_\w{16,}|gh[opsu]_\w{16,}|github_pat_\w{16,}|glpat-[\w-]{16,}|xox[abp]-[\w-]{10,}"

@@ -101,7 +101,8 @@ def open_wandb_run(tracking: TrackingConfig, folder: Path, **identity: Any) -> A
 
 def _read_sent(folder: Path) -> int:
     try:
-        rows = (read_json_object(folder / SENT) or {"rows": 0}).get("rows")
+        found = read_json_object(folder / SENT)
+        rows = 0 if found is None else found.get("rows")
         if not isinstance(rows, int) or rows < 0:
             raise FileError(f"{folder / SENT}: holds no number of rows")
     except FileError as error:

@@ -113,7 +113,9 @@ def test_a_bad_loss_of_ilql_is_left_out_too(tmp_path, cache, monkeypatch):
     assert all(answer["response"] and "reward" in answer for answer in content["batch"])
 
 
-@pytest.mark.parametrize(("stage", "fields"), [("sft", {"prompt", "response"}), ("reward_model", {"chosen", "rejected"})])
+@pytest.mark.parametrize(
+    ("stage", "fields"), [("sft", {"prompt", "response"}), ("reward_model", {"chosen", "rejected"})]
+)
 def test_bad_steps_before_rl(tmp_path, cache, monkeypatch, stage, fields):
     spoil(monkeypatch, supervised, {2}, step_of)
     run = tiny(tmp_path, cache if stage == "reward_model" else tmp_path / "cache", "apa", f"stage={stage}")

@@ -43,7 +43,7 @@ def test_large_numbers_are_finite():
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), None])
 def test_an_evaluation_that_is_no_number_is_refused(value):
     check_metrics({"eval/reward": 0.5, "train/loss": value}, "less")
-    with pytest.raises(NotFinite, match="eval/kl is .*; try less"):
+    with pytest.raises(NotFinite, match=r"eval/kl is .*; try less"):
         check_metrics({"eval/reward": 0.5, "eval/kl": value}, "less")
 
 
@@ -135,7 +135,7 @@ def test_heads_and_models_that_are_not_finite_are_not_saved(tmp_path):
         heads.save(tmp_path)
     assert (tmp_path / HEADS).read_bytes() == before
     save_file({name: tensor.contiguous() for name, tensor in heads.state_dict().items()}, tmp_path / HEADS)
-    with pytest.raises(NotFinite, match="evaluation.policy"):
+    with pytest.raises(NotFinite, match=r"evaluation.policy"):
         load_heads(str(tmp_path), 4, 5, torch.device("cpu"))
     model = tiny_model()
     with torch.no_grad():
