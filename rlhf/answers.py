@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from filelock import FileLock, Timeout
+from filelock import FileLock
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
@@ -23,8 +23,10 @@ from rlhf.config.identity import REVISION, fingerprint, read_by_stage
 from rlhf.data.examples import Demonstration, Preference
 from rlhf.data.tokenize import encode_prompts
 from rlhf.distributed import first_says
-from rlhf.files import write_whole
+from rlhf.errors import reason
+from rlhf.files import os_error_with_path, told_with_path, write_whole
 from rlhf.text import answer_text, decode, encode_answer, pad_id
+from rlhf.waiting import acquired
 
 CHUNK = 256
 """Answers scored between two writes: what an interruption can lose."""
@@ -120,23 +122,16 @@ def scored_once(
         score: Rollouts -> (B,) scores.
         keep_going: called between chunks and while waiting with what has been done so far; may raise to stop.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    with told_with_path(path.parent, "make it"):
+        path.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(path.with_suffix(".lock"))
-    while not first_says(lambda: _taken(lock)):
+    while not first_says(lambda: acquired(lock, timeout=1.0)):
         keep_going("another run scores the data set's answers")
     try:
         found = first_says(lambda: _read(path, len(answers)))
         return _score_all(path, answers, score, keep_going) if found is None else found
     finally:
         lock.release()
-
-
-def _taken(lock: FileLock) -> bool:
-    try:
-        lock.acquire(timeout=1.0)
-    except Timeout:
-        return False
-    return True
 
 
 def _score_all(
@@ -154,7 +149,7 @@ def _score_all(
 
 def _put(partial: Path, first: int, scores: Tensor) -> None:
     """Write a chunk behind the `first` scores that are there."""
-    with partial.open("ab") as file:
+    with told_with_path(partial, "keep scores in it"), partial.open("ab") as file:
         file.truncate(4 * first)
         file.write(scores.float().numpy().tobytes())
         file.flush()
@@ -163,7 +158,8 @@ def _put(partial: Path, first: int, scores: Tensor) -> None:
 
 def _whole(path: Path, partial: Path) -> Tensor:
     """All chunks as the file that other runs read."""
-    scores = np.fromfile(partial, dtype=np.float32)
+    with told_with_path(partial, "read it"):
+        scores = np.fromfile(partial, dtype=np.float32)
     content = io.BytesIO()
     np.savez(content, scores=scores)  # a zip file, whose checksum tells damage
     write_whole(path, content.getvalue())
@@ -172,15 +168,31 @@ def _whole(path: Path, partial: Path) -> Tensor:
 
 
 def _whole_chunks(partial: Path) -> int:
-    """Scores of the whole chunks that an interrupted process has left."""
-    return partial.stat().st_size // (4 * CHUNK) * CHUNK if partial.exists() else 0
+    """Scores of the whole chunks that an interrupted process has left, up to the first that is not finite."""
+    if not partial.exists():
+        return 0
+    with told_with_path(partial, "read it"):
+        scores = np.fromfile(partial, dtype=np.float32)
+    bad = np.flatnonzero(~np.isfinite(scores))
+    if len(bad):
+        print(f"{partial}: score {bad[0]} is not finite; the answers from there on are scored again", flush=True)
+    return int(bad[0] if len(bad) else len(scores)) // CHUNK * CHUNK
 
 
 def _read(path: Path, rows: int) -> Tensor | None:
-    """None where there is no file, or a damaged one."""
+    """None where there is no file, or, in a line that names it, a damaged one."""
     try:
         with np.load(path, allow_pickle=False) as archive:
             scores = archive["scores"]
-    except (FileNotFoundError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        if scores.shape != (rows,) or scores.dtype != np.float32:
+            raise ValueError(f"it does not hold {rows} scores")
+        if not np.isfinite(scores).all():
+            raise ValueError("it holds scores that are not finite")
+    except FileNotFoundError:
         return None
-    return torch.from_numpy(scores) if scores.shape == (rows,) and scores.dtype == np.float32 else None
+    except (ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        print(f"{path}: damaged ({reason(error)}); the answers are scored again", flush=True)
+        return None
+    except OSError as error:
+        raise os_error_with_path(error, path, "read it") from error
+    return torch.from_numpy(scores)

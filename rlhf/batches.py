@@ -141,6 +141,10 @@ class TrainingBatch(_RowBatch):
         for field in fields(self)[2:]:
             assert getattr(self, field.name).shape == shape, field.name
 
+    def numbers(self) -> dict[str, Tensor]:
+        """What a loss is made of, (B, T) each, by name."""
+        return {field.name: getattr(self, field.name) for field in fields(self)[2:]}
+
     def first_columns(self, width: int) -> TrainingBatch:
         """The first `width` response tokens."""
         columns = {field.name: getattr(self, field.name)[:, :width] for field in fields(self)[1:]}

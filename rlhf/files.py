@@ -37,12 +37,31 @@ def told_with_path(path: Path, doing: str) -> Iterator[None]:
         yield
     except FileError:
         raise
-    except OSError as error:
-        why = error.strerror or printable(str(error)) or type(error).__name__
-        remedy = _REMEDIES.get(error.errno or 0, "type the command again")
-        told = FileError(f"{path}: cannot {doing} ({why}); {remedy}")
-        told.errno = error.errno
-        raise told from error
+    except Exception as error:
+        if isinstance(error, OSError) or _errno(error):
+            raise os_error_with_path(error, path, doing) from error
+        raise
+
+
+def os_error_with_path(error: Exception, path: Path, doing: str) -> FileError:
+    """What `told_with_path` raises in place of `error`, which is an OSError or a library's word for one."""
+    number = _errno(error)
+    why = os.strerror(number) if number else printable(str(error)) or type(error).__name__
+    told = FileError(f"{path}: cannot {doing} ({why}); {remedy_for(error)}")
+    told.errno = number
+    return told
+
+
+def remedy_for(error: Exception) -> str:
+    """What to do about an error of the operating system, as "free space there and type the command again"."""
+    return _REMEDIES.get(_errno(error) or 0, "type the command again")
+
+
+def _errno(error: Exception) -> int | None:
+    """The system's number of an error; libraries written in Rust, as safetensors, put its words into their text."""
+    if isinstance(error, OSError):
+        return error.errno
+    return next((number for number in _REMEDIES if os.strerror(number) in str(error)), None)
 
 
 def write_whole(path: Path, content: str | bytes | Callable[[Path], None], *, mode: int | None = None) -> None:
@@ -90,6 +109,26 @@ def read_json_object(path: Path) -> dict[str, Any] | None:
     if not isinstance(value, dict):
         raise FileError(f"{path}: holds no JSON object; delete it, or put back what was there")
     return value
+
+
+def read_json_lines(path: Path) -> list[dict[str, Any]]:
+    """The objects of a file with one a line; none where there is no file.
+
+    Raises:
+        FileError: it cannot be read, or a line holds no JSON object.
+    """
+    with told_with_path(path, "read it"):
+        content = path.read_bytes() if path.exists() else b""
+    rows = []
+    for number, line in enumerate(content.splitlines(), 1):
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError):
+            row = None
+        if not isinstance(row, dict):
+            raise FileError(f"{path}: line {number} holds no JSON object; overwrite=true starts the run afresh")
+        rows.append(row)
+    return rows
 
 
 def flush_to_disk(path: Path) -> None:

@@ -1,7 +1,8 @@
 """One process per run folder: lock.json with host, pid, job id, token and heartbeat.
 
-A second process takes the folder over only when the first one's pid is dead on this host or its lease has run out
-(a lost node). Every append and checkpoint first checks that the token is still this process's own.
+A second process takes the folder over only when the first one's pid is dead on this host, or, of another host (a lost
+node), when its heartbeat has not changed for the time of a lease, by the watch of the second: no two clocks are
+compared. Every append and checkpoint first checks that the token is still this process's own.
 """
 
 from __future__ import annotations
@@ -14,20 +15,29 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
 
-from rlhf.errors import UserError
-from rlhf.files import write_whole
+from rlhf.errors import FileError, UserError
+from rlhf.files import told_with_path, write_whole
+from rlhf.waiting import StoppedWaiting, acquired, locked, stop_requested
 
 # In the environment of a sweep's children and jobs: one that meets a live holder (another driver's, a killed driver's
 # child that still ends its iteration, a requeued job's earlier self) waits for it instead of failing.
 WAIT_FOR_LOCK = "RLHF_WAIT_FOR_LOCK"
 
 LEASE_SECONDS = 120.0
+"""After so long without a new heartbeat a process of another host counts as lost."""
 HEARTBEAT_SECONDS = 10.0
+LOOK_SECONDS = 1.0
+GUARD_SECONDS = 30.0
+"""Longest wait for the file that guards lock.json, which others hold for milliseconds."""
+
+
+_FIELDS = {"host", "pid", "pid_started", "token", "heartbeat"}
 
 
 class LockError(UserError, RuntimeError):
@@ -43,6 +53,8 @@ class RunLock:
 
     Raises:
         LockError: on entry, when another live process holds it; from `check`, when another has taken it over.
+        StoppedWaiting: on entry, when this run was asked to stop meanwhile.
+        FileError: lock.json cannot be written, or the file system has no locks.
     """
 
     def __init__(self, folder: Path, wait_while: Callable[[], bool] = lambda: False) -> None:
@@ -54,21 +66,32 @@ class RunLock:
         self._thread = threading.Thread(target=self._beat, daemon=True, name="run-lock-heartbeat")
 
     def __enter__(self) -> RunLock:
-        while (holder := self._taken_by_another()) is not None:
-            if not self._wait_while():
+        seen = _Watch()
+        while (holder := self._taken_by_another(seen)) is not None:
+            if stopped := stop_requested():
+                raise StoppedWaiting(f"stopped by {stopped} while another process held {self.path.parent}")
+            here = holder["host"] == socket.gethostname()
+            if (here or seen.beats) and not self._wait_while():
                 raise LockError(
                     f"{self.path.parent}: pid {holder['pid']} on {holder['host']} is at work on this run; "
                     "wait for it, or end it"
                 )
-            time.sleep(1.0)
+            if not here and not seen.said:
+                seen.said = True
+                print(
+                    f"{self.path}: left by pid {holder['pid']} on {holder['host']}; it is taken over if it does not "
+                    f"change for {LEASE_SECONDS:.0f} seconds",
+                    flush=True,
+                )
+            time.sleep(LOOK_SECONDS)
         self._thread.start()
         return self
 
-    def _taken_by_another(self) -> dict[str, Any] | None:
-        """The live process that holds the folder; None once it is this one's."""
-        with self._guard:
-            holder = self._read()
-            if holder is not None and is_alive(holder):
+    def _taken_by_another(self, seen: _Watch) -> dict[str, Any] | None:
+        """The process that holds the folder and may live; None once it is this one's."""
+        with locked(Path(self._guard.lock_file), f"looks at {self.path}"):
+            holder = _read(self.path)
+            if holder is not None and (_lives_here(holder) or seen.may_live(holder)):
                 return holder
             self._write()
         return None
@@ -76,9 +99,14 @@ class RunLock:
     def __exit__(self, *_: object) -> None:
         self._stop.set()
         self._thread.join()
-        with self._guard:
+        if not acquired(self._guard, timeout=GUARD_SECONDS):
+            return  # a lock.json that stays is taken over, since its process is gone
+        try:
             if self._mine():
-                self.path.unlink()
+                with told_with_path(self.path, "delete it"):
+                    self.path.unlink()
+        finally:
+            self._guard.release()
 
     def check(self) -> None:
         """Called before every write into the folder."""
@@ -87,24 +115,19 @@ class RunLock:
 
     def _beat(self) -> None:
         while not self._stop.wait(HEARTBEAT_SECONDS):
-            with contextlib.suppress(OSError), self._guard:  # a full disk now may have room at the next beat
-                if not self._mine():
-                    return
-                self._write()
+            with contextlib.suppress(OSError):  # a full disk now may have room at the next beat
+                if not acquired(self._guard, timeout=GUARD_SECONDS):
+                    continue
+                try:
+                    if not self._mine():
+                        return
+                    self._write()
+                finally:
+                    self._guard.release()
 
     def _mine(self) -> bool:
-        holder = self._read()
+        holder = _read(self.path)
         return holder is not None and holder["token"] == self.token
-
-    def _read(self) -> dict[str, Any] | None:
-        try:
-            holder = json.loads(self.path.read_text())
-        except FileNotFoundError:
-            return None
-        except ValueError:  # cut off by a full disk or a killed host: nobody's
-            return None
-        whole = isinstance(holder, dict) and {"host", "pid", "pid_started", "token", "heartbeat"} <= set(holder)
-        return holder if whole else None
 
     def _write(self) -> None:
         holder = {
@@ -118,20 +141,73 @@ class RunLock:
         write_whole(self.path, json.dumps(holder))
 
 
-def is_alive(holder: Mapping[str, Any]) -> bool:
-    """Whether the process that a lock.json names is, or may be, at work."""
+@dataclass
+class _Watch:
+    """Whether the heart of a process on another host beats, as seen from here."""
+
+    beats: bool = False
+    """A heartbeat has changed while it was watched."""
+    said: bool = False
+    _last: tuple[str, Any] | None = None
+    _since: float = 0.0
+
+    def may_live(self, holder: Mapping[str, Any]) -> bool:
+        """Not a process of this host, nor one whose heartbeat has stood still for the time of a lease."""
+        if holder["host"] == socket.gethostname():
+            return False
+        now, beat = time.monotonic(), (str(holder["token"]), holder["heartbeat"])
+        if beat != self._last:
+            self.beats = self._last is not None
+            self._last, self._since = beat, now
+        return now - self._since < LEASE_SECONDS
+
+
+def _lives_here(holder: Mapping[str, Any]) -> bool:
+    if holder["host"] != socket.gethostname():
+        return False
+    # A pid alone may have been given to another process since.
+    return process_start(holder["pid"]) == holder["pid_started"] is not None
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    """What lock.json says; None where there is none, or one that was cut off by a full disk or a killed host."""
+    try:
+        with told_with_path(path, "read it"):
+            holder = json.loads(path.read_bytes())
+    except FileError as error:
+        if isinstance(error.__cause__, FileNotFoundError):
+            return None
+        raise
+    except (ValueError, RecursionError):
+        return None
+    return holder if isinstance(holder, dict) and set(holder) >= _FIELDS else None
+
+
+def held_here(folder: Path) -> bool:
+    """Whether a process of this machine holds the run's folder."""
+    holder = _read(folder / "lock.json")
+    return holder is not None and _lives_here(holder)
+
+
+def seems_alive(holder: Mapping[str, Any]) -> bool:
+    """Whether the process that a lock.json names seems to be at work, for a display that looks once.
+
+    Of another host the two clocks are compared, which may differ: nothing may be taken over for this answer.
+    """
+    if not set(holder) >= _FIELDS:
+        return False
     if holder["host"] == socket.gethostname():
-        # A pid alone may have been given to another process since.
-        return process_start(holder["pid"]) == holder["pid_started"] is not None
-    return time.time() - holder["heartbeat"] < LEASE_SECONDS
+        return _lives_here(holder)
+    beat, now = holder["heartbeat"], time.time()
+    return isinstance(beat, int | float) and now - LEASE_SECONDS < beat < now + LEASE_SECONDS
 
 
-def process_start(pid: int) -> str | None:
+def process_start(pid: object) -> str | None:
     """When a process of this host began, in clock ticks since boot; None where there is no such process."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
-    except (FileNotFoundError, ProcessLookupError):
-        if Path("/proc/self/stat").exists():
+    except (OSError, ValueError):
+        if Path("/proc/self/stat").exists() or not isinstance(pid, int):
             return None
         return _start_without_proc(pid)
     return None if fields[0] == "Z" else fields[19]

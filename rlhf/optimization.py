@@ -9,13 +9,12 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from rlhf.finite import NotFinite
 from rlhf.precision import LossScaler
 
 UNSCALED = LossScaler("fp32")
-
-
-class NotFinite(ArithmeticError):
-    """A loss or gradient that is NaN or infinite; the message says where and what to try."""
+REMEDIES = {"policy": "a smaller optimization.learning_rate", "value": "a smaller value.learning_rate"}
+"""By network, what may keep its loss and gradient finite."""
 
 
 def adamw(
@@ -87,10 +86,14 @@ def clip_and_step(
     max_grad_norm: float,
     step: int,
     scaler: LossScaler = UNSCALED,
+    remedies: Mapping[str, str] = REMEDIES,
 ) -> dict[str, float]:
     """Scale each network's gradient down to `max_grad_norm`, step, and forget the gradients.
 
     Networks are clipped apart, so that a large value gradient never shortens the policy's step.
+
+    Args:
+        remedies: by network, what may keep its gradient finite, as "a smaller value.learning_rate".
 
     Returns:
         The norm before clipping by network; empty where the step was left out, as the scaler's factor was too large.
@@ -107,10 +110,7 @@ def clip_and_step(
             scaler.stepped(overflow=True)
             return {}
         if not math.isfinite(norm):
-            raise NotFinite(
-                f"the {name} gradient is {norm} at optimizer step {step}; "
-                "try a smaller optimization.learning_rate, or a larger algo.lam for apa and awr"
-            )
+            raise NotFinite(f"the {name} gradient is {norm} at optimizer step {step}; try {remedies[name]}")
         norms[name] = norm
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from rlhf.batches import Rollouts
 from rlhf.config import RewardConfig
-from rlhf.optimization import NotFinite
+from rlhf.finite import NotFinite
 from rlhf.scorers import Scorer
 
 

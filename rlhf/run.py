@@ -22,27 +22,27 @@ from typing import Any
 import torch
 import transformers
 import yaml
-from filelock import FileLock, Timeout
 
 from rlhf.checkpoint import Checkpoint, load_checkpoint, read_tensors
 from rlhf.config import RunConfig
 from rlhf.config.build import config_to_mapping
 from rlhf.config.frozen import edited
 from rlhf.config.identity import SCORING_STAGES, input_runs, run_folder, run_id
-from rlhf.distributed import first_says, rank
+from rlhf.distributed import RankFailed, count, first_says, rank
 from rlhf.errors import UserError
-from rlhf.files import write_whole
+from rlhf.files import os_error_with_path, told_with_path, write_whole
+from rlhf.finite import check_metrics, not_finite
 from rlhf.lock import WAIT_FOR_LOCK, LockError, RunLock
 from rlhf.precision import without_cudnn_attention
 from rlhf.processes import STOP_SIGNALS
 from rlhf.random import compute_the_same_again
 from rlhf.ranks import blamed, joined, start_ranks
 from rlhf.stages import STAGES
-from rlhf.stages.context import Interrupted, RunContext, StopFlag, input_fingerprints
+from rlhf.stages.context import RunContext, input_fingerprints
+from rlhf.summary import OVERWRITES, SUMMARY, finished, times_emptied
 from rlhf.tracking import METRICS, SAMPLES, Tracker, finite
+from rlhf.waiting import Interrupted, StopFlag, StoppedWaiting, heeding, locked
 
-OVER = ("finished", "pruned")
-"""States after which a run is skipped."""
 REPORTED_PACKAGES = ("transformers", "peft", "hydra-core", "wandb", "optuna", "numpy")
 
 
@@ -69,24 +69,18 @@ def execute(config: RunConfig, stop: StopFlag | None = None) -> dict[str, Any]:
     stop, ranks, present = stop or StopFlag(), config.hardware.ranks, os.environ.get("WORLD_SIZE")
     if present is not None and int(present) != ranks:
         raise RunError(f"hardware.ranks: {ranks}, but WORLD_SIZE in the environment is {present}; make them equal")
-    with _signals_into(stop):
+    with _signals_into(stop), heeding(stop):
         if ranks == 1:
             return _execute(config, stop)
         if present is None:
-            return _over(config) or start_ranks(config, stop)
+            return finished(config) or start_ranks(config, stop)
         with joined(config):
             return _execute(config, stop)
 
 
-def _over(config: RunConfig) -> dict[str, Any] | None:
-    """The summary of a run that is not to be done again."""
-    summary = read_summary(run_folder(config))
-    return summary if summary is not None and summary["status"] in OVER and not config.overwrite else None
-
-
 def _execute(config: RunConfig, stop: StopFlag) -> dict[str, Any]:
     folder = run_folder(config)
-    if (over := first_says(lambda: _over(config))) is not None:
+    if (over := first_says(lambda: finished(config))) is not None:
         return over
     inputs = {}
     for needed in input_runs(config):
@@ -96,12 +90,15 @@ def _execute(config: RunConfig, stop: StopFlag) -> dict[str, Any]:
         inputs[needed.stage.name] = run_folder(needed) / "final"
     if config.stage.name in SCORING_STAGES and config.reward.path is not None:
         inputs["reward_model"] = Path(config.reward.path)
-    folder.mkdir(parents=True, exist_ok=True)
+    _make(folder)
     waits = WAIT_FOR_LOCK in os.environ
-    lock = RunLock(folder, wait_while=lambda: waits and stop.requested is None)
+    lock = RunLock(folder, wait_while=lambda: waits)
     with contextlib.ExitStack() as held:
-        lock.token = first_says(lambda: held.enter_context(lock).token)  # rank 0 holds it for all
-        if (over := first_says(lambda: _over(config))) is not None:  # whoever held the lock may have finished it
+        # Rank 0 holds it for all.
+        if (stopped := first_says(lambda: _taken(held, lock))) is not None:
+            return stopped
+        lock.token = first_says(lambda: lock.token)
+        if (over := first_says(lambda: finished(config))) is not None:  # whoever held the lock may have finished it
             return over
         return _in_folder(config, folder, inputs, lock, stop)
 
@@ -109,26 +106,26 @@ def _execute(config: RunConfig, stop: StopFlag) -> dict[str, Any]:
 def _run_once(config: RunConfig, stop: StopFlag) -> dict[str, Any]:
     """An input run, by whichever process comes first; the others wait and take its result."""
     folder = run_folder(config)
-    if (over := first_says(lambda: _over(config))) is not None:
+    if (over := first_says(lambda: finished(config))) is not None:
         return over
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder.with_suffix(".lock"))
+    _make(folder.parent)
+    lock = locked(folder.with_suffix(".lock"), f"does {folder}")
     with contextlib.ExitStack() as held:
-        return first_says(lambda: _wait_for(lock, held, folder, stop)) or _execute(config, stop)
+        return first_says(lambda: _taken(held, lock)) or _execute(config, stop)
 
 
-def _wait_for(lock: FileLock, held: contextlib.ExitStack, folder: Path, stop: StopFlag) -> dict[str, Any] | None:
+def _taken(held: contextlib.ExitStack, lock: contextlib.AbstractContextManager[Any]) -> dict[str, Any] | None:
     """Take the lock; a summary instead where this run is asked to stop meanwhile."""
-    while True:
-        try:
-            held.enter_context(lock.acquire(timeout=1.0))
-            return None
-        except Timeout:
-            if stop.requested:
-                return {
-                    "status": "interrupted",
-                    "error": f"stopped by {stop.requested} while another process did {folder}",
-                }
+    try:
+        held.enter_context(lock)
+    except StoppedWaiting as stopped:
+        return {"status": "interrupted", "error": str(stopped)}
+    return None
+
+
+def _make(folder: Path) -> None:
+    with told_with_path(folder, "make it"):
+        folder.mkdir(parents=True, exist_ok=True)
 
 
 def _in_folder(
@@ -147,8 +144,9 @@ def _in_folder(
         with contextlib.suppress(OSError, LockError):  # a full disk must not hide the error itself
             _write_summary(folder, summary, lock)
         context.tracker.close(summary)
-        if isinstance(error, OSError):
-            raise RunError(f"{folder}: {error.strerror or error} ({error.filename}); type the command again") from error
+        if isinstance(error, OSError) and not isinstance(error, UserError):
+            where = Path(error.filename) if isinstance(error.filename, str) else folder
+            raise RunError(str(os_error_with_path(error, where, "go on"))) from error
         if error is not raised:
             raise error from raised
         raise
@@ -173,6 +171,11 @@ def _attempt(context: RunContext, provenance: dict[str, Any]) -> dict[str, Any]:
     del checkpoint  # whose tensors the stage takes, and lets go
     try:
         metrics = STAGES[config.stage.name](context)
+        check_metrics(metrics, "a smaller learning rate")
+    except StoppedWaiting as stopped:
+        if count() > 1:  # the others may not wait, and go on to where this one never comes
+            raise RankFailed(str(stopped)) from stopped
+        return _summary(context, provenance, "interrupted") | {"error": str(stopped)}
     except Interrupted as interruption:
         return _summary(context, provenance, "interrupted") | {"error": str(interruption)}
     return _summary(context, provenance, "finished") | metrics
@@ -181,8 +184,9 @@ def _attempt(context: RunContext, provenance: dict[str, Any]) -> dict[str, Any]:
 def _prepare(context: RunContext) -> Checkpoint | None:
     """The folder as the stage expects it, and where the run goes on from."""
     config, folder, tracker = context.config, context.folder, context.tracker
-    overwrites = _start_afresh(folder) if config.overwrite else _overwrites(folder)
-    (folder / "summary.json").unlink(missing_ok=True)
+    overwrites = _start_afresh(folder) if config.overwrite else times_emptied(folder)
+    with told_with_path(folder, "begin in it"):
+        (folder / SUMMARY).unlink(missing_ok=True)
     mapping = config_to_mapping(config)
     if (change := edited(folder, config)) and not config.overwrite:
         context.say(f"{folder / 'config.yaml'} is written anew: {change}; settings are those of the command")
@@ -192,43 +196,39 @@ def _prepare(context: RunContext) -> Checkpoint | None:
 
         tracker.mirror = WandbMirror(config, mapping, run_id(config), folder, overwrites)
     checkpoint = _checkpoint(folder, context.inputs)
-    tracker.cut_back({METRICS: 0, SAMPLES: 0} if checkpoint is None else checkpoint.state["log_lengths"])
+    lengths = {METRICS: 0, SAMPLES: 0}
+    if checkpoint is not None:
+        with checkpoint.reading() as state:
+            lengths = {name: int(state["log_lengths"][name]) for name in lengths}
+    tracker.cut_back(lengths)
     return checkpoint
 
 
 def _checkpoint(folder: Path, inputs: Mapping[str, Path]) -> Checkpoint | None:
     """Where the run goes on from, if that fits the frozen weights that it would go on with."""
     checkpoint = load_checkpoint(folder)
-    if checkpoint is not None and checkpoint.state["inputs"] != input_fingerprints(inputs):
+    if checkpoint is None:
+        return None
+    if name := not_finite(checkpoint.tensors):
+        raise RunError(f"{folder}: its checkpoint is not finite ({name}); overwrite=true starts afresh")
+    with checkpoint.reading() as state:
+        same = state["inputs"] == input_fingerprints(inputs)
+    if not same:
         raise RunError(
             f"{folder}: its SFT policy or reward model is another one than when it began; overwrite=true starts afresh"
         )
     return checkpoint
 
 
-def read_summary(folder: Path) -> dict[str, Any] | None:
-    """A run folder's summary.json; None where the run has not ended."""
-    try:
-        return json.loads((folder / "summary.json").read_text())
-    except (FileNotFoundError, ValueError):
-        return None
-
-
 def _start_afresh(folder: Path) -> int:
     """Empty the folder but for its lock; how often that has been done tells W&B runs apart."""
-    count = _overwrites(folder) + ((folder / "config.yaml").exists())
-    write_whole(folder / "overwrites.json", json.dumps({"count": count}))
-    for path in folder.iterdir():
-        if path.name not in ("lock.json", ".lock.guard", "overwrites.json"):
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
-    return count
-
-
-def _overwrites(folder: Path) -> int:
-    try:
-        return int(json.loads((folder / "overwrites.json").read_text())["count"])
-    except FileNotFoundError:
-        return 0
+    emptied = times_emptied(folder) + ((folder / "config.yaml").exists())
+    write_whole(folder / OVERWRITES, json.dumps({"count": emptied}))
+    with told_with_path(folder, "empty it"):
+        for path in folder.iterdir():
+            if path.name not in ("lock.json", ".lock.guard", OVERWRITES):
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+    return emptied
 
 
 def _set_up_torch(config: RunConfig) -> None:
@@ -293,7 +293,7 @@ def _write_summary(folder: Path, summary: dict[str, Any], lock: RunLock) -> None
     if rank():
         return
     lock.check()
-    write_whole(folder / "summary.json", json.dumps(finite(summary), indent=1, allow_nan=False))
+    write_whole(folder / SUMMARY, json.dumps(finite(summary), indent=1, allow_nan=False))
 
 
 def peak_memory(device: torch.device) -> dict[str, float]:

@@ -9,8 +9,9 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
+from rlhf.checkpoint import CheckpointError
 from rlhf.distributed import first_says, rank
-from rlhf.files import flush_to_disk
+from rlhf.files import flush_to_disk, read_json_lines, told_with_path
 from rlhf.lock import RunLock
 
 METRICS, SAMPLES = "metrics.jsonl", "samples.jsonl"
@@ -62,7 +63,8 @@ class Tracker:
         paths = {name: self.folder / name for name in (METRICS, SAMPLES)}
         for path in paths.values():
             if path.exists():
-                flush_to_disk(path)
+                with told_with_path(path, "flush it to disk"):
+                    flush_to_disk(path)
         return {name: path.stat().st_size if path.exists() else 0 for name, path in paths.items()}
 
     def cut_back(self, lengths: Mapping[str, int]) -> None:
@@ -72,17 +74,19 @@ class Tracker:
             path = self.folder / name
             size = path.stat().st_size if path.exists() else 0
             if size < length:
-                raise RuntimeError(
-                    f"{path} has {size} of the {length} bytes that its checkpoint covers; overwrite=true starts afresh"
+                raise CheckpointError(
+                    f"{path}: has {size} of the {length} bytes that its checkpoint covers; overwrite=true starts afresh"
                 )
             if size > length:
-                os.truncate(path, length)
+                with told_with_path(path, "cut it back"):
+                    os.truncate(path, length)
 
     def _append(self, name: str, rows: Iterable[Mapping[str, Any]]) -> None:
         if rank():
             return
         self.lock.check()
-        with (self.folder / name).open("a", encoding="utf-8") as file:
+        path = self.folder / name
+        with told_with_path(path, "append to it"), path.open("a", encoding="utf-8") as file:
             for row in rows:
                 file.write(json.dumps(finite(row), ensure_ascii=False, allow_nan=False) + "\n")
             file.flush()
@@ -96,9 +100,12 @@ class Tracker:
 
 
 def read_rows(folder: Path) -> list[dict[str, Any]]:
-    """All rows of a run's metrics.jsonl."""
-    path = folder / METRICS
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
+    """All rows of a run's metrics.jsonl.
+
+    Raises:
+        FileError: a line holds something else.
+    """
+    return read_json_lines(folder / METRICS)
 
 
 def finite(row: Mapping[str, Any]) -> dict[str, Any]:

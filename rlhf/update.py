@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections import defaultdict
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
@@ -15,11 +17,15 @@ from rlhf.beside import beside
 from rlhf.config import RunConfig
 from rlhf.config.sizes import forward_rows
 from rlhf.distributed import own_rows, sum_gradients, sum_numbers
+from rlhf.finite import NotFinite
 from rlhf.masked import whiten
 from rlhf.models import Features, PolicyModels
 from rlhf.models.features import micro_batches
-from rlhf.optimization import NotFinite, clip_and_step, minibatches, schedule_factor, set_learning_rate
+from rlhf.optimization import REMEDIES, clip_and_step, minibatches, schedule_factor, set_learning_rate
 from rlhf.random import permutation
+
+Skip = Callable[[NotFinite, int, Tensor], None]
+"""(what was not finite, the optimizer step, the minibatch's rows in the rollout) -> nothing; see `rlhf.bad_steps`."""
 
 
 def update(
@@ -31,34 +37,46 @@ def update(
     *,
     iteration: int,
     step: int,
+    skip: Skip | None = None,
 ) -> tuple[dict[str, float], int]:
     """All epochs over `batch`.
 
     Args:
         features: of the whole rollout batch, as `measure` cached them.
         step: optimizer steps done before.
+        skip: told of a step that is left out since its loss or gradient is not finite; None: such a step is an error.
 
     Returns:
         Metrics (without the prefix train/), averaged over the minibatches, and the optimizer steps done after. Those
-        that float16 overflow cost, counted in `skipped_steps`, are among the steps.
+        left out, be it that float16 overflowed (counted in `skipped_steps`), are among the steps.
+
+    Raises:
+        NotFinite: a loss or gradient is, and `skip` is None or raises it.
     """
     settings, sums, counts = config.optimization, defaultdict[str, float](float), defaultdict[str, int](int)
     total_steps = num_optimizer_steps(config)
     networks = {"policy": list(models.policy_parameters.values()), "value": list(models.value_parameters.values())}
     networks = {name: parameters for name, parameters in networks.items() if parameters}
-    done = 0
+    remedies, done, bad = remedies_for(config, models.value_on_policy), 0, 0
     for epoch in range(settings.epochs):
         for rows in minibatches_of(config, len(batch.mask), iteration, epoch):
             minibatch = batch.rows(rows)
             if config.advantages.whiten_over == "minibatch":
                 whitened = whiten(minibatch.advantages, minibatch.mask, config.advantages.whiten)
                 minibatch = dataclasses.replace(minibatch, advantages=whitened)
-            metrics = sum_numbers(accumulate_gradients(config, models, minibatch, features))
-            if not all(abs(value) < float("inf") for value in metrics.values()):
-                raise NotFinite(_not_finite(metrics, step + done, config))
-            sum_gradients(parameter for parameters in networks.values() for parameter in parameters)
-            set_learning_rate(optimizer, schedule_factor(step + done, total_steps, 0, settings.schedule))
-            norms = clip_and_step(optimizer, networks, settings.max_grad_norm, step + done, models.scaler)
+            try:
+                metrics = sum_numbers(accumulate_gradients(config, models, minibatch, features))
+                check_losses(metrics, step + done, remedies)
+                sum_gradients(parameter for parameters in networks.values() for parameter in parameters)
+                set_learning_rate(optimizer, schedule_factor(step + done, total_steps, 0, settings.schedule))
+                norms = clip_and_step(optimizer, networks, settings.max_grad_norm, step + done, models.scaler, remedies)
+            except NotFinite as error:
+                if skip is None:
+                    raise
+                optimizer.zero_grad(set_to_none=True)
+                skip(error, step + done, rows)
+                done, bad = done + 1, bad + 1
+                continue
             if norms:
                 metrics |= {"grad_norm": norms["policy"], "value_grad_norm": norms.get("value", norms["policy"])}
             for name, value in metrics.items():
@@ -67,8 +85,30 @@ def update(
             done += 1
     means = {name: value / counts[name] for name, value in sums.items()}
     if models.scaler.enabled:
-        means["skipped_steps"] = float(done - counts["grad_norm"])
+        means["skipped_steps"] = float(done - bad - counts["grad_norm"])
     return means, step + done
+
+
+def check_losses(metrics: Mapping[str, float], step: int, remedies: Mapping[str, str]) -> None:
+    """Refuse a minibatch with a loss or share that is NaN or infinite.
+
+    Raises:
+        NotFinite: there is one, with the remedy of the network whose loss it is.
+    """
+    for name, value in metrics.items():
+        if not math.isfinite(value):
+            remedy = remedies.get(name.removesuffix("_loss"), remedies["policy"])
+            raise NotFinite(f"{name} is {value} at optimizer step {step}; try {remedy}")
+
+
+def remedies_for(config: RunConfig, value_on_policy: bool) -> dict[str, str]:
+    """By network, what may keep its loss and gradient finite."""
+    policy, value = REMEDIES["policy"], REMEDIES["value"]
+    if value_on_policy:
+        value = f"{policy} or value.coef"
+    if config.algo.name in ("apa", "awr"):
+        policy += " or a larger algo.lam"
+    return {"policy": policy, "value": value}
 
 
 def minibatches_of(config: RunConfig, count: int, iteration: int, epoch: int) -> list[Tensor]:
@@ -165,11 +205,3 @@ def _value_loss(config: RunConfig, batch: TrainingBatch, values: Tensor, num_tok
         value_clip=config.algo.value_clip,
         num_tokens=num_tokens,
     )
-
-
-def _not_finite(metrics: dict[str, float], step: int, config: RunConfig) -> str:
-    bad = next(name for name, value in metrics.items() if not abs(value) < float("inf"))
-    remedy = "a smaller optimization.learning_rate"
-    if config.algo.name in ("apa", "awr"):
-        remedy += " or a larger algo.lam"
-    return f"{bad} is {metrics[bad]} at optimizer step {step}; try {remedy}"

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from rlhf.config import RunConfig, TrackingConfig
-from rlhf.errors import reason
+from rlhf.errors import FileError, reason
+from rlhf.files import read_json_object, write_whole
 
 SENT = "wandb/sent.json"
 """How many rows W&B was given, so that a resumed run repeats none. What a kill -9 catches in W&B's own buffer is lost
@@ -58,8 +59,8 @@ class WandbMirror:
         if not unsent:
             return
         self._rows_sent = len(rows)
-        (self.folder / SENT).write_text(json.dumps({"rows": self._rows_sent}))
         try:
+            write_whole(self.folder / SENT, json.dumps({"rows": self._rows_sent}))
             for row in unsent:
                 self._run.log({key: value for key, value in row.items() if value is not None}, step=row["step"])
         except Exception as error:  # a mirror never ends a run
@@ -100,9 +101,14 @@ def open_wandb_run(tracking: TrackingConfig, folder: Path, **identity: Any) -> A
 
 def _read_sent(folder: Path) -> int:
     try:
-        return int(json.loads((folder / SENT).read_text())["rows"])
-    except (OSError, ValueError, KeyError):
+        found = read_json_object(folder / SENT)
+        rows = 0 if found is None else found.get("rows")
+        if not isinstance(rows, int) or rows < 0:
+            raise FileError(f"{folder / SENT}: holds no number of rows")
+    except FileError as error:
+        log.warning("W&B: %s; it is sent all rows again", error)
         return 0
+    return rows
 
 
 def _logged_in() -> bool:

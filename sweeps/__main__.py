@@ -13,10 +13,10 @@ from pathlib import Path
 from rich.console import Console
 
 from rlhf.config.identity import sweep_folder
+from rlhf.summary import OVER
 from rlhf.terminal import complain, tell
 from rlhf.terminal import console as made_console
 from sweeps.display import STATE_STYLES
-from sweeps.runs import OVER
 from sweeps.status import AT_WORK, RunStatus, shows_logs, status_table, sweep_status
 
 # Wide enough that no log path is cut where the output is no terminal.

@@ -19,8 +19,9 @@ from rich.text import Text
 
 from rlhf.config import RL_STAGES, RunConfig
 from rlhf.config.identity import run_folder, run_id
+from rlhf.summary import OVER, read_summary
 from rlhf.terminal import Column, fitted_table, tell
-from sweeps.runs import OVER, Outcome
+from sweeps.runs import Outcome
 
 # Seconds between two lines where stdout is no terminal, and between two looks at the files.
 LINE_EVERY = 10.0
@@ -83,7 +84,10 @@ class RunProgress:
                 if not line.endswith(b"\n"):
                     break  # half written
                 self._read += len(line)
-                row = _numbers(json.loads(line))
+                row = json.loads(line)
+                if not isinstance(row, dict):
+                    raise ValueError("no row")
+                row = _numbers(row)
                 self.latest |= row
                 self.first = row | self.first
                 if not self._recent or row.get(self.unit, 0) > self._recent[-1].get(self.unit, 0):
@@ -324,8 +328,8 @@ def _has_finished(folder: Path, since: float) -> bool:
     """Whether summary.json says so; one older than `since` is that of a run which is done again."""
     try:
         file = folder / "summary.json"
-        return file.stat().st_mtime >= since and json.loads(file.read_text()).get("status") == "finished"
-    except (OSError, ValueError):  # not there, deleted between the two looks, or cut off
+        return file.stat().st_mtime >= since and read_summary(folder).get("status") == "finished"
+    except OSError:  # not there, deleted between the two looks, or cut off
         return False
 
 

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import signal
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 
 from rlhf.config import RunConfig
 from rlhf.config.identity import input_runs, run_folder
+from rlhf.summary import OVER, finished
 from sweeps.display import Display
 from sweeps.records import outcome_path, write_json
-from sweeps.runs import OVER, Outcome, RunLauncher
+from sweeps.runs import Outcome, RunLauncher
 
 
 class Driver:
@@ -123,22 +122,6 @@ class Driver:
             self._end(Outcome(self._waiting.pop(folder), "interrupted"))
         if self._asked_to_stop == 1:
             self._display.say_stopping()
-
-
-def finished(run: RunConfig) -> dict[str, Any] | None:
-    """The summary of a run that need not be started again."""
-    if run.overwrite:
-        return None
-    summary = read_summary(run_folder(run))
-    return summary if summary.get("status") in OVER else None
-
-
-def read_summary(folder: Path) -> dict[str, Any]:
-    """A run folder's summary.json; empty where there is none, or one cut off by a full disk or a power cut."""
-    try:
-        return json.loads((folder / "summary.json").read_text())
-    except (OSError, ValueError):
-        return {}
 
 
 @contextmanager

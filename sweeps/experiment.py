@@ -22,14 +22,15 @@ from rlhf.config.frozen import starts_anew
 from rlhf.config.identity import input_runs, run_folder, run_id, sweep_folder
 from rlhf.config.sizes import derived_sizes, sizes_in_words
 from rlhf.errors import one_line
+from rlhf.summary import OVER, finished
 from rlhf.terminal import console as made_console
 from rlhf.terminal import tell
 from sweeps.display import STATE_STYLES, RunProgress, duration, number, watching
-from sweeps.driver import Driver, finished
+from sweeps.driver import Driver
 from sweeps.local_launcher import LocalRuns
 from sweeps.records import write_record
 from sweeps.resources import check_device, thread_environment
-from sweeps.runs import OVER, Outcome, RunLauncher, log_path
+from sweeps.runs import Outcome, RunLauncher, log_path
 from sweeps.sources import composed_run
 from sweeps.wandb_sweep import log_sweep
 
@@ -163,8 +164,18 @@ def report_sweeps(outcomes: Iterable[Outcome], console: Console) -> None:
 
 
 def run_folders(runs: Iterable[RunConfig]) -> dict[Path, RunConfig]:
-    """The distinct runs by their folders."""
-    return {run_folder(run): run for run in runs}
+    """The distinct runs by their folders.
+
+    Raises:
+        ConfigError: two rewards are one run.
+    """
+    found: dict[Path, RunConfig] = {}
+    for run in runs:
+        other = found.setdefault(run_folder(run), run)
+        if other.reward.url != run.reward.url:
+            line = "the addresses are no part of a run, and these would be one; give each its own reward.server=NAME"
+            raise ConfigError([f"reward.url: {line}"])
+    return found
 
 
 def run_single(run: RunConfig) -> dict[str, Any]:

@@ -13,7 +13,8 @@ from typing import Any
 from rlhf.config import RunConfig
 from rlhf.config.build import config_to_mapping
 from rlhf.config.identity import run_id, sweep_folder
-from rlhf.files import told_with_path, write_whole
+from rlhf.errors import FileError
+from rlhf.files import read_json_object, told_with_path, write_whole
 from rlhf.lock import process_start
 
 JOBS = "jobs"
@@ -50,10 +51,10 @@ def read_records(folder: Path) -> dict[str, dict[str, Any]]:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Empty where there is no such file, or one cut off by a full disk."""
+    """Empty where there is no such file, or one that was cut off or holds something else."""
     try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError):
+        return read_json_object(path) or {}
+    except FileError:
         return {}
 
 

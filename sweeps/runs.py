@@ -11,9 +11,6 @@ from typing import Any, Protocol
 from rlhf.config import RunConfig
 from rlhf.config.identity import run_folder, run_id, sweep_folder
 
-OVER = ("finished", "pruned")
-"""States after which a run is not started again."""
-
 
 @dataclass(frozen=True)
 class Outcome:

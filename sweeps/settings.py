@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+import re
 import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
 from rlhf.config.build import ConfigError, no_such_option
+from rlhf.urls import secret_in_url
 
 OBJECTIVES = ("reward_at_budget", "kl_efficiency", "reward_and_kl")
 SAMPLERS = ("tpe", "random", "qmc", "grid")
@@ -41,7 +43,8 @@ class SweeperConf:
     sampler_seed: Any = 0
     # median: worse than the median of earlier trials at the same samples; halving: successive halving.
     pruner: Any = "none"
-    # null: <sweep folder>/study.journal; another journal file; or a database URL, as mysql://...
+    # null: <sweep folder>/study.journal; another journal file; a database URL without a password, as mysql://me@host/db;
+    # or env:VARIABLE, the environment variable that holds such a URL, password included.
     storage: Any = None
     # Try the settings of failed trials again, each as a trial beyond n_trials.
     retry_failed: Any = False
@@ -82,6 +85,9 @@ def study_settings(given: Mapping[str, Any]) -> StudySettings:
     storage = values["storage"]
     if storage is not None and not (isinstance(storage, str) and storage):
         problems.append(f"hydra.sweeper.storage: {storage!r} is no file and no database URL")
+    elif storage is not None and (secret := _password(storage)):
+        line = f"holds {secret}; put the whole URL into an environment variable, and type its name: env:VARIABLE"
+        problems.append(f"hydra.sweeper.storage: {line}")
     if values["objective"] == "reward_and_kl" and values["pruner"] != "none":
         problems.append("hydra.sweeper.pruner: objective=reward_and_kl has two values, and pruning needs one; use none")
     if problems:
@@ -94,6 +100,12 @@ def unknown_settings(names: Iterable[str]) -> list[str]:
     known = {f"hydra.sweeper.{one.name}" for one in fields(SweeperConf) if not one.name.startswith("_")}
     paths = [f"hydra.sweeper.{name}" for name in names]
     return [no_such_option(path, known) for path in paths if path not in known]
+
+
+def _password(storage: str) -> str | None:
+    """What of a database URL seems secret; a user name alone is none."""
+    without_name = re.sub(r"://[^:@/?#]+@", "://", storage)
+    return secret_in_url(without_name) if "://" in storage else None
 
 
 def _one_of(values: Mapping[str, Any], name: str, choices: tuple[str, ...]) -> list[str]:

@@ -13,11 +13,12 @@ from dataclasses import dataclass
 
 from rlhf.config import RunConfig
 from rlhf.config.identity import run_folder, run_id
+from rlhf.summary import OVER, times_emptied
 from rlhf.terminal import complain, say
 from sweeps.local_launcher import LocalRuns
 from sweeps.records import outcome_path, read_json, stop_path, write_json
 from sweeps.resources import Room, visible_gpus
-from sweeps.runs import OVER, Outcome
+from sweeps.runs import Outcome
 
 # sbatch --signal and preemption send it while there is time to checkpoint; the job then asks to be queued again.
 WARNING = signal.SIGUSR2
@@ -61,7 +62,7 @@ class PackedRuns:
         for run, emptied in zip(self.runs, self.emptied, strict=True):
             if again and read_json(outcome_path(run)).get("status") in (*OVER, "failed"):
                 continue
-            begun = again and times_emptied(run) > emptied
+            begun = again and times_emptied(run_folder(run)) > emptied
             left.append(dataclasses.replace(run, overwrite=False) if begun else run)
         return left
 
@@ -145,11 +146,6 @@ def _tell(outcome: Outcome) -> None:
     told = {"status": outcome.status, "reason": outcome.reason, "summary": outcome.summary}
     with contextlib.suppress(OSError):  # a full disk must not end the other runs; the driver asks the queue then
         write_json(outcome_path(outcome.run), told)
-
-
-def times_emptied(run: RunConfig) -> int:
-    """How often the run's folder was started afresh."""
-    return int(read_json(run_folder(run) / "overwrites.json").get("count", 0))
 
 
 def rank_environment() -> Mapping[str, str]:

@@ -15,10 +15,10 @@ from pathlib import Path
 from rlhf.config import RunConfig
 from rlhf.config.build import ConfigError
 from rlhf.config.identity import run_folder
+from rlhf.summary import OVER, read_summary
 from rlhf.terminal import complain
-from sweeps.driver import read_summary
 from sweeps.records import outcome_path, read_json, record_path, stop_path, write_record
-from sweeps.runs import OVER, Outcome
+from sweeps.runs import Outcome
 from sweeps.slurm_queue import Queue, has_slurm, scancel
 from sweeps.slurm_refusals import NeverStarts, SubmissionError, never_starts
 from sweeps.slurm_setup import SETUP_FAILED, setup_problem

@@ -22,13 +22,14 @@ from pathlib import Path
 from typing import Any
 
 from rlhf.config import RunConfig, SlurmConfig
-from rlhf.config.identity import run_id, sweep_folder
+from rlhf.config.identity import run_folder, run_id, sweep_folder
 from rlhf.errors import printable
 from rlhf.files import told_with_path
 from rlhf.processes import HELD_SIGNALS, ROOT
+from rlhf.summary import times_emptied
 from sweeps.records import JOBS, outcome_path, stop_path, write_record
 from sweeps.resources import thread_environment
-from sweeps.slurm_job import UMASK, PackedRuns, times_emptied
+from sweeps.slurm_job import UMASK, PackedRuns
 from sweeps.slurm_refusals import SubmissionError
 from sweeps.slurm_setup import checked_setup, setup_failure
 
@@ -45,7 +46,10 @@ def packs_of(runs: Sequence[RunConfig], target: str) -> list[PackedRuns]:
     """Runs of equal hardware, `pack` to a job."""
     size = slurm_of(runs[0]).pack
     parts = [list(runs[i : i + size]) for i in range(0, len(runs), size)]
-    return [PackedRuns(part, target, [run_id(run) for run in part], list(map(times_emptied, part))) for part in parts]
+    return [
+        PackedRuns(part, target, [run_id(run) for run in part], [times_emptied(run_folder(run)) for run in part])
+        for part in parts
+    ]
 
 
 def submit(packs: Sequence[PackedRuns], at_a_time: int, dependency: str | None) -> list[str]:

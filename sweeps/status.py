@@ -15,13 +15,13 @@ from rich.text import Text
 from rlhf.config import RunConfig
 from rlhf.config.build import ConfigError, build_config
 from rlhf.config.identity import input_runs, run_folder, sweep_folder
-from rlhf.errors import reason
-from rlhf.lock import is_alive, process_start
+from rlhf.errors import FileError, reason
+from rlhf.lock import process_start, seems_alive
+from rlhf.summary import OVER, finished, read_summary
 from rlhf.terminal import Column, fitted_columns, fitted_table
 from sweeps.display import STATE_STYLES, RunProgress, number
-from sweeps.driver import finished, read_summary
 from sweeps.records import outcome_path, read_json, read_records, record_path
-from sweeps.runs import OVER, log_path
+from sweeps.runs import log_path
 from sweeps.slurm_queue import JobState, Queue, has_slurm
 from sweeps.slurm_setup import SETUP_FAILED
 from sweeps.slurm_submission import why_job_ended
@@ -68,7 +68,7 @@ def sweep_status(folder: Path) -> tuple[list[RunStatus], list[str]]:
     for name, record in records.items():
         try:
             statuses.append(_status(folder, name, record, queue))
-        except (ConfigError, KeyError) as error:
+        except (ConfigError, FileError, KeyError) as error:
             unreadable.append(_not_readable(folder / "jobs" / f"{name}.json", error))
     return _unfinished_inputs(statuses, queue, unreadable) + statuses, unreadable
 
@@ -84,12 +84,14 @@ def _unfinished_inputs(statuses: list[RunStatus], queue: Queue, unreadable: list
             queue.refresh()
         try:
             found.append(_status(sweep_folder(need), folder.name, record, queue))
-        except (ConfigError, KeyError) as error:
+        except (ConfigError, FileError, KeyError) as error:
             unreadable.append(_not_readable(record_path(need), error))
     return [dataclasses.replace(one, is_input=True) for one in found]
 
 
 def _not_readable(record: Path, error: Exception) -> str:
+    if isinstance(error, FileError):
+        return str(error)
     return f"{record}: not of this version of the program ({reason(error)})"
 
 
@@ -124,7 +126,7 @@ def _state(
     told = read_json(outcome_path(run))
     if told.get("status") == "failed":
         return "failed", told["reason"]
-    if {"host", "pid", "pid_started", "heartbeat"} <= set(lock) and is_alive(lock):
+    if seems_alive(lock):
         return "running", ""
     if in_queue is not None and not in_queue.ended:
         return ("running", "") if in_queue.state == "RUNNING" else ("pending", _why_waiting(in_queue))

@@ -16,6 +16,7 @@ from torch import nn
 
 import rlhf.checkpoint
 from rlhf.checkpoint import (
+    Checkpoint,
     CheckpointError,
     load_checkpoint,
     load_optimizer_tensors,
@@ -242,3 +243,85 @@ def test_a_checkpoint_of_other_parameters_is_refused():
     del tensors["parameter.value.head.weight"]
     with pytest.raises(CheckpointError, match=r"other parameters than the model \(value\.head\.weight"):
         load_parameter_tensors(parameters, tensors)
+
+
+def test_a_damaged_newest_is_said_once_in_one_line(tmp_path, capsys):
+    save(tmp_path, 1)
+    flip_a_byte(save(tmp_path, 2) / "tensors.safetensors")
+    loaded_step(tmp_path)
+    said = capsys.readouterr().out
+    assert said.count("\n") == 1 and str(tmp_path) in said and "checksum" in said
+    assert "00000002" in said and "going on from 00000001" in said
+    loaded_step(tmp_path)
+    assert capsys.readouterr().out == ""
+
+
+def moments() -> tuple[torch.optim.AdamW, dict[str, torch.Tensor]]:
+    parameters, optimizer = networks(0)
+    train(parameters, optimizer, range(2))
+    return optimizer, optimizer_tensors(optimizer)
+
+
+FORGED = {
+    "one missing": lambda tensors: tensors.pop("optimizer.1.exp_avg"),
+    "one parameter's": lambda tensors: [
+        tensors.pop(f"optimizer.0.{name}") for name in ("exp_avg", "exp_avg_sq", "step")
+    ],
+    "all missing": lambda tensors: tensors.clear(),
+    "one too many": lambda tensors: tensors.update({"optimizer.2.exp_avg": torch.zeros(4)}),
+    "another name": lambda tensors: tensors.update({"optimizer.0.x.y": torch.zeros(4)}),
+    "another shape": lambda tensors: tensors.update({"optimizer.1.exp_avg": torch.zeros(2, 2)}),
+    "a step for each number": lambda tensors: tensors.update({"optimizer.1.step": torch.zeros(4)}),
+    "not finite": lambda tensors: tensors["optimizer.0.exp_avg_sq"].fill_(float("nan")),
+    "a negative square": lambda tensors: tensors["optimizer.0.exp_avg_sq"].fill_(-1.0),
+}
+
+
+@pytest.mark.parametrize("forged", FORGED)
+def test_moments_are_checked_as_parameters_are(forged):
+    optimizer, tensors = moments()
+    tensors = {name: tensor.clone() for name, tensor in tensors.items()}
+    load_optimizer_tensors(optimizer, tensors)
+    FORGED[forged](tensors)
+    with pytest.raises(CheckpointError, match="optimizer") as error:
+        load_optimizer_tensors(optimizer, tensors)
+    assert "\n" not in str(error.value)
+
+
+def test_an_optimizer_without_a_step_comes_back_as_one_without_a_step():
+    """As where float16 overflowed at every step so far."""
+    parameters, optimizer = networks(0)
+    resumed, new_optimizer = networks(0)
+    load_optimizer_tensors(new_optimizer, optimizer_tensors(optimizer))
+    train(parameters, optimizer, range(3))
+    train(resumed, new_optimizer, range(3))
+    assert all(torch.equal(parameter, resumed[name]) for name, parameter in parameters.items())
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_parameters_that_are_not_finite_are_refused(value):
+    parameters, _ = networks(0)
+    tensors = parameter_tensors(parameters)
+    tensors["parameter.policy.weight"] = torch.full((3, 2), value)
+    with pytest.raises(CheckpointError, match=r"policy.weight is not finite"):
+        load_parameter_tensors(parameters, tensors)
+
+
+def test_a_file_too_large_is_not_told_to_free_space(tmp_path, monkeypatch):
+    def limited(*_):
+        raise SafetensorError("Error while serializing: I/O error: File too large (os error 27)")
+
+    monkeypatch.setattr(rlhf.checkpoint, "save_file", limited)
+    with pytest.raises(CheckpointError, match="ulimit -f") as error:
+        save(tmp_path, 1)
+    assert "free space" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "take", [lambda state: state["gone"], lambda state: int(state["x"]), lambda state: state["x"].y]
+)
+def test_a_state_of_another_kind_is_one_line(tmp_path, take):
+    checkpoint = Checkpoint({}, {"x": "text"})
+    line = r"state\.json is not of this program .*overwrite=true"
+    with pytest.raises(CheckpointError, match=line), checkpoint.reading() as state:
+        take(state)

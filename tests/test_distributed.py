@@ -68,6 +68,16 @@ def ask_to_stop():
 def fail():
     raise MemoryError("no room for logits")
 
+def spoil_a_gradient():
+    import rlhf.update as updating
+    original = updating.accumulate_gradients
+    def once(*given):
+        updating.accumulate_gradients = original
+        found = original(*given)
+        next(p for p in given[1].policy_parameters.values() if p.grad is not None).grad.view(-1)[0] = float("nan")
+        return found
+    updating.accumulate_gradients = once
+
 for line in sys.stdin:
     job = json.loads(line)
     os.environ |= job["environment"]
@@ -256,6 +266,18 @@ def test_a_signal_at_one_rank_stops_both_and_they_go_on_as_if_never_stopped(pair
     ours, theirs = load_checkpoint(run_folder(run)), load_checkpoint(run_folder(expected))
     assert ours is not None and theirs is not None
     assert all(torch.equal(ours.tensors[name], theirs.tensors[name]) for name in theirs.tensors)
+
+
+def test_a_step_that_is_bad_at_one_rank_is_left_out_by_both(pair, tmp_path, cache, two_ranks):
+    pair("apa", "model.train.mode=last_k")  # has made the inputs
+    run = tiny(tmp_path, cache, "apa", *SHORT, "model.train.mode=last_k", "hardware.ranks=2")
+    said = two_ranks.do(run, "spoil_a_gradient", 1)
+    assert [one["status"] for one in said] == ["finished", "finished"]
+    assert [row.get("train/bad_steps") for row in read_rows(run_folder(run))] == [None, 1.0, 1.0]
+    (kept,) = (run_folder(run) / "bad_steps").iterdir()
+    batch = json.loads(kept.read_text())["batch"]
+    assert len(batch) == 4 and all(response["advantages"] for response in batch)  # both ranks' responses
+    assert {one["eval/kl"] for one in said} == {read_rows(run_folder(run))[-1]["eval/kl"]}
 
 
 @pytest.mark.slow

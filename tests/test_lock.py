@@ -6,13 +6,16 @@ import json
 import socket
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 import rlhf.lock
-from rlhf.lock import LEASE_SECONDS, LockError, RunLock, process_start
+from rlhf.lock import LockError, RunLock, held_here, process_start, seems_alive
+from rlhf.waiting import StopFlag, StoppedWaiting, heeding
 
 
 def holder(folder: Path) -> dict:
@@ -97,13 +100,82 @@ def test_a_pid_that_another_process_has_got_since_is_taken_over(tmp_path, other_
         lock.check()
 
 
-def test_another_host_is_respected_while_its_lease_runs(tmp_path):
-    held_by(tmp_path, 1, host="elsewhere", heartbeat=time.time() - LEASE_SECONDS + 20)
-    with pytest.raises(LockError, match="pid 1 on elsewhere"):
-        RunLock(tmp_path).__enter__()
-    held_by(tmp_path, 1, host="elsewhere", heartbeat=time.time() - LEASE_SECONDS - 1)
+@pytest.fixture
+def short_lease(monkeypatch):
+    monkeypatch.setattr(rlhf.lock, "LEASE_SECONDS", 0.6)
+    monkeypatch.setattr(rlhf.lock, "LOOK_SECONDS", 0.05)
+
+
+DAY = 86400.0
+
+
+@pytest.mark.parametrize("clock", [-DAY, 0.0, DAY])
+def test_a_lost_host_is_taken_over_after_its_lease_whatever_its_clock(tmp_path, capsys, short_lease, clock):
+    held_by(tmp_path, 1, host="elsewhere", heartbeat=time.time() + clock)
+    began = time.monotonic()
     with RunLock(tmp_path) as lock:
         lock.check()
+        assert 0.6 <= time.monotonic() - began < 20
+    said = capsys.readouterr().out
+    assert said.count("\n") == 1 and "lock.json: left by pid 1 on elsewhere" in said
+
+
+@pytest.mark.parametrize("clock", [-DAY, 0.0, DAY])
+def test_a_live_host_keeps_its_lock_whatever_its_clock(tmp_path, short_lease, clock):
+    done = threading.Event()
+
+    def beat() -> None:
+        for number in range(10_000):
+            held_by(tmp_path, 1, host="elsewhere", heartbeat=time.time() + clock + number)
+            if done.wait(0.1):
+                return
+
+    held_by(tmp_path, 1, host="elsewhere", heartbeat=time.time() + clock)
+    heart = threading.Thread(target=beat)
+    heart.start()
+    try:
+        with pytest.raises(LockError, match="pid 1 on elsewhere is at work"):
+            RunLock(tmp_path).__enter__()
+    finally:
+        done.set()
+        heart.join()
+    assert holder(tmp_path)["token"] == "theirs"
+
+
+@pytest.mark.parametrize("heartbeat", ["soon", None, [1], {"a": 1}, True, -1, 10**400])
+def test_a_heartbeat_is_compared_and_need_be_no_number(tmp_path, short_lease, heartbeat):
+    held_by(tmp_path, 1, host="elsewhere", heartbeat=heartbeat)
+    assert seems_alive(holder(tmp_path)) is False
+    with RunLock(tmp_path) as lock:
+        lock.check()
+
+
+@pytest.mark.parametrize("pid", ["x", None, [1], {"a": 1}, -5, 10**30, "1/../1"])
+def test_a_pid_that_is_none_is_nobodys(tmp_path, pid):
+    held_by(tmp_path, 1)
+    (tmp_path / "lock.json").write_text(json.dumps({**holder(tmp_path), "pid": pid, "pid_started": "1"}))
+    assert not held_here(tmp_path)
+    with RunLock(tmp_path) as lock:
+        lock.check()
+
+
+@pytest.mark.parametrize("host", [socket.gethostname(), "elsewhere"])
+def test_whoever_waits_stops_when_asked(tmp_path, other_process, host):
+    held_by(tmp_path, other_process.pid, host=host)
+    stop = StopFlag()
+    threading.Timer(0.3, lambda: setattr(stop, "requested", "SIGTERM")).start()
+    began = time.monotonic()
+    with heeding(stop), pytest.raises(StoppedWaiting, match="stopped by SIGTERM"):
+        RunLock(tmp_path, wait_while=lambda: True).__enter__()
+    assert time.monotonic() - began < 10
+    assert holder(tmp_path)["token"] == "theirs"
+
+
+def test_a_guard_that_nobody_gives_back_does_not_keep_a_run_from_stopping(tmp_path):
+    stop = StopFlag()
+    threading.Timer(0.3, lambda: setattr(stop, "requested", "SIGINT")).start()
+    with FileLock(tmp_path / ".lock.guard"), heeding(stop), pytest.raises(StoppedWaiting):
+        RunLock(tmp_path).__enter__()
 
 
 def test_whoever_was_taken_over_stops_and_leaves_the_lock_alone(tmp_path, other_process):

@@ -17,8 +17,9 @@ import rlhf.stages.loop as loop
 from rlhf.checkpoint import load_checkpoint
 from rlhf.config import RunConfig
 from rlhf.config.identity import input_runs, run_folder
+from rlhf.finite import NotFinite
 from rlhf.run import RunError, execute
-from tests.config.composed import config
+from tests.config.composed import built
 
 SMALL = """
 tracking=none hardware.threads=1 hardware.input_threads=1 model.width=32 model.num_layers=2 dataset.max_new_tokens=8
@@ -33,7 +34,7 @@ pytestmark = pytest.mark.usefixtures("torchs_switches")
 
 
 def small(output: Path, cache: Path, *overrides: str) -> RunConfig:
-    return config(*SMALL.split(), f"output_dir={output}", f"cache_dir={cache}", *overrides)
+    return built(*SMALL.split(), f"output_dir={output}", f"cache_dir={cache}", *overrides)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="CUDA is not refused here")
@@ -83,10 +84,12 @@ def test_a_signal_is_heard_while_another_process_makes_the_input(tmp_path):
     assert not run_folder(run).exists()
 
 
-def test_a_summary_holds_no_nan(monkeypatch, tmp_path, cache):
+def test_an_evaluation_that_is_no_number_is_no_result(monkeypatch, tmp_path, cache):
     evaluate = loop.evaluate
     monkeypatch.setattr(loop, "evaluate", lambda *given: evaluate(*given) | {"eval/gold_reward": float("nan")})
     run = small(tmp_path, cache)
-    execute(run)
+    with pytest.raises(NotFinite, match="eval/gold_reward is nan"):
+        execute(run)
     text = (run_folder(run) / "summary.json").read_text()
-    assert json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))["eval/gold_reward"] is None
+    summary = json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+    assert summary["status"] == "failed" and "eval/gold_reward is nan" in summary["error"]

@@ -17,11 +17,12 @@ from rlhf.config import (
     SupervisedConfig,
     TrainableConfig,
 )
-from rlhf.config.build import CONF, ConfigError, build_config, shown
+from rlhf.config.build import CONF, ConfigError, build_config, config_to_mapping, shown
 from rlhf.config.check_hardware import divides, rank_problems, slurm_problems
 from rlhf.config.identity import input_runs
 from rlhf.config.options import options
 from rlhf.config.unread import Sources, file_values, unread
+from rlhf.urls import secrets_in_config
 
 # What can stand in a folder's name and in a W&B id.
 SWEEP_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.\-]*")
@@ -63,6 +64,8 @@ def check(config: RunConfig, sources: Sources | None = None) -> list[str]:
         slurm_problems,
         _paths,
     )
+    if secrets := _secrets(config):
+        return secrets  # alone: what else may be wrong could be said with a value that holds one
     problems = [problem for part in parts for problem in part(config)]
     runs = [config, *input_runs(config)]
     idle = {option.path for option in options(config) if option.unread_by(runs) is not None}
@@ -230,6 +233,8 @@ def _reward(config: RunConfig) -> list[str]:
         problems.append(f"reward.base: missing; reward={reward.name} needs the architecture of its state dict")
     if reward.url is not None and not reward.url.startswith(("http://", "https://")):
         problems.append(f"reward.url: {reward.url!r} begins with neither http:// nor https://")
+    if reward.token_env is not None and reward.token_file is not None:
+        problems.append("reward.token_file: the token comes from reward.token_env; give one of the two")
     return problems
 
 
@@ -262,6 +267,17 @@ def _offline(config: RunConfig) -> list[str]:
         problems.append("offline.refresh_values: ilql has no value network; false is a choice of apa and awr")
     if isinstance(algo, ILQLConfig) and config.hardware.sharding == "fsdp":
         problems.append("hardware.sharding: fsdp does not cut up ilql's heads; use none")
+    return problems
+
+
+def _secrets(config: RunConfig) -> list[str]:
+    """A config is written to disk, shown and sent to W&B."""
+    problems = []
+    for path, secret in secrets_in_config(config_to_mapping(config)).items():
+        remedy = "leave it out, and let the environment or a file have it"
+        if path == "reward.url":
+            remedy = "leave it out, and name what holds it: reward.token_env=VARIABLE or reward.token_file=FILE"
+        problems.append(f"{path}: holds what seems to be {secret}; {remedy}")
     return problems
 
 

@@ -18,6 +18,9 @@ from rlhf.config.readers import input_stages
 REVISION = 4
 """Raised whenever code changes results under the same config: cached inputs and finished runs then no longer match."""
 
+# The folder of cache_dir that holds the SFT and reward-model runs which other runs start from.
+INPUTS = "inputs"
+
 # Beside the fields of a config, which nothing changes once it is built; copies with other values start without.
 _RUN_ID = "_run_id"
 
@@ -67,7 +70,7 @@ def input_runs(config: RunConfig) -> list[RunConfig]:
             config,
             stage=StageConfig(name=stage),
             output_dir=config.cache_dir,
-            sweep_name="inputs",
+            sweep_name=INPUTS,
             overwrite=False,
             # Whatever the run itself keeps, it starts from its inputs' weights.
             checkpoint=CheckpointConfig(

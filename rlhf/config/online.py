@@ -121,6 +121,13 @@ class OptimizationConfig:
         also_called=("grad_clip", "clip_grad_norm", "max_norm"),
         above=0,
     )
+    max_bad_steps: int = setting(
+        "optimizer steps of the whole run that may be left out since their loss or gradient is not finite; one more "
+        "ends the run, and bad_steps/ in its folder has their batches; 0: the first one does",
+        read_by=ALWAYS,
+        low=0,
+        identity=False,  # as many as are allowed are left out, whatever the limit
+    )
 
 
 @dataclass(kw_only=True)

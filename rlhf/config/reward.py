@@ -65,8 +65,21 @@ class RewardConfig:
         read_by=_SCORED_ELSEWHERE,
     )
     url: str | None = setting(
-        "where name=http posts its texts", read_by=REWARD_SERVER, also_called=("reward_url", "rm_url", "remote_rm_url")
+        "where name=http posts its texts, without a password or key; the same reward may be served elsewhere, so that "
+        "a run goes on at another address",
+        read_by=REWARD_SERVER,
+        also_called=("reward_url", "rm_url", "remote_rm_url"),
+        identity=False,
     )
+    server: str | None = setting(
+        "a name for what the server at `url` scores by, where runs compare several of them", read_by=REWARD_SERVER
+    )
+    token_env: str | None = setting(
+        "environment variable with the token that the server at `url` asks for, sent as Authorization: Bearer",
+        read_by=REWARD_SERVER,
+        identity=False,
+    )
+    token_file: str | None = setting("file with that token", read_by=REWARD_SERVER, identity=False, path=True)
     timeout_seconds: float = setting(
         "longest wait for an answer of `url`", read_by=REWARD_SERVER, above=0, identity=False
     )

@@ -41,6 +41,13 @@ class SupervisedConfig:
     )
     steps: int = setting("optimizer steps", read_by=ALWAYS, also_called=("max_steps",), low=1)
     max_grad_norm: float = setting("gradients are scaled down to this norm", read_by=ALWAYS, above=0)
+    max_bad_steps: int = setting(
+        "optimizer steps of the whole run that may be left out since their loss or gradient is not finite; one more "
+        "ends the run, and bad_steps/ in its folder has their batches; 0: the first one does",
+        read_by=ALWAYS,
+        low=0,
+        identity=False,  # as many as are allowed are left out, whatever the limit
+    )
     eval_every: int = setting("optimizer steps between evaluations on held-out data", read_by=ALWAYS, low=1)
 
 

@@ -7,6 +7,7 @@ written to the cache of `datasets` (HF_DATASETS_CACHE). Later runs find the tabl
 from __future__ import annotations
 
 import dataclasses
+import errno
 import functools
 import hashlib
 import json
@@ -24,14 +25,15 @@ import datasets.config
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as compute
-from filelock import FileLock
 from numpy.typing import NDArray
 
 from rlhf.data.examples import DataError, Demonstration, Dropped, Preference
 from rlhf.data.form import MalformedRow, Parse
 from rlhf.data.rows import Row
 from rlhf.data.sources import Part
-from rlhf.errors import reason
+from rlhf.errors import FileError, reason
+from rlhf.files import read_json_object, remedy_for, told_with_path
+from rlhf.waiting import locked
 
 NAMED = 10
 """Malformed rows that are named one by one; the others are counted."""
@@ -123,25 +125,36 @@ def table_of(
     """
     folder = _cache_folder(part, kind, form)
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(f"{folder}.lock"):  # runs that start together convert it once
+        with told_with_path(folder.parent, "make it"):
+            folder.parent.mkdir(parents=True, exist_ok=True)
+        with locked(Path(f"{folder}.lock"), "converts this data"):  # runs that start together convert it once
             if not folder.exists():
                 partial = folder.with_suffix(".partial")
-                shutil.rmtree(partial, ignore_errors=True)
-                partial.mkdir()
-                _convert(part, kind, parse, partial, bad_rows)
-                os.replace(partial, folder)
-    except OSError as error:
-        raise DataError(
-            f"{folder}: cannot be written ({error.strerror or reason(error)}); set HF_DATASETS_CACHE to a folder"
-        ) from None
-    known = json.loads((folder / "dropped.json").read_text())
-    num_read = known.pop("num_read")
-    dropped = Dropped(**known | {"named": tuple(known["named"])})
+                with told_with_path(partial, "write it"):
+                    shutil.rmtree(partial, ignore_errors=True)
+                    partial.mkdir()
+                    _convert(part, kind, parse, partial, bad_rows)
+                    os.replace(partial, folder)
+    except FileError as error:
+        why = os.strerror(error.errno) if error.errno else "no reason given"
+        remedy = "" if error.errno == errno.ENOTDIR else f"{remedy_for(error)}, or "
+        raise DataError(f"{folder}: cannot be written ({why}); {remedy}set HF_DATASETS_CACHE to a folder") from error
+    return _read(folder, kind, bad_rows)
+
+
+def _read(folder: Path, kind: type[Demonstration | Preference], bad_rows: BadRows) -> Table:
+    try:
+        known = read_json_object(folder / "dropped.json") or {}
+        num_read = int(known.pop("num_read"))
+        counts: dict[str, Any] = {**known, "named": tuple(known["named"])}
+        dropped = Dropped(**counts)
+        rows = datasets.Dataset.from_file(str(folder / "rows.arrow"))
+        keys = rows.data.column("key").to_numpy()
+        columns = rows.select_columns([field.name for field in dataclasses.fields(kind)])
+    except Exception as error:  # whatever pyarrow and datasets raise on damaged files
+        raise DataError(f"{folder}: the converted data is damaged ({reason(error)}); delete this folder") from error
     bad_rows.check(dropped)
-    rows = datasets.Dataset.from_file(str(folder / "rows.arrow"))
-    keys = rows.data.column("key").to_numpy()
-    return Table(rows.select_columns([field.name for field in dataclasses.fields(kind)]), keys, dropped, num_read)
+    return Table(columns, keys, dropped, num_read)
 
 
 def _cache_folder(part: Part, kind: type, form: str) -> Path:

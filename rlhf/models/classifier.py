@@ -18,6 +18,7 @@ from transformers import (
 )
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
+from rlhf.finite import check_loaded
 from rlhf.models.adapters import adapter_at, merged, refuse_quantised
 from rlhf.models.errors import ModelError, loading
 from rlhf.models.names import KEPT_IN_FLOAT32
@@ -65,6 +66,7 @@ def load_classifier(
     if missing:
         raise ModelError(f"reward.path: {path} lacks the weights {named(missing)}; give a reward model, not a policy")
     check_head(model)
+    check_loaded(dict(model.named_parameters()), path, "reward.path")
     return model.eval().requires_grad_(False)
 
 

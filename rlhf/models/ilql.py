@@ -9,17 +9,19 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from rlhf.batches import ILQLOutputs, Rollouts
 from rlhf.errors import reason
 from rlhf.files import write_whole
+from rlhf.finite import check_loaded
 from rlhf.masked import token_logprobs
 from rlhf.models.base import Parameters
 from rlhf.models.features import Features
 from rlhf.models.loading import ModelError
 from rlhf.models.policy import Policy, Sampler
+from rlhf.models.saving import save_tensors
 from rlhf.token_logprobs import chosen, spread
 
 HEADS = "ilql_heads.safetensors"
@@ -94,9 +96,12 @@ class ILQLHeads(nn.Module):
             target.lerp_(source, polyak)
 
     def save(self, folder: Path) -> None:
-        """Whole or not at all."""
-        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()}
-        write_whole(folder / HEADS, lambda target: save_file(tensors, target))
+        """Whole or not at all.
+
+        Raises:
+            NotFinite: a weight is NaN or infinite.
+        """
+        write_whole(folder / HEADS, lambda target: save_tensors(self.state_dict(), target))
 
     def _min_target_q(self, states: Tensor) -> Tensor:
         first, *others = self.target_q
@@ -123,6 +128,7 @@ def load_heads(folder: str, width: int, vocabulary: int, device: torch.device) -
             f"evaluation.policy: no ILQL heads for this model in {path} ({reason(error)}); give the "
             "final/ of a run of algo=ilql"
         ) from error
+    check_loaded(tensors, folder, "evaluation.policy")
     return heads
 
 

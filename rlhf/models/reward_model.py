@@ -15,13 +15,15 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrai
 from rlhf.batches import pad
 from rlhf.config import TrainableConfig
 from rlhf.data.tokenize import encode_answered
+from rlhf.errors import reason
+from rlhf.finite import NotFinite, check_loaded
 from rlhf.models.classifier import classifier_class, load_classifier
 from rlhf.models.errors import ModelError, loading
 from rlhf.models.features import positions_of
 from rlhf.models.held import hold, to_float32
 from rlhf.models.loading import FLOAT32, Held, check_positions, fit_vocabulary, load_pretrained, load_tokenizer
 from rlhf.models.own_code import CLASSIFIER, NOT_RUN, OwnCode
-from rlhf.models.saving import end_alike, write_trained
+from rlhf.models.saving import end_alike, save_whole, write_trained
 from rlhf.text import rows_needed
 
 NORMALISATION = "reward_normalisation.json"
@@ -92,10 +94,18 @@ class RewardModel:
 
         Args:
             weights: as in `rlhf.models.saving.save_model`.
+
+        Raises:
+            NotFinite: a weight, or what scores are normalised by, is NaN or infinite.
         """
         end_alike(self.model, self.tokenizer)
+        if not (math.isfinite(self.mean) and 0 < self.std < math.inf):
+            raise NotFinite(
+                f"the scores of reference answers have mean {self.mean} and standard deviation {self.std}; try a "
+                "smaller reward_model.learning_rate"
+            )
         if train is None:
-            self.model.save_pretrained(folder)
+            save_whole(self.model, folder)
         else:
             write_trained(self.model, folder, train, "reward_model.train", weights)
         self.tokenizer.save_pretrained(folder)
@@ -145,6 +155,7 @@ def _headless(policy: Path, tokenizer: PreTrainedTokenizerBase, held: Held, own_
                 whole.config, dtype=torch.float32, trust_remote_code=own_code.allowed
             )
             setattr(model, model.base_model_prefix, whole.base_model)
+    check_loaded(dict(model.base_model.named_parameters()), policy, "model.path")
     if rows_needed(tokenizer, model.config.vocab_size) > model.config.vocab_size:  # more rows do no harm here
         fit_vocabulary(model, tokenizer)
     hold(model)
@@ -172,8 +183,12 @@ def load_reward_model(
     try:
         normalisation = json.loads(path.read_text())
         mean, std = float(normalisation["mean"]), float(normalisation["std"])
+        if not (math.isfinite(mean) and 0 < std < math.inf):
+            raise ValueError(f"mean {mean}, std {std}")
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ModelError(f"reward.path: no reward model in {folder} ({path.name} is missing or damaged)") from error
+        raise ModelError(
+            f"reward.path: no reward model in {folder} ({path.name} is missing or damaged: {reason(error)})"
+        ) from error
     return RewardModel(
         load_classifier(folder, precision, base, own_code),
         load_tokenizer(tokenizer or folder, own_code, "reward.tokenizer" if tokenizer else "reward.path"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,22 +19,31 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhf.config import TrainableConfig
+from rlhf.files import told_with_path
+from rlhf.finite import check_weights
 from rlhf.models.base import PolicyModels
 from rlhf.models.loading import ModelError
 from rlhf.models.modes import LoRA
 from rlhf.text import eos_id, pad_id
 
+REMEDY = "a smaller learning rate"
+
 
 def write_folder(folder: Path, write: Callable[[Path], None]) -> Path:
-    """Let `write` fill a temporary folder, then give it its name."""
+    """Let `write` fill a temporary folder, then give it its name.
+
+    Raises:
+        FileError: the disk is full, or the folder cannot be written.
+    """
     for left_over in folder.parent.glob(f".{folder.name}.*.tmp"):  # of a process that was killed here
         shutil.rmtree(left_over, ignore_errors=True)
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
-    temporary.mkdir(parents=True)
     try:
-        write(temporary)
-        shutil.rmtree(folder, ignore_errors=True)
-        temporary.replace(folder)
+        with told_with_path(folder, "write it"):
+            temporary.mkdir(parents=True)
+            write(temporary)
+            shutil.rmtree(folder, ignore_errors=True)
+            temporary.replace(folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return folder
@@ -47,6 +56,30 @@ def end_alike(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Non
         if config is not None:
             config.eos_token_id, config.pad_token_id = eos_id(tokenizer), pad_id(tokenizer)
             config.bos_token_id = tokenizer.bos_token_id
+
+
+def save_tensors(tensors: Mapping[str, Tensor], file: Path, **metadata: str) -> None:
+    """A safetensors file of weights that are finite.
+
+    Raises:
+        NotFinite: they are not.
+    """
+    own = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    check_weights(own, "at the end of training", REMEDY)
+    save_file(own, file, metadata=metadata or None)
+
+
+def save_whole(model: PreTrainedModel, folder: Path, weights: dict[str, Tensor] | None = None) -> None:
+    """`save_pretrained` of a model whose weights are finite.
+
+    Args:
+        weights: where `model` does not hold them itself (hardware.sharding).
+
+    Raises:
+        NotFinite: they are not.
+    """
+    check_weights(dict(model.named_parameters()) if weights is None else weights, "at the end of training", REMEDY)
+    model.save_pretrained(folder, state_dict=weights)
 
 
 def save_model(
@@ -63,7 +96,7 @@ def save_model(
 
     def write(target: Path) -> None:
         end_alike(model, tokenizer)
-        model.save_pretrained(target, state_dict=weights)
+        save_whole(model, target, weights)
         tokenizer.save_pretrained(target)
 
     return write_folder(folder, write)
@@ -101,7 +134,7 @@ def write_trained(
     """`save_trained` without its tokenizer, into a folder that is there."""
     if train.mode != "lora" or train.merge_adapters:
         merge_adapters(model, "default")
-        model.save_pretrained(target, state_dict=weights)
+        save_whole(model, target, weights)
         return
     _write_adapter(model, "default", check_place(model, path), target)
 
@@ -156,8 +189,7 @@ def save_policy(
     if how == "none":
         return
     if how == "trained":
-        tensors = {name: p.detach().cpu().contiguous() for name, p in models.policy_parameters.items()}
-        write_folder(folder, lambda target: save_file(tensors, target / "trained.safetensors"))
+        write_folder(folder, lambda target: save_tensors(models.policy_parameters, target / "trained.safetensors"))
     elif not isinstance(models, LoRA):
         save_model(models.sampler, tokenizer, folder, weights)
     elif (base := _place(models.model)) and not models.merge_adapters:
@@ -190,8 +222,8 @@ def _write_adapter(model: PreTrainedModel, adapter: str, base: str, target: Path
         settings.task_type, settings.modules_to_save = TaskType.SEQ_CLS, ["score"]
     settings.save_pretrained(str(target))
     tensors = {
-        f"base_model.model.{name.replace(f'.{adapter}.', '.')}": parameter.detach().cpu().contiguous()
+        f"base_model.model.{name.replace(f'.{adapter}.', '.')}": parameter
         for name, parameter in model.named_parameters()
         if ("lora_" in name and f".{adapter}." in name) or name.startswith("score.")
     }
-    save_file(tensors, target / ADAPTER_TENSORS, metadata={"format": "pt"})
+    save_tensors(tensors, target / ADAPTER_TENSORS, format="pt")

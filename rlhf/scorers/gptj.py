@@ -27,6 +27,7 @@ from transformers import AutoConfig, PreTrainedModel
 
 from rlhf.config import RunConfig
 from rlhf.errors import reason
+from rlhf.finite import check_loaded
 from rlhf.models.classifier import DTYPES, check_head, classifier_class, named
 from rlhf.models.errors import ModelError, loading, remedy
 from rlhf.scorers.classifier import TextClassifier, text_classifier
@@ -104,6 +105,7 @@ def fill(base: str, tensors: dict[str, Tensor], precision: str, file: Path) -> P
     _refuse_other_names(tensors, expected, file, base)
     model = kind.from_pretrained(None, config=config, state_dict=tensors, dtype=DTYPES[precision])
     check_head(model)
+    check_loaded(dict(model.named_parameters()), file, "reward.checkpoint_file")
     return model.eval().requires_grad_(False)
 
 

@@ -13,23 +13,32 @@ The server has `reward.timeout_seconds` for the whole answer. A try without one 
 or 5xx, a body that is no JSON) is followed by up to `reward.retries` more, after 1, 2, 4 ... seconds; with 429 and 503
 after as long as Retry-After asks for. Any other status, a wrong number of scores, or one that is not finite, ends the
 run: another try would not mend it. The same text must get the same score, or runs cannot be repeated.
+
+A server that asks for a token gets the one that the environment variable `reward.token_env` or the file
+`reward.token_file` holds, as `Authorization: Bearer <token>`; it is written nowhere. To an address of this machine no
+proxy is asked; to others that of the environment (http_proxy, https_proxy, no_proxy).
 """
 
 from __future__ import annotations
 
 import email.utils
+import ipaddress
 import json
+import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import requests
+import requests.auth
+import requests.utils
 import torch
 from torch import Tensor
 
-from rlhf.config import RunConfig
-from rlhf.errors import UserError
+from rlhf.config import RewardConfig, RunConfig
+from rlhf.errors import UserError, printable, reason
 
 FIRST_WAIT, LONGEST_WAIT, LONGEST_WAIT_ASKED_FOR = 1.0, 60.0, 600.0
 """Seconds between tries: at first, at most by doubling, and at most because the server says so."""
@@ -47,12 +56,26 @@ class _TryAgain(Exception):
         """Seconds that the server asks for."""
 
 
+class _Bearer(requests.auth.AuthBase):
+    """Instead of headers alone, beside which requests would look for a password in ~/.netrc."""
+
+    def __init__(self, token: str) -> None:
+        self._token = token
+
+    def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
+        request.headers["Authorization"] = f"Bearer {self._token}"
+        return request
+
+
 class HttpScorer:
-    def __init__(self, url: str, *, batch_size: int, timeout_seconds: float, retries: int) -> None:
+    def __init__(
+        self, url: str, *, batch_size: int, timeout_seconds: float, retries: int, token: str | None = None
+    ) -> None:
         self.url = url
         self.batch_size = batch_size
         self.timeout_seconds = timeout_seconds
         self.retries = retries
+        self._token = token
 
     def score(self, prompts: Sequence[str], answers: Sequence[str]) -> Tensor:
         """(B,) float32 on the CPU.
@@ -74,10 +97,10 @@ class HttpScorer:
                 return self._try(body)
             except _TryAgain as failure:
                 if not left:
-                    raise RewardServerError(
-                        f"reward.url: {self.url} gave no scores in {self.retries + 1} tries, at last: {failure}; see "
-                        "that the server is up and type the command again"
-                    ) from failure
+                    raise self._error(
+                        f"gave no scores in {self.retries + 1} tries, at last: {failure}; see that the server is up "
+                        "and type the command again"
+                    ) from None  # whose cause may hold what was sent
                 time.sleep(max(wait, min(failure.wait, LONGEST_WAIT_ASKED_FOR)))
                 wait = min(2 * wait, LONGEST_WAIT)
 
@@ -89,6 +112,8 @@ class HttpScorer:
                 self.url,
                 data=body,
                 headers={"Content-Type": "application/json"},
+                auth=_Bearer(self._token) if self._token else None,
+                proxies=dict.fromkeys(("http", "https", "all")) if _is_this_machine(self.url) else None,  # type: ignore
                 timeout=self.timeout_seconds,
                 stream=True,
             ) as response:
@@ -103,37 +128,54 @@ class HttpScorer:
             raise _TryAgain(late) from error
         except (requests.ConnectionError, requests.exceptions.ChunkedEncodingError) as error:
             # A time-out amid the body comes as a ConnectionError.
-            raise _TryAgain(late if time.monotonic() > deadline else "no connection, or it broke") from error
+            broke = f"no connection, or it broke{_through_proxy(self.url)}"
+            raise _TryAgain(late if time.monotonic() > deadline else broke) from error
         except requests.RequestException as error:
-            raise RewardServerError(
-                f"reward.url: {self.url} cannot be asked ({type(error).__name__}: {error})"
-            ) from error
+            raise self._error(f"cannot be asked ({type(error).__name__}: {reason(error)})") from None
         try:
             return json.loads(content)
-        except ValueError as error:
-            raise _TryAgain(f"an answer that is no JSON ({_beginning(content)})") from error
+        except (ValueError, RecursionError) as error:
+            raise _TryAgain(f"an answer that is no JSON ({self._beginning(content)!r})") from error
 
     def _check_status(self, response: requests.Response) -> None:
         status = response.status_code
         if status == 200:
             return
-        said = f"status {status} {response.reason}"
+        said = f"status {status} {self._beginning(response.reason or '')}".rstrip()
+        if status in (407, 502, 503, 504):
+            said += _through_proxy(self.url)
         if status in (408, 429) or status >= 500:
             raise _TryAgain(said, _retry_after(response) if status in (429, 503) else 0.0)
-        raise RewardServerError(f"reward.url: {self.url} answered with {said}; is it a server that scores text?")
+        if status in (401, 403):
+            remedy = "see that the token is right" if self._token else "give it a token by reward.token_env=VARIABLE"
+            raise self._error(f"answered with {said}; {remedy}")
+        raise self._error(f"answered with {said}; is it a server that scores text?")
+
+    def _error(self, what: str) -> RewardServerError:
+        return RewardServerError(f"reward.url: {self.url} {self._without_token(what)}")
+
+    def _beginning(self, said: str | bytes | bytearray) -> str:
+        """Of what a server said, at most 80 characters, fit for a terminal."""
+        text = said if isinstance(said, str) else said.decode(errors="replace")
+        text = printable(self._without_token(text))
+        return text if len(text) <= 80 else f"{text[:80]}..."
+
+    def _without_token(self, text: str) -> str:
+        """A server may say back what it was sent."""
+        return text.replace(self._token, "***") if self._token else text
 
     def _checked(self, answer: Any, count: int) -> list[float]:
         scores = answer.get("scores") if isinstance(answer, dict) else None
         if not isinstance(scores, list):
-            shown = _beginning(json.dumps(answer).encode())
-            raise RewardServerError(f'reward.url: {self.url} answered without {{"scores": [...]}} ({shown})')
+            shown = repr(self._beginning(json.dumps(answer)))
+            raise self._error(f'answered without {{"scores": [...]}} ({shown})')
         if len(scores) != count:
-            raise RewardServerError(f"reward.url: {self.url} gave {len(scores)} scores for {count} responses")
+            raise self._error(f"gave {len(scores)} scores for {count} responses")
         for i, score in enumerate(scores):
             number = isinstance(score, int | float) and not isinstance(score, bool)
             if not number or not abs(score) <= FLOAT32_MAX:
-                shown = f"{_beginning(json.dumps(score).encode())}, response {i + 1} of {count}"
-                raise RewardServerError(f"reward.url: {self.url} gave a score that is no finite number ({shown})")
+                shown = f"{self._beginning(json.dumps(score))!r}, response {i + 1} of {count}"
+                raise self._error(f"gave a score that is no finite number ({shown})")
         return [float(score) for score in scores]
 
 
@@ -141,8 +183,58 @@ def load_http(config: RunConfig, _trained: Path | None, _device: torch.device) -
     reward = config.reward
     assert reward.url is not None, "checked in rlhf.config.check"
     return HttpScorer(
-        reward.url, batch_size=reward.batch_size, timeout_seconds=reward.timeout_seconds, retries=reward.retries
+        reward.url,
+        batch_size=reward.batch_size,
+        timeout_seconds=reward.timeout_seconds,
+        retries=reward.retries,
+        token=_token(reward),
     )
+
+
+def _token(reward: RewardConfig) -> str | None:
+    """What the server asks for; None where the config names no place that holds it.
+
+    Raises:
+        RewardServerError: nothing there, or something that is no token.
+    """
+    if reward.token_env is not None:
+        option, token = f"reward.token_env={reward.token_env}", os.environ.get(reward.token_env, "")
+        remedy = f"export {reward.token_env}=..."
+    elif reward.token_file is not None:
+        option, remedy = f"reward.token_file={reward.token_file}", "put it there, on one line"
+        try:
+            token = Path(reward.token_file).read_text(encoding="utf-8")
+        except (OSError, ValueError) as error:
+            why = reason(error) if isinstance(error, OSError) else "it is no text"
+            raise RewardServerError(f"{option}: cannot be read ({why}); {remedy}") from None
+    else:
+        return None
+    token = token.strip()
+    if not token:
+        raise RewardServerError(f"{option}: holds no token; {remedy}")
+    if not token.isascii() or not token.isprintable() or " " in token:
+        raise RewardServerError(f"{option}: holds no token but a text that no header can have; {remedy}")
+    return token
+
+
+def _is_this_machine(url: str) -> bool:
+    host = (urlsplit(url).hostname or "").rstrip(".")
+    if host == "localhost" or host.endswith(".localhost"):
+        return True
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return address.is_loopback or address.is_unspecified
+
+
+def _through_proxy(url: str) -> str:
+    """The proxy that stands before `url`, without its password; empty where there is none."""
+    proxy = None if _is_this_machine(url) else requests.utils.select_proxy(url, requests.utils.get_environ_proxies(url))
+    if proxy is None:
+        return ""
+    place = urlsplit(proxy if "://" in proxy else f"//{proxy}").netloc.rpartition("@")[2]
+    return f" (through the proxy {place} of the environment; no_proxy={urlsplit(url).hostname} goes past it)"
 
 
 def _retry_after(response: requests.Response) -> float:
@@ -154,8 +246,3 @@ def _retry_after(response: requests.Response) -> float:
         return max(0.0, email.utils.parsedate_to_datetime(asked).timestamp() - time.time())
     except (TypeError, ValueError):
         return 0.0
-
-
-def _beginning(content: bytes | bytearray) -> str:
-    text = " ".join(content.decode(errors="replace").split())
-    return repr(text if len(text) <= 80 else f"{text[:80]}...")

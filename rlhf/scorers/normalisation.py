@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from rlhf.data.examples import Demonstration, TextData
-from rlhf.optimization import NotFinite
+from rlhf.finite import NotFinite
 from rlhf.random import endless_order
 
 if TYPE_CHECKING:

@@ -12,28 +12,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rlhf.bad_steps import BadSteps
 from rlhf.checkpoint import Checkpoint, save_checkpoint
 from rlhf.config import RunConfig
 from rlhf.config.identity import fingerprint
 from rlhf.data import load_text_data
 from rlhf.data.examples import TextData
 from rlhf.distributed import count, first_says, largest, rank
+from rlhf.finite import check_saved
 from rlhf.lock import RunLock
 from rlhf.precision import autocast
 from rlhf.terminal import say
 from rlhf.tracking import Tracker
-
-
-class Interrupted(Exception):
-    """The run was asked to stop and has checkpointed; typing the command again goes on."""
-
-
-@dataclass
-class StopFlag:
-    """Set by a signal handler, read where a stage can stop."""
-
-    requested: str | None = None
-    """Name of the signal."""
+from rlhf.waiting import Interrupted, StopFlag
 
 
 def input_fingerprints(inputs: Mapping[str, Path]) -> dict[str, str]:
@@ -70,7 +61,8 @@ class RunContext:
     def go_on_from(self, checkpoint: Checkpoint | None) -> None:
         self._checkpoint = checkpoint
         if checkpoint is not None:
-            self._seconds_before = float(checkpoint.state["seconds"])
+            with checkpoint.reading() as state:
+                self._seconds_before = float(state["seconds"])
 
     def take_checkpoint(self) -> Checkpoint | None:
         """Where to go on from, None at the beginning; handed out once, so that its tensors are not kept in memory."""
@@ -97,13 +89,25 @@ class RunContext:
         """Seconds that this run has worked, interruptions left out."""
         return self._seconds_before + time.monotonic() - self._started
 
+    def bad_steps(self, option: str, allowed: int) -> BadSteps:
+        """The count of this run's bad optimizer steps.
+
+        Args:
+            option: of the config, which says how many are `allowed`.
+        """
+        return BadSteps(self.folder, option, allowed, self.write)
+
     def save(self, step: int, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
         """Checkpoint after everything up to `step` was logged, then let the mirror have those rows.
 
         No random state is among it: every draw is a function of (seed, purpose, index), see rlhf/random.py.
+
+        Raises:
+            NotFinite: a number is NaN or infinite.
         """
 
         def write() -> None:
+            check_saved(tensors, state, step)
             common = {
                 "seconds": self.seconds(),
                 "log_lengths": self.tracker.lengths(),

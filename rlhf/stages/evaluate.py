@@ -9,6 +9,7 @@ from rlhf.config import ILQLConfig
 from rlhf.data.examples import TextData
 from rlhf.data.tokenize import encode_prompts, prompt_report
 from rlhf.evaluation import Evaluator, ILQLEvaluator, sample_rows
+from rlhf.finite import check_metrics
 from rlhf.models.ilql import load_heads
 from rlhf.models.loading import held_for, load_base, load_pretrained, moved, own_code_of
 from rlhf.models.pair import PolicyPair, check_same_tokens
@@ -39,6 +40,7 @@ def run_evaluate(context: RunContext) -> dict[str, float]:
     say_where_plain(config, models.policy, context.say)
     say_own_pass(models.own_pass, context.say)
     metrics, samples = evaluator.run(models)
+    check_metrics(metrics, "another evaluation.policy")
     where = {"step": 0, "iteration": 0}
     context.tracker.log_samples(sample_rows(samples, where))
     context.tracker.log({**where, "samples": 0, "seconds": context.seconds(), **metrics})

@@ -4,29 +4,30 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from torch import Tensor
 
+from rlhf.bad_steps import BadSteps
 from rlhf.batches import Rollouts, TrainingBatch
 from rlhf.checkpoint import load_optimizer_tensors, load_parameter_tensors, optimizer_tensors, parameter_tensors
 from rlhf.config import PPOConfig, RunConfig
 from rlhf.distributed import count, sum_rows
 from rlhf.evaluation import sample_rows
+from rlhf.finite import NotFinite, check_metrics, check_weights
 from rlhf.kl import CONTROLLERS, KLController, k1, k3, released_k3, sequence_kl
 from rlhf.masked import masked_mean, masked_variance
 from rlhf.models import PolicyModels
 from rlhf.models.features import features_of
 from rlhf.models.saving import save_policy
 from rlhf.models.sharding import whole_weights
-from rlhf.optimization import NotFinite
 from rlhf.rewards import RunningMoments
 from rlhf.stages.context import RunContext
 from rlhf.stages.setup import Setup
 from rlhf.training_batch import COLUMNS, Measured, measure, training_batch
-from rlhf.update import first_micro_batches, update
+from rlhf.update import Skip, first_micro_batches, update
 
 
 class Responses(Protocol):
@@ -63,6 +64,7 @@ class Progress:
     """What a checkpoint keeps beside tensors. Prompts and draws follow from `iteration`."""
 
     controller: KLController
+    bad_steps: BadSteps
     moments: RunningMoments = field(default_factory=RunningMoments)
     iteration: int = 0
     step: int = 0
@@ -73,9 +75,11 @@ class Progress:
             "step": self.step,
             "controller": self.controller.state_dict(),
             "moments": self.moments.state_dict(),
+            "bad_steps": self.bad_steps.count,
         }
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.bad_steps.count = int(state["bad_steps"])
         self.iteration, self.step = int(state["iteration"]), int(state["step"])
         self.controller.load_state_dict(state["controller"])
         self.moments.load_state_dict(state["moments"])
@@ -90,19 +94,26 @@ def run_loop(
         iterate: what an iteration does; None: `one_iteration`.
     """
     config = context.config
-    progress = Progress(new_controller(config))
+    progress = Progress(
+        new_controller(config), context.bad_steps("optimization.max_bad_steps", config.optimization.max_bad_steps)
+    )
+    remedy = "a smaller optimization.learning_rate or value.learning_rate"
     metrics: dict[str, float] = {}
     if (checkpoint := context.take_checkpoint()) is not None:
         load_parameter_tensors(setup.named_parameters(), checkpoint.tensors)
         load_optimizer_tensors(setup.optimizer, checkpoint.tensors)
-        progress.load_state_dict(checkpoint.state)
-        setup.models.scaler.load_state_dict(checkpoint.state["scaler"])
+        with checkpoint.reading() as state:
+            progress.load_state_dict(state)
+            setup.models.scaler.load_state_dict(state["scaler"])
         metrics = context.tracker.last_evaluation()
     else:
         metrics = evaluate(context, setup, progress)
         context.tracker.log({**counters(context, progress), **metrics})
     for iteration in range(progress.iteration + 1, config.rollout.iterations + 1):
         row = (iterate or one_iteration)(config, setup, responses, progress, iteration)
+        check_weights(setup.named_parameters(), f"after iteration {iteration}", remedy)
+        if progress.bad_steps.count:
+            row["train/bad_steps"] = float(progress.bad_steps.count)
         last = iteration == config.rollout.iterations
         if last or iteration % config.evaluation.eval_every == 0:
             metrics = evaluate(context, setup, progress)
@@ -143,7 +154,14 @@ def one_iteration(
         progress.controller.update(metrics["kl"], len(scores))
     prepared = time.monotonic()
     update_metrics, progress.step = update(
-        config, setup.models, setup.optimizer, batch, measured.features, iteration=iteration, step=progress.step
+        config,
+        setup.models,
+        setup.optimizer,
+        batch,
+        measured.features,
+        iteration=iteration,
+        step=progress.step,
+        skip=skipping(setup, progress, rollouts, {"score": scores, **batch.numbers()}),
     )
     progress.iteration = iteration
     ended = time.monotonic()
@@ -160,6 +178,27 @@ def one_iteration(
             masked_mean((rollouts.sampler_logprobs - measured.old_logprobs).abs(), rollouts.mask)
         )
     return row
+
+
+def skipping(setup: Setup, progress: Progress, rollouts: Rollouts, numbers: Mapping[str, Tensor]) -> Skip:
+    """What an update tells of a bad step: its responses are written down, with these numbers of each.
+
+    Args:
+        numbers: (B,) or (B, T) by name; those outside the mask are left out.
+    """
+
+    def described(row: int) -> dict[str, Any]:
+        valid = rollouts.mask[row]
+        kept = {name: of[row] for name, of in numbers.items()}
+        texts = {"row": row, "prompt": rollouts.prompts[row], "response": rollouts.responses[row]}
+        return texts | {name: one[valid.to(one.device)] if one.dim() else one for name, one in kept.items()}
+
+    def skip(error: NotFinite, step: int, rows: Tensor) -> None:
+        progress.bad_steps.skip(
+            error, step, setup.named_parameters(), lambda: [described(row) for row in rows.tolist()]
+        )
+
+    return skip
 
 
 def measured_by_all(config: RunConfig, models: PolicyModels, rollouts: Rollouts, iteration: int) -> Measured:
@@ -216,6 +255,7 @@ def rollout_metrics(
 def evaluate(context: RunContext, setup: Setup, progress: Progress) -> dict[str, float]:
     """eval/* of the policy as it is, its samples appended to samples.jsonl."""
     metrics, samples = setup.evaluator.run(setup.models)
+    check_metrics(metrics, "a smaller optimization.learning_rate")
     where = {"step": progress.step, "iteration": progress.iteration}
     context.tracker.log_samples(sample_rows(samples, where))
     return metrics

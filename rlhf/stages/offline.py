@@ -26,10 +26,11 @@ from rlhf.models.ilql import ILQLHeads
 from rlhf.optimization import adamw
 from rlhf.random import endless_order, seed_torch
 from rlhf.rewards import RunningMoments, score_responses, token_rewards
-from rlhf.stages.context import Interrupted, RunContext
-from rlhf.stages.loop import Progress, Responses, run_loop
+from rlhf.stages.context import RunContext
+from rlhf.stages.loop import Progress, Responses, run_loop, skipping
 from rlhf.stages.setup import Setup, build
 from rlhf.training_batch import Measured, features_at
+from rlhf.waiting import Interrupted
 
 
 def run_offline(context: RunContext) -> dict[str, float]:
@@ -211,7 +212,15 @@ def ilql_iteration(
     features, metrics = _measure(setup.models, rollouts, config.rollout.batch_size)
     prepared = time.monotonic()
     update_metrics, progress.step = ilql_update(
-        config, setup.models, heads, setup.optimizer, batch, features, iteration=iteration, step=progress.step
+        config,
+        setup.models,
+        heads,
+        setup.optimizer,
+        batch,
+        features,
+        iteration=iteration,
+        step=progress.step,
+        skip=skipping(setup, progress, rollouts, {"score": scores, "reward": rewards}),
     )
     progress.iteration = iteration
     ended = time.monotonic()

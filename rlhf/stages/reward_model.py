@@ -123,6 +123,8 @@ def run_reward_model(context: RunContext) -> dict[str, float]:
         weight=lambda rows: float(len(rows)),
         loss=lambda rows: loss(*scores(pairs.rows(rows))),
         evaluate=evaluate,
+        option="reward_model",
+        describe=lambda rows: [vars(data.pairs[row]) for row in rows.tolist()],
     )
     metrics = train(context, task)
     if settings.train.merge_adapters:

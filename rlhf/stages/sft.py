@@ -96,6 +96,8 @@ def run_sft(context: RunContext) -> dict[str, float]:
         weight=examples.weight,
         loss=lambda rows: loss(examples.batch(rows)),
         evaluate=evaluate,
+        option="sft",
+        describe=lambda rows: [vars(data.sft[row]) for row in rows.tolist()],
     )
     metrics = train(context, task)
     final, weights = context.folder / "final", whole_weights(model)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,10 +19,11 @@ from rlhf.checkpoint import (
 )
 from rlhf.config import SupervisedConfig, TrainableConfig
 from rlhf.distributed import own_rows, sum_gradients, sum_numbers
+from rlhf.finite import NotFinite, check_metrics, check_weights
 from rlhf.models.held import to_float32
 from rlhf.models.modes import adapting, lora_config
 from rlhf.models.split import split, top_parameters
-from rlhf.optimization import NotFinite, adamw, clip_and_step, schedule_factor, set_learning_rate
+from rlhf.optimization import adamw, clip_and_step, schedule_factor, set_learning_rate
 from rlhf.precision import LossScaler
 from rlhf.random import endless_order
 from rlhf.stages.context import RunContext
@@ -43,6 +46,15 @@ class SupervisedTask:
     """Rows -> summed loss, with gradient."""
     evaluate: Callable[[], dict[str, float]]
     """-> eval/* on held-out data."""
+    option: str
+    """The config's section of `settings`."""
+    describe: Callable[[Tensor], Sequence[Mapping[str, Any]]]
+    """Rows -> the examples, as a bad step's batch is written down."""
+
+    @property
+    def remedy(self) -> str:
+        """What may keep losses and weights finite."""
+        return f"a smaller {self.option}.learning_rate"
 
 
 def select_parameters(model: PreTrainedModel, train: TrainableConfig, option: str) -> dict[str, nn.Parameter]:
@@ -78,32 +90,56 @@ def train(context: RunContext, task: SupervisedTask) -> dict[str, float]:
         weight_decay=settings.weight_decay,
     )
     done, scaler = 0, LossScaler(context.config.hardware.precision)
+    bad_steps = context.bad_steps(f"{task.option}.max_bad_steps", settings.max_bad_steps)
     if (checkpoint := context.take_checkpoint()) is not None:
         load_parameter_tensors(task.parameters, checkpoint.tensors)
         load_optimizer_tensors(optimizer, checkpoint.tensors)
-        done = int(checkpoint.state["step"])
-        scaler.load_state_dict(checkpoint.state["scaler"])
+        with checkpoint.reading() as state:
+            done, bad_steps.count = int(state["step"]), int(state["bad_steps"])
+            scaler.load_state_dict(state["scaler"])
     else:
-        context.tracker.log(_row(context, 0, settings, task.evaluate()))
+        context.tracker.log(_row(context, 0, settings, _evaluate(task)))
     for step in range(done + 1, settings.steps + 1):
-        metrics = _optimizer_step(task, optimizer, scaler, step)
+        try:
+            metrics = _optimizer_step(task, optimizer, scaler, step)
+        except NotFinite as error:
+            optimizer.zero_grad(set_to_none=True)
+            rows = _rows(task, step)
+            bad_steps.skip(error, step, task.parameters, lambda rows=rows: task.describe(rows))
+            metrics = {}
+        check_weights(task.parameters, f"after optimizer step {step}", task.remedy)
+        if bad_steps.count:
+            metrics["train/bad_steps"] = float(bad_steps.count)
         last = step == settings.steps
         if last or step % settings.eval_every == 0:
-            metrics |= task.evaluate()
+            metrics |= _evaluate(task)
         context.tracker.log(_row(context, step, settings, metrics))
         if last or context.asked_to_stop() or step % context.config.checkpoint.checkpoint_every == 0:
             tensors = {**parameter_tensors(task.parameters), **optimizer_tensors(optimizer)}
-            context.save(step, tensors, {"step": step, "scaler": scaler.state_dict()})
+            state = {"step": step, "scaler": scaler.state_dict(), "bad_steps": bad_steps.count}
+            context.save(step, tensors, state)
             if not last:
                 context.stop_if_asked()
     return context.tracker.last_evaluation()
+
+
+def _evaluate(task: SupervisedTask) -> dict[str, float]:
+    metrics = task.evaluate()
+    check_metrics(metrics, task.remedy)
+    return metrics
+
+
+def _rows(task: SupervisedTask, step: int) -> Tensor:
+    """The examples of an optimizer step, counted from 1."""
+    count = task.settings.batch_size
+    return endless_order(task.settings.seed, "examples", (step - 1) * count, count, task.size)
 
 
 def _optimizer_step(
     task: SupervisedTask, optimizer: torch.optim.Optimizer, scaler: LossScaler, step: int
 ) -> dict[str, float]:
     settings = task.settings
-    rows = endless_order(settings.seed, "examples", (step - 1) * settings.batch_size, settings.batch_size, task.size)
+    rows = _rows(task, step)
     weight = task.weight(rows)
     total = 0.0
     for part in rows[own_rows(len(rows))].split(settings.micro_batch_size):
@@ -111,13 +147,13 @@ def _optimizer_step(
         scaler.scaled(loss).backward()
         total += float(loss.detach())
     total = sum_numbers({"loss": total})["loss"]
-    if not total < float("inf"):
-        raise NotFinite(f"the loss is {total} at step {step}; try a smaller learning_rate of this stage")
+    if not math.isfinite(total):
+        raise NotFinite(f"the loss is {total} at optimizer step {step}; try {task.remedy}")
     sum_gradients(task.parameters.values())
     factor = schedule_factor(step - 1, settings.steps, settings.warmup_steps, settings.schedule)
     set_learning_rate(optimizer, factor)
     networks = {"network": list(task.parameters.values())}
-    norms = clip_and_step(optimizer, networks, settings.max_grad_norm, step, scaler)
+    norms = clip_and_step(optimizer, networks, settings.max_grad_norm, step, scaler, {"network": task.remedy})
     metrics = {"train/loss": total}
     if norms:
         metrics["train/grad_norm"] = norms["network"]

@@ -12,23 +12,27 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
+from urllib.parse import unquote, urlsplit
 
 import optuna
-from filelock import FileLock, Timeout
+from filelock import FileLock
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
 
 from rlhf.config.build import ConfigError
 from rlhf.config.identity import REVISION, fingerprint, sweep_folder
 from rlhf.errors import reason
-from rlhf.files import write_whole
-from sweeps.driver import read_summary
+from rlhf.files import told_with_path, write_whole
+from rlhf.summary import read_summary
+from rlhf.waiting import acquired
 from sweeps.settings import StudySettings
 from sweeps.studies.objective import OBJECTIVES
 from sweeps.studies.study_spec import StudySpec
 
 JOURNAL = "study.journal"
 DEFINITION = "definition"
+FROM_ENVIRONMENT = "env:"
+"""Before the name of the variable that holds a database URL."""
 
 # After which a lock on the journal, held for milliseconds, is one that a killed process left: of this folder's one
 # driver, or of one among several.
@@ -45,13 +49,12 @@ def only_driver(folder: Path) -> Iterator[None]:
     Raises:
         ConfigError: another command has this folder.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    with told_with_path(folder, "make it"):
+        folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder / "study.lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout as taken:
+    if not acquired(lock, timeout=0):
         line = f"sweep_name: another command is at work on the studies of {folder}; wait for it, or choose another"
-        raise ConfigError([line]) from taken
+        raise ConfigError([line])
     try:
         yield
     finally:
@@ -69,18 +72,58 @@ def owner_of(folder: Path) -> str:
 def open_storage(settings: StudySettings, folder: Path) -> BaseStorage:
     """Raises: ConfigError: the database cannot be reached, or the journal not be read."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
+    url = None
     try:
-        if settings.storage is not None and "://" in settings.storage:
-            return _database(settings.storage)
+        if url := _database_url(settings):
+            return _database(url)
         # Resolved: Optuna's lock on a relative path cannot be broken after a kill, and waits for ever.
         path = (folder / JOURNAL if settings.storage is None else Path(settings.storage).expanduser()).resolve()
         path.parent.mkdir(exist_ok=True)  # not its parents: they may be misspelt
         seconds = OWN_LOCK_SECONDS if settings.storage is None else SHARED_LOCK_SECONDS
         lock = JournalFileSymlinkLock(str(path), grace_period=seconds)
         _drop_half_line(path, lock)
-        return JournalStorage(JournalFileBackend(str(path), lock))
+        return JournalStorage(_Journal(str(path), lock))
+    except ConfigError:
+        raise
     except Exception as error:  # of SQLAlchemy, a database's driver, the file system
-        raise ConfigError([f"hydra.sweeper.storage: {reason(error)}"]) from error
+        raise ConfigError([f"hydra.sweeper.storage: {_without_password(reason(error), url)}"]) from None
+
+
+class _Journal(JournalFileBackend):
+    """Says which file an error of the file system is about."""
+
+    def __init__(self, path: str, lock: JournalFileSymlinkLock) -> None:
+        super().__init__(path, lock)
+        self._path = Path(path)
+
+    def append_logs(self, logs: list[dict[str, Any]]) -> None:
+        with told_with_path(self._path, "append to it"):
+            super().append_logs(logs)
+
+
+def _database_url(settings: StudySettings) -> str | None:
+    """None where the study is a file.
+
+    Raises:
+        ConfigError: the environment has no such variable.
+    """
+    storage = settings.storage or ""
+    if storage.startswith(FROM_ENVIRONMENT):
+        name = storage.removeprefix(FROM_ENVIRONMENT)
+        if "://" not in os.environ.get(name, ""):
+            raise ConfigError(
+                [f"hydra.sweeper.storage: {storage}, but the environment has no database URL of that name"]
+            )
+        return os.environ[name]
+    return storage if "://" in storage else None
+
+
+def _without_password(text: str, url: str | None) -> str:
+    """A database's driver may say the URL again."""
+    password = urlsplit(url).password if url else None
+    for secret in {url, password, unquote(password or "")} - {None, ""}:
+        text = text.replace(str(secret), "***")
+    return text
 
 
 def _database(url: str) -> RDBStorage:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import socket
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -13,9 +11,11 @@ from optuna.trial import TrialState
 
 from rlhf.config import RunConfig
 from rlhf.config.identity import input_runs, run_folder
+from rlhf.lock import held_here
+from rlhf.summary import finished
 from rlhf.terminal import tell
-from sweeps.driver import Driver, finished
-from sweeps.records import read_json, stop_path
+from sweeps.driver import Driver
+from sweeps.records import stop_path
 from sweeps.runs import Outcome
 from sweeps.studies.objective import Progress
 from sweeps.studies.study import OpenTrial, StoredStudy
@@ -98,7 +98,7 @@ class Tuner:
     def _may_start(self, one: OpenTrial) -> bool:
         """Not while the child of a killed driver still ends its iteration; SLURM's jobs are taken over as they are."""
         waits = not self._driver.launcher.leaves_on_interrupt and time.monotonic() < self._waits_until
-        return not (waits and any(_at_work(folder) for folder in one.runs))
+        return not (waits and any(held_here(folder) for folder in one.runs))
 
     def _start(self, one: OpenTrial) -> None:
         new = {folder: run for folder, run in one.runs.items() if self._outcome(folder) is None}
@@ -188,17 +188,3 @@ class Tuner:
 
 def _last_samples(run: RunConfig) -> int:
     return run.rollout.iterations * run.rollout.num_responses
-
-
-def _at_work(folder: Path) -> bool:
-    """Whether a process of this machine holds the run's folder."""
-    holder = read_json(folder / "lock.json")
-    if holder.get("host") != socket.gethostname() or "pid" not in holder:
-        return False
-    try:
-        os.kill(holder["pid"], 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        pass
-    return True

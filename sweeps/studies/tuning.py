@@ -13,9 +13,10 @@ from rlhf.config import RunConfig
 from rlhf.config.build import ConfigError
 from rlhf.config.identity import run_folder, sweep_folder
 from rlhf.errors import one_line
+from rlhf.summary import read_summary
 from rlhf.terminal import console as made_console
 from rlhf.terminal import tell
-from sweeps.driver import Driver, read_summary
+from sweeps.driver import Driver
 from sweeps.experiment import again, count_runs, launcher_for
 from sweeps.launcher import HarnessLauncher
 from sweeps.resources import room_for

@@ -156,6 +156,7 @@ class Server:
     def __init__(self, always: Reply, script: Sequence[Reply] = (), drip: float = 0.0) -> None:
         self.replies, self.always, self.drip = list(script), always, drip
         self.requests: list[dict[str, Any]] = []
+        self.headers: list[dict[str, str]] = []
         self.times: list[float] = []
         self.url = ""
 
@@ -170,6 +171,7 @@ def serving(server: Server) -> Iterator[Server]:
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
             assert self.headers["Content-Type"] == "application/json" and self.path == "/score"
+            server.headers.append(dict(self.headers))
             status, headers, body = server.answer(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
             try:
                 self.send_response(status)

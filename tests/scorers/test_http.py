@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import email.utils
 import socket
+import threading
 import time
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -24,9 +26,9 @@ def short_waits(monkeypatch):
         monkeypatch.delenv(proxy, raising=False)
 
 
-def scorer(server: Server, **settings: float) -> HttpScorer:
-    values = {"batch_size": 64, "timeout_seconds": 5.0, "retries": 3, **settings}
-    return HttpScorer(server.url, **values)  # type: ignore[arg-type]
+def scorer(server: Server, **settings: Any) -> HttpScorer:
+    values: dict[str, Any] = {"batch_size": 64, "timeout_seconds": 5.0, "retries": 3, **settings}
+    return HttpScorer(server.url, **values)
 
 
 def test_texts_arrive_as_they_are_in_batches_and_scores_keep_their_order():
@@ -135,3 +137,74 @@ def test_nobody_there_is_one_line():
             RewardServerError, match=r"gave no scores in 3 tries, at last: no connection, or it broke; "
         ):
             scorer(server, retries=2).score(["a"], ["b"])
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
+def test_no_proxy_stands_before_this_machine(monkeypatch, host):
+    """As on clusters, which set http_proxy for everything; this one would not answer."""
+    for name in ("http_proxy", "HTTP_PROXY", "https_proxy", "all_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    with serving(Server(LENGTH)) as server:
+        server.url = server.url.replace("127.0.0.1", host)
+        assert scorer(server, retries=0).score(["a"], ["b"]).tolist() == pytest.approx([1.1])
+
+
+def test_a_proxy_that_stands_between_is_said_without_its_password(monkeypatch):
+    monkeypatch.setenv("http_proxy", "http://me:canary@127.0.0.1:9")
+    monkeypatch.delenv("no_proxy", raising=False)
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    server = Server(LENGTH)
+    server.url = "http://reward.example/score"
+    with pytest.raises(RewardServerError) as error:
+        scorer(server, retries=0).score(["a"], ["b"])
+    text = str(error.value)
+    assert "through the proxy 127.0.0.1:9" in text and "no_proxy=reward.example" in text
+    assert "canary" not in text and "\n" not in text
+
+
+@pytest.mark.parametrize("reply", [says("\x1b[31mred\x07\x1b]0;title\x07", 404), says("\x1b[2J{", 200)])
+def test_what_a_server_says_is_no_command_to_the_terminal(reply):
+    with serving(Server(reply)) as server, pytest.raises(RewardServerError) as error:
+        scorer(server, retries=0).score(["a"], ["b"])
+    assert str(error.value).isprintable()
+
+
+def test_a_reason_phrase_is_no_command_to_the_terminal():
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        listening.listen()
+
+        def answer() -> None:
+            connection, _ = listening.accept()
+            connection.recv(65536)
+            connection.sendall(b"HTTP/1.1 404 \x1b[31mGone\x1b]0;x\x07 away\r\nContent-Length: 0\r\n\r\n")
+            connection.close()
+
+        thread = threading.Thread(target=answer, daemon=True)
+        thread.start()
+        server = Server(LENGTH)
+        server.url = f"http://127.0.0.1:{listening.getsockname()[1]}"
+        with pytest.raises(RewardServerError, match="status 404 Gone away") as error:
+            scorer(server, retries=0).score(["a"], ["b"])
+        thread.join(5)
+    assert str(error.value).isprintable()
+
+
+TOKEN = "canary-0123456789-abcdef"
+
+
+@pytest.mark.parametrize("width", range(50, 90, 3))
+def test_a_token_that_a_server_says_back_is_struck_out_across_the_cut(width):
+    with serving(Server(says("x" * width + TOKEN, 200))) as server, pytest.raises(RewardServerError) as error:
+        scorer(server, retries=0, token=TOKEN).score(["a"], ["b"])
+    assert "canary" not in str(error.value)
+
+
+def test_a_token_is_sent_and_missed(monkeypatch):
+    monkeypatch.setenv("NETRC", "/dev/null")
+    with serving(Server(LENGTH)) as server:
+        scorer(server, token=TOKEN).score(["a"], ["b"])
+        scorer(server).score(["a"], ["b"])
+    assert [headers.get("Authorization") for headers in server.headers] == [f"Bearer {TOKEN}", None]
+    with serving(Server(says("", 401))) as server, pytest.raises(RewardServerError, match=r"reward.token_env="):
+        scorer(server, retries=0).score(["a"], ["b"])

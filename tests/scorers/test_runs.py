@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -151,19 +152,39 @@ def test_a_server_that_is_of_no_use_ends_a_run_in_one_line(tmp_path, cache, repl
     assert summary["status"] == "failed" and summary["error"].startswith(f"RewardServerError: reward.url: {server.url}")
 
 
-def test_a_run_that_its_server_left_goes_on_where_it_was(tmp_path, cache):
-    """The address is part of a run's identity: the server comes back where it was."""
+def test_a_run_that_its_server_left_goes_on_at_another_address(tmp_path, cache):
+    """Where the same reward is served is no part of a run."""
     honest = scores_of(vowels)
+    own = ("reward=http", "reward.retries=0", "checkpoint.checkpoint_every=1", *SHORT)
     with serving(Server(honest)) as server:
-        settings = ("reward=http", f"reward.url={server.url}", "reward.retries=0", "checkpoint.checkpoint_every=1")
-        run = tiny(tmp_path / "left", cache, "apa", *SHORT, *settings)
+        run = tiny(tmp_path / "left", cache, "apa", *own, f"reward.url={server.url}")
         server.replies = [honest, honest, says("", 500)]  # the first evaluation, the first iteration, the second
         with pytest.raises(RewardServerError):
             execute(run)
-        assert execute(run)["status"] == "finished"
-        whole = tiny(tmp_path / "whole", cache, "apa", *SHORT, *settings)
+    with serving(Server(honest)) as server:
+        again = tiny(tmp_path / "left", cache, "apa", *own, f"reward.url={server.url}")
+        assert execute(again)["status"] == "finished"
+        assert len(server.requests) == 2  # the second iteration and the last evaluation
+        whole = tiny(tmp_path / "whole", cache, "apa", *own, f"reward.url={server.url}")
         assert execute(whole)["status"] == "finished"
-    assert outcome(run) == outcome(whole)
+    assert outcome(again) == outcome(whole)
+
+
+def test_a_server_that_is_back_at_the_second_try_changes_no_number(tmp_path, cache):
+    own = ("reward=http", "reward.retries=1", *SHORT)
+    outcomes = []
+    for name, mishaps in (("whole", {}), ("mishaps", {1: says("", 503), 4: stalls(1.5), 6: says("<html>")})):
+        honest, asked = scores_of(vowels), itertools.count()
+
+        def reply(request, honest=honest, asked=asked, mishaps=mishaps):
+            return mishaps.get(next(asked), honest)(request)
+
+        with serving(Server(reply)) as server:
+            settings = (f"reward.url={server.url}", "reward.timeout_seconds=1.0")
+            run = tiny(tmp_path / name, cache, "apa", *own, *settings)
+            assert execute(run)["status"] == "finished"
+        outcomes.append(outcome(run))
+    assert outcomes[0] == outcomes[1]
 
 
 def test_a_folder_with_nothing_in_it_is_one_line(tmp_path, cache):

@@ -2,16 +2,29 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
+import threading
 import time
 from pathlib import Path
 
 import pytest
 
+from analysis.winrate.errors import WinrateError
 from tests.analysis.winrate.judge_server import Call, JudgeServer, Say, judging, longer
-from tests.analysis.winrate.made_up import COMMAND, ROOT, answers, pair_rows
+from tests.analysis.winrate.made_up import (
+    COMMAND,
+    FAST,
+    REQUESTS,
+    RIGHT,
+    ROOT,
+    answers,
+    pair_rows,
+    totals,
+    winrate,
+)
 
 PROMPTS = 15
 NEEDED = 2 * PROMPTS
@@ -98,3 +111,27 @@ def test_second_ctrl_c_does_not_wait(tmp_path: Path) -> None:
         command.send_signal(signal.SIGINT)
         _, error = command.communicate(timeout=10)
     assert command.returncode == 130 and error.startswith("interrupted: 0 of 15"), error
+
+
+@pytest.mark.parametrize("way", ["silence", "errors"])
+def test_an_evaluation_whose_judge_died_pays_for_no_answer_twice(tmp_path: Path, sources: list[str], way: str) -> None:
+    dead = threading.Event()
+    dead.set()
+
+    def mortal(call: Call) -> Say:
+        if dead.is_set() and call.total >= 7:
+            if way == "silence":
+                raise OSError("gone")
+            return Say("overloaded", status=503)
+        return longer(call)
+
+    with judging(mortal) as server:
+        typed = [*sources, "--base-url", server.url, *FAST, "--max-retries", "1", "--concurrency", "2"]
+        with contextlib.suppress(WinrateError):
+            assert winrate(tmp_path, *typed) != 0
+        paid = sum(server.answered.values())
+        assert paid == 7 and (tmp_path / "cache.jsonl").read_bytes().count(b"\n") == 7
+        dead.clear()
+        assert winrate(tmp_path, *typed) == 0
+        assert sum(server.answered.values()) == REQUESTS and set(server.answered.values()) == {1}
+    assert totals(tmp_path) == RIGHT

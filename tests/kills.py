@@ -1,0 +1,184 @@
+"""`python -m tests.kills --count 100`: commands killed at random moments, typed again, and compared bit for bit.
+
+SFT, reward model, RL of each algorithm, a sweep and a study, all tiny. Each is run once undisturbed; then the same
+command is killed (SIGKILL, with all that it has started in its process group) one to three times at moments drawn over
+its whole length, typed again until it is through, and what it leaves is compared: rows of metrics without times,
+samples, final weights, the last checkpoint's tensors and state, summaries, and of a study its trials.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import hashlib
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+LONGEST_SECONDS = 1200.0
+"""Of one command, undisturbed, on a busy machine."""
+COMMON = ["debug=one_step", "tracking=none", "hardware.threads=1", "model.width=32", "model.num_layers=2"]
+SUPERVISED = ["steps=40", "eval_every=10"]
+RL = ["rollout.iterations=6", "checkpoint.checkpoint_every=2", "evaluation.eval_every=2", "model.train.last_k=1"]
+SEARCH = ["optimization.learning_rate=tag(log,interval(1e-4,1e-2))", "hydra.sweeper.sampler=random"]
+
+
+@dataclass(frozen=True)
+class Kind:
+    words: list[str]
+    """What is typed after `python main.py`."""
+    keeps: tuple[str, ...]
+    """Inputs that are there beforehand, so that kills fall into the stage itself: starts of run ids."""
+
+
+KINDS = {
+    "sft": Kind(["stage=sft", *(f"sft.{one}" for one in SUPERVISED), "checkpoint.checkpoint_every=7"], ()),
+    "reward_model": Kind(
+        ["stage=reward_model", *(f"reward_model.{one}" for one in SUPERVISED), "checkpoint.checkpoint_every=7"],
+        ("sft",),
+    ),
+    **{algo: Kind([f"algo={algo}", *RL], ("sft", "reward_model")) for algo in ("apa", "ppo", "awr")},
+    "sweep": Kind(["-m", "algo=apa,awr", "seed=0,1", *RL, "hardware.parallel_runs=2"], ()),
+    "study": Kind(["-m", *SEARCH, "hydra.sweeper.n_trials=3", *RL, "hardware.parallel_runs=1"], ()),
+}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.kills", description=(__doc__ or "").split("\n\n")[1])
+    parser.add_argument("--count", type=int, default=100, help="kills in all")
+    parser.add_argument("--seed", type=int, default=0, help="of the moments")
+    parser.add_argument("--only", choices=sorted(KINDS), nargs="+", help="these kinds alone")
+    parser.add_argument("--folder", type=Path, default=Path("kills"), help="for the runs; must not exist")
+    parser.add_argument("--minutes", type=float, default=float("inf"), help="begin no further command after so long")
+    options = parser.parse_args()
+    options.folder.mkdir(parents=True)
+    killed, differing = campaign(
+        options.folder.absolute(), options.count, options.seed, options.only or list(KINDS), options.minutes
+    )
+    print(f"{killed} kills, {len(differing)} results that differ" + "".join(f"\n{line}" for line in differing))
+    return 1 if differing else 0
+
+
+def campaign(folder: Path, count: int, seed: int, names: list[str], minutes: float) -> tuple[int, list[str]]:
+    """Kill `count` times, each kind in turn; returns the kills and a line for each result that differs."""
+    draws, killed, differing, round_ = random.Random(seed), 0, [], 0
+    ends = time.monotonic() + 60 * minutes
+    undisturbed: dict[str, tuple[dict[str, Any], float]] = {}
+    while killed < count and time.monotonic() < ends:
+        name = names[round_ % len(names)]
+        round_ += 1
+        if name not in undisturbed:
+            own = folder / name / "undisturbed"
+            began = time.monotonic()
+            _finish(_start(own, KINDS[name]), own)
+            undisturbed[name] = results(own), time.monotonic() - began
+        expected, seconds = undisturbed[name]
+        own = folder / name / f"{round_:03d}"
+        for needed in (folder / name / "undisturbed" / "cache" / "inputs").glob("*"):
+            if needed.is_dir() and needed.name.startswith(KINDS[name].keeps or "-"):
+                shutil.copytree(needed, own / "cache" / "inputs" / needed.name)
+        times = _killed_at_random(own, KINDS[name], draws, seconds, min(draws.randint(1, 3), count - killed))
+        killed += len(times)
+        odd = _differences(expected, results(own))
+        moments = ", ".join(f"{moment:.1f} s" for moment in times) or "never: it was faster"
+        print(f"{name} killed after {moments} of {seconds:.1f} s: {'; '.join(odd) or 'the same'}", flush=True)
+        differing += [f"{own}: {line}" for line in odd]
+        if not odd:
+            shutil.rmtree(own)
+    return killed, differing
+
+
+def _killed_at_random(own: Path, kind: Kind, draws: random.Random, seconds: float, kills: int) -> list[float]:
+    """The command until it is through; returns the moments of its kills."""
+    times = []
+    for _ in range(kills):
+        process, moment = _start(own, kind), draws.uniform(0.0, seconds)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(moment)
+            break  # it was through before its time
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        times.append(moment)
+    _finish(_start(own, kind), own)
+    return times
+
+
+def _start(own: Path, kind: Kind) -> subprocess.Popen[bytes]:
+    own.mkdir(parents=True, exist_ok=True)
+    places = [f"output_dir={own / 'runs'}", f"cache_dir={own / 'cache'}"]
+    flags, words = [word for word in kind.words if word == "-m"], [word for word in kind.words if word != "-m"]
+    command = [sys.executable, str(ROOT / "main.py"), *flags, *COMMON, *words, *places]
+    with (own / "output.txt").open("ab") as output:
+        return subprocess.Popen(command, cwd=ROOT, stdout=output, stderr=output, start_new_session=True)
+
+
+def _finish(process: subprocess.Popen[bytes], own: Path) -> None:
+    try:
+        code = process.wait(LONGEST_SECONDS)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        code = "no end"
+    if code:
+        said = (own / "output.txt").read_text(errors="replace").splitlines()[-5:]
+        raise SystemExit("\n".join([f"{own}: {code}", *said]))
+
+
+def results(own: Path) -> dict[str, Any]:
+    """What must not depend on kills, by file."""
+    found: dict[str, Any] = {}
+    for summary in sorted(own.rglob("summary.json")):
+        folder, name = summary.parent, summary.parent.relative_to(own).as_posix()
+        whole = json.loads(summary.read_text())
+        found[f"{name}/summary"] = {key: value for key, value in whole.items() if key == "status" or "/" in key}
+        found[f"{name}/metrics"] = [*_rows(folder / "metrics.jsonl")]
+        for file in sorted([*folder.glob("samples.jsonl"), *folder.glob("final/*"), *_last_tensors(folder)]):
+            found[f"{name}/{file.relative_to(folder)}"] = hashlib.sha256(file.read_bytes()).hexdigest()
+        found[f"{name}/state"] = _last_state(folder)
+    for journal in own.rglob("study.journal"):
+        found["study"] = _trials(journal)
+    return found
+
+
+def _rows(file: Path) -> Iterator[dict[str, Any]]:
+    for line in file.read_text().splitlines():
+        row = json.loads(line)
+        yield {key: value for key, value in row.items() if key != "seconds" and not key.startswith("perf/")}
+
+
+def _last_tensors(folder: Path) -> list[Path]:
+    return sorted(folder.glob("checkpoints/[0-9]*/tensors.safetensors"))[-1:]
+
+
+def _last_state(folder: Path) -> dict[str, Any]:
+    """But for times, and what follows from how many digits they have."""
+    state = json.loads(sorted(folder.glob("checkpoints/[0-9]*/state.json"))[-1].read_text())
+    return {key: value for key, value in state.items() if key not in ("seconds", "log_lengths", "state_sha256")}
+
+
+def _trials(journal: Path) -> list[Any]:
+    import optuna
+    from optuna.storages import JournalStorage
+    from optuna.storages.journal import JournalFileBackend
+
+    storage = JournalStorage(JournalFileBackend(str(journal)))
+    studies = [optuna.load_study(study_name=name, storage=storage) for name in optuna.get_all_study_names(storage)]
+    return [(trial.number, trial.state.name, trial.params, trial.values) for one in studies for trial in one.trials]
+
+
+def _differences(expected: dict[str, Any], found: dict[str, Any]) -> list[str]:
+    names = dict.fromkeys([*expected, *found])
+    return [f"{name} differs" for name in names if expected.get(name) != found.get(name)]
+
+
+if __name__ == "__main__":
+    sys.exit(main())
