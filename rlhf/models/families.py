@@ -39,7 +39,8 @@ def decoder_of(base: nn.Module) -> Decoder:
     name = type(base).__name__.removeprefix("FSDP")
     if name not in FAMILIES:
         raise Unknown(f"{name} is not among {', '.join(FAMILIES)}")
-    names, family, config = NAMES[name], FAMILIES[name], base.config
+    names, family = NAMES[name], FAMILIES[name]
+    config: Any = base.config
     size = _head_size(config)
     blocks: Any = find(base, names.blocks)
     windows = family.windows(config, len(blocks))

@@ -87,7 +87,9 @@ def split(base: nn.Module, last_k: int, option: str = "model.train") -> tuple[nn
     top = with_modules(base, **{blocks_name: nn.ModuleList(blocks[cut:])})
     for name in KINDS:  # a block's mask is looked up by its place in the list
         kinds: Any = getattr(base.config, name, None)
-        for half, part in ((trunk, slice(cut)), (top, slice(cut, None))) if kinds is not None else ():
+        if kinds is None:
+            continue
+        for half, part in ((trunk, slice(cut)), (top, slice(cut, None))):
             config: Any = copy.copy(half.config)
             try:
                 setattr(config, name, kinds[part])
