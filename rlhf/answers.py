@@ -25,6 +25,7 @@ from rlhf.data.tokenize import encode_prompts
 from rlhf.distributed import first_says
 from rlhf.errors import reason
 from rlhf.files import os_error_with_path, told_with_path, write_whole
+from rlhf.terminal import say
 from rlhf.text import answer_text, decode, encode_answer, pad_id
 from rlhf.waiting import acquired
 
@@ -175,7 +176,7 @@ def _whole_chunks(partial: Path) -> int:
         scores = np.fromfile(partial, dtype=np.float32)
     bad = np.flatnonzero(~np.isfinite(scores))
     if len(bad):
-        print(f"{partial}: score {bad[0]} is not finite; the answers from there on are scored again", flush=True)
+        say(f"{partial}: score {bad[0]} is not finite; the answers from there on are scored again")
     return int(bad[0] if len(bad) else len(scores)) // CHUNK * CHUNK
 
 
@@ -191,7 +192,7 @@ def _read(path: Path, rows: int) -> Tensor | None:
     except FileNotFoundError:
         return None
     except (ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        print(f"{path}: damaged ({reason(error)}); the answers are scored again", flush=True)
+        say(f"{path}: damaged ({reason(error)}); the answers are scored again")
         return None
     except OSError as error:
         raise os_error_with_path(error, path, "read it") from error

@@ -23,6 +23,7 @@ from filelock import FileLock
 
 from rlhf.errors import FileError, UserError
 from rlhf.files import told_with_path, write_whole
+from rlhf.terminal import say
 from rlhf.waiting import StoppedWaiting, acquired, locked, stop_requested
 
 # In the environment of a sweep's children and jobs: one that meets a live holder (another driver's, a killed driver's
@@ -78,10 +79,9 @@ class RunLock:
                 )
             if not here and not seen.said:
                 seen.said = True
-                print(
+                say(
                     f"{self.path}: left by pid {holder['pid']} on {holder['host']}; it is taken over if it does not "
-                    f"change for {LEASE_SECONDS:.0f} seconds",
-                    flush=True,
+                    f"change for {LEASE_SECONDS:.0f} seconds"
                 )
             time.sleep(LOOK_SECONDS)
         self._thread.start()

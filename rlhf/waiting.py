@@ -11,6 +11,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from rlhf.files import os_error_with_path
+from rlhf.terminal import say
 
 LOOK_SECONDS = 1.0
 SAY_AFTER_SECONDS = 10.0
@@ -70,7 +71,7 @@ def locked(path: Path, doing: str) -> Iterator[None]:
             raise StoppedWaiting(f"stopped by {stopped} while another process {doing}; type the command again to go on")
         if not said and time.monotonic() - began > SAY_AFTER_SECONDS:
             said = True
-            print(f"waiting while another process {doing}; if there is none, delete {path}", flush=True)
+            say(f"waiting while another process {doing}; if there is none, delete {path}")
     try:
         yield
     finally:

@@ -18,6 +18,7 @@ from transformers.utils.hub import cached_file
 
 from rlhf.distributed import rank
 from rlhf.models.errors import ModelError
+from rlhf.terminal import say
 
 CAUSAL, CLASSIFIER, TOKENIZER = "AutoModelForCausalLM", "AutoModelForSequenceClassification", "AutoTokenizer"
 _KNOWN: dict[str, Any] = {
@@ -75,7 +76,7 @@ class OwnCode:
 
     def _say(self, path: str | Path) -> None:
         if rank() == 0:
-            print(f"warning: {self.option}=true: Python code that {path} brings runs with your rights", flush=True)
+            say(f"warning: {self.option}=true: Python code that {path} brings runs with your rights")
 
 
 NOT_RUN = OwnCode()
