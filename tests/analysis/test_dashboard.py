@@ -4,6 +4,7 @@ server gets both once each."""
 from __future__ import annotations
 
 import argparse
+import errno
 import json
 import os
 import re
@@ -281,7 +282,7 @@ def test_what_cannot_be_shown_is_one_line(sweep, tmp_path, monkeypatch):
         run(options(str(sweep), "--offline"))
 
 
-def test_places_that_cannot_be_written_are_one_line(sweep, tmp_path):
+def test_places_that_cannot_be_written_are_one_line(sweep, tmp_path, monkeypatch):
     for place in (tmp_path / "nope/d.json", tmp_path):
         with pytest.raises(WandbError, match=r"^--output .*: give a file in a folder that exists$"):
             run(options(str(sweep), "--offline", "--output", str(place)))
@@ -290,7 +291,11 @@ def test_places_that_cannot_be_written_are_one_line(sweep, tmp_path):
     with pytest.raises(WandbError, match="wandb: cannot be made"):
         run(options(str(sweep), "--offline"))
     assert not list(sweep.glob(".*"))  # the dashboard was written and put in its place
-    (sweep / ".dashboard.json.new").mkdir()  # root may write anywhere, but not into a folder
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("analysis.dashboard.command.write_whole", full)
     with pytest.raises(WandbError, match=r"dashboard\.json: cannot be written \(.+\); --output"):
         run(options(str(sweep), "--offline"))
 

@@ -218,7 +218,7 @@ def test_a_run_without_rows_says_so():
 def test_what_the_server_refuses_is_one_line(monkeypatch):
     with pytest.raises(WandbError, match=r"no runs of group 'other'"):
         load_wandb_server("me/apa-rlhf", "other", Api([]))
-    with pytest.raises(WandbError, match=r"^W&B, me/other: Could not find project me/other$"):
+    with pytest.raises(WandbError, match=r"^W&B, me/other: Could not find project me/other more$"):
         load_wandb_server("me/other", "made_up", Api([]))
     monkeypatch.setattr("analysis.wandb_rows.logged_in", lambda: False)
     with pytest.raises(WandbError, match="wandb login"):
