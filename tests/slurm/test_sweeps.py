@@ -32,9 +32,7 @@ TINY = [
     "rollout.iterations=30",
     "evaluation.eval_every=5",
     "checkpoint.checkpoint_every=7",
-    "sft.steps=2",
     "reward_model.steps=2",
-    "sft.warmup_steps=0",
     "reward_model.warmup_steps=0",
 ]
 GRID = ("algo=apa,ppo,awr", "seed=0,100")

@@ -260,6 +260,6 @@ def test_a_folder_without_a_sweep_is_one_line(tmp_path):
 
 
 def test_a_sweep_for_gpus_without_one_is_refused_at_once(tmp_path, monkeypatch):
-    monkeypatch.setattr("sweeps.local_launcher.has_gpu", lambda: False)
+    monkeypatch.setattr("sweeps.resources.has_gpu", lambda: False)
     with pytest.raises(ConfigError, match=r"hardware\.device: cuda, but this machine shows no GPU"):
         LocalRuns(COUNTING).open([run(tmp_path, "hardware=gpu")])
