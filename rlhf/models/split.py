@@ -86,14 +86,16 @@ def split(base: nn.Module, last_k: int, option: str = "model.train") -> tuple[nn
     trunk = with_modules(base, **{blocks_name: nn.ModuleList(blocks[:cut]), norm_name: nn.Identity()})
     top = with_modules(base, **{blocks_name: nn.ModuleList(blocks[cut:])})
     for name in KINDS:  # a block's mask is looked up by its place in the list
-        kinds: Any = getattr(base.config, name, None)
-        for half, part in ((trunk, slice(cut)), (top, slice(cut, None))) if kinds is not None else ():
+        kinds = getattr(base.config, name, None)
+        if kinds is None:
+            continue
+        for half, part in ((trunk, kinds[:cut]), (top, kinds[cut:])):
             config: Any = copy.copy(half.config)
             try:
-                setattr(config, name, kinds[part])
+                setattr(config, name, part)
             except AttributeError as error:  # Mamba works them out
                 raise _uncut(base, option) from error
-            config.num_hidden_layers = len(kinds[part])
+            config.num_hidden_layers = len(part)
             half.__dict__["config"] = config
     if hasattr(base, LEARNED_POSITIONS):
         top._modules[LEARNED_POSITIONS] = _NoPositions(getattr(base, LEARNED_POSITIONS).embedding_dim)
