@@ -90,7 +90,7 @@ def _judge(
         return judge_by_score(comparisons, score), {"field": field or "reward"}
     from analysis.winrate.reward_model import reward_model_scores
 
-    score = reward_model_scores(options.reward_path)
+    score = reward_model_scores(options.reward_path, trust_remote_code=options.trust_remote_code)
     return judge_by_score(comparisons, score), {"reward_path": options.reward_path}
 
 

@@ -44,6 +44,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--reward-path", metavar="PATH", help="folder or hub name of a reward model (--judge reward_model)"
     )
+    parser.add_argument(
+        "--trust-remote-code",
+        action="store_true",
+        help="run Python code that the model at --reward-path brings, with your rights (default: refuse it)",
+    )
     _add_chat_arguments(parser.add_argument_group("--judge chat"))
     _add_cost_arguments(parser.add_argument_group("cost of --judge chat"))
 

@@ -8,20 +8,23 @@ from typing import Any
 from analysis.winrate.errors import WinrateError
 from analysis.winrate.scores import Score
 from analysis.winrate.sources import Answer
-from rlhf.errors import reason
 
 
-def reward_model_scores(path: str) -> Score:
+def reward_model_scores(path: str, *, trust_remote_code: bool = False) -> Score:
     """The model at a folder or hub name as a score of (prompt, answer); each text is scored once.
 
     The text is prompt, response and, unless the row says `"ended": false`, the EOS, as reward models of this project
     read it. One text at a time: no padding, so nothing hangs on which token a model takes for padding. A text longer
     than the model can read loses the start of its prompt.
 
+    Args:
+        trust_remote_code: run Python code that the model brings.
+
     Raises:
-        WinrateError: nothing there that transformers can load, weights missing, or a head of several logits.
+        WinrateError: nothing there that can be loaded, weights missing, a head of several logits, or code of the
+            model's own that is not to be run.
     """
-    tokenizer, model = _load(path)
+    tokenizer, model = _load(path, trust_remote_code)
     longest = getattr(model.config, "max_position_embeddings", None)
     known: dict[tuple[str, str, bool], float] = {}
 
@@ -41,24 +44,22 @@ def reward_model_scores(path: str) -> Score:
     return score
 
 
-def _load(path: str) -> tuple[Any, Any]:
-    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+def _load(path: str, trust_remote_code: bool) -> tuple[Any, Any]:
+    from rlhf.models.adapters import adapter_at
+    from rlhf.models.classifier import load_classifier
+    from rlhf.models.errors import ModelError
+    from rlhf.models.own_code import OwnCode
+    from rlhf.models.tokenizers import tokenizer_at, tokenizer_place
 
     if _is_path(path) and not Path(path).is_dir():
         raise WinrateError(f"--reward-path {path}: no such folder; give one that holds a reward model")
+    own_code = OwnCode(trust_remote_code, "--trust-remote-code")
     try:
-        tokenizer = AutoTokenizer.from_pretrained(path)
-        model, loading = AutoModelForSequenceClassification.from_pretrained(path, output_loading_info=True)
-    except Exception as error:  # whatever transformers and safetensors raise on what they cannot load
-        raise WinrateError(f"--reward-path {path}: cannot be loaded ({reason(error)})") from error
-    if loading["missing_keys"]:
-        names = ", ".join(sorted(loading["missing_keys"]))
-        raise WinrateError(f"--reward-path {path}: lacks the weights {names}; give a reward model, not a policy")
-    if model.config.num_labels != 1:
-        raise WinrateError(
-            f"--reward-path {path}: gives {model.config.num_labels} logits; give a model with a single one"
-        )
-    return tokenizer, model.eval().requires_grad_(False)
+        model = load_classifier(path, own_code=own_code, option="--reward-path")
+        place = tokenizer_place(path, adapter_at(path, "--reward-path"))
+        return tokenizer_at(place, own_code, "--reward-path"), model
+    except ModelError as error:
+        raise WinrateError(str(error)) from error
 
 
 def _is_path(name: str) -> bool:

@@ -77,7 +77,7 @@ class ModelConfig:
     )
     trust_remote_code: bool = setting(
         "run Python code that the model at `path` (or evaluation.policy) brings, with your rights; false: refuse it",
-        read_by=LOADED_MODEL | Given("evaluation.policy"),
+        read_by=LOADED_MODEL | (stages("evaluate") & Given("evaluation.policy")),
     )
     sft: bool = setting(
         "run the SFT stage before RL; false where the weights have been through it",

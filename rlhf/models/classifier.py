@@ -28,31 +28,36 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def load_classifier(
-    path: str | Path, precision: str = "fp32", base: str | None = None, own_code: OwnCode = NOT_RUN
+    path: str | Path,
+    precision: str = "fp32",
+    base: str | None = None,
+    own_code: OwnCode = NOT_RUN,
+    option: str = "reward.path",
 ) -> PreTrainedModel:
     """A frozen sequence classifier with one output, its weights held in `precision` but for a head called `score`.
 
     Args:
         path: a folder or hub name of a whole model, or of a peft adapter, which is merged into its base.
         base: where an adapter's base lies; None: where the adapter says.
+        option: what named the model, for errors.
 
     Raises:
         ModelError: nothing there, damaged, weights missing, several outputs, or code of its own that is not allowed.
     """
-    adapter = adapter_at(path, "reward.path", base)
+    adapter = adapter_at(path, option, base)
     if base is not None and adapter is None:
         raise ModelError(f"reward.base: {path} is no adapter and needs no base; leave it null")
     if adapter is not None and adapter.config.task_type == "CAUSAL_LM":
-        raise ModelError(f"reward.path: {path} is an adapter for CAUSAL_LM; give a reward model, not a policy")
+        raise ModelError(f"{option}: {path} is an adapter for CAUSAL_LM; give a reward model, not a policy")
     logging.getLogger("transformers.modeling_utils").setLevel(logging.ERROR)
     whole, revision = (path, "main") if adapter is None else (adapter.base, adapter.revision)
-    with loading("reward.path", path if adapter is None else f"{whole}, the base of the adapter {path}"):
-        own_code.check(whole, CLASSIFIER, "reward.path", revision)
+    with loading(option, whole, "" if adapter is None else f"the base of the adapter {path}, "):
+        own_code.check(whole, CLASSIFIER, option, revision)
         config = AutoConfig.from_pretrained(whole, trust_remote_code=own_code.allowed, revision=revision)
         if adapter is not None:
-            refuse_quantised(config, adapter, "reward.path")
+            refuse_quantised(config, adapter, option)
             config.num_labels = 1  # the base may be a policy, which has no labels
-        _refuse_several_outputs(path, config)
+        _refuse_several_outputs(path, config, option)
         kind = classifier_class(config, precision, whole if own_code.allowed else None)
         loaded: Any = kind.from_pretrained(
             whole, config=config, dtype=DTYPES[precision], revision=revision, output_loading_info=True
@@ -60,11 +65,11 @@ def load_classifier(
         model, report = loaded
         missing = set(report["missing_keys"])
     if adapter is not None:
-        with loading("reward.path", path):
-            model, brought = merged(model, adapter, "reward.path")
+        with loading(option, path):
+            model, brought = merged(model, adapter, option)
         missing -= brought
     if missing:
-        raise ModelError(f"reward.path: {path} lacks the weights {named(missing)}; give a reward model, not a policy")
+        raise ModelError(f"{option}: {path} lacks the weights {named(missing)}; give a reward model, not a policy")
     check_head(model)
     check_loaded(dict(model.named_parameters()), path, "reward.path")
     return model.eval().requires_grad_(False)
@@ -112,7 +117,7 @@ def named(names: Collection[str]) -> str:
     return few if len(names) <= 5 else f"{few} and {len(names) - 5} more"
 
 
-def _refuse_several_outputs(path: str | Path, config: PretrainedConfig) -> None:
+def _refuse_several_outputs(path: str | Path, config: PretrainedConfig, option: str) -> None:
     outputs = [str(name) for name in (config.id2label or {}).values()]
     if len(outputs) != 1:
-        raise ModelError(f"reward.path: {path} has {len(outputs)} outputs ({named(outputs)}); a reward model has one")
+        raise ModelError(f"{option}: {path} has {len(outputs)} outputs ({named(outputs)}); a reward model has one")

@@ -171,7 +171,7 @@ def load_pretrained(
     )
     logging.getLogger("transformers.modeling_utils").setLevel(logging.ERROR)
     options = held.options() | {"trust_remote_code": own_code.allowed, "revision": revision}
-    with loading(option, path if adapter is None else f"{whole}, the base of the adapter {path}"):
+    with loading(option, whole, "" if adapter is None else f"the base of the adapter {path}, "):
         own_code.check(whole, CAUSAL, option, revision)
         config = AutoConfig.from_pretrained(whole, trust_remote_code=own_code.allowed, revision=revision)
         if adapter is not None:

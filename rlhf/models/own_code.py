@@ -70,13 +70,17 @@ class OwnCode:
 
     def refusal(self, path: str | Path, option: str) -> ModelError:
         return ModelError(
-            f"{option}: {path} brings Python code of its own, which is not run; read it, then set {self.option}=true, "
+            f"{option}: {path} brings Python code of its own, which is not run; read it, then {self.remedy}, "
             "or give a model that transformers knows"
         )
 
+    @property
+    def remedy(self) -> str:
+        return f"add {self.option}" if self.option.startswith("--") else f"set {self.option}=true"
+
     def _say(self, path: str | Path) -> None:
         if rank() == 0:
-            say(f"warning: {self.option}=true: Python code that {path} brings runs with your rights")
+            say(f"warning: {self.option}: Python code that {path} brings runs with your rights")
 
 
 NOT_RUN = OwnCode()

@@ -89,13 +89,13 @@ def split(base: nn.Module, last_k: int, option: str = "model.train") -> tuple[nn
         kinds: Any = getattr(base.config, name, None)
         if kinds is None:
             continue
-        for half, part in ((trunk, slice(cut)), (top, slice(cut, None))):
+        for half, part in ((trunk, kinds[:cut]), (top, kinds[cut:])):
             config: Any = copy.copy(half.config)
             try:
-                setattr(config, name, kinds[part])
+                setattr(config, name, part)
             except AttributeError as error:  # Mamba works them out
                 raise _uncut(base, option) from error
-            config.num_hidden_layers = len(kinds[part])
+            config.num_hidden_layers = len(part)
             half.__dict__["config"] = config
     if hasattr(base, LEARNED_POSITIONS):
         top._modules[LEARNED_POSITIONS] = _NoPositions(getattr(base, LEARNED_POSITIONS).embedding_dim)

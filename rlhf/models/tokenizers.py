@@ -36,11 +36,8 @@ def tokenizer_at(path: str | Path, own_code: OwnCode = NOT_RUN, option: str = "m
         own_code.check_tokenizer(path, option)
         why, to_do = reason(error), remedy(error, path)
     if why and (not to_do or Path(path).is_dir()):
-        to_do = f"set {_option_of(option)} to the folder or hub name of one"
+        named = {"model.path": "model.tokenizer", "reward.tokenizer": "reward.tokenizer"}.get(option)
+        to_do = f"set {named} to the folder or hub name of one" if named else "save one with the model"
     if why:
         raise ModelError(f"{option}: no tokenizer at {path} ({why}); {to_do}")
     return tokenizer
-
-
-def _option_of(option: str) -> str:
-    return "reward.tokenizer" if option.startswith("reward.") else "model.tokenizer"

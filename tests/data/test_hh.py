@@ -91,7 +91,9 @@ def test_a_local_file_is_split_by_prompt_and_by_seed(tmp_path: Path):
     assert data.gold is None and {one.response for one in data.eval_prompts} == {" Yes."}
     again, other = (load("hh", path, num_test_pairs=20, num_eval_prompts=10, seed=seed) for seed in (0, 1))
     assert contents(again) == contents(data) != contents(other)
-    with pytest.raises(DataError, match=r"21 by dataset.num_test_pairs, 20 there .*; set dataset.num_test_pairs=20"):
+    with pytest.raises(
+        DataError, match=r"^dataset.num_test_pairs=21: the data has 20 of them; .*type dataset.num_test_pairs=20"
+    ):
         load("hh", path, num_test_pairs=21, num_eval_prompts=10)
 
 
