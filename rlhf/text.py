@@ -171,18 +171,22 @@ def end_with(tokenizer: PreTrainedTokenizerBase, token: str) -> None:
         _FACTS.pop(tokenizer, None)
 
 
+def pad_within(tokenizer: PreTrainedTokenizerBase, rows: int) -> None:
+    """Let the EOS be the padding where the tokenizer's own was added behind a model's `rows`."""
+    if pad_id(tokenizer) >= rows:
+        tokenizer.pad_token = tokenizer.eos_token
+        _FACTS.pop(tokenizer, None)
+
+
 def rows_needed(tokenizer: PreTrainedTokenizerBase, rows: int) -> int:
     """How many embeddings the tokens have use for in a model of `rows`.
 
-    A model may have more rows than there are tokens (padded vocabularies): these can be neither read nor meant. A
-    padding token that was added behind a model's own rows needs none: the EOS takes its place here.
+    A model may have more rows than there are tokens (padded vocabularies): these can be neither read nor meant. Padding
+    that was added behind a model's rows needs none.
     """
-    added = tokenizer.pad_token_id
-    if isinstance(added, int) and added >= rows:
-        tokenizer.pad_token = tokenizer.eos_token
-        _FACTS.pop(tokenizer, None)
-        return 1 + max(i for i in tokenizer.get_vocab().values() if i != added)
-    return 1 + max(tokenizer.get_vocab().values())
+    control = _facts(tokenizer).control
+    padding = {i for i, token in control.items() if i >= rows and "pad" in token.lower()}
+    return 1 + max(i for i in tokenizer.get_vocab().values() if i not in padding)
 
 
 def special_control(tokenizer: PreTrainedTokenizerBase, text: str) -> str:

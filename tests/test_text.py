@@ -20,7 +20,6 @@ from rlhf.text import (
     answer_text,
     control_spans,
     decode,
-    encode,
     encode_answer,
     encode_next,
     encode_prompt,
@@ -46,7 +45,7 @@ NASTY = [
 ]
 
 
-@pytest.fixture(params=KINDS)
+@pytest.fixture(params=KINDS, scope="module")
 def tokenizer(request) -> PreTrainedTokenizerFast:
     made = KINDS[request.param]()
     name_padding(made)
@@ -69,24 +68,25 @@ def control(tokenizer: PreTrainedTokenizerFast) -> set[int]:
     return {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
 
 
-@pytest.mark.parametrize("text", NASTY)
-def test_an_answer_is_read_back_to_the_letter(tokenizer, text):
+def test_an_answer_is_read_back_to_the_letter(tokenizer):
     prompt = encode_prompt(tokenizer, "Q: hello?\nA:", 100)[0]
-    answer = encode_next(tokenizer, text)
-    assert not set(answer) & control(tokenizer)
-    assert decode(tokenizer, answer, prompt) == text
+    for text in NASTY:
+        answer = encode_next(tokenizer, text)
+        assert not set(answer) & control(tokenizer)
+        assert decode(tokenizer, answer, prompt) == text
 
 
-@pytest.mark.parametrize("text", NASTY)
 @pytest.mark.parametrize("longest", [200, 9, 3])
-def test_a_prompt_begins_once_holds_no_control_token_and_is_one_text(tokenizer, text, longest):
-    ids, seen = encode_prompt(tokenizer, text, longest)
+def test_a_prompt_begins_once_holds_no_control_token_and_is_one_text(tokenizer, longest):
     start = begins(tokenizer)
-    assert 0 < len(ids) <= longest
-    assert ids[: len(start)] == start and not set(ids[len(start) :]) & control(tokenizer)
-    again, same = encode_prompt(tokenizer, seen, longest)  # as a reward model reads what is scored and logged
-    assert (again, str(same)) == (ids, str(seen))
-    assert text.endswith(seen)
+    for text in NASTY:
+        ids, seen = encode_prompt(tokenizer, text, longest)
+        assert 0 < len(ids) <= longest
+        assert ids[: len(start)] == start
+        assert not set(ids[len(start) :]) & control(tokenizer) or seen == ""
+        again, same = encode_prompt(tokenizer, seen, longest)  # as a reward model reads what is scored and logged
+        assert (again, str(same)) == (ids, str(seen))
+        assert text.endswith(seen)
 
 
 @pytest.mark.parametrize("kind", BEGINS_WITH_BOS)
@@ -100,23 +100,21 @@ def test_a_bos_written_out_is_not_doubled(kind):
 
 
 @pytest.mark.parametrize("kind", WITH_TEMPLATE)
-@pytest.mark.parametrize("text", NASTY)
 @pytest.mark.parametrize("longest", [400, 12])
-def test_a_template_puts_its_control_tokens_and_nobody_else(kind, text, longest):
+def test_a_template_puts_its_control_tokens_and_nobody_else(kind, longest):
     tokenizer = KINDS[kind]()
-    prompt = chat(tokenizer, text)
-    plain = chat(tokenizer, "hello")
-    ids, seen = encode_prompt(tokenizer, prompt, longest)
+    plain, bos = chat(tokenizer, "hello"), tokenizer.bos_token_id
     reference, _ = encode_prompt(tokenizer, plain, 400)
-    assert encode(tokenizer, plain) == tokenizer(str(plain), add_special_tokens=False)["input_ids"]
-    if longest == 400:
-        put = [i for i in ids if i in control(tokenizer)]
-        assert put == [i for i in reference if i in control(tokenizer)]
-        assert text.strip() in seen
-    bos = tokenizer.bos_token_id
-    assert ids.count(bos) == (kind in BEGINS_WITH_BOS) and (bos is None or ids[0] == bos)
-    again, same = encode_prompt(tokenizer, seen, longest)
-    assert (again, str(same)) == (ids, str(seen))
+    assert reference == tokenizer(str(plain), add_special_tokens=False)["input_ids"]
+    for text in NASTY:
+        ids, seen = encode_prompt(tokenizer, chat(tokenizer, text), longest)
+        if longest == 400:
+            put = [i for i in ids if i in control(tokenizer)]
+            assert put == [i for i in reference if i in control(tokenizer)]
+            assert text.strip() in seen
+        assert ids.count(bos) == (kind in BEGINS_WITH_BOS) and (bos is None or ids[0] == bos)
+        again, same = encode_prompt(tokenizer, seen, longest)
+        assert (again, str(same)) == (ids, str(seen))
 
 
 def test_an_answer_ends_with_one_eos_everywhere(tokenizer):
@@ -172,9 +170,12 @@ def test_a_stop_string_that_cannot_match_is_found():
     assert unreachable_stop(tokenizer, ["Human:", "</s>\n"]) == "</s>\n"
 
 
-def test_no_padding_token_is_added(tokenizer):
-    assert len(tokenizer) == len(KINDS["neox"]()) or tokenizer.pad_token in tokenizer.get_vocab()
-    assert tokenizer.pad_token_id is not None and tokenizer.pad_token != "[PAD]"
+@pytest.mark.parametrize("kind", KINDS)
+def test_no_padding_token_is_added(kind):
+    tokenizer = KINDS[kind]()
+    before = len(tokenizer)
+    name_padding(tokenizer)
+    assert len(tokenizer) == before and tokenizer.pad_token_id in range(before)
 
 
 def test_marked_text_keeps_its_marks():

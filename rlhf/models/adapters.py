@@ -107,7 +107,7 @@ def merged(model: PreTrainedModel, adapter: Adapter, option: str, tokens: int = 
     if not any((adapter.folder / name).is_file() for name in (SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME)):
         raise ModelError(f"{option}: the adapter {adapter.path} lacks {SAFETENSORS_WEIGHTS_NAME}; copy it whole")
     tensors = load_peft_weights(str(adapter.folder), device="cpu")
-    widen(model, _rows(model, tensors) or max(tokens, model.config.vocab_size))
+    resize(model, _rows(model, tensors) or max(tokens, model.config.vocab_size))
     tied = _tied(model)
     if tied and _parts_embeddings(model, tensors, adapter.config):
         head: Any = model.get_output_embeddings()  # an adapter of it is none of the embeddings
@@ -138,7 +138,7 @@ def refuse_quantised(config: PretrainedConfig, adapter: Adapter, option: str) ->
         )
 
 
-def widen(model: PreTrainedModel, tokens: int) -> None:
+def resize(model: PreTrainedModel, tokens: int) -> None:
     """Give a model embeddings of so many tokens, in place; the new rows are the same each time."""
     if tokens == model.config.vocab_size:
         return

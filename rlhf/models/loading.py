@@ -25,13 +25,13 @@ from transformers import (
 
 from rlhf.config import ModelConfig, RunConfig, TrainableConfig
 from rlhf.finite import check_loaded
-from rlhf.models.adapters import adapter_at, merged, refuse_quantised
+from rlhf.models.adapters import adapter_at, merged, refuse_quantised, resize
 from rlhf.models.errors import ModelError, loading
 from rlhf.models.held import hold
 from rlhf.models.own_code import CAUSAL, NOT_RUN, OwnCode
 from rlhf.models.tokenizers import tokenizer_at, tokenizer_place
 from rlhf.precision import AUTOCAST
-from rlhf.text import PAD, eos_id, name_padding, pad_id, rows_needed
+from rlhf.text import PAD, eos_id, name_padding, pad_id, pad_within, rows_needed
 
 EOS, UNKNOWN = "[EOS]", "[UNK]"
 QUANTISED = ("int8", "int4")
@@ -181,7 +181,7 @@ def load_pretrained(
         model = AutoModelForCausalLM.from_pretrained(whole, config=config, **options)
     if adapter is not None:
         with loading(option, path):
-            model, _ = merged(model, adapter, option, len(words))
+            model, _ = merged(model, adapter, option, rows_needed(words, model.config.vocab_size))
         model.name_or_path = ""  # what it is now lies nowhere as a whole
     check_loaded(dict(model.named_parameters()), path, option)
     fit_vocabulary(model, words)
@@ -191,16 +191,15 @@ def load_pretrained(
 
 
 def fit_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    """As many embeddings as there are tokens, in place: a row beyond them could be sampled and never be read.
+    """As many embeddings as there are tokens, in place: a row beyond them could be sampled and never be read."""
+    pad_within(tokenizer, model.config.vocab_size)
+    resize(model, rows_needed(tokenizer, model.config.vocab_size))
 
-    New rows, for tokens that the model has none for, are the same each time: an adapter's base gets them anew.
-    """
-    rows = rows_needed(tokenizer, model.config.vocab_size)
-    if rows == model.config.vocab_size:
-        return
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        model.resize_token_embeddings(rows, mean_resizing=False)
+
+def widen_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """An embedding for each token, padding among them, in place. For a model that samples nothing."""
+    rows = model.config.vocab_size
+    resize(model, max(rows, rows_needed(tokenizer, rows), pad_id(tokenizer) + 1))
 
 
 def check_positions(config: PretrainedConfig, path: str | Path, positions: int | None) -> None:

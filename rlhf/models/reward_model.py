@@ -21,10 +21,9 @@ from rlhf.models.classifier import classifier_class, load_classifier
 from rlhf.models.errors import ModelError, loading
 from rlhf.models.features import positions_of
 from rlhf.models.held import hold, to_float32
-from rlhf.models.loading import FLOAT32, Held, check_positions, fit_vocabulary, load_pretrained, load_tokenizer
+from rlhf.models.loading import FLOAT32, Held, check_positions, load_pretrained, load_tokenizer, widen_vocabulary
 from rlhf.models.own_code import CLASSIFIER, NOT_RUN, OwnCode
 from rlhf.models.saving import end_alike, save_whole, write_trained
-from rlhf.text import rows_needed
 
 NORMALISATION = "reward_normalisation.json"
 
@@ -156,8 +155,7 @@ def _headless(policy: Path, tokenizer: PreTrainedTokenizerBase, held: Held, own_
             )
             setattr(model, model.base_model_prefix, whole.base_model)
     check_loaded(dict(model.base_model.named_parameters()), policy, "model.path")
-    if rows_needed(tokenizer, model.config.vocab_size) > model.config.vocab_size:  # more rows do no harm here
-        fit_vocabulary(model, tokenizer)
+    widen_vocabulary(model, tokenizer)
     hold(model)
     return model.eval()
 
