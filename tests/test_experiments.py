@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from rlhf.config import APAConfig, AWRConfig, PPOConfig, RunConfig
-from tests.config.composed import CONF, config
+from tests.config.composed import CONF, config, typed
 
 SWEEPS = Path(__file__).parents[1] / "sweeps"
 FIGURES = sorted(SWEEPS.glob("figure_*.yaml")) + sorted(SWEEPS.glob("demo_figure_*.yaml"))
@@ -187,7 +187,7 @@ def test_a_figures_file_says_what_it_remakes_and_all_its_runs_compose(file):
     assert content["sweep_name"] == file.stem and len(runs) == RUNS[file.stem]
     for overrides in runs:
         stage = [f"stage={content['stage']['name']}"] if "stage" in content else []
-        run = config(*overrides, *stage)
+        run = typed(*overrides, *stage)
         assert run.hardware.device == ("cpu" if file.stem.startswith("demo") else "cuda")
 
 

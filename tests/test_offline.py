@@ -34,7 +34,7 @@ from rlhf.stages.context import Interrupted
 from rlhf.stages.offline import DataResponses, Untrained, _untrained_values
 from rlhf.tracking import read_rows
 from tests.algorithms.test_ilql import heads_with
-from tests.config.composed import config
+from tests.config.composed import config, typed
 from tests.helpers import measure_all, nudge, policy_models, random_rollouts, tiny_model, unpadded, value_settings
 from tests.test_run import outcome, signal_at, tiny, weights, without_time
 
@@ -442,16 +442,19 @@ def test_ilqls_gradients_do_not_depend_on_micro_batches():
         (("stage=online", "algo=ilql"), "stage.name: ilql learns from a data set"),
         (("stage=offline", "algo=ppo"), "stage.name: ppo learns from its own rollouts"),
         (("stage=offline", "algo=apa", "algo.anchor=old"), "algo.anchor: old is the policy that sampled"),
-        (("stage=offline", "algo=ilql", "offline.refresh_values=false"), "offline.refresh_values: ilql has no value"),
+        (
+            ("stage=offline", "algo=ilql", "offline.refresh_values=false"),
+            "offline.refresh_values: algo=ilql does not read it",
+        ),
         (("stage=offline", "algo=ilql", "hardware.sharding=fsdp"), "hardware.sharding: fsdp does not cut up ilql's"),
-        (("stage=offline", "algo=awr", "reward.baseline=reference"), "reward.baseline: reference answers"),
+        (("stage=offline", "algo=awr", "reward.baseline=reference"), "reward.baseline: stage=offline does not read it"),
         (("stage=offline", "algo=ilql", "algo.betas=[]"), "algo.betas: empty"),
         (("stage=evaluate", "algo=ilql"), "evaluation.policy: missing"),
     ],
 )
 def test_what_cannot_be_is_refused(settings, line):
     with pytest.raises(ConfigError, match=line):
-        config(*settings)
+        typed(*settings)
 
 
 # --- learning ------------------------------------------------------------------------------------------------------

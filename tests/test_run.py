@@ -29,7 +29,7 @@ from rlhf.lock import LockError
 from rlhf.optimization import NotFinite
 from rlhf.run import RunError, execute
 from rlhf.tracking import Tracker, read_rows
-from tests.config.composed import built
+from tests.config.composed import config
 
 ROOT = Path(__file__).resolve().parents[1]
 ALGORITHMS = ("apa", "ppo", "awr")
@@ -51,7 +51,7 @@ pytestmark = pytest.mark.usefixtures("torchs_switches")
 
 def tiny(output: Path, cache: Path, algo: str = "apa", *overrides: str) -> RunConfig:
     folders = (f"output_dir={output}", f"cache_dir={cache}")
-    return built(f"algo={algo}", *TINY.split(), *folders, *overrides)
+    return config(f"algo={algo}", *TINY.split(), *folders, *overrides)
 
 
 @pytest.fixture(scope="module")

@@ -19,7 +19,7 @@ from rlhf.config import RunConfig
 from rlhf.config.identity import input_runs, run_folder
 from rlhf.finite import NotFinite
 from rlhf.run import RunError, execute
-from tests.config.composed import built
+from tests.config.composed import config
 
 SMALL = """
 tracking=none hardware.threads=1 hardware.input_threads=1 model.width=32 model.num_layers=2 dataset.max_new_tokens=8
@@ -34,7 +34,7 @@ pytestmark = pytest.mark.usefixtures("torchs_switches")
 
 
 def small(output: Path, cache: Path, *overrides: str) -> RunConfig:
-    return built(*SMALL.split(), f"output_dir={output}", f"cache_dir={cache}", *overrides)
+    return config(*SMALL.split(), f"output_dir={output}", f"cache_dir={cache}", *overrides)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="CUDA is not refused here")

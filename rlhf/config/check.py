@@ -259,12 +259,8 @@ def _stage(config: RunConfig) -> list[str]:
 def _offline(config: RunConfig) -> list[str]:
     algo = config.algo
     problems = []
-    if config.reward.baseline == "reference":
-        problems.append("reward.baseline: reference answers are what stage=offline learns from; use none")
     if isinstance(algo, APAConfig) and algo.anchor == "old":
         problems.append("algo.anchor: old is the policy that sampled, and nobody sampled a data set; use initial")
-    if isinstance(algo, ILQLConfig) and not config.offline.refresh_values:
-        problems.append("offline.refresh_values: ilql has no value network; false is a choice of apa and awr")
     if isinstance(algo, ILQLConfig) and config.hardware.sharding == "fsdp":
         problems.append("hardware.sharding: fsdp does not cut up ilql's heads; use none")
     return problems

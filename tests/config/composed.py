@@ -12,7 +12,6 @@ from omegaconf import DictConfig, OmegaConf
 
 import sweeps
 from rlhf.config import RunConfig
-from rlhf.config.build import build_config
 from rlhf.config.check import checked_config
 from rlhf.config.unread import COMMAND_LINE
 from sweeps.sources import run_mapping, with_settings_of_algo
@@ -39,14 +38,15 @@ def composed(*overrides: str) -> dict[str, Any]:
 
 
 def config(*overrides: str) -> RunConfig:
-    """Checked; Hydra composes the groups alone, once each, since it takes its time, and the values are put on top."""
-    mapping, typed = _with_values(overrides)
-    return checked_config(mapping, dict.fromkeys(typed, COMMAND_LINE))
+    """Checked, but options that nothing reads may be set: tests share settings. Hydra composes the groups alone, once
+    each, since it takes its time, and the values are put on top."""
+    return checked_config(_with_values(overrides)[0], {})
 
 
-def built(*overrides: str) -> RunConfig:
-    """The same unchecked: options that nothing reads may have any value, as files can give them."""
-    return build_config(_with_values(overrides)[0])
+def typed(*overrides: str) -> RunConfig:
+    """Checked as what was typed: every option that is set must be read."""
+    mapping, paths = _with_values(overrides)
+    return checked_config(mapping, dict.fromkeys(paths, COMMAND_LINE))
 
 
 def _with_values(overrides: tuple[str, ...]) -> tuple[dict[str, Any], list[str]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from rlhf.config.build import ConfigError
-from tests.config.composed import config
+from tests.config.composed import typed
 
 
 @pytest.mark.parametrize(
@@ -87,14 +87,14 @@ from tests.config.composed import config
 )
 def test_refuses(overrides, problem):
     with pytest.raises(ConfigError) as error:
-        config(*overrides)
+        typed(*overrides)
     assert len(error.value.problems) == 1
     assert error.value.problems[0].startswith(problem)
 
 
 def test_tells_all_at_once():
     with pytest.raises(ConfigError) as error:
-        config("dataset.num_eval_prompts=5", "model.num_heads=5", "sft.warmup_steps=400")
+        typed("dataset.num_eval_prompts=5", "model.num_heads=5", "sft.warmup_steps=400")
     assert [problem.partition(":")[0] for problem in error.value.problems] == [
         "sft.warmup_steps",
         "model.num_heads",
@@ -124,4 +124,4 @@ def test_tells_all_at_once():
     ],
 )
 def test_allows(overrides):
-    config(*overrides)
+    typed(*overrides)

@@ -9,7 +9,7 @@ import pytest
 
 from rlhf.config import identity
 from rlhf.config.identity import fingerprint, input_runs, run_folder, run_id
-from tests.config.composed import built as config
+from tests.config.composed import config
 
 
 def test_form_and_folder():

@@ -17,7 +17,7 @@ from rlhf.config.identity import input_runs, run_id
 from rlhf.config.options import Option, options
 from rlhf.config.setting import setting
 from rlhf.config.unread import COMMAND_LINE, unread
-from tests.config.composed import composed, config
+from tests.config.composed import composed, typed
 
 LOADED = ("model=hub", "model.path=owner/policy", "dataset=hh")
 GIVEN = (*LOADED, "model.sft=false", "reward.path=owner/reward")
@@ -67,7 +67,7 @@ READ = {
 
 @pytest.mark.parametrize("name", COMBINATIONS)
 def test_an_option_that_is_not_read_is_refused_whatever_its_value_and_another_is_not(name: str):
-    run = config(*COMBINATIONS[name])
+    run = typed(*COMBINATIONS[name])
     runs = [run, *input_runs(run)]
     for option in options(run):
         lines = unread(run, {option.path: COMMAND_LINE})
@@ -81,7 +81,7 @@ def test_an_option_that_is_not_read_is_refused_whatever_its_value_and_another_is
 
 @pytest.mark.parametrize("name", COMBINATIONS)
 def test_what_is_not_read_is_no_part_of_the_id(name: str):
-    run = config(*COMBINATIONS[name])
+    run = typed(*COMBINATIONS[name])
     runs = [run, *input_runs(run)]
     idle = [option for option in options(run) if option.unread_by(runs) and option.path != "algo.name"]
     assert {run_id(changed(run, option)) for option in idle} == {run_id(run)}
@@ -115,7 +115,7 @@ def test_an_option_that_does_not_say_who_reads_it_cannot_be_declared():
 
 
 def test_a_file_may_set_what_another_stage_reads():
-    run = config("stage=sft")
+    run = typed("stage=sft")
     assert unread(run, {"rollout.iterations": "mine.yaml"}) == {}
     assert list(unread(run, {"dataset.path": "mine.yaml"}).values()) == [
         "dataset.path: dataset=letters does not read it (mine.yaml sets it); leave it out, or add dataset=hh or "
@@ -124,11 +124,11 @@ def test_a_file_may_set_what_another_stage_reads():
 
 
 def test_a_file_may_lose_a_reader_to_what_is_typed():
-    run = config("algo=ppo", "algo.kl.controller=fixed")
+    run = typed("algo=ppo", "algo.kl.controller=fixed")
     assert unread(run, {"algo.kl.target": "mine.yaml", "algo.kl.controller": COMMAND_LINE}) == {}
     assert list(unread(run, {"algo.kl.target": "mine.yaml"})) == ["algo.kl.target"]
-    assert list(unread(config(), {"model.path": "mine.yaml"})) == ["model.path"]
-    assert unread(config(), {"model.path": "mine.yaml", "model": COMMAND_LINE}) == {}
+    assert list(unread(typed(), {"model.path": "mine.yaml"})) == ["model.path"]
+    assert unread(typed(), {"model.path": "mine.yaml", "model": COMMAND_LINE}) == {}
 
 
 def test_without_knowing_what_was_set_whatever_differs_from_conf_counts():
@@ -143,7 +143,7 @@ def test_without_knowing_what_was_set_whatever_differs_from_conf_counts():
 
 @pytest.mark.parametrize("overrides", COMBINATIONS.values(), ids=COMBINATIONS)
 def test_a_checked_config_is_checked_again_without_a_word(overrides: tuple[str, ...]):
-    run = config(*overrides)
+    run = typed(*overrides)
     assert check(dataclasses.replace(run), {}) == []
     assert checked_config(config_to_mapping(run), {}) == run
 

@@ -69,6 +69,11 @@ def test_the_experiment_on_collected_pairs_runs_with_every_algorithm(algo):
     assert run_of("experiment=hh_on_cpu", f"algo={algo}").algo.name == algo
 
 
+@pytest.mark.parametrize("name", sorted(file.stem for file in (CONF / "experiment").glob("*.yaml")))
+def test_nothing_that_an_experiment_of_ours_sets_goes_unread(name):
+    assert "not read here" not in "".join(run_of(f"experiment={name}").settings_from)
+
+
 def test_a_model_of_ones_own_lies_outside_the_clone(mine):
     run = run_of(f"hydra.searchpath=[{mine}]", "model=small")
     assert (run.model.name, run.model.width) == ("small", 32)
