@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -141,7 +142,7 @@ def test_heads_and_models_that_are_not_finite_are_not_saved(tmp_path):
     with torch.no_grad():
         next(model.parameters()).view(-1)[0] = float("nan")
     with pytest.raises(NotFinite):
-        save_model(model, None, tmp_path / "final")  # type: ignore[arg-type]
+        save_model(model, SimpleNamespace(eos_token_id=1, pad_token_id=0, bos_token_id=None), tmp_path / "final")  # type: ignore[arg-type]
     assert not (tmp_path / "final").exists()
 
 

@@ -31,13 +31,13 @@ class Option:
         return None
 
     def unread_by(self, runs: Iterable[Any]) -> Failure | None:
-        """Why none of `runs` reads it, the reason that is not the stage's first; None where one does."""
+        """Why none of `runs` reads it, the first reason that is not the stage alone; None where one does."""
         failures = []
         for run in runs:
             if (failure := self.failure(run)) is None:
                 return None
             failures.append(failure)
-        return next((failure for failure in failures if not failure.by_stage), failures[-1])
+        return next((failure for failure in failures if not failure.by_stage), failures[0])
 
     def changes(self, run: Any) -> bool:
         """Whether it can change the results of this stage."""

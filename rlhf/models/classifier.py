@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
 from rlhf.finite import check_loaded
 from rlhf.models.adapters import adapter_at, merged, refuse_quantised
-from rlhf.models.errors import ModelError, loading
+from rlhf.models.errors import ModelError, loading, named
 from rlhf.models.names import KEPT_IN_FLOAT32
 from rlhf.models.own_code import CLASSIFIER, NOT_RUN, OwnCode
 
@@ -109,12 +108,6 @@ def check_head(model: PreTrainedModel) -> None:
             f"reward.precision: transformers {transformers.__version__} does not keep a reward model's head in float32 "
             "when it loads the rest in fewer bits; use reward.precision=fp32"
         )
-
-
-def named(names: Collection[str]) -> str:
-    """A few names of many, in order."""
-    few = ", ".join(sorted(names)[:5])
-    return few if len(names) <= 5 else f"{few} and {len(names) - 5} more"
 
 
 def _refuse_several_outputs(path: str | Path, config: PretrainedConfig, option: str) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError
@@ -33,6 +33,12 @@ def loading(option: str, path: str | Path, what: str = "") -> Iterator[None]:
         raise
     except Exception as error:
         raise ModelError(f"{option}: cannot load {what}{path} ({reason(error)}); {remedy(error, path)}") from error
+
+
+def named(names: Collection[str]) -> str:
+    """A few names of many, in order."""
+    few = ", ".join(sorted(names)[:5])
+    return few if len(names) <= 5 else f"{few} and {len(names) - 5} more"
 
 
 def remedy(error: BaseException, path: str | Path) -> str:

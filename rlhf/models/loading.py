@@ -26,7 +26,7 @@ from transformers import (
 from rlhf.config import ModelConfig, RunConfig, TrainableConfig
 from rlhf.finite import check_loaded
 from rlhf.models.adapters import adapter_at, merged, refuse_quantised, resize
-from rlhf.models.errors import ModelError, loading
+from rlhf.models.errors import ModelError, loading, named
 from rlhf.models.held import hold
 from rlhf.models.own_code import CAUSAL, NOT_RUN, OwnCode
 from rlhf.models.tokenizers import tokenizer_at, tokenizer_place
@@ -178,7 +178,9 @@ def load_pretrained(
             refuse_quantised(config, adapter, option)
         _switch_dropout_off(config)
         check_positions(config, path, positions)
-        model = AutoModelForCausalLM.from_pretrained(whole, config=config, **options)
+        model, report = AutoModelForCausalLM.from_pretrained(whole, config=config, output_loading_info=True, **options)
+        if missing := report["missing_keys"]:
+            raise ModelError(f"{option}: {whole} lacks the weights {named(missing)}; give a whole language model")
     if adapter is not None:
         with loading(option, path):
             model, _ = merged(model, adapter, option, rows_needed(words, model.config.vocab_size))

@@ -28,8 +28,8 @@ from transformers import AutoConfig, PreTrainedModel
 from rlhf.config import RunConfig
 from rlhf.errors import reason
 from rlhf.finite import check_loaded
-from rlhf.models.classifier import DTYPES, check_head, classifier_class, named
-from rlhf.models.errors import ModelError, loading, remedy
+from rlhf.models.classifier import DTYPES, check_head, classifier_class
+from rlhf.models.errors import ModelError, loading, named, remedy
 from rlhf.scorers.classifier import TextClassifier, text_classifier
 
 HEAD = "v_head.weight"

@@ -28,7 +28,7 @@ from transformers import (
 from rlhf.config import RunConfig
 from rlhf.config.build import ConfigError
 from rlhf.data.examples import DataError, Demonstration, TextData
-from rlhf.data.tokenize import Prompts, decode, encode_prompts
+from rlhf.data.tokenize import Prompts, encode_prompts
 from rlhf.evaluation import Evaluator
 from rlhf.models.held import hold
 from rlhf.models.loading import language_head, load_base, moved, word_tokenizer
@@ -38,6 +38,7 @@ from rlhf.scorers import Scorer
 from rlhf.stages.loop import Progress, new_controller
 from rlhf.stages.online import EarlyScores, PromptsAhead, Sampled, scores_early
 from rlhf.stages.setup import Setup, networks, optimizer_of
+from rlhf.text import decode
 from tests.config.composed import config as composed_config
 
 NEVER = -1e4
