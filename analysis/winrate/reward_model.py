@@ -8,6 +8,8 @@ from typing import Any
 from analysis.winrate.errors import WinrateError
 from analysis.winrate.scores import Score
 from analysis.winrate.sources import Answer
+from rlhf.errors import reason
+from rlhf.terminal import complain
 
 
 def reward_model_scores(path: str, *, trust_remote_code: bool = False) -> Score:
@@ -45,21 +47,29 @@ def reward_model_scores(path: str, *, trust_remote_code: bool = False) -> Score:
 
 
 def _load(path: str, trust_remote_code: bool) -> tuple[Any, Any]:
-    from rlhf.models.adapters import adapter_at
-    from rlhf.models.classifier import load_classifier
-    from rlhf.models.errors import ModelError
-    from rlhf.models.own_code import OwnCode
-    from rlhf.models.tokenizers import tokenizer_at, tokenizer_place
+    from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
     if _is_path(path) and not Path(path).is_dir():
         raise WinrateError(f"--reward-path {path}: no such folder; give one that holds a reward model")
-    own_code = OwnCode(trust_remote_code, "--trust-remote-code")
+    own_code = {"trust_remote_code": trust_remote_code}  # said either way, or transformers asks
     try:
-        model = load_classifier(path, own_code=own_code, option="--reward-path")
-        place = tokenizer_place(path, adapter_at(path, "--reward-path"))
-        return tokenizer_at(place, own_code, "--reward-path"), model
-    except ModelError as error:
-        raise WinrateError(str(error)) from error
+        auto_map = getattr(AutoConfig.from_pretrained(path, **own_code), "auto_map", None)
+        tokenizer = AutoTokenizer.from_pretrained(path, **own_code)
+        model, loading = AutoModelForSequenceClassification.from_pretrained(path, output_loading_info=True, **own_code)
+    except Exception as error:  # whatever transformers and safetensors raise on what they cannot load
+        code = "trust_remote_code" in str(error) and not trust_remote_code
+        remedy = "; it brings Python code of its own, which --trust-remote-code runs with your rights" if code else ""
+        raise WinrateError(f"--reward-path: cannot load {path} ({reason(error)}){remedy}") from error
+    if auto_map and trust_remote_code:
+        complain(f"warning: --trust-remote-code: Python code that {path} brings runs with your rights")
+    if loading["missing_keys"]:
+        names = ", ".join(sorted(loading["missing_keys"]))
+        raise WinrateError(f"--reward-path {path}: lacks the weights {names}; give a reward model, not a policy")
+    if model.config.num_labels != 1:
+        raise WinrateError(
+            f"--reward-path {path}: gives {model.config.num_labels} logits; give a model with a single one"
+        )
+    return tokenizer, model.eval().requires_grad_(False)
 
 
 def _is_path(name: str) -> bool:
