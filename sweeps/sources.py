@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rlhf.config import RunConfig
-from rlhf.config.build import CONF, ConfigError, build_config, shown
+from rlhf.config import ALGO_CONFIGS, RunConfig
+from rlhf.config.build import CONF, ConfigError, build_config, no_such_option, option_paths, shown
 from rlhf.config.check import check
 from rlhf.config.identity import input_runs
 from rlhf.config.options import options
@@ -69,7 +69,7 @@ def checked_run(mapping: dict[str, Any], files: Sequence[SettingsFile], override
             raise ConfigError(problems)
     except ConfigError as error:
         raise ConfigError([_with_source(line, known, typed) for line in error.problems]) from None
-    return dataclasses.replace(run, settings_from=list(_what_files_set(run, files, typed)))
+    return dataclasses.replace(run, settings_from=[*_for_another_model(run), *_what_files_set(run, files, typed)])
 
 
 def run_mapping(config: DictConfig) -> dict[str, Any]:
@@ -131,14 +131,19 @@ def _of_algo(values: dict[str, Any], algo: Any) -> dict[str, Any]:
 
 
 def with_settings_of_algo(mapping: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
-    """The mapping with a file's settings for the chosen algorithm in `algo`; the overrides win."""
+    """The mapping with a file's settings for the chosen algorithm in `algo`; the overrides win.
+
+    Raises:
+        ConfigError: an algorithm or an option of one that is not there, of whichever algorithm.
+    """
     if ALGOS not in mapping:
         return mapping
     typed = typed_paths(overrides)
     mapping = copy.deepcopy(mapping)
     tables = mapping.pop(ALGOS)
-    table = tables.get(mapping["algo"].get("name")) if isinstance(tables, dict) else None
-    for path, value in flat(table or {}):
+    if problems := list(_wrong_tables(tables)):
+        raise ConfigError(problems)
+    for path, value in flat((tables or {}).get(mapping["algo"].get("name")) or {}):
         if f"algo.{path}" in typed:
             continue
         *parents, name = path.split(".")
@@ -147,6 +152,33 @@ def with_settings_of_algo(mapping: dict[str, Any], overrides: Sequence[str]) -> 
             section = section.setdefault(parent, {})
         section[name] = value
     return mapping
+
+
+def _wrong_tables(tables: Any) -> Iterator[str]:
+    """A line for whatever cannot be under `algos`."""
+    example = f"{ALGOS}: {{apa: {{lam: 0.3}}}}"
+    if not isinstance(tables, dict | None):
+        yield f"{ALGOS}: {shown(tables)} is no table of settings by algorithm, as {example}"
+        return
+    for algo, table in (tables or {}).items():
+        if algo not in ALGO_CONFIGS:
+            yield no_such_option(f"{ALGOS}.{algo}", [f"{ALGOS}.{name}" for name in ALGO_CONFIGS])
+        elif not isinstance(table, dict | None):
+            yield f"{ALGOS}.{algo}: {shown(table)} is no group of options, as {example}"
+        else:
+            start = f"{ALGOS}.{algo}."
+            known = {start + path.removeprefix("algo.") for path in option_paths([algo]) if path.startswith("algo.")}
+            paths = [start + path for path, _ in flat(table or {})]
+            yield from (no_such_option(path, known) for path in paths if path not in known)
+
+
+def _for_another_model(run: RunConfig) -> Iterator[str]:
+    """A line where the settings of a model in conf/ are used for other weights than its own."""
+    model = run.model
+    file = CONF / "model" / f"{model.name}.yaml"
+    own = dict(file_values(file, "model")).get("model.path") if file.is_file() else None
+    if own and model.source == "pretrained" and model.path != own:
+        yield f"model={model.name} is made for {own} and used for {model.path}; model=hub has settings for any model"
 
 
 def _with_source(line: str, known: dict[str, str], typed: Sequence[str]) -> str:

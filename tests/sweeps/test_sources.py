@@ -6,12 +6,13 @@ from pathlib import Path
 
 import hydra
 import pytest
+import yaml
 from omegaconf import OmegaConf
 
 from rlhf.config import APAConfig, PPOConfig, RunConfig
 from rlhf.config.build import ConfigError
 from sweeps.overrides import config_folders, refuse_unknown, without_null_groups
-from sweeps.sources import composed_run
+from sweeps.sources import composed_run, with_settings_of_algo
 from tests.config.composed import CONF, register
 
 
@@ -119,3 +120,25 @@ def test_a_null_group_is_none_or_refused():
     with pytest.raises(ConfigError) as error:
         refuse_unknown(["algo=null"], [CONF])
     assert error.value.problems == ["algo=null: a run has one; there are apa, awr, ilql, ppo"]
+
+
+@pytest.mark.parametrize(
+    ("table", "line"),
+    [
+        ("{apaa: {lam: 3}}", "algos.apaa: no such option; did you mean algos.apa?"),
+        ("{ppo: {ratio_clp: .3}}", "algos.ppo.ratio_clp: no such option; did you mean algos.ppo.ratio_clip?"),
+        ("{apa: 3}", "algos.apa: 3 is no group of options"),
+        ("[1]", "algos: [1] is no table of settings by algorithm"),
+    ],
+)
+def test_a_table_by_algorithm_is_checked_whole(table: str, line: str):
+    mapping = {"algo": {"name": "apa", "lam": 1.0}, "algos": yaml.safe_load(table)}
+    with pytest.raises(ConfigError) as error:
+        with_settings_of_algo(mapping, [])
+    assert error.value.problems[0].startswith(line)
+
+
+def test_a_model_with_other_weights_than_its_own_is_said():
+    lines = run_of("model=pythia_125m", "dataset=hh", "model.path=owner/mine").settings_from
+    assert any("is made for" in line and "model=hub" in line for line in lines)
+    assert not any("is made for" in line for line in run_of("model=pythia_125m", "dataset=hh").settings_from)
