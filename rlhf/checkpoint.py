@@ -26,6 +26,7 @@ from rlhf.distributed import part_of, whole
 from rlhf.errors import UserError, reason
 from rlhf.files import flush_to_disk, remedy_for
 from rlhf.finite import not_finite
+from rlhf.terminal import say as say_line
 
 KEPT = 2
 TENSORS, STATE = "tensors.safetensors", "state.json"
@@ -87,7 +88,7 @@ def save_checkpoint(folder: Path, step: int, tensors: Mapping[str, Tensor], stat
     return final
 
 
-def load_checkpoint(folder: Path, say: Callable[[str], None] = print) -> Checkpoint | None:
+def load_checkpoint(folder: Path, say: Callable[[str], None] = say_line) -> Checkpoint | None:
     """The newest readable checkpoint of a run folder; None where there is none.
 
     Args:

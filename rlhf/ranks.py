@@ -33,8 +33,8 @@ from rlhf.config.build import build_config, config_to_mapping
 from rlhf.distributed import count, rank
 from rlhf.errors import one_line, reason
 from rlhf.processes import ROOT, STOP_SIGNALS, TELL_AGAIN_SECONDS, RankFailed, how_it_died
-from rlhf.stages.context import StopFlag
 from rlhf.terminal import complain
+from rlhf.waiting import StopFlag
 
 MEET_SECONDS = 600.0
 """All ranks have started by then."""
