@@ -31,7 +31,7 @@ class Option:
         return None
 
     def unread_by(self, runs: Iterable[Any]) -> Failure | None:
-        """Why none of `runs` reads it, the first reason that is not the stage alone; None where one does."""
+        """Why none of `runs`, the first of which is the one asked for, reads it; None where one does."""
         failures = []
         for run in runs:
             if (failure := self.failure(run)) is None:

@@ -183,11 +183,8 @@ def test_another_search_under_the_same_name_is_refused(search, tmp_path):
         (problem,) = error.value.problems
         assert problem.startswith(f"sweep_name: the study default/algo=apa is another one: {difference}")
         assert problem.endswith("; choose another sweep_name, or overwrite=true starts afresh")
-    # What may change: how the settings are chosen, where runs are done, what W&B is told.
-    assert (
-        search(LR, "hardware.parallel_runs=2", "tracking.project=x", n_trials=2, sampler="random", pruner="median")[0]
-        == 0
-    )
+    # What may change: how the settings are chosen, where runs are done.
+    assert search(LR, "hardware.parallel_runs=2", n_trials=2, sampler="random", pruner="median")[0] == 0
     search(LR, EPOCHS, "overwrite=true", n_trials=1)
     assert [sorted(trial.params) for trial in load(tmp_path).trials] == [
         ["optimization.epochs", "optimization.learning_rate"]
