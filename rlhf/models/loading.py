@@ -178,7 +178,8 @@ def load_pretrained(
             refuse_quantised(config, adapter, option)
         _switch_dropout_off(config)
         check_positions(config, path, positions)
-        model, report = AutoModelForCausalLM.from_pretrained(whole, config=config, output_loading_info=True, **options)
+        loaded: Any = AutoModelForCausalLM.from_pretrained(whole, config=config, output_loading_info=True, **options)
+        model, report = loaded
         if missing := report["missing_keys"]:
             raise ModelError(f"{option}: {whole} lacks the weights {named(missing)}; give a whole language model")
     if adapter is not None:
