@@ -8,7 +8,7 @@ from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
 _SECRET_NAME = re.compile(
-    r"(?<![a-z])(api|access|secret|private)?[_-]?key(?![a-z])|token|secret|passw|pwd|auth(?!or)|credential|bearer"
+    r"(?<![a-z])(api|access|secret|private)?[_-]?key(?![a-z])|token(?!s)|secret|passw|pwd|auth(?!or)|credential|bearer"
     r"|(?<![a-z])sig(nature)?(?![a-z])",
     re.IGNORECASE,
 )
@@ -17,7 +17,7 @@ _SECRET_VALUE = re.compile(
     r"\b(sk-[\w-]{16,}|hf_\w{16,}|gh[opsu]_\w{16,}|github_pat_\w{16,}|glpat-[\w-]{16,}|xox[abp]-[\w-]{10,}"
     r"|AKIA[A-Z0-9]{12,}|AIza[\w-]{20,}|eyJ[\w-]{10,}\.[\w-]{10,})"
 )
-_ASSIGNMENT = re.compile(r"\b(?P<name>[A-Za-z_]\w*)=(?P<value>[^\s;&|]+)")
+_ASSIGNMENT = re.compile(r"(?:^|(?<=[\s;&|]))(?P<name>[A-Za-z_]\w*)=(?P<value>[^\s;&|]+)")
 
 
 def secret_in_url(url: str) -> str | None:

@@ -1,9 +1,10 @@
-"""`python -m tests.kills --count 100`: commands killed at random moments, typed again, and compared bit for bit.
+"""`python -m tests.kills --count 100`: runs killed at random moments, typed again, and compared bit for bit.
 
-SFT, reward model, RL of each algorithm, a sweep and a study, all tiny. Each is run once undisturbed; then the same
-command is killed (SIGKILL, with all that it has started in its process group) one to three times at moments drawn over
-its whole length, typed again until it is through, and what it leaves is compared: rows of metrics without times,
-samples, final weights, the last checkpoint's tensors and state, summaries, and of a study its trials.
+SFT, reward model, RL of each algorithm, a sweep and a study, all tiny. Each is run once undisturbed; then the same is
+killed (SIGKILL, with all that it has started in its process group) one to three times at moments drawn over its whole
+work, begun again until it is through, and what it leaves is compared: rows of metrics without times, samples, final
+weights, the last checkpoint's tensors and state, summaries, and of a study its trials. Sweeps and studies are commands;
+a single run is a fork of this process, which imports and computes nothing, since imports take longer than the run.
 """
 
 from __future__ import annotations
@@ -19,10 +20,15 @@ import signal
 import subprocess
 import sys
 import time
+import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from rlhf.config import RunConfig
+from rlhf.run import execute
+from tests.config.composed import config
 
 ROOT = Path(__file__).resolve().parents[1]
 LONGEST_SECONDS = 1200.0
@@ -76,18 +82,18 @@ def campaign(folder: Path, count: int, seed: int, names: list[str], minutes: flo
     undisturbed: dict[str, tuple[dict[str, Any], float]] = {}
     while killed < count and time.monotonic() < ends:
         name = names[round_ % len(names)]
+        kind = KINDS[name]
         round_ += 1
+        inputs = folder / name / "undisturbed"
         if name not in undisturbed:
-            own = folder / name / "undisturbed"
-            began = time.monotonic()
-            _finish(_start(own, KINDS[name]), own)
-            undisturbed[name] = results(own), time.monotonic() - began
+            _finish(_start(inputs, kind), inputs)
+            undisturbed[name] = results(inputs), _seconds_of_work(inputs, kind)
         expected, seconds = undisturbed[name]
         own = folder / name / f"{round_:03d}"
-        for needed in (folder / name / "undisturbed" / "cache" / "inputs").glob("*"):
-            if needed.is_dir() and needed.name.startswith(KINDS[name].keeps or "-"):
-                shutil.copytree(needed, own / "cache" / "inputs" / needed.name)
-        times = _killed_at_random(own, KINDS[name], draws, seconds, min(draws.randint(1, 3), count - killed))
+        for kept in (inputs / "cache" / "inputs").glob("*"):
+            if kept.is_dir() and kind.keeps and kept.name.startswith(kind.keeps):
+                shutil.copytree(kept, own / "cache" / "inputs" / kept.name)
+        times = _killed_at_random(own, kind, draws, seconds, min(draws.randint(1, 3), count - killed))
         killed += len(times)
         odd = _differences(expected, results(own))
         moments = ", ".join(f"{moment:.1f} s" for moment in times) or "never: it was faster"
@@ -98,11 +104,20 @@ def campaign(folder: Path, count: int, seed: int, names: list[str], minutes: flo
     return killed, differing
 
 
+def _seconds_of_work(own: Path, kind: Kind) -> float:
+    """Of all runs but the inputs that are kept, side by side as they may be."""
+    runs = [path for path in own.rglob("summary.json") if not (kind.keeps and path.parent.name.startswith(kind.keeps))]
+    return sum(json.loads(path.read_text())["wall_seconds"] for path in runs)
+
+
 def _killed_at_random(own: Path, kind: Kind, draws: random.Random, seconds: float, kills: int) -> list[float]:
-    """The command until it is through; returns the moments of its kills."""
+    """The runs until they are through; returns the moments of their kills, from the first that was at work."""
     times = []
     for _ in range(kills):
-        process, moment = _start(own, kind), draws.uniform(0.0, seconds)
+        began, moment = time.time(), draws.uniform(0.0, seconds)
+        process = _start(own, kind)
+        while process.poll() is None and not _at_work(own, began):
+            time.sleep(0.02)
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(moment)
             break  # it was through before its time
@@ -113,16 +128,61 @@ def _killed_at_random(own: Path, kind: Kind, draws: random.Random, seconds: floa
     return times
 
 
-def _start(own: Path, kind: Kind) -> subprocess.Popen[bytes]:
+def _at_work(own: Path, since: float) -> bool:
+    """Whether a run has taken its folder since then."""
+    with contextlib.suppress(FileNotFoundError):  # taken over just now
+        return any(lock.stat().st_mtime > since for lock in own.rglob("lock.json"))
+    return False
+
+
+class _Fork:
+    """A single run in a fork of this process, with the methods of Popen that are used here."""
+
+    def __init__(self, config: RunConfig, output: int) -> None:
+        self.returncode: int | None = None
+        self.pid = os.fork()
+        if self.pid:
+            return
+        code = 1
+        try:
+            os.setsid()
+            os.dup2(output, 1)
+            os.dup2(output, 2)
+            code = 0 if execute(config)["status"] == "finished" else 1
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(code)
+
+    def poll(self) -> int | None:
+        if self.returncode is None:
+            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            if pid:
+                self.returncode = os.waitstatus_to_exitcode(status)
+        return self.returncode
+
+    def wait(self, timeout: float = LONGEST_SECONDS) -> int:
+        ends = time.monotonic() + timeout
+        while (code := self.poll()) is None:
+            if time.monotonic() > ends:
+                raise subprocess.TimeoutExpired("a fork", timeout)
+            time.sleep(0.01)
+        return code
+
+
+def _start(own: Path, kind: Kind) -> subprocess.Popen[bytes] | _Fork:
     own.mkdir(parents=True, exist_ok=True)
-    places = [f"output_dir={own / 'runs'}", f"cache_dir={own / 'cache'}"]
-    flags, words = [word for word in kind.words if word == "-m"], [word for word in kind.words if word != "-m"]
-    command = [sys.executable, str(ROOT / "main.py"), *flags, *COMMON, *words, *places]
+    words = [*COMMON, *kind.words, f"output_dir={own / 'runs'}", f"cache_dir={own / 'cache'}"]
     with (own / "output.txt").open("ab") as output:
+        if "-m" not in words:
+            return _Fork(config(*words), output.fileno())
+        command = [sys.executable, str(ROOT / "main.py"), "-m", *(word for word in words if word != "-m")]
         return subprocess.Popen(command, cwd=ROOT, stdout=output, stderr=output, start_new_session=True)
 
 
-def _finish(process: subprocess.Popen[bytes], own: Path) -> None:
+def _finish(process: subprocess.Popen[bytes] | _Fork, own: Path) -> None:
     try:
         code = process.wait(LONGEST_SECONDS)
     except subprocess.TimeoutExpired:

@@ -93,3 +93,15 @@ def test_an_evaluation_that_is_no_number_is_no_result(monkeypatch, tmp_path, cac
     text = (run_folder(run) / "summary.json").read_text()
     summary = json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
     assert summary["status"] == "failed" and "eval/gold_reward is nan" in summary["error"]
+
+
+def test_a_lock_that_a_kill_left_in_a_finished_run_is_harmless(tmp_path, cache):
+    """Killed between the summary and the end of the lock."""
+    run = small(tmp_path, cache)
+    execute(run)
+    folder = run_folder(run)
+    left = {"host": "elsewhere", "pid": 1, "pid_started": "1", "token": "theirs", "heartbeat": 0.0}
+    (folder / "lock.json").write_text(json.dumps(left))
+    began = time.monotonic()
+    assert execute(run)["status"] == "finished"
+    assert time.monotonic() - began < 10  # nobody waits for a lease

@@ -49,7 +49,13 @@ def test_a_secret_in_an_address_is_refused_without_showing_it(url: str):
 
 @pytest.mark.parametrize(
     "url",
-    ["http://host:8000/score", "https://[::1]:80/", "http://host/?model=helpful&monkey=3", "http://host/a/b-c_d?n=12"],
+    [
+        "http://host:8000/score",
+        "https://[::1]:80/",
+        "http://host/?model=helpful&monkey=3",
+        "http://host/a/b-c_d?n=12",
+        "http://host/?max_tokens=9",
+    ],
 )
 def test_a_plain_address_is_taken(url: str):
     assert secret_in_url(url) is None
@@ -83,10 +89,28 @@ def test_secrets_are_found_in_any_option(text: str):
 
 @pytest.mark.parametrize(
     "text",
-    ["export OMP_NUM_THREADS=1", "source ~/env", "export TOKEN=$MY_TOKEN", "KEY_FILE=/etc/key", "a key", "me@host"],
+    [
+        "export OMP_NUM_THREADS=1",
+        "source ~/env",
+        "export TOKEN=$MY_TOKEN",
+        "KEY_FILE=/etc/key",
+        "a key",
+        "me@host",
+        "runs/max_tokens=512/a",
+        "max_tokens=512/a",
+        "runs/token=8/final",
+    ],
 )
 def test_what_is_no_secret_is_taken(text: str):
     assert secret_in(text) is None
+
+
+def test_a_secret_in_a_wrong_place_is_not_shown():
+    mapping = composed("reward=http")
+    mapping["reward"] |= {"batch_size": f"http://me:{CANARY}@host/", "scale": f"TOKEN={CANARY}"}
+    with pytest.raises(ConfigError, match="a text with a secret is not") as error:
+        checked_config(mapping)
+    assert len(error.value.problems) == 2 and CANARY not in str(error.value)
 
 
 def test_an_address_is_no_part_of_a_run_but_the_name_of_its_server_is():
@@ -175,7 +199,8 @@ def test_a_databases_password_comes_from_the_environment(tmp_path, monkeypatch):
     with pytest.raises(ConfigError, match=r"hydra.sweeper.storage: .*env:VARIABLE") as error:
         studies(storage=f"mysql://me:{CANARY}@host/db")
     assert CANARY not in str(error.value)
-    studies(storage="mysql://me@host/db"), studies(storage="sqlite:///a.db"), studies(storage="a.journal")
+    for plain in ("mysql://me@host/db", "sqlite:///a.db", "a.journal"):
+        studies(storage=plain)
     with pytest.raises(ConfigError, match="the environment has no database URL of that name"):
         open_storage(studies(storage="env:STUDIES"), tmp_path)  # type: ignore[arg-type]
     monkeypatch.setenv("STUDIES", f"sqlite:///{tmp_path}/studies.db")

@@ -66,7 +66,7 @@ def test_a_file_system_without_locks_is_one_line(tmp_path: Path, monkeypatch):
 
 
 def test_a_conversion_by_another_run_is_waited_for_until_asked_to_stop(asked_soon):
-    part = Part("made up for this test", lambda: iter([Row({"x": 1}, "pairs.jsonl:1")]))
+    part = Part("train", "made up for this test", lambda: iter([Row({"x": 1}, "pairs.jsonl:1")]))
     folder = _cache_folder(part, Preference, "form")
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{folder}.lock"), pytest.raises(StoppedWaiting):

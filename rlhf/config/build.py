@@ -16,6 +16,7 @@ from typing import Any
 
 from rlhf.config import ALGO_CONFIGS, AlgoConfig, RunConfig
 from rlhf.errors import UserError, printable
+from rlhf.urls import secret_in
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
 
@@ -40,8 +41,8 @@ class ConfigError(UserError, ValueError):
 
 
 def shown(value: Any) -> str:
-    """`value` as Python writes it, on one line and cut where it is very long."""
-    return cut(repr(value))
+    """`value` as Python writes it, on one line, cut where it is very long; a text that holds a secret is not shown."""
+    return "a text with a secret" if isinstance(value, str) and secret_in(value) else cut(repr(value))
 
 
 def cut(text: str) -> str:
