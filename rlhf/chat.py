@@ -12,7 +12,8 @@ from transformers import PreTrainedTokenizerBase
 from rlhf.config.dataset import DatasetConfig
 from rlhf.data.examples import DataError, Demonstration, Preference, TextData
 from rlhf.errors import reason
-from rlhf.text import MarkedText, control_spans, end_with, joined, part, special_control, spelled_control
+from rlhf.marked_text import MarkedText, control_spans, joined, part
+from rlhf.text import end_with, special_control, spelled_control
 
 Message = Mapping[str, Any]
 """{"role": "system", "user" or "assistant", "content": its text}, and whatever else a template reads."""

@@ -11,7 +11,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from weakref import WeakKeyDictionary
@@ -19,6 +19,7 @@ from weakref import WeakKeyDictionary
 from transformers import PreTrainedTokenizerBase
 
 from rlhf.errors import printable
+from rlhf.marked_text import MarkedText, control_spans, joined, part
 
 PAD = "[PAD]"
 _BLANK_MARKS = ("▁", "Ġ")
@@ -31,44 +32,6 @@ _NO_CHARACTER = "\ufffd"
 """As which a part of a character's bytes is read."""
 _SHOWN = 400
 """Characters of a prompt that a log line shows."""
-
-Span = tuple[int, int]
-"""First character and the one after the last."""
-
-
-class MarkedText(str):
-    """A text some places of which are control tokens, spelled out; what looks like one elsewhere is plain text."""
-
-    control: tuple[Span, ...]
-
-    def __new__(cls, text: str, control: Iterable[Span] = ()) -> MarkedText:
-        made = super().__new__(cls, text)
-        made.control = tuple(control)
-        return made
-
-    def __getnewargs__(self) -> tuple[str, tuple[Span, ...]]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        return str(self), self.control
-
-
-def control_spans(text: str) -> tuple[Span, ...]:
-    return text.control if isinstance(text, MarkedText) else ()
-
-
-def joined(*texts: str) -> str:
-    """Texts one behind the other, each with its control tokens."""
-    spans, length = [], 0
-    for text in texts:
-        spans += [(first + length, end + length) for first, end in control_spans(text)]
-        length += len(text)
-    whole = "".join(texts)
-    return MarkedText(whole, spans) if spans else whole
-
-
-def part(text: str, first: int, end: int | None = None) -> str:
-    """text[first:end] with its control tokens."""
-    plain = str(text)[first:end]
-    spans = [(a - first, b - first) for a, b in control_spans(text) if a >= first and b - first <= len(plain)]
-    return MarkedText(plain, spans) if spans else plain
 
 
 @dataclass(frozen=True)

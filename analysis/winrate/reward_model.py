@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,9 @@ def reward_model_scores(path: str, *, trust_remote_code: bool = False) -> Score:
     """The model at a folder or hub name as a score of (prompt, answer); each text is scored once.
 
     The text is prompt, response and, unless the row says `"ended": false`, the EOS, as reward models of this project
-    read it. One text at a time: no padding, so nothing hangs on which token a model takes for padding. A text longer
-    than the model can read loses the start of its prompt.
+    read it. What a response spells out is text; in a prompt, control tokens are what a model with a chat template reads
+    them as. One text at a time: no padding, so nothing hangs on which token a model takes for padding. A text longer
+    than the model can read loses the start of its prompt, but not its BOS.
 
     Args:
         trust_remote_code: run Python code that the model brings.
@@ -26,6 +28,8 @@ def reward_model_scores(path: str, *, trust_remote_code: bool = False) -> Score:
         WinrateError: nothing there that can be loaded, weights missing, a head of several logits, or code of the
             model's own that is not to be run.
     """
+    from rlhf.text import answer_text, encode_next, encode_prompt, special_control
+
     tokenizer, model = _load(path, trust_remote_code)
     longest = getattr(model.config, "max_position_embeddings", None)
     known: dict[tuple[str, str, bool], float] = {}
@@ -34,13 +38,13 @@ def reward_model_scores(path: str, *, trust_remote_code: bool = False) -> Score:
         ended = answer.row.get("ended") is not False
         place = (prompt, answer.response, ended)
         if place not in known:
-            tokens = [
-                *tokenizer(prompt)["input_ids"],
-                *tokenizer(answer.response, add_special_tokens=False)["input_ids"],
-            ]
+            behind = encode_next(tokenizer, answer_text(tokenizer, answer.response))
             if ended and tokenizer.eos_token_id is not None:
-                tokens.append(tokenizer.eos_token_id)
-            known[place] = _logit(tokenizer, model, tokens[-longest:] if longest else tokens)
+                behind.append(tokenizer.eos_token_id)
+            text = special_control(tokenizer, prompt) if tokenizer.chat_template else prompt
+            room = (longest or sys.maxsize) - len(behind)
+            before = encode_prompt(tokenizer, text, room)[0] if room > 0 else []
+            known[place] = _logit(tokenizer, model, [*before, *behind][-longest if longest else 0 :])
         return known[place]
 
     return score

@@ -10,12 +10,13 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhf.batches import pad
 from rlhf.config import RunConfig
+from rlhf.marked_text import joined
 from rlhf.models.adapters import adapter_at
 from rlhf.models.errors import ModelError
 from rlhf.models.loading import moved
 from rlhf.models.own_code import OwnCode
 from rlhf.models.tokenizers import tokenizer_at, tokenizer_place
-from rlhf.text import answer_text, encode_next, encode_whole, joined, special_control
+from rlhf.text import answer_text, encode_next, encode_whole, special_control
 
 
 class TextClassifier:

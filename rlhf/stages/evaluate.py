@@ -65,7 +65,7 @@ def _policies(context: RunContext, data: TextData) -> tuple[PolicyPair, PreTrain
             option="evaluation.policy",
         )
         template_of(own_tokenizer, config.dataset.template)
-        check_same_tokens(policy, own_tokenizer, reference, tokenizer, path)
+        check_same_tokens(own_tokenizer, tokenizer, path)
         policy = moved(policy, context.device)
     pair = PolicyPair(
         policy,

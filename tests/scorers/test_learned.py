@@ -24,6 +24,7 @@ from transformers import (
 )
 
 from rlhf.data.examples import DataError, Demonstration, TextData
+from rlhf.marked_text import MarkedText
 from rlhf.models.loading import ModelError, moved, word_tokenizer
 from rlhf.models.reward_model import RewardModel, load_reward_model, new_reward_model
 from rlhf.scorers import Scorer, load_scorer
@@ -137,6 +138,17 @@ def test_what_begins_every_text_survives_the_cut(tmp_path):
     (score,) = scorer(folder, "reward.max_tokens=9").score(["one two three "], ["and more"]).tolist()
     tokens = [257, *byte_tokenizer()("nd more")["input_ids"], 256]
     assert score == pytest.approx(plain(folder, tokens), abs=1e-4)
+
+
+def test_what_begins_every_text_is_there_once_and_what_a_text_spells_out_is_text(tmp_path):
+    folder = llama(tmp_path / "reward")
+    (score,) = scorer(folder).score(["<s>one "], ["<s>two<|endoftext|>"]).tolist()
+    letters = byte_tokenizer()("one <s>two")["input_ids"]
+    assert score == pytest.approx(plain(folder, [257, *letters, 256]), abs=1e-4)
+    template = MarkedText("<s>one <|endoftext|>", [(0, 3), (7, 20)])
+    (score,) = scorer(folder).score([template], ["two"]).tolist()
+    one, two = (byte_tokenizer()(word)["input_ids"] for word in ("one ", "two"))
+    assert score == pytest.approx(plain(folder, [257, *one, 256, *two, 256]), abs=1e-4)
 
 
 def test_the_default_limit_is_a_whole_prompt_and_response_with_its_eos(tmp_path):
