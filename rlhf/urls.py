@@ -47,6 +47,12 @@ def secret_in_url(url: str) -> str | None:
     return "a secret" if _SECRET_VALUE.search(url) else None
 
 
+def address(url: str) -> str:
+    """Scheme, host and path of a URL, without a query."""
+    parts = urlsplit(url)
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+
+
 def secret_in(value: str, *, shell: bool = False) -> str | None:
     """As `secret_in_url`, of any text that a config may hold: addresses within it, keys, and what is assigned.
 

@@ -10,6 +10,7 @@ from rlhf.config import RunConfig
 from rlhf.config.build import ConfigError, build_config, config_to_mapping, shown
 from rlhf.config.identity import input_runs, run_folder, run_id
 from rlhf.config.options import options
+from rlhf.urls import address
 
 FILE = "config.yaml"
 MOST_SHOWN = 3
@@ -27,6 +28,19 @@ def edited(folder: Path, config: RunConfig) -> str:
         return "it is no config of a run"
     differing = [path for path, *_ in _differences(there, config) if path not in _paths_by_content(config)]
     return f"{', '.join(differing[:MOST_SHOWN])} had been edited" if differing else ""
+
+
+def other_server(folder: Path, config: RunConfig) -> str:
+    """The line that says that the run goes on with another reward server than the folder's config.yaml names; ""
+    where it does not."""
+    there = _read(folder / FILE)
+    ours, theirs = config.reward.url, there and there.reward.url
+    if config.reward.name != "http" or not ours or not theirs or address(ours) == address(theirs):
+        return ""
+    return (
+        f"reward.url is {shown(address(ours))} and was {shown(address(theirs))}; if the two score differently, "
+        "reward.server=NAME makes this another run"
+    )
 
 
 def starts_anew(runs: Sequence[RunConfig]) -> str:
