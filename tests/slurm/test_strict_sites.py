@@ -64,11 +64,11 @@ def test_nothing_of_the_environment_reaches_a_job(cluster: Cluster, tmp_path: Pa
     sweep = Sweep(cluster, tmp_path)
     sweep.environment |= {"SBATCH_EXPORT": "NONE"} if how == "site" else {}
     options = ['hardware.slurm.sbatch=["export=NONE"]'] if how == "option" else []
-    setup = 'hardware.slurm.setup=["export SITE_WORD=from-the-setup"]'
+    setup = 'hardware.slurm.setup=["export CUDA_TOKEN=from-the-setup"]'
     code, output = sweep.run("algo=apa", "rollout.iterations=2", "hardware.threads=2", setup, *options)
     assert code == 0, output
     (start,) = sweep.starts()
-    assert start["OMP_NUM_THREADS"] == "2" and start["SITE_WORD"] == "from-the-setup"
+    assert start["OMP_NUM_THREADS"] == "2" and start["CUDA_TOKEN"] == "from-the-setup"
 
 
 def test_a_setup_line_that_fails(cluster: Cluster, tmp_path: Path):
