@@ -40,7 +40,8 @@ def main() -> None:
     except BrokenPipeError:  # of whoever read the help
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
-    except KeyboardInterrupt:  # the second Ctrl-C; the first asks the run to checkpoint
+    except KeyboardInterrupt:  # before a run listens, or the second Ctrl-C: the first asks the run to checkpoint
+        sys.stderr.write("interrupted; the same command goes on where it stopped\n")
         sys.exit(130)
     except Exception as error:
         _leave(error)

@@ -18,7 +18,8 @@ def remedy(kind: str, run: RunRecord) -> str:
     if kind == "length":
         return _sentence([*closer, slower], "read samples.jsonl: the reward may depend on length")
     if kind == "over-optimisation":
-        return _sentence([*closer, f"lower {_option(run, 'rollout.iterations')}"], "train a better reward model")
+        shorter = [] if run.setting("rollout.iterations") == 1 else [f"lower {_option(run, 'rollout.iterations')}"]
+        return _sentence([*closer, *shorter], "train a better reward model")
     if kind == "seeds":
         return _sentence([*closer, slower], "run more seeds")
     return _sentence([*closer, slower])

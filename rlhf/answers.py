@@ -27,6 +27,7 @@ from rlhf.errors import reason
 from rlhf.files import os_error_with_path, told_with_path, write_whole
 from rlhf.terminal import say
 from rlhf.text import answer_text, decode, encode_answer, pad_id
+from rlhf.urls import address
 from rlhf.waiting import acquired
 
 CHUNK = 256
@@ -98,11 +99,13 @@ def scores_file(config: RunConfig, reward_model: Path | None, answers: Answers) 
     Args:
         reward_model: folder of its weights; None where it has none.
     """
-    hardware = config.hardware
+    hardware, reward = config.hardware, config.reward
     references = read_by_stage(config, "reward_model", "dataset")
     depends_on = {
         "revision": REVISION,
         "reward": read_by_stage(config, "evaluate", "reward"),  # without what the loop does with scores
+        # Another server may score otherwise; one with a name is the same wherever it is.
+        "url": address(reward.url) if reward.name == "http" and reward.url and reward.server is None else None,
         "reward_model": None if reward_model is None else fingerprint(str(reward_model)),
         "references": None if config.reward.normalize == "none" else references,
         "answers": first_says(answers.fingerprint),  # which reads all of them

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,9 @@ from torch.distributed.tensor import DTensor
 from rlhf.config.identity import INPUTS
 from rlhf.distributed import largest
 from rlhf.errors import UserError
+
+_INPUT_RUN = re.compile(r"(sft|reward_model)-s\d+-[0-9a-f]{8}")
+"""The folder of a run that others start from, which the program makes again."""
 
 
 class NotFinite(UserError, ArithmeticError):
@@ -80,7 +84,7 @@ def check_loaded(tensors: Mapping[str, Tensor], folder: str | Path, option: str)
         return
     run = Path(folder).parent
     problem = f"holds weights that are not finite ({name})"
-    if run.parent.name == INPUTS:
+    if run.parent.name == INPUTS and _INPUT_RUN.fullmatch(run.name) and (run / "config.yaml").is_file():
         raise NotFinite(f"{folder}: {problem}; delete {run} and type the command again")
     raise NotFinite(f"{option}: {folder} {problem}; give other weights")
 

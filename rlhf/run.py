@@ -26,7 +26,7 @@ import yaml
 from rlhf.checkpoint import Checkpoint, load_checkpoint, read_tensors
 from rlhf.config import RunConfig
 from rlhf.config.build import config_to_mapping
-from rlhf.config.frozen import edited
+from rlhf.config.frozen import edited, other_server
 from rlhf.config.identity import SCORING_STAGES, input_runs, run_folder, run_id
 from rlhf.distributed import RankFailed, count, first_says, rank
 from rlhf.errors import UserError
@@ -190,6 +190,8 @@ def _prepare(context: RunContext) -> Checkpoint | None:
     mapping = config_to_mapping(config)
     if (change := edited(folder, config)) and not config.overwrite:
         context.say(f"{folder / 'config.yaml'} is written anew: {change}; settings are those of the command")
+    if (change := other_server(folder, config)) and not config.overwrite:
+        context.say(change)
     write_whole(folder / "config.yaml", yaml.safe_dump(mapping, sort_keys=False))
     if config.tracking.wandb != "off":
         from rlhf.wandb_mirror import WandbMirror

@@ -78,6 +78,22 @@ def locked(path: Path, doing: str) -> Iterator[None]:
         lock.release()
 
 
+def pause(seconds: float, meanwhile: str) -> None:
+    """Sleep, unless this run is asked to stop.
+
+    Args:
+        meanwhile: what is waited for, as "the server rests".
+
+    Raises:
+        StoppedWaiting: this run was asked to stop before the time was over.
+    """
+    until = time.monotonic() + seconds
+    while (left := until - time.monotonic()) > 0:
+        if stopped := stop_requested():
+            raise StoppedWaiting(f"stopped by {stopped} while {meanwhile}; type the command again to go on")
+        time.sleep(min(left, LOOK_SECONDS))
+
+
 def acquired(lock: FileLock, timeout: float) -> bool:
     """Whether the lock was free within `timeout` seconds.
 

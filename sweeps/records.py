@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import socket
@@ -51,10 +52,16 @@ def read_records(folder: Path) -> dict[str, dict[str, Any]]:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Empty where there is no such file, or one that was cut off or holds something else."""
+    """Empty where there is no such file, or one that was cut off or holds something else.
+
+    Raises:
+        FileError: there is one that this user may not read, as another user's job.
+    """
     try:
         return read_json_object(path) or {}
-    except FileError:
+    except FileError as error:
+        if error.errno in (errno.EACCES, errno.EPERM):
+            raise
         return {}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from rlhf.run import execute
 from rlhf.summary import finished, read_summary, times_emptied
 from rlhf.tracking import read_rows
 from rlhf.wandb_mirror import SENT, _read_sent
-from sweeps.records import read_json
+from sweeps.records import read_json, read_records
 from tests.config.composed import config
 
 JUNK = ["", "[]", "3", "null", '"text"', "{", "\0\0\0", "\xff", "[" * 100_000, '{"a": 1} trailing', "NaN"]
@@ -70,6 +71,18 @@ def test_a_junk_count_of_rows_sent_ends_no_run(tmp_path: Path, content: str, cap
 @pytest.mark.parametrize("content", JUNK)
 def test_a_record_of_junk_is_none(tmp_path: Path, content: str):
     assert read_json(write(tmp_path / "jobs" / "a.json", content)) == {}
+
+
+def test_a_record_that_may_not_be_read_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def refused(_: Path) -> bytes:
+        raise PermissionError(errno.EACCES, "Permission denied")  # which root never meets
+
+    file = write(tmp_path / "jobs" / "a.json", "{}")
+    monkeypatch.setattr(Path, "read_bytes", refused)
+    for read in (lambda: read_json(file), lambda: read_records(tmp_path)):
+        with pytest.raises(FileError, match="cannot read it") as error:
+            read()
+        assert str(file) in str(error.value)
 
 
 def test_rows_come_back_as_they_were(tmp_path: Path):

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from rlhf.answers import scored_once
 from rlhf.config.identity import input_runs, run_folder
-from rlhf.finite import NotFinite, check_metrics, not_finite
+from rlhf.finite import NotFinite, check_loaded, check_metrics, not_finite
 from rlhf.models.ilql import HEADS, ILQLHeads, load_heads
 from rlhf.models.loading import ModelError
 from rlhf.models.reward_model import NORMALISATION, load_reward_model
@@ -25,6 +25,18 @@ from tests.test_run import tiny
 
 pytestmark = pytest.mark.usefixtures("torchs_switches")
 ONE = ("rollout.iterations=1", "optimization.epochs=1", "optimization.minibatch_size=8")
+
+
+def test_no_folder_of_the_users_own_is_to_be_deleted(tmp_path):
+    bad = {"w": torch.tensor([float("nan")])}
+    own, cached = (tmp_path / "inputs" / name for name in ("models", "sft-s0-0123abcd"))
+    for folder in (own, cached):
+        folder.mkdir(parents=True)
+        with pytest.raises(NotFinite, match=r"^model.path: .*give other weights$"):
+            check_loaded(bad, folder / "policy", "model.path")
+    (cached / "config.yaml").touch()
+    with pytest.raises(NotFinite, match=f"delete {cached} and"):
+        check_loaded(bad, cached / "policy", "model.path")
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])

@@ -218,6 +218,16 @@ def test_scores_are_shared_by_all_that_does_not_change_them(tmp_path):
     assert len({*others, file("algo=awr")}) == 10
 
 
+def test_another_server_without_a_name_gives_other_scores(tmp_path):
+    def file(*overrides: str) -> Path:
+        run = config("stage=offline", "algo=awr", "reward=http", f"cache_dir={tmp_path}", *overrides)
+        return scores_file(run, None, some_answers())
+
+    here, there = "reward.url=http://a:1/score", "reward.url=http://b:1/score"
+    assert file(here) == file(here, "reward.retries=1") != file(there)
+    assert file(here, "reward.server=x") == file(there, "reward.server=x") != file(here, "reward.server=y")
+
+
 def test_one_rank_alone_reads_all_answers_for_their_fingerprint(tmp_path, monkeypatch):
     monkeypatch.setattr(rlhf.answers, "first_says", lambda function: "what rank 0 said")
     monkeypatch.setattr(Answers, "fingerprint", lambda answers: pytest.fail("another rank has read them"))

@@ -70,6 +70,14 @@ def test_a_plain_address_is_taken(url: str):
         f"git clone https://me:{CANARY}@host/x.git",
         "hf_0123456789abcdefghijklmn",
         "ghp_0123456789abcdefghijklmn",
+        f"export=WANDB_API_KEY={'0123456789abcdef' * 2}",
+        f"export=ALL,WANDB_API_KEY={'0123456789abcdef' * 2},A=1",
+        "export HTTP_PROXY=http://me:pw@proxy:80",
+        f'curl -H "Authorization: Bearer {CANARY}" https://host',
+        f"curl -H 'X-Api-Key: {CANARY}' https://host",
+        f"wandb login --relogin {CANARY}",
+        f"huggingface-cli login --token {CANARY}",
+        f"tool --api-key={CANARY}",
     ],
 )
 def test_secrets_are_found_in_any_option(text: str):
@@ -93,16 +101,37 @@ def test_secrets_are_found_in_any_option(text: str):
         "export OMP_NUM_THREADS=1",
         "source ~/env",
         "export TOKEN=$MY_TOKEN",
+        'export TOKEN="$(cat ~/.token12345)"',
         "KEY_FILE=/etc/key",
+        "SSH_KEY=keys/id_ed25519",
         "a key",
         "me@host",
+        "export CUDA_TOKEN=from-the-setup",
+        "export TOKENIZERS_PARALLELISM=false",
+        "max_new_tokens=64",
         "runs/max_tokens=512/a",
         "max_tokens=512/a",
         "runs/token=8/final",
+        "runs/tokens=100B/final",
+        "/data/hf_preference_data_v2",
+        "export HTTP_PROXY=http://$USER:$PW@proxy:80",
+        "git clone ssh://git@host/x.git",
+        'curl -H "Authorization: Bearer $TOKEN" https://host?key=$KEY',
+        "wandb login $WANDB_API_KEY",
+        "wandb login --host https://wandb.host",
+        "http://host/?model=helpful-2026-01-31-step-2000",
     ],
 )
 def test_what_is_no_secret_is_taken(text: str):
-    assert secret_in(text) is None
+    assert secret_in(text) is None and secret_in(text, shell=True) is None
+
+
+def test_a_short_password_is_found_where_a_shell_reads_it():
+    mapping = composed("hardware=slurm", "tracking=none")
+    mapping["hardware"]["slurm"]["setup"] = ["export DB_PASSWORD=hunter22"]
+    with pytest.raises(ConfigError, match=r"hardware.slurm.setup: ") as error:
+        checked_config(mapping)
+    assert "hunter22" not in str(error.value)
 
 
 def test_a_secret_in_a_wrong_place_is_not_shown():

@@ -10,10 +10,14 @@ from rlhf.config import RunConfig
 from rlhf.config.build import ConfigError, build_config, config_to_mapping, shown
 from rlhf.config.identity import input_runs, run_folder, run_id
 from rlhf.config.options import options
+from rlhf.urls import address
 
 FILE = "config.yaml"
 MOST_SHOWN = 3
 """Settings that a line names."""
+
+NOT_READ = object()
+"""In the place of a value that a run does not read."""
 
 
 def edited(folder: Path, config: RunConfig) -> str:
@@ -27,6 +31,19 @@ def edited(folder: Path, config: RunConfig) -> str:
         return "it is no config of a run"
     differing = [path for path, *_ in _differences(there, config) if path not in _paths_by_content(config)]
     return f"{', '.join(differing[:MOST_SHOWN])} had been edited" if differing else ""
+
+
+def other_server(folder: Path, config: RunConfig) -> str:
+    """The line that says that the run goes on with another reward server than the folder's config.yaml names; ""
+    where it does not."""
+    there = _read(folder / FILE)
+    ours, theirs = config.reward.url, there and there.reward.url
+    if config.reward.name != "http" or not ours or not theirs or address(ours) == address(theirs):
+        return ""
+    return (
+        f"reward.url is {shown(address(ours))} and was {shown(address(theirs))}; if the two score differently, "
+        "reward.server=NAME makes this another run"
+    )
 
 
 def starts_anew(runs: Sequence[RunConfig]) -> str:
@@ -44,11 +61,15 @@ def starts_anew(runs: Sequence[RunConfig]) -> str:
                 found.append((len(differing), other.parent.name, differing))
         if found:
             _, name, differing = min(found)
-            words = [f"{path} ({shown(ours)} here, {shown(theirs)} there)" for path, theirs, ours in differing]
+            words = [f"{path} ({_value(ours)} here, {_value(theirs)} there)" for path, theirs, ours in differing]
             more = f" and {len(words) - MOST_SHOWN} more" if len(words) > MOST_SHOWN else ""
             verb = "differs" if len(words) == 1 else "differ"
             return f"starts anew: {', '.join(words[:MOST_SHOWN])}{more} {verb} from run {name}"
     return ""
+
+
+def _value(value: Any) -> str:
+    return "not read" if value is NOT_READ else shown(value)
 
 
 def _read(file: Path) -> RunConfig | None:
@@ -65,7 +86,8 @@ def _differences(there: RunConfig, config: RunConfig) -> list[tuple[str, Any, An
     ours = _results(build_config(config_to_mapping(config)))
     theirs = _results(there)
     paths = dict.fromkeys([*ours, *theirs])
-    return [(path, theirs.get(path), ours.get(path)) for path in paths if theirs.get(path) != ours.get(path)]
+    pairs = ((path, theirs.get(path, NOT_READ), ours.get(path, NOT_READ)) for path in paths)
+    return [(path, there, here) for path, there, here in pairs if there != here]
 
 
 def _results(config: RunConfig) -> dict[str, Any]:

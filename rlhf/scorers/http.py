@@ -39,6 +39,7 @@ from torch import Tensor
 
 from rlhf.config import RewardConfig, RunConfig
 from rlhf.errors import UserError, printable, reason
+from rlhf.waiting import pause
 
 FIRST_WAIT, LONGEST_WAIT, LONGEST_WAIT_ASKED_FOR = 1.0, 60.0, 600.0
 """Seconds between tries: at first, at most by doubling, and at most because the server says so."""
@@ -82,6 +83,7 @@ class HttpScorer:
 
         Raises:
             RewardServerError: no scores after all tries, or an answer that makes no sense.
+            StoppedWaiting: the run was asked to stop, and waits between two tries.
         """
         scores = []
         for first in range(0, len(prompts), self.batch_size):
@@ -101,7 +103,8 @@ class HttpScorer:
                         f"gave no scores in {self.retries + 1} tries, at last: {failure}; see that the server is up "
                         "and type the command again"
                     ) from None  # whose cause may hold what was sent
-                time.sleep(max(wait, min(failure.wait, LONGEST_WAIT_ASKED_FOR)))
+                seconds = max(wait, min(failure.wait, LONGEST_WAIT_ASKED_FOR))
+                pause(seconds, f"waiting for the next try at reward.url ({failure})")
                 wait = min(2 * wait, LONGEST_WAIT)
 
     def _try(self, body: bytes) -> Any:

@@ -9,7 +9,7 @@ import yaml
 
 from rlhf.config import RunConfig
 from rlhf.config.build import config_to_mapping
-from rlhf.config.frozen import edited, starts_anew
+from rlhf.config.frozen import edited, other_server, starts_anew
 from rlhf.config.identity import run_folder
 from tests.config.composed import config
 
@@ -50,3 +50,12 @@ def test_junk_in_the_place_of_a_config_is_told(tmp_path, junk):
     file = written(run)
     file.write_bytes(junk.encode("utf-8", "surrogateescape"))
     assert edited(file.parent, run) == "it is no config of a run"
+
+
+def test_another_reward_server_is_told(tmp_path):
+    here, there = (config("reward=http", f"reward.url=http://{host}/score", f"output_dir={tmp_path}") for host in "ab")
+    assert other_server(run_folder(here), here) == ""
+    folder = written(here).parent
+    assert folder == run_folder(there) and other_server(folder, here) == ""
+    line = other_server(folder, there)
+    assert "http://b/score" in line and "http://a/score" in line and "\n" not in line

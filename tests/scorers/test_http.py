@@ -6,13 +6,15 @@ import email.utils
 import socket
 import threading
 import time
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 import rlhf.scorers.http as http
 from rlhf.scorers.http import HttpScorer, RewardServerError
+from rlhf.stages.online import EarlyScores
+from rlhf.waiting import StopFlag, StoppedWaiting, heeding
 from tests.scorers.made_up import Server, says, scores_of, serving, stalls
 
 LENGTH = scores_of(lambda prompt, response: len(prompt) + len(response) / 10)
@@ -70,8 +72,7 @@ def test_the_time_is_that_of_the_whole_answer():
 
 def test_waits_double_up_to_a_limit_and_retry_after_is_honoured(monkeypatch):
     waits = []
-    clock = SimpleNamespace(sleep=waits.append, monotonic=time.monotonic, time=time.time)
-    monkeypatch.setattr(http, "time", clock)  # the server keeps its own
+    monkeypatch.setattr(http, "pause", lambda seconds, _: waits.append(seconds))
     monkeypatch.setattr(http, "FIRST_WAIT", 1.0)
     date = email.utils.formatdate(time.time() + 100, usegmt=True)
     script = [
@@ -88,6 +89,22 @@ def test_waits_double_up_to_a_limit_and_retry_after_is_honoured(monkeypatch):
     assert waits[:4] == [1.0, 70.0, 4.0, 8.0]
     assert 90 < waits[4] <= 100
     assert waits[5:] == [600.0, 60.0, 60.0]
+
+
+@pytest.mark.parametrize("early", [False, True])
+def test_a_run_that_is_asked_to_stop_waits_no_longer(early):
+    stop = StopFlag()
+    threading.Timer(0.2, lambda: setattr(stop, "requested", "SIGTERM")).start()
+    with serving(Server(says("", 503, Retry_After="60"))) as server, heeding(stop):
+        began = time.monotonic()
+        with pytest.raises(StoppedWaiting, match="SIGTERM"):
+            if early:
+                scores = EarlyScores(scorer(server), torch.device("cpu"))
+                scores.ask(torch.tensor([0]), ["a"], ["b"])
+                scores.take()
+            else:
+                scorer(server).score(["a"], ["b"])
+        assert time.monotonic() - began < 5
 
 
 @pytest.mark.parametrize(
