@@ -30,6 +30,8 @@ _CONTEXT = 8
 """Tokens of a prompt that a response is decoded with, where a decoder drops a text's first blank."""
 _NO_CHARACTER = "\ufffd"
 """As which a part of a character's bytes is read."""
+_ROWLESS = "padding_without_a_row"
+"""Where a tokenizer's settings name its own padding token, if the model has no embedding for it."""
 _SHOWN = 400
 """Characters of a prompt that a log line shows."""
 
@@ -135,21 +137,31 @@ def end_with(tokenizer: PreTrainedTokenizerBase, token: str) -> None:
 
 
 def pad_within(tokenizer: PreTrainedTokenizerBase, rows: int) -> None:
-    """Let the EOS be the padding where the tokenizer's own was added behind a model's `rows`."""
+    """Let the EOS be the padding where the tokenizer's own lies behind a model's `rows`.
+
+    Saved with the tokenizer, so that whoever loads it knows that the token has no row.
+    """
     if pad_id(tokenizer) >= rows:
+        tokenizer.init_kwargs[_ROWLESS] = str(tokenizer.pad_token)
         tokenizer.pad_token = tokenizer.eos_token
         _FACTS.pop(tokenizer, None)
 
 
-def rows_needed(tokenizer: PreTrainedTokenizerBase, rows: int) -> int:
-    """How many embeddings the tokens have use for in a model of `rows`.
+def rows_needed(tokenizer: PreTrainedTokenizerBase) -> int:
+    """How many embeddings the tokens have use for.
 
     A model may have more rows than there are tokens (padded vocabularies): these can be neither read nor meant. Padding
-    that was added behind a model's rows needs none.
+    behind all other tokens was added to a model that has not learned it, and needs none: it is known by its place.
     """
-    control = _facts(tokenizer).control
-    padding = {i for i, token in control.items() if i >= rows and "pad" in token.lower()}
+    meant = (tokenizer.eos_token_id, tokenizer.bos_token_id, tokenizer.unk_token_id)
+    padding = {tokenizer.pad_token_id, _rowless(tokenizer)} - {*meant}
     return 1 + max(i for i in tokenizer.get_vocab().values() if i not in padding)
+
+
+def _rowless(tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """The padding token that `pad_within` has put out of use."""
+    token = tokenizer.init_kwargs.get(_ROWLESS)
+    return tokenizer.get_vocab().get(token) if isinstance(token, str) else None
 
 
 def special_control(tokenizer: PreTrainedTokenizerBase, text: str) -> str:

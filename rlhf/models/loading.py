@@ -184,7 +184,7 @@ def load_pretrained(
             raise ModelError(f"{option}: {whole} lacks the weights {named(missing)}; give a whole language model")
     if adapter is not None:
         with loading(option, path):
-            model, _ = merged(model, adapter, option, rows_needed(words, model.config.vocab_size))
+            model, _ = merged(model, adapter, option, rows_needed(words))
         model.name_or_path = ""  # what it is now lies nowhere as a whole
     check_loaded(dict(model.named_parameters()), path, option)
     fit_vocabulary(model, words)
@@ -195,14 +195,14 @@ def load_pretrained(
 
 def fit_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
     """As many embeddings as there are tokens, in place: a row beyond them could be sampled and never be read."""
-    pad_within(tokenizer, model.config.vocab_size)
-    resize(model, rows_needed(tokenizer, model.config.vocab_size))
+    rows = rows_needed(tokenizer)
+    pad_within(tokenizer, rows)
+    resize(model, rows)
 
 
 def widen_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
     """An embedding for each token, padding among them, in place. For a model that samples nothing."""
-    rows = model.config.vocab_size
-    resize(model, max(rows, rows_needed(tokenizer, rows), pad_id(tokenizer) + 1))
+    resize(model, max(model.config.vocab_size, rows_needed(tokenizer), pad_id(tokenizer) + 1))
 
 
 def check_positions(config: PretrainedConfig, path: str | Path, positions: int | None) -> None:

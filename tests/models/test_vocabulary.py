@@ -12,7 +12,7 @@ from rlhf.chat import template_of
 from rlhf.models.loading import load_pretrained
 from rlhf.models.reward_model import load_reward_model, new_reward_model
 from rlhf.models.saving import save_model, write_folder
-from rlhf.text import add_padding
+from rlhf.text import add_padding, encode_prompt
 from tests.tokenizer_kinds import KINDS
 
 
@@ -44,15 +44,25 @@ def test_a_policy_has_a_logit_for_each_token_and_no_more(tmp_path, kind, beyond)
     assert torch.equal(logits, expected)
 
 
-def test_padding_that_was_added_behind_a_models_rows_is_not_used(tmp_path):
+@pytest.mark.parametrize("spare", [0, 40])
+@pytest.mark.parametrize("padding", ["[PAD]", "<blank>"])
+def test_padding_that_was_added_behind_all_tokens_is_not_used(tmp_path, padding, spare):
     tokenizer = KINDS["gpt2"]()
     rows = len(tokenizer)
-    tokenizer.add_special_tokens({"pad_token": "[PAD]"})
-    model, loaded = load_pretrained(saved(tmp_path / "policy", tokenizer, rows))
-    assert model.config.vocab_size == rows and loaded.pad_token_id == loaded.eos_token_id
-    save_model(model, loaded, tmp_path / "final")
-    model, loaded = load_pretrained(tmp_path / "final")
-    assert model.config.vocab_size == rows and loaded.pad_token_id == loaded.eos_token_id
+    tokenizer.add_special_tokens({"pad_token": padding})
+    folder = saved(tmp_path / "policy", tokenizer, rows + spare)
+    for place in ("final", "again"):
+        model, loaded = load_pretrained(folder)
+        assert model.config.vocab_size == rows and loaded.pad_token_id == loaded.eos_token_id
+        assert max(encode_prompt(loaded, f"hello {padding} there", 50)[0]) < rows
+        folder = save_model(model, loaded, tmp_path / place)
+
+
+def test_a_token_that_stands_for_padding_and_more_keeps_its_row(tmp_path):
+    tokenizer = KINDS["gpt2"]()
+    tokenizer.add_special_tokens({"unk_token": "<unk>"})
+    model, loaded = load_pretrained(saved(tmp_path / "policy", tokenizer, len(tokenizer) + 40))
+    assert loaded.pad_token == "<unk>" and model.config.vocab_size == len(tokenizer)
 
 
 def test_tokens_that_were_added_to_be_learned_get_rows(tmp_path):
