@@ -14,6 +14,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 from weakref import WeakKeyDictionary
 
 from transformers import PreTrainedTokenizerBase
@@ -153,8 +154,9 @@ def rows_needed(tokenizer: PreTrainedTokenizerBase) -> int:
     A model may have more rows than there are tokens (padded vocabularies): these can be neither read nor meant. Padding
     behind all other tokens was added to a model that has not learned it, and needs none: it is known by its place.
     """
-    meant = (tokenizer.eos_token_id, tokenizer.bos_token_id, tokenizer.unk_token_id)
-    padding = {tokenizer.pad_token_id, _rowless(tokenizer)} - {*meant}
+    meant: tuple[Any, ...] = (tokenizer.eos_token_id, tokenizer.bos_token_id, tokenizer.unk_token_id)
+    behind: tuple[Any, ...] = (tokenizer.pad_token_id, _rowless(tokenizer))
+    padding = {*behind} - {*meant}
     return 1 + max(i for i in tokenizer.get_vocab().values() if i not in padding)
 
 

@@ -218,6 +218,10 @@ def run_single(run: RunConfig) -> dict[str, Any]:
 
 def print_settings(runs: Iterable[RunConfig], console: Console) -> None:
     """Which files set values, once for all runs that share them."""
+    runs = list(runs)
+    for option in ("model", "reward"):
+        if any(getattr(run, option).trust_remote_code for run in runs):
+            tell(console, f"warning: {option}.trust_remote_code=true: Python code that it brings runs with your rights")
     for line in dict.fromkeys(line for run in runs for line in run.settings_from):
         values = line.split(", ")
         more = f" and {len(values) - MOST_VALUES} more, in config.yaml" if len(values) > MOST_VALUES else ""

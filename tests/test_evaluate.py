@@ -127,7 +127,7 @@ def test_a_policy_with_other_tokens_is_refused(trained, tmp_path, cache):
     model = AutoModelForCausalLM.from_pretrained(other)
     model.resize_token_embeddings(model.config.vocab_size + 8, mean_resizing=False)
     model.save_pretrained(other)
-    evaluated(tmp_path, cache, "apa", f"evaluation.policy={other}")  # rows beyond the tokens are no tokens
+    evaluated(tmp_path, cache, "apa", f"evaluation.policy={other}")  # rows that no token has are left out
 
 
 def test_a_folder_that_holds_no_model_is_named_by_its_option(tmp_path, cache, trained):

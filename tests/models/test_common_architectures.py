@@ -74,8 +74,8 @@ def test_a_run_finishes_or_one_line_says_why_not(folders: Path, tmp_path: Path, 
     run = config(
         *("dataset=hh", "debug=one_step", "tracking=none", "model=hub", "hardware=cpu", "model.sft=false"),
         *("dataset.max_total_length=48", "dataset.max_new_tokens=8", "dataset.num_test_pairs=4"),
-        *([f"model.train.mode={mode}"] + ["model.train.last_k=1"] * (mode == "last_k")),
-        *(f"model.path={folders / kind}"),
+        *(f"model.train.mode={mode}", "model.train.last_k=1"),
+        f"model.path={folders / kind}",
         *(f"dataset.path={folders / 'pairs.jsonl'}", f"reward.path={folders / 'reward'}"),
         *(f"output_dir={tmp_path / 'runs'}", f"cache_dir={tmp_path / 'cache'}"),
     )
