@@ -123,8 +123,8 @@ def test_what_is_no_reward_model_is_refused(tmp_path: Path, tiny: dict[str, Path
         (None, "--judge reward_model needs --reward-path"),
         (tmp_path / "none", r"--reward-path .*none: no such folder"),
         (tmp_path, r"--reward-path: cannot load"),
-        (tiny["two"], "has 2 outputs"),
-        (tiny["policy"], "has 2 outputs"),
+        (tiny["two"], "gives 2 logits"),
+        (tiny["policy"], "gives 2 logits"),
     ):
         place = () if path is None else ("--reward-path", str(path))
         with pytest.raises(WinrateError, match=message):
