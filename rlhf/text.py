@@ -15,11 +15,13 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
-from transformers import PreTrainedTokenizerBase
-
 from rlhf.errors import printable
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 PAD = "[PAD]"
 _BLANK_MARKS = ("▁", "Ġ")
@@ -326,6 +328,27 @@ def encode_whole(tokenizer: PreTrainedTokenizerBase, text: str, longest: int) ->
     room = max(longest - len(facts.start) - len(facts.end), 0)
     whole = [*facts.start, *ids[max(len(ids) - room, 0) :], *facts.end]
     return whole[max(len(whole) - longest, 0) :]
+
+
+def encode_judged(
+    tokenizer: PreTrainedTokenizerBase, prompt: str, answer: str, longest: int, *, ended: bool
+) -> list[int]:
+    """A prompt as it is logged, control tokens spelled out, and its answer, for a model that judges them.
+
+    They stand once within what the tokenizer puts around every text, the answer's EOS before what ends it. Too long a
+    text loses the beginning of its prompt, never its BOS.
+    """
+    facts, eos = _facts(tokenizer), tokenizer.eos_token_id
+    last = [eos] if ended and isinstance(eos, int) and eos not in facts.end else []
+    words = encode_next(tokenizer, spoken_control(tokenizer, answer_text(tokenizer, answer)))
+    answered = [*words, *last, *facts.end]
+    asked = _without_start(tokenizer, special_control(tokenizer, prompt))
+    room = max(longest - len(answered), len(facts.start) + 1)
+    tokens = [*(encode_prompt(tokenizer, asked, room)[0] if asked else facts.start), *answered]
+    if len(tokens) <= longest:
+        return tokens
+    start = facts.start[:longest]
+    return [*start, *tokens[len(tokens) - longest + len(start) :]]
 
 
 def _plain(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:

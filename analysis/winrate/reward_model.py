@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +11,16 @@ from analysis.winrate.scores import Score
 from analysis.winrate.sources import Answer
 from rlhf.errors import reason
 from rlhf.terminal import complain
+from rlhf.text import encode_judged
 
 
 def reward_model_scores(path: str, *, trust_remote_code: bool = False) -> Score:
     """The model at a folder or hub name as a score of (prompt, answer); each text is scored once.
 
     The text is prompt, response and, unless the row says `"ended": false`, the EOS, as reward models of this project
-    read it. One text at a time: no padding, so nothing hangs on which token a model takes for padding. A text longer
-    than the model can read loses the start of its prompt.
+    read it; BOS and EOS stand once, also where prompt and response spell them out. One text at a time: no padding, so
+    nothing hangs on which token a model takes for padding. A text longer than the model can read loses the start of its
+    prompt.
 
     Args:
         trust_remote_code: run Python code that the model brings.
@@ -27,20 +30,15 @@ def reward_model_scores(path: str, *, trust_remote_code: bool = False) -> Score:
             model's own that is not to be run.
     """
     tokenizer, model = _load(path, trust_remote_code)
-    longest = getattr(model.config, "max_position_embeddings", None)
+    longest = getattr(model.config, "max_position_embeddings", None) or sys.maxsize
     known: dict[tuple[str, str, bool], float] = {}
 
     def score(prompt: str, answer: Answer) -> float:
         ended = answer.row.get("ended") is not False
         place = (prompt, answer.response, ended)
         if place not in known:
-            tokens = [
-                *tokenizer(prompt)["input_ids"],
-                *tokenizer(answer.response, add_special_tokens=False)["input_ids"],
-            ]
-            if ended and tokenizer.eos_token_id is not None:
-                tokens.append(tokenizer.eos_token_id)
-            known[place] = _logit(tokenizer, model, tokens[-longest:] if longest else tokens)
+            tokens = encode_judged(tokenizer, prompt, answer.response, longest, ended=ended)
+            known[place] = _logit(tokenizer, model, tokens)
         return known[place]
 
     return score
