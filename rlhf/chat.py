@@ -13,7 +13,7 @@ from rlhf.config.dataset import DatasetConfig
 from rlhf.data.examples import DataError, Demonstration, Preference, TextData
 from rlhf.errors import reason
 from rlhf.marked_text import MarkedText, control_spans, joined, part
-from rlhf.text import end_with, special_control, spelled_control
+from rlhf.text import end_with, special_control, spelled_control, spoken_control
 
 Message = Mapping[str, Any]
 """{"role": "system", "user" or "assistant", "content": its text}, and whatever else a template reads."""
@@ -188,16 +188,18 @@ def _render(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, Any]], 
     spelled: list[str] = []
     mark = _unused_character(messages)
 
-    def hidden(value: Any) -> Any:
+    def hidden(value: Any, assistant: bool = False) -> Any:
         if isinstance(value, str):
-            for token in dict.fromkeys(spelled_control(tokenizer, value)):
+            seen = spoken_control(tokenizer, value) if assistant else value
+            for token in dict.fromkeys(spelled_control(tokenizer, seen)):
                 if token not in spelled:
                     spelled.append(token)
                 value = value.replace(token, f"{mark}{spelled.index(token)}{mark}")
             return value
         if isinstance(value, dict):
-            return {key: hidden(inner) for key, inner in value.items()}
-        return [hidden(inner) for inner in value] if isinstance(value, list) else value
+            assistant = assistant or value.get("role") == "assistant"
+            return {key: hidden(inner, assistant) for key, inner in value.items()}
+        return [hidden(inner, assistant) for inner in value] if isinstance(value, list) else value
 
     text = special_control(tokenizer, _write(tokenizer, hidden(messages), prompt))
     return _restored(text, mark, spelled) if spelled else text

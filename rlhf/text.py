@@ -3,7 +3,8 @@
 - A prompt begins as its tokenizer begins texts (Llama, Gemma, Mistral: with BOS; GPT-2, GPT-NeoX, Qwen: with nothing),
   exactly once, also where it is cut. An answer ends with exactly one EOS.
 - Text is text: what a user writes never becomes a control token, however it is spelled. Only a chat template, and
-  reward.prefix and reward.suffix, put control tokens; `MarkedText` says where.
+  reward.prefix and reward.suffix, put control tokens; `MarkedText` says where. An assistant's own text may hold those
+  that its tokenizer does not call special, as <think>.
 - A prompt that is cut becomes a text of its own, whose tokens are what the policy sees: whoever encodes it again gets
   the same ones.
 """
@@ -11,16 +12,17 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
-
-from transformers import PreTrainedTokenizerBase
 
 from rlhf.errors import printable
 from rlhf.marked_text import MarkedText, control_spans, joined, part
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 PAD = "[PAD]"
 _BLANK_MARKS = ("▁", "Ġ")
@@ -33,6 +35,13 @@ _NO_CHARACTER = "\ufffd"
 """As which a part of a character's bytes is read."""
 _ROWLESS = "padding_without_a_row"
 """Where a tokenizer's settings name its own padding token, if the model has no embedding for it."""
+_MARK = re.compile(r"<[^<>\s]{2,}>|<[^<>\s/]>|\[[A-Z_/]{2,}\]")
+"""What an added token that a tokenizer does not call special looks like where it is a control token (<think>)."""
+_HTML = re.compile(
+    r"</?(a|b|i|s|u|p|h[1-6]|hr|br|em|li|ol|ul|td|th|tr|sub|sup|code|pre|div|span|strong|table|thead|tbody|tfoot|caption|"
+    r"blockquote)/?>"
+)
+"""Gemma has tokens for these, which are text."""
 _SHOWN = 400
 """Characters of a prompt that a log line shows."""
 
@@ -47,6 +56,8 @@ class _Facts:
     """What it puts behind every text."""
     control: dict[int, str]
     """Its control tokens, as they are spelled; the unknown token is none, since any text can hold it."""
+    spoken: re.Pattern[str] | None
+    """Any of those that the tokenizer does not call special, which an assistant's own text may hold (<think>)."""
     unspoken: frozenset[int]
     """Special tokens that no text of a response shows: BOS, EOS, padding, unknown."""
     pattern: re.Pattern[str] | None
@@ -71,19 +82,33 @@ def _found_out(tokenizer: PreTrainedTokenizerBase) -> _Facts:
     before = next((i for i in range(len(whole)) if whole[i : i + len(plain)] == plain), 0)
     named = {token: tokenizer.convert_tokens_to_ids(token) for token in tokenizer.all_special_tokens}
     added = {str(token): i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
-    control = {i: token for token, i in {**added, **named}.items() if token}
+    marks = {str(token): i for i, token in tokenizer.added_tokens_decoder.items() if _is_mark(tokenizer, str(token))}
+    control = {i: token for token, i in {**marks, **added, **named}.items() if token}
     if tokenizer.unk_token_id not in (tokenizer.eos_token_id, tokenizer.bos_token_id):
         control.pop(tokenizer.unk_token_id, None)
     unspoken = (getattr(tokenizer, f"{name}_token_id", None) for name in ("bos", "eos", "pad", "unk"))
-    spelled = sorted(control.values(), key=len, reverse=True)
+    ordinary = [token for token in marks if token not in added and token not in named]
     return _Facts(
         start=whole[:before],
         end=whole[before + len(plain) :],
         control=control,
         unspoken=frozenset(i for i in unspoken if isinstance(i, int)),
-        pattern=re.compile("|".join(map(re.escape, spelled))) if spelled else None,
+        spoken=_any_of(token for token in ordinary if marks[token] != _rowless(tokenizer)),
+        pattern=_any_of(control.values()),
         blank_first=str(tokenizer.convert_ids_to_tokens(plain)[0]).startswith(_BLANK_MARKS) if plain else False,
     )
+
+
+def _is_mark(tokenizer: PreTrainedTokenizerBase, token: str) -> bool:
+    """Whether an added token is a control token, special or not."""
+    written = len(token.strip()) > 1 and token in str(tokenizer.chat_template or "")
+    looks = _MARK.fullmatch(token) is not None and _HTML.fullmatch(token) is None
+    return written or looks or token == tokenizer.init_kwargs.get(_ROWLESS)
+
+
+def _any_of(tokens: Iterable[str]) -> re.Pattern[str] | None:
+    longest_first = sorted(tokens, key=len, reverse=True)
+    return re.compile("|".join(map(re.escape, longest_first))) if longest_first else None
 
 
 def _any_word(tokenizer: PreTrainedTokenizerBase) -> str:
@@ -179,6 +204,13 @@ def spelled_control(tokenizer: PreTrainedTokenizerBase, text: str) -> list[str]:
     return [found.group() for found in pattern.finditer(text) if found.span() not in spans] if pattern else []
 
 
+def spoken_control(tokenizer: PreTrainedTokenizerBase, text: str) -> str:
+    """`text` of an assistant, whose <think> and <tool_call> are meant; what its tokenizer calls special is not."""
+    spoken, spans = _facts(tokenizer).spoken, control_spans(text)
+    found = [] if spoken is None else [found.span() for found in spoken.finditer(text)]
+    return MarkedText(text, sorted({*spans, *found})) if found else text
+
+
 # --- text -> tokens ------------------------------------------------------------------------------------------------
 
 
@@ -201,13 +233,19 @@ def encode(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
 
 def encode_next(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     """As `encode`, for a text that goes on from another one: no blank is put before it."""
+    return _behind(tokenizer, text, encode)
+
+
+def _behind(
+    tokenizer: PreTrainedTokenizerBase, text: str, encoder: Callable[[PreTrainedTokenizerBase, str], list[int]]
+) -> list[int]:
     if not _facts(tokenizer).blank_first or not text:
-        return encode(tokenizer, text)
+        return encoder(tokenizer, text)
     for anchor in _ANCHORS:
-        alone, whole = encode(tokenizer, anchor), encode(tokenizer, joined(anchor, text))
+        alone, whole = encoder(tokenizer, anchor), encoder(tokenizer, joined(anchor, text))
         if whole[: len(alone)] == alone:
             return whole[len(alone) :]
-    return encode(tokenizer, text)
+    return encoder(tokenizer, text)
 
 
 def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str, longest: int) -> tuple[list[int], str]:
@@ -233,7 +271,7 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str, longest: int)
 
 def encode_answer(tokenizer: PreTrainedTokenizerBase, answer: str) -> list[int]:
     """An answer's tokens behind its prompt, and its EOS."""
-    return [*encode_next(tokenizer, answer_text(tokenizer, answer)), eos_id(tokenizer)]
+    return [*encode_next(tokenizer, spoken_control(tokenizer, answer_text(tokenizer, answer))), eos_id(tokenizer)]
 
 
 def answer_text(tokenizer: PreTrainedTokenizerBase, answer: str) -> str:
@@ -256,16 +294,43 @@ def encode_whole(tokenizer: PreTrainedTokenizerBase, text: str, longest: int) ->
     return whole[max(len(whole) - longest, 0) :]
 
 
+def encode_judged(
+    tokenizer: PreTrainedTokenizerBase, prompt: str, answer: str, longest: int, *, ended: bool
+) -> list[int]:
+    """A prompt as it is logged, control tokens spelled out, and its answer, for a model that judges them.
+
+    They stand once within what the tokenizer puts around every text, the answer's EOS before what ends it. Too long a
+    text loses the beginning of its prompt, never its BOS.
+    """
+    facts, eos = _facts(tokenizer), tokenizer.eos_token_id
+    last = [eos] if ended and isinstance(eos, int) and eos not in facts.end else []
+    words = encode_next(tokenizer, spoken_control(tokenizer, answer_text(tokenizer, answer)))
+    answered = [*words, *last, *facts.end]
+    asked = _without_start(tokenizer, special_control(tokenizer, prompt))
+    room = max(longest - len(answered), len(facts.start) + 1)
+    tokens = [*(encode_prompt(tokenizer, asked, room)[0] if asked else facts.start), *answered]
+    if len(tokens) <= longest:
+        return tokens
+    start = facts.start[:longest]
+    return [*start, *tokens[len(tokens) - longest + len(start) :]]
+
+
 def _plain(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     facts = _facts(tokenizer)
-    ids: list[int] = tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+    ids = _split(tokenizer, text)
     if facts.pattern is None or not any(i in facts.control for i in ids):
         return ids
-    # The vocabulary itself holds the token as a word: its letters are encoded apart.
+    # The vocabulary itself, or an added token that is not called special, holds it as a word: its letters are encoded
+    # apart.
     cuts = [0, *(found.start() + 1 for found in facts.pattern.finditer(text)), len(text)]
     pieces = [text[a:b] for a, b in pairwise(cuts)]
-    encoded = tokenizer(pieces, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+    encoded = [_split(tokenizer, pieces[0]), *(_behind(tokenizer, piece, _split) for piece in pieces[1:])]
     return [i for piece in encoded for i in piece if i not in facts.control]
+
+
+def _split(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    ids: list[int] = tokenizer(str(text), add_special_tokens=False, split_special_tokens=True)["input_ids"]
+    return ids
 
 
 def _piece(tokenizer: PreTrainedTokenizerBase, text: str, at: int) -> list[int]:

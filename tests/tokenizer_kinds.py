@@ -7,6 +7,7 @@
 | llama | BOS | "▁", put before every text | none, or a token |
 | llama_legacy | BOS | "▁", put before every text by the normalizer | none |
 | gemma | BOS | "▁" | a token |
+| deepseek | BOS | of bytes | its EOS |
 | qwen | nothing | of bytes | a token, or none |
 """
 
@@ -30,6 +31,11 @@ GEMMA = (
     "{% for m in messages %}{{ '<start_of_turn>' + ('model' if m['role'] == 'assistant' else m['role']) + '\n'"
     " + m['content'] | trim + '<end_of_turn>\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<start_of_turn>model\n' }}{% endif %}"
+)
+DEEPSEEK = (
+    "{{ bos_token }}{% for m in messages %}{% if m['role'] == 'user' %}{{ '<|User|>' + m['content'] }}"
+    "{% else %}{{ '<|Assistant|>' + m['content'].split('</think>')[-1] + eos_token }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|Assistant|>' }}{% endif %}"
 )
 
 
@@ -90,6 +96,21 @@ def gemma() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=_pieces(special, "<bos>", ""), chat_template=GEMMA, **names)
 
 
+def deepseek() -> PreTrainedTokenizerFast:
+    """A turn begins with an added token that is not called special."""
+    special, ordinary = (
+        ["<|begin▁of▁sentence|>", "<|end▁of▁sentence|>"],
+        ["<|User|>", "<|Assistant|>", "<think>"],
+    )
+    inner = _bytes(special, [*ordinary, "</think>", "<b>"])
+    inner.post_processor = processors.TemplateProcessing(
+        single=f"{special[0]} $A", special_tokens=[(special[0], inner.token_to_id(special[0]))]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=inner, chat_template=DEEPSEEK, bos_token=special[0], eos_token=special[1], pad_token=special[1]
+    )
+
+
 def qwen(pad: str | None = "<|endoftext|>") -> PreTrainedTokenizerFast:
     inner = _bytes(["<|endoftext|>", "<|im_start|>", "<|im_end|>"], ["<think>", "</think>"])
     names = {"eos_token": "<|im_end|>"} | ({"pad_token": pad} if pad else {})
@@ -104,7 +125,8 @@ KINDS: dict[str, Callable[[], PreTrainedTokenizerFast]] = {
     "llama_legacy": lambda: llama(prefix="normalizer"),
     "gemma": gemma,
     "qwen": qwen,
+    "deepseek": deepseek,
     "qwen without padding": lambda: qwen(None),
 }
 WITH_TEMPLATE = [kind for kind, make in KINDS.items() if make().chat_template]
-BEGINS_WITH_BOS = [kind for kind in KINDS if kind.startswith(("llama", "gemma"))]
+BEGINS_WITH_BOS = [kind for kind in KINDS if kind.startswith(("llama", "gemma", "deepseek"))]

@@ -11,15 +11,16 @@ from analysis.winrate.scores import Score
 from analysis.winrate.sources import Answer
 from rlhf.errors import reason
 from rlhf.terminal import complain
+from rlhf.text import encode_judged
 
 
 def reward_model_scores(path: str, *, trust_remote_code: bool = False) -> Score:
     """The model at a folder or hub name as a score of (prompt, answer); each text is scored once.
 
     The text is prompt, response and, unless the row says `"ended": false`, the EOS, as reward models of this project
-    read it. What a response spells out is text; in a prompt, control tokens are what a model with a chat template reads
-    them as. One text at a time: no padding, so nothing hangs on which token a model takes for padding. A text longer
-    than the model can read loses the start of its prompt, but not its BOS.
+    read it; BOS and EOS stand once, also where prompt and response spell them out. One text at a time: no padding, so
+    nothing hangs on which token a model takes for padding. A text longer than the model can read loses the start of its
+    prompt.
 
     Args:
         trust_remote_code: run Python code that the model brings.
@@ -28,23 +29,16 @@ def reward_model_scores(path: str, *, trust_remote_code: bool = False) -> Score:
         WinrateError: nothing there that can be loaded, weights missing, a head of several logits, or code of the
             model's own that is not to be run.
     """
-    from rlhf.text import answer_text, encode_next, encode_prompt, special_control
-
     tokenizer, model = _load(path, trust_remote_code)
-    longest = getattr(model.config, "max_position_embeddings", None)
+    longest = getattr(model.config, "max_position_embeddings", None) or sys.maxsize
     known: dict[tuple[str, str, bool], float] = {}
 
     def score(prompt: str, answer: Answer) -> float:
         ended = answer.row.get("ended") is not False
         place = (prompt, answer.response, ended)
         if place not in known:
-            behind = encode_next(tokenizer, answer_text(tokenizer, answer.response))
-            if ended and tokenizer.eos_token_id is not None:
-                behind.append(tokenizer.eos_token_id)
-            text = special_control(tokenizer, prompt) if tokenizer.chat_template else prompt
-            room = (longest or sys.maxsize) - len(behind)
-            before = encode_prompt(tokenizer, text, room)[0] if room > 0 else []
-            known[place] = _logit(tokenizer, model, [*before, *behind][-longest if longest else 0 :])
+            tokens = encode_judged(tokenizer, prompt, answer.response, longest, ended=ended)
+            known[place] = _logit(tokenizer, model, tokens)
         return known[place]
 
     return score

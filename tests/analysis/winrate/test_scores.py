@@ -117,6 +117,45 @@ def test_reward_model_scores_prompt_response_and_eos(tmp_path: Path, tiny: dict[
     assert (row["wins"], row["losses"]) == (str(wins), str(3 - wins))
 
 
+def test_a_judged_text_begins_and_ends_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a tokenizer that puts [BOS] before and [SEP] behind every text, and a model that reads six tokens."""
+    from types import SimpleNamespace
+
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    from analysis.winrate import reward_model
+    from analysis.winrate.sources import Answer
+
+    words = ["[UNK]", "[EOS]", "[BOS]", "[SEP]", "p0", "p1", "p2", "good"]
+    core = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="[UNK]"))
+    core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()  # type: ignore[assignment]
+    core.post_processor = processors.TemplateProcessing(  # type: ignore[assignment]
+        single="[BOS] $A [SEP]", special_tokens=[("[BOS]", 2), ("[SEP]", 3)]
+    )
+    names = {"bos_token": "[BOS]", "eos_token": "[EOS]", "sep_token": "[SEP]", "unk_token": "[UNK]"}
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, **names)
+    model = SimpleNamespace(config=SimpleNamespace(max_position_embeddings=6))
+    read: list[str] = []
+    monkeypatch.setattr(reward_model, "_load", lambda *_: (tokenizer, model))
+    monkeypatch.setattr(
+        reward_model, "_logit", lambda _, __, ids: read.append(" ".join(words[i] for i in ids)) or float(len(ids))
+    )
+    score = reward_model.reward_model_scores("made/up")
+    for prompt in ("p0", "[BOS]p0", "[BOS][BOS]p0"):
+        for response in ("good", "good[EOS]", "good [EOS][EOS]"):
+            score(prompt, Answer(response, None, {}))
+    assert set(read) == {"[BOS] p0 good [EOS] [SEP]"}
+    for prompt, response, ended, expected in (
+        ("p0", "good[EOS]", False, "[BOS] p0 good [SEP]"),
+        ("[BOS] p0 p1 p2 p0 p1 p2", "good", True, "[BOS] p1 p2 good [EOS] [SEP]"),
+        ("p0", "good good good good good good", True, "[BOS] good good good [EOS] [SEP]"),
+        ("", "good", True, "[BOS] good [EOS] [SEP]"),
+    ):
+        score(prompt, Answer(response, None, {"ended": ended}))
+        assert read[-1] == expected
+
+
 def test_what_is_no_reward_model_is_refused(tmp_path: Path, tiny: dict[str, Path]) -> None:
     a = answers(tmp_path / "a.jsonl", {"p0": "good"})
     for path, message in (
