@@ -84,10 +84,7 @@ class RunProgress:
                 if not line.endswith(b"\n"):
                     break  # half written
                 self._read += len(line)
-                row = json.loads(line)
-                if not isinstance(row, dict):
-                    raise ValueError("no row")
-                row = _numbers(row)
+                row = _numbers(json.loads(line))
                 self.latest |= row
                 self.first = row | self.first
                 if not self._recent or row.get(self.unit, 0) > self._recent[-1].get(self.unit, 0):

@@ -89,7 +89,7 @@ def made(base, tmp_path) -> Callable[..., RunConfig]:
     """A finished run of a stage that starts from `base`."""
 
     def run(stage: str, *overrides: str, name: str = "a") -> RunConfig:
-        given = ("model.source=pretrained", f"model.path={base}", f"stage={stage}", *overrides)
+        given = ("model.name=mine", "model.source=pretrained", f"model.path={base}", f"stage={stage}", *overrides)
         config = tiny(tmp_path / name, tmp_path / "cache", "apa", *given)
         assert execute(config)["status"] == "finished"
         return config

@@ -163,7 +163,7 @@ def test_what_is_no_reward_model_is_refused(tmp_path: Path, tiny: dict[str, Path
         (tmp_path / "none", r"--reward-path .*none: no such folder"),
         (tmp_path, r"--reward-path: cannot load"),
         (tiny["two"], "gives 2 logits"),
-        (tiny["policy"], "gives 2 logits"),
+        (tiny["policy"], r"lacks the weights score\.weight; give a reward model, not a policy"),
     ):
         place = () if path is None else ("--reward-path", str(path))
         with pytest.raises(WinrateError, match=message):
