@@ -20,6 +20,7 @@ from analysis.evaluations import evaluations
 from analysis.kl_efficiency import GainCurve, gain_curve
 from analysis.load import load_run
 from rlhf.config.build import ConfigError
+from rlhf.lock import process_start
 from sweeps.studies.storage import only_driver
 from sweeps.studies.study import OpenTrial
 from tests.config.composed import config
@@ -274,7 +275,8 @@ def test_trials_of_a_killed_driver_wait_for_its_last_runs(search, tmp_path):
     left.study.ask()  # killed while it was asked
     run.mkdir()
     child = subprocess.Popen(["sleep", "60"])
-    (run / "lock.json").write_text(json.dumps({"host": socket.gethostname(), "pid": child.pid}))
+    holder = {"host": socket.gethostname(), "pid": child.pid, "pid_started": process_start(child.pid)}
+    (run / "lock.json").write_text(json.dumps({**holder, "token": "another", "heartbeat": 0}))
 
     def end_after_the_others() -> None:
         deadline = time.monotonic() + 30
