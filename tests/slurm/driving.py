@@ -66,7 +66,7 @@ class Sweep:
         file.touch()
         return str(file)
 
-    def finish(self, driver: subprocess.Popen[str], seconds: float = 120) -> str:
+    def finish(self, driver: subprocess.Popen[str], seconds: float = 240) -> str:
         """The driver's output; it must end by itself."""
         try:
             output, _ = driver.communicate(timeout=seconds)
