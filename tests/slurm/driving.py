@@ -76,7 +76,7 @@ class Sweep:
             raise AssertionError(f"the driver hung:\n{output}\n{self.cluster.squeue('--states=all')}") from None
         return output
 
-    def run(self, *overrides: str, seconds: float = 120) -> tuple[int, str]:
+    def run(self, *overrides: str, seconds: float = 240) -> tuple[int, str]:
         """Exit code and output."""
         driver = self.start(*overrides)
         output = self.finish(driver, seconds)
