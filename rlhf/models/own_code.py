@@ -13,12 +13,16 @@ from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
     MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
     PretrainedConfig,
+    dynamic_module_utils,
 )
 from transformers.utils.hub import cached_file
 
 from rlhf.distributed import rank
 from rlhf.models.errors import ModelError
 from rlhf.terminal import say
+
+# Where no argument says it, as inside a model's own code, transformers refuses instead of asking and waiting.
+dynamic_module_utils.TIME_OUT_REMOTE_CODE = 0
 
 CAUSAL, CLASSIFIER, TOKENIZER = "AutoModelForCausalLM", "AutoModelForSequenceClassification", "AutoTokenizer"
 _KNOWN: dict[str, Any] = {

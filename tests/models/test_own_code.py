@@ -106,10 +106,16 @@ def test_a_tokenizers_own_code_is_refused(brought):
 def test_nothing_is_asked_though_somebody_would_say_yes(brought, tmp_path):
     """In a process of its own, whose standard input says y."""
     folder, mark = brought
-    code = f"from rlhf.models.loading import load_pretrained\nload_pretrained({str(folder)!r})"
+    code = (
+        "from rlhf.models.loading import load_pretrained\n"
+        "from transformers import AutoConfig\n"
+        f"for load in (AutoConfig.from_pretrained, load_pretrained):\n"
+        f"    try: load({str(folder)!r})\n"
+        "    except ValueError as error: print(error)\n"
+    )
     environment = os.environ | {"HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "1"}
     done = subprocess.run(
         [sys.executable, "-c", code], input="y\n" * 9, capture_output=True, text=True, timeout=120, env=environment
     )
-    assert "model.trust_remote_code=true" in done.stderr and "[y/N]" not in done.stdout + done.stderr
+    assert "model.trust_remote_code=true" in done.stdout and "[y/N]" not in done.stdout + done.stderr
     assert not mark.exists()
