@@ -40,10 +40,7 @@ def main() -> None:
     except BrokenPipeError:  # of whoever read the help
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
-    except KeyboardInterrupt:  # before a run listens, or the second Ctrl-C: the first asks the run to checkpoint
-        sys.stderr.write("interrupted; the same command goes on where it stopped\n")
-        sys.exit(130)
-    except Exception as error:
+    except (Exception, KeyboardInterrupt) as error:
         _leave(error)
 
 
@@ -78,13 +75,24 @@ def _hydra(arguments: list[str]) -> None:
         raise ConfigError([composition_problem(error, overrides)]) from error
 
 
-def _leave(error: Exception) -> NoReturn:
+def _leave(error: BaseException) -> NoReturn:
+    if _interrupted(error):  # before a run listens, or by the second Ctrl-C: the first asks the run to checkpoint
+        sys.stderr.write("interrupted; the same command goes on where it stopped\n")
+        sys.exit(130)
+    assert isinstance(error, Exception)
     code = _exit_code(error)
     if os.environ.get("RLHF_TRACEBACK") == "1" and code != 130:
         from rlhf.terminal import complain
 
         complain("".join(traceback.format_exception(error)))
     sys.exit(code)
+
+
+def _interrupted(error: BaseException | None) -> bool:
+    """Whether Ctrl-C is at the root of it: libraries raise errors of their own out of an import that it broke off."""
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__cause__ or error.__context__
+    return error is not None
 
 
 def _exit_code(error: Exception) -> int:

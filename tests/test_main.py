@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+import main
 from rlhf.config.build import option_types
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -182,3 +183,22 @@ main.main()
 """
     done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, timeout=60)
     assert "told: [1.0, 1.0]" in done.stdout, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_ctrl_c_is_told_as_such_also_where_a_library_wraps_it(monkeypatch, capsys, wrapped):
+    """transformers raises a ModuleNotFoundError out of an import that Ctrl-C broke off."""
+
+    def broken_off(_: list[str]) -> None:
+        try:
+            raise KeyboardInterrupt
+        except KeyboardInterrupt as interruption:
+            if wrapped:
+                raise ModuleNotFoundError("Could not import module 'PreTrainedModel'") from interruption
+            raise
+
+    monkeypatch.setattr(main, "_hydra", broken_off)
+    with pytest.raises(SystemExit) as left:
+        main.main()
+    assert left.value.code == 130
+    assert capsys.readouterr().err == "interrupted; the same command goes on where it stopped\n"
