@@ -33,7 +33,7 @@ class _Expanded(torch.autograd.Function):
 
 
 def _expanded(layer: nn.Linear) -> Tensor:
-    if layer.weight.dtype != torch.int8:
+    if layer.weight.is_floating_point():
         return layer.weight
     from peft.utils.integrations import dequantize_module_weight
 
@@ -61,10 +61,16 @@ _HELD: dict[type[nn.Module], type[nn.Module]] = {nn.Linear: HeldLinear, nn.Embed
 
 @functools.cache
 def _weight_only(kind: type[nn.Module]) -> type[nn.Module]:
-    """bitsandbytes' int8 layer rounds activations too, by whatever else is in the batch, so that a text's logprobs
-    would depend on its neighbours. Here the weight alone is int8."""
+    """A layer of bitsandbytes whose weight alone has few bits, in every pass.
 
-    def forward(self: nn.Linear, x: Tensor) -> Tensor:
+    Its int8 layer rounds activations too, by whatever else is in the batch, so that a text's logprobs would depend on
+    its neighbours. On a CPU with AVX512-BF16 its int4 layer repacks its weight in place at the first pass without a
+    gradient; later passes round activations to bfloat16, and their gradients stop there without a word.
+    """
+
+    def forward(self: Any, x: Tensor) -> Tensor:
+        if self.weight.dtype == torch.uint8 and x.device.type != "cpu":  # int4 on a GPU: the library's own kernel
+            return kind.forward(self, x)  # type: ignore[no-any-return]
         return _Expanded.apply(x, self)  # type: ignore[no-any-return]
 
     return type(f"Held{kind.__name__}", (kind,), {"forward": forward})
@@ -78,7 +84,7 @@ def hold(model: nn.Module) -> None:
             module.__class__ = _HELD[type(module)]
         if isinstance(module, (HeldLinear, HeldEmbedding)):
             kept.add(id(module.weight))
-        elif type(module).__name__ == "Linear8bitLt":
+        elif type(module).__name__ in ("Linear8bitLt", "Linear4bit"):
             module.__class__ = _weight_only(type(module))
     for parameter in model.parameters():
         if parameter.dtype in SHORT and id(parameter) not in kept:

@@ -25,6 +25,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from rlhf.bad_steps import BadSteps
 from rlhf.config import RunConfig
 from rlhf.config.build import ConfigError
 from rlhf.data.examples import DataError, Demonstration, TextData
@@ -200,7 +201,8 @@ def setup_of(
         optimizer=optimizer_of(config, models),
         evaluator=Evaluator(config, tokenizer, encode_prompts(tokenizer, examples[:1], limits), scorer, None),
     )
-    return setup, Progress(new_controller(config))
+    bad_steps = BadSteps(Path("unused"), "optimization.max_bad_steps", 0, lambda write: write())
+    return setup, Progress(new_controller(config), bad_steps)
 
 
 def responses_of(config: RunConfig, setup: Setup) -> Sampled:
