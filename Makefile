@@ -1,4 +1,4 @@
-.PHONY: help check format test slow lock newest oldest
+.PHONY: help check format test slow measures lock newest oldest
 
 PYTHON ?= python3
 # Where `newest` and `oldest` make their environments, and which tests they run there.
@@ -22,6 +22,9 @@ test:  ## the default tests, under ten minutes on two cores
 
 slow:  ## learning on several seeds, real models
 	pytest -m slow -n 2 --dist loadfile
+
+measures:  ## how many files, functions and lines a reader meets
+	$(PYTHON) -m tests.measures
 
 lock:  ## renew requirements.lock, the versions that README's commands install; needs uv
 	$(PYTHON) -m tests.locked_versions
