@@ -45,21 +45,20 @@ def reward_model_scores(path: str, *, trust_remote_code: bool = False) -> Score:
 
 
 def _load(path: str, trust_remote_code: bool) -> tuple[Any, Any]:
-    from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
     if _is_path(path) and not Path(path).is_dir():
         raise WinrateError(f"--reward-path {path}: no such folder; give one that holds a reward model")
+    if trust_remote_code:
+        complain(f"warning: --trust-remote-code: Python code that {path} may bring runs with your rights")
     own_code = {"trust_remote_code": trust_remote_code}  # said either way, or transformers asks
     try:
-        auto_map = getattr(AutoConfig.from_pretrained(path, **own_code), "auto_map", None)
         tokenizer = AutoTokenizer.from_pretrained(path, **own_code)
         model, loading = AutoModelForSequenceClassification.from_pretrained(path, output_loading_info=True, **own_code)
     except Exception as error:  # whatever transformers and safetensors raise on what they cannot load
         code = "trust_remote_code" in str(error) and not trust_remote_code
         remedy = "; it brings Python code of its own, which --trust-remote-code runs with your rights" if code else ""
         raise WinrateError(f"--reward-path: cannot load {path} ({reason(error)}){remedy}") from error
-    if auto_map and trust_remote_code:
-        complain(f"warning: --trust-remote-code: Python code that {path} brings runs with your rights")
     if loading["missing_keys"]:
         names = ", ".join(sorted(loading["missing_keys"]))
         raise WinrateError(f"--reward-path {path}: lacks the weights {names}; give a reward model, not a policy")

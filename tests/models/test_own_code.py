@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from analysis.winrate.errors import WinrateError
+from analysis.winrate.reward_model import reward_model_scores
 from rlhf.models.classifier import load_classifier
 from rlhf.models.errors import ModelError
 from rlhf.models.loading import load_pretrained
@@ -68,6 +70,17 @@ def test_a_policys_own_code_is_run_only_where_it_is_allowed(brought, capsys):
     model, _ = load_pretrained(folder, own_code=OwnCode(allowed=True))
     assert mark.exists() and type(model).__name__ == "OwnModel"
     assert capsys.readouterr().out.startswith(f"warning: model.trust_remote_code: Python code that {folder} brings")
+
+
+def test_a_judges_own_code_is_run_only_where_it_is_allowed(brought, capsys):
+    folder, mark = brought
+    with pytest.raises(WinrateError, match="which --trust-remote-code runs with your rights$"):
+        reward_model_scores(str(folder))
+    assert not mark.exists()
+    with pytest.raises(WinrateError, match="cannot load"):  # it has no base model
+        reward_model_scores(str(folder), trust_remote_code=True)
+    assert mark.exists()
+    assert f"warning: --trust-remote-code: Python code that {folder} may bring" in capsys.readouterr().err
 
 
 def test_a_reward_models_own_code_is_run_only_where_it_is_allowed(brought):
