@@ -74,7 +74,7 @@ def test_a_policys_own_code_is_run_only_where_it_is_allowed(brought, capsys):
 
 def test_a_judges_own_code_is_run_only_where_it_is_allowed(brought, capsys):
     folder, mark = brought
-    with pytest.raises(WinrateError, match="which --trust-remote-code runs with your rights$"):
+    with pytest.raises(WinrateError, match=r"which --trust-remote-code runs with your rights$"):
         reward_model_scores(str(folder))
     assert not mark.exists()
     with pytest.raises(WinrateError, match="cannot load"):  # it has no base model
