@@ -222,7 +222,7 @@ class Cluster:
         lines = self.run("sinfo", "--noheader", "--Node", "--partition=main", "--format=%N %T").splitlines()
         return dict(map(str.split, lines))
 
-    def wait_until(self, predicate: Callable[[], T], seconds: float = 60) -> T:
+    def wait_until(self, predicate: Callable[[], T], seconds: float = 240) -> T:
         """The first true value of `predicate`; TimeoutError with what the cluster was at after so many seconds."""
         deadline = time.monotonic() + seconds
         while not (value := predicate()):

@@ -99,7 +99,7 @@ class Sweep:
     def starts_of(self, name: str) -> list[dict[str, Any]]:
         return [start for start in self.starts() if start["run"].startswith(name)]
 
-    def wait_for_rows(self, name: str, count: int, seconds: float = 60) -> None:
+    def wait_for_rows(self, name: str, count: int, seconds: float = 240) -> None:
         """Until the run whose id begins so has logged that many rows."""
         self.cluster.wait_until(lambda: len(self.rows(name)) >= count, seconds)
 

@@ -71,7 +71,7 @@ def test_inputs_are_shown_and_go_on_when_the_sweep_is_cancelled(cluster: Cluster
     behave(tmp_path, input_seconds=4.0)
     code, output = sweep.run("model.sft=true", "reward.path=null", "hardware.slurm.wait=false")
     assert code == 0, output
-    cluster.wait_until(lambda: "running" in sweep.tool("status")[1], 60)
+    cluster.wait_until(lambda: "running" in sweep.tool("status")[1])
     shown = sweep.tool("status")[1]
     assert [line.split("-")[0] for line in shown.splitlines()[1:4]] == ["sft", "reward_model", "apa"], shown
     said = sweep.tool("cancel")[1]
