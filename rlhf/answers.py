@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import io
 import json
-import os
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
-from filelock import FileLock
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
@@ -22,13 +21,13 @@ from rlhf.config import RunConfig
 from rlhf.config.identity import REVISION, fingerprint, read_by_stage
 from rlhf.data.examples import Demonstration, Preference
 from rlhf.data.tokenize import encode_prompts
-from rlhf.distributed import first_says
-from rlhf.errors import reason
-from rlhf.files import os_error_with_path, told_with_path, write_whole
+from rlhf.distributed import asked_to_stop, on_first_rank
+from rlhf.errors import FileError, reason
+from rlhf.files import file_errors, write_whole
 from rlhf.terminal import say
 from rlhf.text import answer_text, decode, encode_answer, pad_id
 from rlhf.urls import address
-from rlhf.waiting import acquired
+from rlhf.waiting import Interrupted, locked
 
 CHUNK = 256
 """Answers scored between two writes: what an interruption can lose."""
@@ -56,14 +55,14 @@ class Answers:
 
         An answer of more than max_new_tokens is cut, tokens and scored text alike, and has not ended.
         """
-        max_prompt_tokens, longest = self.limits
-        picked = [self._example(number) for number in index.tolist()]
-        prompts = encode_prompts(self.tokenizer, picked, max_prompt_tokens)
-        whole = [encode_answer(self.tokenizer, example.response) for example in picked]
-        ended = [len(tokens) <= longest for tokens in whole]
-        kept = [tokens[:longest] for tokens in whole]
-        before = [row[held].tolist() for row, held in zip(prompts.input_ids, prompts.mask, strict=True)]
-        response_ids, mask = pad(kept, pad_id(self.tokenizer), left=False)
+        max_prompt_tokens, max_new_tokens = self.limits
+        examples = [self._example(number) for number in index.tolist()]
+        prompts = encode_prompts(self.tokenizer, examples, max_prompt_tokens)
+        tokens = [encode_answer(self.tokenizer, example.response) for example in examples]
+        ended = [len(row) <= max_new_tokens for row in tokens]
+        tokens = [row[:max_new_tokens] for row in tokens]
+        prompt_tokens = [ids[mask].tolist() for ids, mask in zip(prompts.input_ids, prompts.mask, strict=True)]
+        response_ids, mask = pad(tokens, pad_id(self.tokenizer), left=False)
         return Rollouts(
             prompt_ids=prompts.input_ids,
             prompt_mask=prompts.mask,
@@ -71,10 +70,10 @@ class Answers:
             mask=mask,
             ended=torch.tensor(ended),
             prompts=prompts.texts,
-            references=[""] * len(picked),
+            references=[""] * len(examples),
             responses=[
-                answer_text(self.tokenizer, example.response) if has_ended else decode(self.tokenizer, tokens, prompt)
-                for example, tokens, has_ended, prompt in zip(picked, kept, ended, before, strict=True)
+                answer_text(self.tokenizer, example.response) if has_ended else decode(self.tokenizer, row, prompt)
+                for example, row, has_ended, prompt in zip(examples, tokens, ended, prompt_tokens, strict=True)
             ],
             sampler_logprobs=torch.zeros(mask.shape),
         )
@@ -108,95 +107,67 @@ def scores_file(config: RunConfig, reward_model: Path | None, answers: Answers) 
         "url": address(reward.url) if reward.name == "http" and reward.url and reward.server is None else None,
         "reward_model": None if reward_model is None else fingerprint(str(reward_model)),
         "references": None if config.reward.normalize == "none" else references,
-        "answers": first_says(answers.fingerprint),  # which reads all of them
+        "answers": on_first_rank(answers.fingerprint),  # which reads all of them
         "hardware": [hardware.device, hardware.threads, hardware.ranks],
     }
     key = hashlib.sha256(json.dumps(depends_on, sort_keys=True).encode()).hexdigest()[:16]
     return Path(config.cache_dir) / "scores" / f"{key}.npz"
 
 
-def scored_once(
-    path: Path, answers: Answers, score: Callable[[Rollouts], Tensor], keep_going: Callable[[str], None]
-) -> Tensor:
+def scored_once(path: Path, answers: Answers, score: Callable[[Rollouts], Tensor]) -> Tensor:
     """(rows,) float32 scores of all answers, by whichever run comes first; the others wait and read its file.
 
-    Every rank calls this at the same place; rank 0 holds the lock and the files.
+    The file grows by chunks, and an interrupted run's is gone on from. Every rank calls this at the same place; rank 0
+    holds the lock and the file.
 
     Args:
         score: Rollouts -> (B,) scores.
-        keep_going: called between chunks and while waiting with what has been done so far; may raise to stop.
+
+    Raises:
+        Interrupted: the run was asked to stop between two chunks, or while it waited.
     """
-    with told_with_path(path.parent, "make it"):
+    with contextlib.ExitStack() as stack:
+        on_first_rank(lambda: stack.enter_context(_locked(path)))
+        scores = on_first_rank(lambda: _read(path, len(answers)))
+        while len(scores) < len(answers):
+            if name := asked_to_stop():
+                raise Interrupted(
+                    f"stopped by {name}; {len(scores):,} of the data set's {len(answers):,} answers are scored and "
+                    "kept; type the command again to go on"
+                )
+            rows = torch.arange(len(scores), min(len(scores) + CHUNK, len(answers)))
+            scores = torch.cat([scores, score(answers.rows(rows)).float()])
+            on_first_rank(functools.partial(_write, path, scores))
+        return scores
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    with file_errors(path.parent, "make it"):
         path.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(path.with_suffix(".lock"))
-    while not first_says(lambda: acquired(lock, timeout=1.0)):
-        keep_going("another run scores the data set's answers")
-    try:
-        found = first_says(lambda: _read(path, len(answers)))
-        return _score_all(path, answers, score, keep_going) if found is None else found
-    finally:
-        lock.release()
+    with locked(path.with_suffix(".lock"), "scores the data set's answers"):
+        yield
 
 
-def _score_all(
-    path: Path, answers: Answers, score: Callable[[Rollouts], Tensor], keep_going: Callable[[str], None]
-) -> Tensor:
-    """All chunks from the first that `<path>.partial` does not hold; the caller has the lock."""
-    partial = path.with_suffix(".partial")
-    done = first_says(lambda: _whole_chunks(partial))
-    for first in range(done, len(answers), CHUNK):
-        keep_going(f"{first:,} of the data set's {len(answers):,} answers are scored and kept")
-        scores = score(answers.rows(torch.arange(first, min(first + CHUNK, len(answers)))))
-        first_says(functools.partial(_put, partial, first, scores))
-    return first_says(lambda: _whole(path, partial))
-
-
-def _put(partial: Path, first: int, scores: Tensor) -> None:
-    """Write a chunk behind the `first` scores that are there."""
-    with told_with_path(partial, "keep scores in it"), partial.open("ab") as file:
-        file.truncate(4 * first)
-        file.write(scores.float().numpy().tobytes())
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _whole(path: Path, partial: Path) -> Tensor:
-    """All chunks as the file that other runs read."""
-    with told_with_path(partial, "read it"):
-        scores = np.fromfile(partial, dtype=np.float32)
+def _write(path: Path, scores: Tensor) -> None:
     content = io.BytesIO()
-    np.savez(content, scores=scores)  # a zip file, whose checksum tells damage
+    np.savez(content, scores=scores.numpy())  # a zip file, whose checksum tells damage
     write_whole(path, content.getvalue())
-    partial.unlink()
-    return torch.from_numpy(scores)
 
 
-def _whole_chunks(partial: Path) -> int:
-    """Scores of the whole chunks that an interrupted process has left, up to the first that is not finite."""
-    if not partial.exists():
-        return 0
-    with told_with_path(partial, "read it"):
-        scores = np.fromfile(partial, dtype=np.float32)
-    bad = np.flatnonzero(~np.isfinite(scores))
-    if len(bad):
-        say(f"{partial}: score {bad[0]} is not finite; the answers from there on are scored again")
-    return int(bad[0] if len(bad) else len(scores)) // CHUNK * CHUNK
-
-
-def _read(path: Path, rows: int) -> Tensor | None:
-    """None where there is no file, or, in a line that names it, a damaged one."""
+def _read(path: Path, rows: int) -> Tensor:
+    """The scores that are there: of whole chunks, or of all rows. Of a damaged file none, and a line that names it."""
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        with file_errors(path, "read it"), np.load(path, allow_pickle=False) as archive:
             scores = archive["scores"]
-        if scores.shape != (rows,) or scores.dtype != np.float32:
+        if scores.ndim != 1 or scores.dtype != np.float32 or (len(scores) % CHUNK and len(scores) != rows):
             raise ValueError(f"it does not hold {rows} scores")
         if not np.isfinite(scores).all():
             raise ValueError("it holds scores that are not finite")
-    except FileNotFoundError:
-        return None
+        return torch.from_numpy(scores)
+    except FileError as error:
+        if not isinstance(error.__cause__, FileNotFoundError):
+            raise
     except (ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         say(f"{path}: damaged ({reason(error)}); the answers are scored again")
-        return None
-    except OSError as error:
-        raise os_error_with_path(error, path, "read it") from error
-    return torch.from_numpy(scores)
+    return torch.empty(0)

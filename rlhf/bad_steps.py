@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import json
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
-from rlhf.files import write_whole
 from rlhf.finite import NotFinite, check_weights
+from rlhf.runs.folder import RunFolder
 
-FOLDER = "bad_steps"
 KEPT = 16
 """Batches kept in a run folder, the first ones: what they have in common shows in a few."""
 
@@ -23,14 +19,11 @@ KEPT = 16
 class BadSteps:
     """The bad steps of one run. Every rank calls `skip` at the same place, for a step that is bad on all of them."""
 
-    folder: Path
-    """The run's."""
+    folder: RunFolder
     option: str
     """Of the config, which holds `allowed`, as "sft.max_bad_steps"."""
     allowed: int
     """Steps that may be left out in the whole run."""
-    write: Callable[[Callable[[], object]], None]
-    """`RunContext.write`."""
     count: int = 0
     """Left out so far; a checkpoint keeps it."""
 
@@ -53,31 +46,13 @@ class BadSteps:
         """
         problem, _, remedy = str(error).partition("; try ")
         self.count += 1
-        file = self.folder / FOLDER / f"{optimizer_step:08d}.json"
-        kept = self.count <= KEPT or self.count > self.allowed
-        if kept:
-            self.write(lambda: _keep(file, {"step": optimizer_step, "problem": problem, "batch": [*describe()]}))
+        file = None
+        if self.count <= KEPT or self.count > self.allowed:
+            content = {"step": optimizer_step, "problem": problem}
+            file = self.folder.keep_bad_step(optimizer_step, lambda: {**content, "batch": describe()})
         check_weights(parameters, f"at optimizer step {optimizer_step}", remedy)
         if self.count > self.allowed:
             raise NotFinite(
                 f"{problem}, bad step {self.count} of this run, and {self.option}={self.allowed} may be left out; its "
                 f"batch is in {file}; try {remedy}"
             ) from error
-
-
-def _keep(file: Path, content: Mapping[str, Any]) -> None:
-    file.parent.mkdir(exist_ok=True)
-    write_whole(file, json.dumps(_spelled(content), ensure_ascii=False, indent=1))
-
-
-def _spelled(value: Any) -> Any:
-    """The same with "nan", "inf" and "-inf" as texts: JSON has no such numbers, and they are what is looked for."""
-    if isinstance(value, Tensor):
-        return _spelled(value.tolist())
-    if isinstance(value, float) and not math.isfinite(value):
-        return str(value)
-    if isinstance(value, Mapping):
-        return {key: _spelled(inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [_spelled(inner) for inner in value]
-    return value

@@ -8,6 +8,7 @@ and the parts themselves is sent. With one rank every function here gives back w
 from __future__ import annotations
 
 import dataclasses
+import signal
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar
 
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from rlhf.processes import RankFailed
+from rlhf.waiting import Interrupted, stop_requested
 
 T = TypeVar("T")
 
@@ -49,19 +51,19 @@ def gathered(part: T, total: int) -> T:
     Args:
         part: a tensor or list whose first dimension is the row, or a dataclass of such, None and plain numbers.
     """
+    rows: Any = part
     if count() == 1:
         return part
-    whole: Any = part
     if isinstance(part, Tensor):
-        whole = _gathered_tensor(part)[:total]
+        rows = _gathered_tensor(part)[:total]
     elif isinstance(part, list):
         parts: list[Any] = [None] * count()
         distributed.all_gather_object(parts, part)
-        whole = [row for rows in parts for row in rows][:total]
+        rows = [row for part in parts for row in part][:total]
     elif dataclasses.is_dataclass(part) and not isinstance(part, type):
         fields = {field.name: getattr(part, field.name) for field in dataclasses.fields(part)}
-        whole = type(part)(**{name: gathered(value, total) for name, value in fields.items()})
-    return whole
+        rows = type(part)(**{name: gathered(value, total) for name, value in fields.items()})
+    return rows
 
 
 def _gathered_tensor(part: Tensor) -> Tensor:
@@ -94,22 +96,19 @@ def sum_gradients(parameters: Iterable[nn.Parameter]) -> None:
     """Add the gradients up over the ranks, in place. Those of sharded weights have been, in the backward pass."""
     if count() == 1:
         return
-    gradients = [p.grad for p in parameters if p.grad is not None and not isinstance(p.grad, DTensor)]
-    bucket: list[Tensor] = []
-    for gradient in gradients:
-        if bucket and sum(one.numel() for one in bucket) + gradient.numel() > BUCKET_NUMBERS:
-            _sum_bucket(bucket)
-            bucket = []
-        bucket.append(gradient)
-    if bucket:
-        _sum_bucket(bucket)
-
-
-def _sum_bucket(tensors: list[Tensor]) -> None:
-    flat = torch.cat([tensor.flatten() for tensor in tensors])
-    distributed.all_reduce(flat)
-    for tensor, summed in zip(tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True):
-        tensor.copy_(summed.view_as(tensor))
+    buckets: list[list[Tensor]] = []
+    numbers = BUCKET_NUMBERS + 1  # the first gradient opens a bucket
+    for gradient in (p.grad for p in parameters if p.grad is not None and not isinstance(p.grad, DTensor)):
+        if numbers + gradient.numel() > BUCKET_NUMBERS:
+            buckets.append([])
+            numbers = 0
+        buckets[-1].append(gradient)
+        numbers += gradient.numel()
+    for bucket in buckets:
+        flat = torch.cat([gradient.flatten() for gradient in bucket])
+        distributed.all_reduce(flat)
+        for gradient, summed in zip(bucket, flat.split([gradient.numel() for gradient in bucket]), strict=True):
+            gradient.copy_(summed.view_as(gradient))
 
 
 def is_sharded(model: object) -> bool:
@@ -117,39 +116,54 @@ def is_sharded(model: object) -> bool:
     return isinstance(model, nn.Module) and any(isinstance(parameter, DTensor) for parameter in model.parameters())
 
 
-def whole(tensor: Tensor) -> Tensor:
-    """All ranks' parts of a tensor, on the CPU of rank 0, which writes it; nothing elsewhere."""
+def full_tensor(tensor: Tensor) -> Tensor:
+    """All ranks' shards of a tensor, on the CPU of rank 0, which writes it; nothing elsewhere."""
     if not isinstance(tensor, DTensor):
         return tensor
     full = tensor.full_tensor()
     return torch.empty(0) if rank() else full.cpu()
 
 
-def part_of(full: Tensor, like: Tensor) -> Tensor:
-    """This rank's part of a whole tensor, cut up as `like` is."""
+def shard_like(full: Tensor, like: Tensor) -> Tensor:
+    """This rank's shard of a full tensor, cut up as `like` is."""
     if not isinstance(like, DTensor):
         return full
     return distribute_tensor(full.to(like.device), like.device_mesh, like.placements, src_data_rank=None)
 
 
-def first_says(function: Callable[[], T]) -> T:
+def on_first_rank(function: Callable[[], T]) -> T:
     """What `function` gives on rank 0, which alone calls it, on every rank; what it raises, on every rank.
 
-    The others wait, so that what rank 0 has written is there when they go on.
+    The others wait, so that what rank 0 has written is there when they go on. A request to stop is heard by all.
+
+    Raises:
+        Interrupted: rank 0 was asked to stop while it waited.
+        RankFailed: on the other ranks, where `function` raised anything else.
     """
     if count() == 1:
         return function()
-    said: list[Any] = [None, None]
+    outcome: list[Any] = [None, None]
     if rank() == 0:
         try:
-            said[0] = function()
+            outcome[0] = function()
+        except Interrupted as stop:
+            outcome[1] = Interrupted(str(stop))
         except Exception as error:
-            distributed.broadcast_object_list([None, f"rank 0: {type(error).__name__}: {error}"])
+            distributed.broadcast_object_list([None, RankFailed(f"rank 0: {type(error).__name__}: {error}")])
             raise
-    distributed.broadcast_object_list(said)
-    if said[1] is not None:
-        raise RankFailed(said[1])
-    return said[0]
+    distributed.broadcast_object_list(outcome)
+    if outcome[1] is not None:
+        raise outcome[1]
+    return outcome[0]
+
+
+def asked_to_stop() -> str | None:
+    """Name of the signal that asked any of the ranks to stop; all of them call this at the same place."""
+    name = stop_requested()
+    if count() == 1:
+        return name
+    number = largest(signal.Signals[name] if name else 0)
+    return signal.Signals(number).name if number else None
 
 
 def largest(number: int) -> int:

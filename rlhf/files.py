@@ -7,6 +7,7 @@ import errno
 import json
 import os
 import secrets
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ _REMEDIES = {
 
 
 @contextlib.contextmanager
-def told_with_path(path: Path, doing: str) -> Iterator[None]:
+def file_errors(path: Path, doing: str) -> Iterator[None]:
     """Turn an OSError of the body into a FileError that says which file, what was being done, and what to do.
 
     Args:
@@ -39,17 +40,17 @@ def told_with_path(path: Path, doing: str) -> Iterator[None]:
         raise
     except Exception as error:
         if isinstance(error, OSError) or _errno(error):
-            raise os_error_with_path(error, path, doing) from error
+            raise file_error(error, path, doing) from error
         raise
 
 
-def os_error_with_path(error: Exception, path: Path, doing: str) -> FileError:
-    """What `told_with_path` raises in place of `error`, which is an OSError or a library's word for one."""
+def file_error(error: Exception, path: Path, doing: str) -> FileError:
+    """What `file_errors` raises in place of `error`, which is an OSError or a library's word for one."""
     number = _errno(error)
     why = os.strerror(number) if number else printable(str(error)) or type(error).__name__
-    told = FileError(f"{path}: cannot {doing} ({why}); {remedy_for(error)}")
-    told.errno = number
-    return told
+    problem = FileError(f"{path}: cannot {doing} ({why}); {remedy_for(error)}")
+    problem.errno = number
+    return problem
 
 
 def remedy_for(error: Exception) -> str:
@@ -77,7 +78,7 @@ def write_whole(path: Path, content: str | bytes | Callable[[Path], None], *, mo
         FileError: the disk is full, or the folder cannot be written; `path` is as it was.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
-    with told_with_path(path, "write it"):
+    with file_errors(path, "write it"):
         try:
             if callable(content):
                 content(temporary)
@@ -93,13 +94,36 @@ def write_whole(path: Path, content: str | bytes | Callable[[Path], None], *, mo
                 temporary.unlink(missing_ok=True)
 
 
+def write_folder(folder: Path, write: Callable[[Path], object]) -> Path:
+    """Let `write` fill a temporary folder, flush it to disk, and give it its name; what had that name is deleted.
+
+    Raises:
+        FileError: the disk is full, or the folder cannot be written.
+    """
+    for left_over in folder.parent.glob(f".{folder.name}.*.tmp"):  # of a process that was killed here
+        shutil.rmtree(left_over, ignore_errors=True)
+    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    try:
+        with file_errors(folder, "write it"):
+            temporary.mkdir(parents=True)
+            write(temporary)
+            for path in (*temporary.rglob("*"), temporary):
+                flush_to_disk(path)
+            shutil.rmtree(folder, ignore_errors=True)
+            temporary.replace(folder)
+            flush_to_disk(folder.parent)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return folder
+
+
 def read_json_object(path: Path) -> dict[str, Any] | None:
     """The object that a JSON file holds; None where there is no file.
 
     Raises:
         FileError: it cannot be read, or holds no JSON object.
     """
-    with told_with_path(path, "read it"):
+    with file_errors(path, "read it"):
         try:
             value = json.loads(path.read_bytes())
         except FileNotFoundError:
@@ -117,7 +141,7 @@ def read_json_lines(path: Path) -> list[dict[str, Any]]:
     Raises:
         FileError: it cannot be read, or a line holds no JSON object.
     """
-    with told_with_path(path, "read it"):
+    with file_errors(path, "read it"):
         content = path.read_bytes() if path.exists() else b""
     rows = []
     for number, line in enumerate(content.splitlines(), 1):

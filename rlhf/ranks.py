@@ -34,7 +34,7 @@ from rlhf.distributed import count, rank
 from rlhf.errors import one_line, reason
 from rlhf.processes import ROOT, STOP_SIGNALS, TELL_AGAIN_SECONDS, RankFailed, how_it_died
 from rlhf.terminal import complain
-from rlhf.waiting import StopFlag
+from rlhf.waiting import stop_requested
 
 MEET_SECONDS = 600.0
 """All ranks have started by then."""
@@ -155,7 +155,7 @@ class _Rank:
         return None if self.message is not None or code is None else how_it_died(code)
 
 
-def start_ranks(config: RunConfig, stop: StopFlag) -> dict[str, Any]:
+def start_ranks(config: RunConfig) -> dict[str, Any]:
     """hardware.ranks processes of this machine do the run; returns rank 0's summary.
 
     They stay in this process's group, so that what kills it kills them; should it be killed alone, they checkpoint.
@@ -173,7 +173,7 @@ def start_ranks(config: RunConfig, stop: StopFlag) -> dict[str, Any]:
         port = _free_port()
         for number in range(size):
             ranks.append(_start(config, number, port))
-        _supervise(ranks, stop)
+        _supervise(ranks)
         return _result(ranks)
     finally:
         for one in ranks:
@@ -215,7 +215,7 @@ def _start(config: RunConfig, number: int, port: int) -> _Rank:
     return _Rank(number, process, receiver)
 
 
-def _supervise(ranks: list[_Rank], stop: StopFlag) -> None:
+def _supervise(ranks: list[_Rank]) -> None:
     """Until all have ended: pass a request to stop on, and end what is left soon after the first death."""
     told = float("-inf")
     while any(one.died is None for one in ranks):
@@ -223,7 +223,7 @@ def _supervise(ranks: list[_Rank], stop: StopFlag) -> None:
         wait(waiting, 0.2) if waiting else time.sleep(0.05)
         for one in ranks:
             one.look()
-        if stop.requested and time.monotonic() - told > TELL_AGAIN_SECONDS:
+        if stop_requested() and time.monotonic() - told > TELL_AGAIN_SECONDS:
             told = time.monotonic()
             for one in ranks:
                 one.process.send_signal(signal.SIGTERM)

@@ -1,16 +1,18 @@
-"""Waiting for another process, which ends when this one is asked to stop. Imports no torch."""
+"""Requests to stop, and waits for another process that end when one comes in. Imports no torch."""
 
 from __future__ import annotations
 
 import contextlib
+import signal
+import threading
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from rlhf.files import os_error_with_path
+from rlhf.files import file_error
+from rlhf.processes import STOP_SIGNALS
 from rlhf.terminal import say
 
 LOOK_SECONDS = 1.0
@@ -25,32 +27,54 @@ class StoppedWaiting(Interrupted):
     """The same, of a process that waited for another one; other ranks of the run may be elsewhere."""
 
 
-@dataclass
-class StopFlag:
-    """Set by a signal handler, read where a run can stop."""
-
-    requested: str | None = None
-    """Name of the signal."""
-
-
-_heeded = StopFlag()
-"""The flag of the run at work in this process."""
-
-
-@contextlib.contextmanager
-def heeding(stop: StopFlag) -> Iterator[None]:
-    """While in the context, `locked` stops waiting once `stop` is set."""
-    global _heeded
-    before, _heeded = _heeded, stop
-    try:
-        yield
-    finally:
-        _heeded = before
+_requested: str | None = None
 
 
 def stop_requested() -> str | None:
-    """The signal that asked the run in this process to stop."""
-    return _heeded.requested
+    """Name of the signal that asked the run in this process to stop; None while it may go on."""
+    return _requested
+
+
+def request_stop(signal_name: str) -> None:
+    """Ask the run in this process to stop, as a signal does."""
+    global _requested
+    _requested = signal_name
+
+
+@contextlib.contextmanager
+def stopped_by_signals() -> Iterator[None]:
+    """While in the context, STOP_SIGNALS are requests to stop, and a second SIGINT is a KeyboardInterrupt.
+
+    In the main thread alone, where Python lets handlers be set; elsewhere signals stay as they are.
+    """
+    global _requested
+
+    def handle(number: int, _: object) -> None:
+        if _requested and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        request_stop(signal.Signals(number).name)
+
+    main = threading.current_thread() is threading.main_thread()
+    requested_before, _requested = _requested, None
+    handlers = {number: signal.signal(number, handle) for number in STOP_SIGNALS if main}
+    try:
+        yield
+    finally:
+        _requested = requested_before
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+
+
+def stop_waiting_if_asked(meanwhile: str) -> None:
+    """
+    Args:
+        meanwhile: what was waited for, as "the server rests".
+
+    Raises:
+        StoppedWaiting: this run was asked to stop.
+    """
+    if _requested:
+        raise StoppedWaiting(f"stopped by {_requested} while {meanwhile}; type the command again to go on")
 
 
 @contextlib.contextmanager
@@ -65,12 +89,11 @@ def locked(path: Path, doing: str) -> Iterator[None]:
         FileError: the file system has no locks, or the file cannot be written.
     """
     lock = FileLock(path)
-    began, said = time.monotonic(), False
+    say_at: float | None = time.monotonic() + SAY_AFTER_SECONDS
     while not acquired(lock, LOOK_SECONDS):
-        if stopped := stop_requested():
-            raise StoppedWaiting(f"stopped by {stopped} while another process {doing}; type the command again to go on")
-        if not said and time.monotonic() - began > SAY_AFTER_SECONDS:
-            said = True
+        stop_waiting_if_asked(f"another process {doing}")
+        if say_at is not None and time.monotonic() > say_at:
+            say_at = None
             say(f"waiting while another process {doing}; if there is none, delete {path}")
     try:
         yield
@@ -89,8 +112,7 @@ def pause(seconds: float, meanwhile: str) -> None:
     """
     until = time.monotonic() + seconds
     while (left := until - time.monotonic()) > 0:
-        if stopped := stop_requested():
-            raise StoppedWaiting(f"stopped by {stopped} while {meanwhile}; type the command again to go on")
+        stop_waiting_if_asked(meanwhile)
         time.sleep(min(left, LOOK_SECONDS))
 
 
@@ -105,5 +127,5 @@ def acquired(lock: FileLock, timeout: float) -> bool:
     except Timeout:
         return False
     except OSError as error:
-        raise os_error_with_path(error, Path(lock.lock_file), "lock it") from error
+        raise file_error(error, Path(lock.lock_file), "lock it") from error
     return True

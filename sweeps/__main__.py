@@ -13,7 +13,7 @@ from pathlib import Path
 from rich.console import Console
 
 from rlhf.config.identity import sweep_folder
-from rlhf.summary import OVER
+from rlhf.runs.state import OVER
 from rlhf.terminal import complain, tell
 from rlhf.terminal import console as made_console
 from sweeps.display import STATE_STYLES

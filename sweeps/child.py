@@ -17,8 +17,8 @@ from typing import Any
 
 from rlhf.config import RunConfig
 from rlhf.errors import one_line
-from rlhf.lock import WAIT_FOR_LOCK, LockError
 from rlhf.processes import HELD_SIGNALS, RankFailed
+from rlhf.runs.lock import WAIT_FOR_LOCK, LockError
 from rlhf.terminal import complain
 from sweeps.resources import thread_environment
 

@@ -19,7 +19,7 @@ from rich.text import Text
 
 from rlhf.config import RL_STAGES, RunConfig
 from rlhf.config.identity import run_folder, run_id
-from rlhf.summary import OVER, read_summary
+from rlhf.runs.state import OVER, read_summary
 from rlhf.terminal import Column, fitted_table, tell
 from sweeps.runs import Outcome
 

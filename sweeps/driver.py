@@ -12,7 +12,7 @@ from rich.console import Console
 
 from rlhf.config import RunConfig
 from rlhf.config.identity import input_runs, run_folder
-from rlhf.summary import OVER, finished
+from rlhf.runs.state import OVER, finished
 from sweeps.display import Display
 from sweeps.records import outcome_path, write_json
 from sweeps.runs import Outcome, RunLauncher

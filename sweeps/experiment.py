@@ -22,9 +22,10 @@ from rlhf.config.frozen import starts_anew
 from rlhf.config.identity import input_runs, run_folder, run_id, sweep_folder
 from rlhf.config.sizes import derived_sizes, sizes_in_words
 from rlhf.errors import one_line
-from rlhf.summary import OVER, finished
+from rlhf.runs.state import OVER, finished
 from rlhf.terminal import console as made_console
 from rlhf.terminal import tell
+from rlhf.waiting import stop_requested
 from sweeps.display import STATE_STYLES, RunProgress, duration, number, watching
 from sweeps.driver import Driver
 from sweeps.local_launcher import LocalRuns
@@ -203,12 +204,11 @@ def run_single(run: RunConfig) -> dict[str, Any]:
     os.environ.update(thread_environment(run.hardware.threads))  # before torch is imported
     shown = [*(need for need in input_runs(run) if finished(need) is None), run]
     with watching(shown, console) if first else contextlib.nullcontext() as display:
-        from rlhf.run import StopFlag, execute
+        from rlhf.run import execute
 
-        stop = StopFlag()
         if display is not None:
-            display.stopping = lambda: stop.requested is not None
-        summary = execute(run, stop)
+            display.stopping = lambda: stop_requested() is not None
+        summary = execute(run)
     if summary.get("status") == "interrupted":
         tell(console, f"{run_id(run)} interrupted; {again()} goes on where it stopped", STATE_STYLES["interrupted"])
         raise Stopped(130)

@@ -15,8 +15,8 @@ from rlhf.config import RunConfig
 from rlhf.config.build import config_to_mapping
 from rlhf.config.identity import run_id, sweep_folder
 from rlhf.errors import FileError
-from rlhf.files import read_json_object, told_with_path, write_whole
-from rlhf.lock import process_start
+from rlhf.files import file_errors, read_json_object, write_whole
+from rlhf.runs.lock import process_start
 
 JOBS = "jobs"
 
@@ -67,6 +67,6 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def write_json(path: Path, mapping: Mapping[str, Any]) -> None:
     """Whole or not at all; for its owner alone, since a record holds the whole config."""
-    with told_with_path(path.parent, "make it"):
+    with file_errors(path.parent, "make it"):
         path.parent.mkdir(parents=True, exist_ok=True)
     write_whole(path, json.dumps(mapping), mode=0o600)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from rlhf.config import RunConfig
 from rlhf.config.identity import run_folder, run_id
-from rlhf.summary import OVER, times_emptied
+from rlhf.runs.state import OVER, times_emptied
 from rlhf.terminal import complain, say
 from sweeps.local_launcher import LocalRuns
 from sweeps.records import outcome_path, read_json, stop_path, write_json

@@ -15,7 +15,7 @@ from pathlib import Path
 from rlhf.config import RunConfig
 from rlhf.config.build import ConfigError
 from rlhf.config.identity import run_folder
-from rlhf.summary import OVER, read_summary
+from rlhf.runs.state import OVER, read_summary
 from rlhf.terminal import complain
 from sweeps.records import outcome_path, read_json, record_path, stop_path, write_record
 from sweeps.runs import Outcome

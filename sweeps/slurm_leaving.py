@@ -9,7 +9,7 @@ from rich.console import Console
 
 from rlhf.config import RunConfig
 from rlhf.config.identity import input_runs, run_folder, sweep_folder
-from rlhf.summary import finished
+from rlhf.runs.state import finished
 from rlhf.terminal import tell
 from sweeps.slurm_launcher import SlurmRuns
 from sweeps.slurm_refusals import SubmissionError

@@ -24,9 +24,9 @@ from typing import Any
 from rlhf.config import RunConfig, SlurmConfig
 from rlhf.config.identity import run_folder, run_id, sweep_folder
 from rlhf.errors import printable
-from rlhf.files import told_with_path
+from rlhf.files import file_errors
 from rlhf.processes import HELD_SIGNALS, ROOT
-from rlhf.summary import times_emptied
+from rlhf.runs.state import times_emptied
 from sweeps.records import JOBS, outcome_path, stop_path, write_record
 from sweeps.resources import thread_environment
 from sweeps.slurm_job import UMASK, PackedRuns
@@ -166,7 +166,7 @@ def why_job_ended(run: RunConfig, number: str) -> str:
 def _new_folder(run: RunConfig) -> Path:
     """For the files of one submission; where several users share a sweep or its inputs, each has such folders."""
     parent = sweep_folder(run).absolute() / JOBS / SUBMITTED
-    with told_with_path(parent, "make it"):
+    with file_errors(parent, "make it"):
         if parent.exists() and parent.stat().st_uid != os.getuid():
             parent = parent.with_name(f"{SUBMITTED}-{os.getuid()}")
         parent.mkdir(parents=True, exist_ok=True)

@@ -16,8 +16,8 @@ from rlhf.config import RunConfig
 from rlhf.config.build import ConfigError, build_config
 from rlhf.config.identity import input_runs, run_folder, sweep_folder
 from rlhf.errors import FileError, reason
-from rlhf.lock import process_start, seems_alive
-from rlhf.summary import OVER, finished, read_summary
+from rlhf.runs.lock import process_start, seems_alive
+from rlhf.runs.state import OVER, finished, read_summary
 from rlhf.terminal import Column, fitted_columns, fitted_table
 from sweeps.display import STATE_STYLES, RunProgress, number
 from sweeps.records import outcome_path, read_json, read_records, record_path

@@ -34,7 +34,7 @@ def log_sweep(run: RunConfig, folder: Path, comparison: Comparison) -> None:
     own.mkdir(exist_ok=True)
     marker.touch()  # first: a command that is killed below would otherwise have every row logged twice
     from analysis.wandb_run import log_curves, sweep_curves
-    from rlhf.wandb_mirror import open_wandb_run
+    from rlhf.runs.mirror import open_wandb_run
 
     wandb_run = open_wandb_run(
         run.tracking,

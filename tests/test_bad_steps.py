@@ -14,11 +14,12 @@ import rlhf.ilql_update as ilql_updating
 import rlhf.stages.supervised as supervised
 import rlhf.update as updating
 from rlhf.bad_steps import BadSteps
-from rlhf.checkpoint import load_checkpoint
 from rlhf.config.identity import input_runs, run_folder
 from rlhf.finite import NotFinite
 from rlhf.run import execute
-from rlhf.tracking import read_rows
+from rlhf.runs.checkpoint import load_checkpoint
+from rlhf.runs.folder import RunFolder
+from rlhf.runs.state import read_rows
 from tests.test_run import assert_same, signal_at, tiny, without_time
 
 pytestmark = pytest.mark.usefixtures("torchs_switches")
@@ -143,18 +144,17 @@ def test_a_step_that_is_left_out_changes_nothing(tmp_path, cache, monkeypatch):
 
 
 def test_files_are_bounded_and_broken_weights_end_a_run_at_once(tmp_path):
-    def counter(allowed: int) -> BadSteps:
-        return BadSteps(tmp_path, "sft.max_bad_steps", allowed, lambda write: write())
-
     error, whole = NotFinite("the loss is nan at optimizer step 1; try less"), {"a": torch.nn.Parameter(torch.ones(2))}
-    bad = counter(100)
-    for step in range(60):
-        bad.skip(error, step, whole, lambda: [{"text": "x", "numbers": torch.tensor([float("nan"), -float("inf")])}])
+    numbers = torch.tensor([float("nan"), -float("inf")])
+    with RunFolder(tmp_path) as folder:
+        bad = BadSteps(folder, "sft.max_bad_steps", 100)
+        for step in range(60):
+            bad.skip(error, step, whole, lambda: [{"text": "x", "numbers": numbers}])
     assert bad.count == 60 and len(kept(tmp_path)) <= 16
     assert kept(tmp_path)["00000000.json"]["batch"] == [{"text": "x", "numbers": ["nan", "-inf"]}]
     broken = {"a": torch.nn.Parameter(torch.tensor([1.0, float("nan")]))}
     with pytest.raises(NotFinite, match=r"the weights are not finite at optimizer step 61 \(a\); try less"):
-        counter(100).skip(error, 61, broken, list)
+        bad.skip(error, 61, broken, list)
 
 
 def test_inputs_are_not_touched_by_the_limit(tmp_path, cache):

@@ -14,8 +14,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
-import rlhf.checkpoint
-from rlhf.checkpoint import (
+import rlhf.runs.checkpoint
+from rlhf.optimization import adamw
+from rlhf.runs.checkpoint import (
     Checkpoint,
     CheckpointError,
     load_checkpoint,
@@ -25,7 +26,6 @@ from rlhf.checkpoint import (
     parameter_tensors,
     save_checkpoint,
 )
-from rlhf.optimization import adamw
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -149,8 +149,8 @@ def test_a_full_disk_leaves_earlier_checkpoints_whole_and_nothing_half_written(t
         raise error
 
     with monkeypatch.context() as patch:
-        patch.setattr(rlhf.checkpoint, "save_file", full)
-        with pytest.raises(CheckpointError, match=r"00000003 \(.*No space left.*; free space"):
+        patch.setattr(rlhf.runs.checkpoint, "save_file", full)
+        with pytest.raises(CheckpointError, match=r"00000003: cannot write it \(No space left.*; free space"):
             save(tmp_path, 3)
     assert [int(name) for name in steps(tmp_path)] == [1, 2]
     assert loaded_step(tmp_path) == 2
@@ -162,7 +162,7 @@ KILLER = """
 import os, signal, sys
 from pathlib import Path
 import torch
-import rlhf.checkpoint as c
+import rlhf.runs.checkpoint as c
 
 def die(*_):
     os.kill(os.getpid(), signal.SIGKILL)
@@ -311,7 +311,7 @@ def test_a_file_too_large_is_not_told_to_free_space(tmp_path, monkeypatch):
     def limited(*_):
         raise SafetensorError("Error while serializing: I/O error: File too large (os error 27)")
 
-    monkeypatch.setattr(rlhf.checkpoint, "save_file", limited)
+    monkeypatch.setattr(rlhf.runs.checkpoint, "save_file", limited)
     with pytest.raises(CheckpointError, match="ulimit -f") as error:
         save(tmp_path, 1)
     assert "free space" not in str(error.value)

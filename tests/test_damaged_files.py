@@ -11,9 +11,8 @@ import pytest
 from rlhf.config.identity import run_folder
 from rlhf.errors import FileError
 from rlhf.run import execute
-from rlhf.summary import finished, read_summary, times_emptied
-from rlhf.tracking import read_rows
-from rlhf.wandb_mirror import SENT, _read_sent
+from rlhf.runs.mirror import SENT, _read_sent
+from rlhf.runs.state import finished, read_rows, read_summary, times_emptied
 from sweeps.records import read_json, read_records
 from tests.config.composed import config
 

@@ -21,13 +21,13 @@ import torch
 from safetensors.torch import load_file
 
 import rlhf.ranks
-from rlhf.checkpoint import load_checkpoint
 from rlhf.config import RunConfig
 from rlhf.config.build import config_to_mapping
 from rlhf.config.identity import input_runs, run_folder
 from rlhf.processes import RankFailed
 from rlhf.run import RunError, execute
-from rlhf.tracking import read_rows
+from rlhf.runs.checkpoint import load_checkpoint
+from rlhf.runs.state import read_rows
 from tests.test_run import TINY, tiny, without_time
 
 ROOT = Path(__file__).resolve().parents[1]

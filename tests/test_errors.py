@@ -8,7 +8,7 @@ import pytest
 
 from rlhf.config.build import ConfigError
 from rlhf.errors import FileError, one_line, printable, reason
-from rlhf.files import read_json_object, told_with_path, write_whole
+from rlhf.files import file_errors, read_json_object, write_whole
 
 
 @pytest.mark.parametrize(
@@ -57,7 +57,7 @@ def test_what_was_written_for_the_user_stands_alone():
 
 
 def test_an_error_of_the_file_system_names_the_file_and_the_remedy(tmp_path: Path):
-    with pytest.raises(FileError) as told, told_with_path(tmp_path / "a", "read it"):
+    with pytest.raises(FileError) as told, file_errors(tmp_path / "a", "read it"):
         raise OSError(errno.ENOSPC, "No space left on device")
     assert str(told.value) == (
         f"{tmp_path / 'a'}: cannot read it (No space left on device); free space there and type the command again"

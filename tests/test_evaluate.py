@@ -16,7 +16,7 @@ from rlhf.config.identity import input_runs, run_folder, run_id
 from rlhf.models.ilql import HEADS
 from rlhf.models.loading import ModelError
 from rlhf.run import execute
-from rlhf.tracking import read_rows
+from rlhf.runs.state import read_rows
 from tests.config.composed import config
 from tests.test_run import tiny
 

@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
-import rlhf.lock
+import rlhf.runs.lock
 from rlhf.files import write_whole
-from rlhf.lock import LockError, RunLock, held_here, process_start, seems_alive
-from rlhf.waiting import StopFlag, StoppedWaiting, heeding
+from rlhf.runs.lock import LockError, RunLock, held_here, process_start, seems_alive
+from rlhf.waiting import StoppedWaiting, request_stop, stopped_by_signals
 
 
 def holder(folder: Path) -> dict:
@@ -103,8 +103,8 @@ def test_a_pid_that_another_process_has_got_since_is_taken_over(tmp_path, other_
 
 @pytest.fixture
 def short_lease(monkeypatch):
-    monkeypatch.setattr(rlhf.lock, "LEASE_SECONDS", 0.6)
-    monkeypatch.setattr(rlhf.lock, "LOOK_SECONDS", 0.05)
+    monkeypatch.setattr(rlhf.runs.lock, "LEASE_SECONDS", 0.6)
+    monkeypatch.setattr(rlhf.runs.lock, "LOOK_SECONDS", 0.05)
 
 
 DAY = 86400.0
@@ -123,7 +123,7 @@ def test_a_lost_host_is_taken_over_after_its_lease_whatever_its_clock(tmp_path, 
 
 @pytest.mark.parametrize("clock", [-DAY, 0.0, DAY])
 def test_a_live_host_keeps_its_lock_whatever_its_clock(tmp_path, short_lease, monkeypatch, clock):
-    monkeypatch.setattr(rlhf.lock, "LEASE_SECONDS", 60.0)  # of a busy machine
+    monkeypatch.setattr(rlhf.runs.lock, "LEASE_SECONDS", 60.0)  # of a busy machine
     done = threading.Event()
 
     def beat() -> None:
@@ -164,19 +164,17 @@ def test_a_pid_that_is_none_is_nobodys(tmp_path, pid):
 @pytest.mark.parametrize("host", [socket.gethostname(), "elsewhere"])
 def test_whoever_waits_stops_when_asked(tmp_path, other_process, host):
     held_by(tmp_path, other_process.pid, host=host)
-    stop = StopFlag()
-    threading.Timer(0.3, lambda: setattr(stop, "requested", "SIGTERM")).start()
     began = time.monotonic()
-    with heeding(stop), pytest.raises(StoppedWaiting, match="stopped by SIGTERM"):
-        RunLock(tmp_path, wait_while=lambda: True).__enter__()
+    with stopped_by_signals(), pytest.raises(StoppedWaiting, match="stopped by SIGTERM"):
+        threading.Timer(0.3, request_stop, ["SIGTERM"]).start()
+        RunLock(tmp_path, wait=True).__enter__()
     assert time.monotonic() - began < 10
     assert holder(tmp_path)["token"] == "theirs"
 
 
 def test_a_guard_that_nobody_gives_back_does_not_keep_a_run_from_stopping(tmp_path):
-    stop = StopFlag()
-    threading.Timer(0.3, lambda: setattr(stop, "requested", "SIGINT")).start()
-    with FileLock(tmp_path / ".lock.guard"), heeding(stop), pytest.raises(StoppedWaiting):
+    with FileLock(tmp_path / ".lock.guard"), stopped_by_signals(), pytest.raises(StoppedWaiting):
+        threading.Timer(0.3, request_stop, ["SIGINT"]).start()
         RunLock(tmp_path).__enter__()
 
 
@@ -196,7 +194,7 @@ def test_a_lock_that_was_removed_counts_as_lost(tmp_path):
 
 
 def test_the_heart_beats_and_stops_when_taken_over(tmp_path, monkeypatch, other_process):
-    monkeypatch.setattr(rlhf.lock, "HEARTBEAT_SECONDS", 0.02)
+    monkeypatch.setattr(rlhf.runs.lock, "HEARTBEAT_SECONDS", 0.02)
     with RunLock(tmp_path):
         first, deadline = holder(tmp_path)["heartbeat"], time.monotonic() + 5
         while holder(tmp_path)["heartbeat"] == first:

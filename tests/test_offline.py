@@ -14,13 +14,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from filelock import FileLock
 from safetensors.torch import load_file
 from torch import Tensor
 
 import rlhf.answers
 from rlhf.answers import Answers, scored_once, scores_file
 from rlhf.batches import ILQLBatch, Rollouts
-from rlhf.checkpoint import load_checkpoint
 from rlhf.config import RunConfig
 from rlhf.config.build import ConfigError
 from rlhf.config.identity import run_folder, run_id
@@ -30,9 +30,10 @@ from rlhf.models.ilql import HEADS
 from rlhf.models.loading import word_tokenizer
 from rlhf.rewards import RunningMoments
 from rlhf.run import execute
-from rlhf.stages.context import Interrupted
+from rlhf.runs.checkpoint import load_checkpoint
+from rlhf.runs.state import read_rows
 from rlhf.stages.offline import DataResponses, Untrained, _untrained_values
-from rlhf.tracking import read_rows
+from rlhf.waiting import Interrupted, request_stop, stopped_by_signals
 from tests.algorithms.test_ilql import heads_with
 from tests.config.composed import config, typed
 from tests.helpers import measure_all, nudge, policy_models, random_rollouts, tiny_model, unpadded, value_settings
@@ -141,33 +142,18 @@ def small_chunks(monkeypatch):
     monkeypatch.setattr(rlhf.answers, "CHUNK", 16)
 
 
-def never(_: str) -> None:
-    pass
-
-
-def stop_at(call: int) -> Callable[[str], None]:
-    left = [call]
-
-    def keep_going(done: str) -> None:
-        left[0] -= 1
-        if left[0] == 0:
-            raise Interrupted(done)
-
-    return keep_going
-
-
 def test_scores_are_worked_out_once(tmp_path, small_chunks):
     path, score, answers = tmp_path / "scores" / "x.npz", Counting(), some_answers(20)
-    first = scored_once(path, answers, score, never)
+    first = scored_once(path, answers, score)
     assert score.asked == 40 and torch.equal(first, expected_scores(answers))
-    assert torch.equal(scored_once(path, answers, score, never), first) and score.asked == 40
+    assert torch.equal(scored_once(path, answers, score), first) and score.asked == 40
     assert [p.suffix for p in path.parent.iterdir() if p.suffix != ".lock"] == [".npz"]
 
 
 @pytest.mark.parametrize("damage", ["flipped", "cut", "empty", "other"])
 def test_a_damaged_file_is_made_again(tmp_path, small_chunks, damage):
     path, answers = tmp_path / "x.npz", some_answers(20)
-    whole = scored_once(path, answers, Counting(), never)
+    whole = scored_once(path, answers, Counting())
     content = bytearray(path.read_bytes())
     if damage == "flipped":
         content[content.index(whole.numpy().tobytes()) + 5] ^= 1
@@ -176,26 +162,40 @@ def test_a_damaged_file_is_made_again(tmp_path, small_chunks, damage):
     else:
         path.write_bytes({"flipped": content, "cut": content[:-30], "empty": b""}[damage])
     score = Counting()
-    assert torch.equal(scored_once(path, answers, score, never), whole) and score.asked == 40
-    assert torch.equal(scored_once(path, answers, score, never), whole) and score.asked == 40
+    assert torch.equal(scored_once(path, answers, score), whole) and score.asked == 40
+    assert torch.equal(scored_once(path, answers, score), whole) and score.asked == 40
 
 
-def test_an_interruption_loses_a_chunk_at_most(tmp_path, small_chunks):
-    path, answers, score = tmp_path / "x.npz", some_answers(20), Counting()
-    with pytest.raises(Interrupted, match="32 of the data set's 40 answers are scored and kept"):
-        scored_once(path, answers, score, stop_at(3))
+class StoppedAt(Counting):
+    """The run is asked to stop while this chunk is scored."""
+
+    def __init__(self, chunk: int) -> None:
+        super().__init__()
+        self.left = chunk
+
+    def __call__(self, rollouts: Rollouts) -> Tensor:
+        self.left -= 1
+        if self.left == 0:
+            request_stop("SIGTERM")
+        return super().__call__(rollouts)
+
+
+def test_an_interruption_loses_nothing_that_is_scored(tmp_path, small_chunks):
+    path, answers, score = tmp_path / "x.npz", some_answers(20), StoppedAt(2)
+    line = "stopped by SIGTERM; 32 of the data set's 40 answers are scored and kept"
+    with stopped_by_signals(), pytest.raises(Interrupted, match=line):
+        scored_once(path, answers, score)
     assert score.asked == 32
-    with path.with_suffix(".partial").open("ab") as file:
-        file.write(b"half a chunk")  # of a process that was killed while it wrote
     again = Counting()
-    assert torch.equal(scored_once(path, answers, again, never), expected_scores(answers))
+    assert torch.equal(scored_once(path, answers, again), expected_scores(answers))
     assert again.asked == 8
 
 
 def test_who_waits_for_another_run_can_be_stopped(tmp_path):
     path, answers = tmp_path / "x.npz", some_answers(2)
-    with rlhf.answers.FileLock(path.with_suffix(".lock")), pytest.raises(Interrupted, match="another run"):
-        scored_once(path, answers, Counting(), stop_at(1))
+    with FileLock(path.with_suffix(".lock")), stopped_by_signals(), pytest.raises(Interrupted, match="another process"):
+        request_stop("SIGTERM")
+        scored_once(path, answers, Counting())
 
 
 def test_scores_are_shared_by_all_that_does_not_change_them(tmp_path):
@@ -229,7 +229,7 @@ def test_another_server_without_a_name_gives_other_scores(tmp_path):
 
 
 def test_one_rank_alone_reads_all_answers_for_their_fingerprint(tmp_path, monkeypatch):
-    monkeypatch.setattr(rlhf.answers, "first_says", lambda function: "what rank 0 said")
+    monkeypatch.setattr(rlhf.answers, "on_first_rank", lambda function: "what rank 0 said")
     monkeypatch.setattr(Answers, "fingerprint", lambda answers: pytest.fail("another rank has read them"))
     run = config("stage=offline", "algo=awr", f"cache_dir={tmp_path}")
     assert scores_file(run, None, some_answers(3)) == scores_file(run, None, some_answers(4))
@@ -386,20 +386,18 @@ def test_a_signal_while_answers_are_scored_keeps_what_is_scored(
 ):
     never_stopped("awr", *OFFLINE)
     settings = ("awr", *OFFLINE, "reward.missing_eos_score=-9")  # scores of its own
-    run, put = tiny(tmp_path, cache, *settings), rlhf.answers._put
+    run, write = tiny(tmp_path, cache, *settings), rlhf.answers._write
 
-    def stopping(partial: Path, first: int, scores: Tensor) -> None:
-        put(partial, first, scores)
-        if first == 16:
+    def stopping(path: Path, scores: Tensor) -> None:
+        write(path, scores)
+        if len(scores) == 32:
             os.kill(os.getpid(), signal.SIGTERM)
 
     with monkeypatch.context() as patch:
-        patch.setattr(rlhf.answers, "_put", stopping)
+        patch.setattr(rlhf.answers, "_write", stopping)
         summary = execute(run)
     assert summary["status"] == "interrupted" and "32 of the data set's 64 answers" in summary["error"]
-    assert len(list((cache / "scores").glob("*.partial"))) == 1
     assert execute(run)["status"] == "finished"
-    assert not list((cache / "scores").glob("*.partial"))
     assert_same(run, never_stopped(*settings))
 
 

@@ -14,7 +14,7 @@ from rlhf.data import load_text_data
 from rlhf.models.reward_model import load_reward_model
 from rlhf.random import endless_order
 from rlhf.run import execute
-from rlhf.tracking import read_rows
+from rlhf.runs.state import read_rows
 from tests.test_run import tiny, without_time
 
 ROLLOUT = {f"train/{name}" for name in ("kl", "kl_k3", "entropy", "response_length", "eos_rate", "kl_coef")}

@@ -22,7 +22,8 @@ from rlhf.ilql_update import ilql_update
 from rlhf.models.ilql import ILQLHeads
 from rlhf.optimization import NotFinite, clip_and_step
 from rlhf.precision import LossScaler, autocast
-from rlhf.run import _set_up_torch, execute, peak_memory
+from rlhf.run import _set_up_torch, execute
+from rlhf.runs.provenance import peak_memory
 from rlhf.sampling.fast import Running
 from rlhf.sampling.graphs import Graphs
 from rlhf.stages.offline import _untrained_values

@@ -20,15 +20,17 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import rlhf.stages.loop as loop
 import rlhf.stages.online as online
 import rlhf.stages.supervised as supervised
-from rlhf.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 from rlhf.config import RunConfig
 from rlhf.config.build import build_config, config_to_mapping
 from rlhf.config.identity import input_runs, run_folder
 from rlhf.data import load_text_data
-from rlhf.lock import LockError
+from rlhf.errors import FileError
 from rlhf.optimization import NotFinite
-from rlhf.run import RunError, execute
-from rlhf.tracking import Tracker, read_rows
+from rlhf.run import execute
+from rlhf.runs.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
+from rlhf.runs.folder import RunFolder
+from rlhf.runs.lock import LockError
+from rlhf.runs.state import read_rows
 from tests.config.composed import config
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -274,7 +276,7 @@ def test_a_signal_in_the_last_iteration_still_finishes(never_stopped, monkeypatc
 KILLER = """
 import os, signal, sys
 import yaml
-import rlhf.checkpoint, rlhf.run, rlhf.stages.context, rlhf.stages.loop, rlhf.stages.supervised, rlhf.update
+import rlhf.run, rlhf.runs.checkpoint, rlhf.runs.folder, rlhf.stages.loop, rlhf.stages.supervised, rlhf.update
 from rlhf.config.build import build_config
 
 def die(*_, **__):
@@ -288,13 +290,13 @@ def at_call(number, original):
     return call
 
 def patch(place):
-    update, loop, checkpoint = rlhf.update, rlhf.stages.loop, rlhf.checkpoint
+    update, loop, checkpoint = rlhf.update, rlhf.stages.loop, rlhf.runs.checkpoint
     if place == "first iteration":
         update.clip_and_step = at_call(2, update.clip_and_step)
     elif place == "third iteration":
         update.clip_and_step = at_call(2 * 4 + 3, update.clip_and_step)
     elif place == "before the second checkpoint":  # two iterations and an evaluation are logged beyond the first
-        rlhf.stages.context.save_checkpoint = at_call(2, rlhf.stages.context.save_checkpoint)
+        rlhf.runs.folder.save_checkpoint = at_call(2, rlhf.runs.folder.save_checkpoint)
     elif place == "in the second checkpoint":
         checkpoint._sha256 = at_call(2, checkpoint._sha256)
     elif place == "final weights":
@@ -385,7 +387,7 @@ def test_a_stage_stopped_after_its_last_step_ends_as_if_never_stopped(
 
     with monkeypatch.context() as patch:
         patch.setattr(f"rlhf.stages.{stage}.{saving}", full)
-        with pytest.raises(RunError):
+        with pytest.raises(FileError):
             execute(run)
     assert execute(run)["status"] == "finished"
     assert_same(run, expected)
@@ -469,16 +471,16 @@ def test_a_failed_run_says_why_and_can_be_typed_again(never_stopped, monkeypatch
 
 def test_a_full_disk_is_one_line_and_the_run_goes_on_from_its_checkpoint(never_stopped, monkeypatch, tmp_path, cache):
     run = tiny(tmp_path, cache, "apa")
-    log = Tracker.log
+    log = RunFolder.log
 
     def full(self, row):
         if row["iteration"] == 3:
-            raise OSError(errno.ENOSPC, "No space left on device", str(self.folder / "metrics.jsonl"))
+            raise OSError(errno.ENOSPC, "No space left on device", str(self.path / "metrics.jsonl"))
         log(self, row)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Tracker, "log", full)
-        with pytest.raises(RunError, match="No space left on device") as error:
+        patch.setattr(RunFolder, "log", full)
+        with pytest.raises(FileError, match="No space left on device") as error:
             execute(run)
     assert "\n" not in str(error.value)
     assert json.loads((run_folder(run) / "summary.json").read_text())["status"] == "failed"

@@ -11,14 +11,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from filelock import FileLock
 
 import rlhf.stages.loop as loop
-from rlhf.checkpoint import load_checkpoint
 from rlhf.config import RunConfig
 from rlhf.config.identity import input_runs, run_folder
 from rlhf.finite import NotFinite
 from rlhf.run import RunError, execute
+from rlhf.runs.checkpoint import load_checkpoint
+from rlhf.runs.lock import RunLock
 from tests.config.composed import config
 
 SMALL = """
@@ -75,8 +75,8 @@ def test_what_a_damaged_checkpoint_covered_is_never_gone_on_from(tmp_path, cache
 def test_a_signal_is_heard_while_another_process_makes_the_input(tmp_path):
     run = small(tmp_path, tmp_path / "cache")
     folder = run_folder(input_runs(run)[0])
-    folder.parent.mkdir(parents=True)
-    with FileLock(folder.with_suffix(".lock")):
+    folder.mkdir(parents=True)
+    with RunLock(folder):
         threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGTERM)).start()
         began = time.monotonic()
         assert execute(run)["status"] == "interrupted"

@@ -15,10 +15,10 @@ from typing import Any
 import pytest
 import wandb
 
-from rlhf.config.build import config_to_mapping
-from rlhf.lock import LockError, RunLock
-from rlhf.tracking import METRICS, SAMPLES, Tracker, read_rows
-from rlhf.wandb_mirror import WandbMirror, _logged_in
+from rlhf.runs.folder import RunFolder
+from rlhf.runs.lock import LockError
+from rlhf.runs.mirror import WandbMirror, _logged_in
+from rlhf.runs.state import METRICS, SAMPLES, read_rows
 from tests.config.composed import config
 
 
@@ -37,10 +37,9 @@ class Copy:
 
 
 def test_rows_are_on_disk_at_once_and_come_back(tmp_path):
-    with RunLock(tmp_path) as lock:
-        tracker = Tracker(tmp_path, lock, None)
+    with RunFolder(tmp_path) as folder:
         for step in range(3):
-            tracker.log({"step": step, "train/reward": step / 3})
+            folder.log({"step": step, "train/reward": step / 3})
             lines = (tmp_path / METRICS).read_text().splitlines()
             assert json.loads(lines[-1]) == {"step": step, "train/reward": step / 3}
         assert [row["step"] for row in read_rows(tmp_path)] == [0, 1, 2]
@@ -57,56 +56,52 @@ def strict(text: str) -> Any:
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 def test_what_json_cannot_hold_becomes_null(tmp_path, value):
-    with RunLock(tmp_path) as lock:
-        tracker = Tracker(tmp_path, lock, None)
-        tracker.log({"step": 1, "train/kl": value, "train/reward": 0.5})
-        tracker.log_samples([{"response": "é\n\u2028", "reward": value}])
+    with RunFolder(tmp_path) as folder:
+        folder.log({"step": 1, "train/kl": value, "train/reward": 0.5})
+        folder.log_samples([{"response": "é\n\u2028", "reward": value}])
     assert strict((tmp_path / METRICS).read_text()) == {"step": 1, "train/kl": None, "train/reward": 0.5}
     assert strict((tmp_path / SAMPLES).read_text()) == {"response": "é\n\u2028", "reward": None}
 
 
 def test_files_are_cut_back_to_the_checkpoint(tmp_path):
-    with RunLock(tmp_path) as lock:
-        tracker = Tracker(tmp_path, lock, None)
-        assert tracker.lengths() == {METRICS: 0, SAMPLES: 0}
-        tracker.log({"step": 1, "text": "é"})
-        tracker.log_samples([{"response": "ü"}])
-        lengths, before = tracker.lengths(), (tmp_path / METRICS).read_bytes()
+    with RunFolder(tmp_path) as folder:
+        assert folder.log_lengths() == {METRICS: 0, SAMPLES: 0}
+        folder.log({"step": 1, "text": "é"})
+        folder.log_samples([{"response": "ü"}])
+        lengths, before = folder.log_lengths(), (tmp_path / METRICS).read_bytes()
         assert lengths[METRICS] == len(before)
-        tracker.log({"step": 2})
-        tracker.log_samples([{"response": "after"}])
+        folder.log({"step": 2})
+        folder.log_samples([{"response": "after"}])
         with (tmp_path / METRICS).open("a") as file:
             file.write('{"step": 3, "train/rew')  # killed in the middle of a row
-        tracker.cut_back(lengths)
+        folder.cut_back(lengths)
         assert (tmp_path / METRICS).read_bytes() == before
         assert (tmp_path / SAMPLES).read_text() == '{"response": "ü"}\n'
-        tracker.log({"step": 2})
+        folder.log({"step": 2})
         assert [row["step"] for row in read_rows(tmp_path)] == [1, 2]
-        tracker.cut_back({METRICS: 0, SAMPLES: 0})
+        folder.cut_back({METRICS: 0, SAMPLES: 0})
         assert read_rows(tmp_path) == []
 
 
 def test_a_file_shorter_than_its_checkpoint_is_not_filled_with_zeros(tmp_path):
     """After a lost node the log may have less than the checkpoint, which was flushed: an error, not a damaged file."""
-    with RunLock(tmp_path) as lock:
-        tracker = Tracker(tmp_path, lock, None)
-        tracker.log({"step": 1})
-        lengths = tracker.lengths()
+    with RunFolder(tmp_path) as folder:
+        folder.log({"step": 1})
+        lengths = folder.log_lengths()
         (tmp_path / METRICS).write_text('{"st')
         with pytest.raises(RuntimeError, match="overwrite=true"):
-            tracker.cut_back(lengths)
+            folder.cut_back(lengths)
         assert b"\0" not in (tmp_path / METRICS).read_bytes()
 
 
 def test_nothing_is_written_once_the_run_was_taken_over(tmp_path):
-    with RunLock(tmp_path) as lock:
-        tracker = Tracker(tmp_path, lock, None)
-        tracker.log({"step": 1})
+    with RunFolder(tmp_path) as folder:
+        folder.log({"step": 1})
         (tmp_path / "lock.json").write_text(json.dumps({"token": "theirs"}))
         for write in (
-            lambda: tracker.log({"step": 2}),
-            lambda: tracker.log_samples([{"response": ""}]),
-            lambda: tracker.cut_back({METRICS: 0}),
+            lambda: folder.log({"step": 2}),
+            lambda: folder.log_samples([{"response": ""}]),
+            lambda: folder.cut_back({METRICS: 0}),
         ):
             with pytest.raises(LockError):
                 write()
@@ -114,36 +109,34 @@ def test_nothing_is_written_once_the_run_was_taken_over(tmp_path):
 
 
 def test_the_mirror_gets_rows_when_a_checkpoint_covers_them(tmp_path):
-    with RunLock(tmp_path) as lock:
-        copy = Copy()
-        tracker = Tracker(tmp_path, lock, copy)
-        tracker.log({"step": 1})
+    with RunFolder(tmp_path) as folder:
+        copy: Any = Copy()
+        folder.mirror = copy
+        folder.log({"step": 1})
         assert copy.rows == []
-        tracker.covered()
-        tracker.log({"step": 2})
-        assert [row["step"] for row in copy.rows] == [1]
-        tracker.finish({"status": "finished"})
+        folder.save(1, {}, {})
+        folder.log({"step": 2})
+        folder.close_mirror({"status": "interrupted"})
+        assert [row["step"] for row in copy.rows] == [1] and copy.summary == {"status": "interrupted"}
+        folder.close_mirror({"status": "finished"})
         assert [row["step"] for row in copy.rows] == [1, 2] and copy.summary == {"status": "finished"}
 
 
-RUN_ID = "apa-s0-01234567"
-
-
-def session(folder: Path, cut: int, steps: list[int], *, killed: bool = False) -> int:
-    """What a run does with its tracker; every second row is covered by a checkpoint. Returns the length of the last."""
+def session(path: Path, cut: int, steps: list[int], *, killed: bool = False) -> int:
+    """What a run does with its folder; every second row is covered by a checkpoint. Returns the length of the last."""
     run = config("tracking.wandb=offline", "sweep_name=mine")
     covered = cut
-    with RunLock(folder) as lock:
-        tracker = Tracker(folder, lock, WandbMirror(run, config_to_mapping(run), RUN_ID, folder, 0))
-        tracker.cut_back({METRICS: cut})
+    with RunFolder(path) as folder:
+        folder.mirror = WandbMirror(run, path)
+        folder.cut_back({METRICS: cut})
         for step in steps:
-            tracker.log({"step": step, "samples": 8 * step, "train/reward": step / 2, "train/kl": math.nan})
+            folder.log({"step": step, "samples": 8 * step, "train/reward": step / 2, "train/kl": math.nan})
             if step % 2 == 0:
-                tracker.covered()
-                covered = tracker.lengths()[METRICS]
+                folder.save(step, {}, {})
+                covered = folder.log_lengths()[METRICS]
         if killed:
             os.kill(os.getpid(), signal.SIGKILL)
-        tracker.finish({"status": "interrupted", "eval/reward": 1.5, "versions": {}})
+        folder.close_mirror({"status": "finished", "eval/reward": 1.5, "versions": {}})
     return covered
 
 
@@ -184,7 +177,7 @@ def test_an_offline_wandb_run_has_no_row_twice_whatever_was_interrupted(tmp_path
     assert [step for step in steps if step not in (5, 6)] == [1, 2, 3, 4, 7, 8, 9]
     assert len(set(steps)) == len(steps)
     ids = {path.stem.removeprefix("run-") for path in tmp_path.glob("wandb/offline-run-*/*.wandb")}
-    assert ids == {f"mine-{RUN_ID}"}
+    assert ids == {f"mine-{tmp_path.name}"}
     assert [row["step"] for row in read_rows(tmp_path)] == list(range(1, 10))
 
 

@@ -17,14 +17,13 @@ from rlhf.data.rows import Row
 from rlhf.data.sources import Part
 from rlhf.data.tables import BadRows, _cache_folder, table_of
 from rlhf.errors import FileError
-from rlhf.waiting import StopFlag, StoppedWaiting, heeding, locked
+from rlhf.waiting import StoppedWaiting, locked, request_stop, stopped_by_signals
 
 
 @pytest.fixture
 def asked_soon():
-    stop = StopFlag()
-    threading.Timer(0.3, lambda: setattr(stop, "requested", "SIGTERM")).start()
-    with heeding(stop):
+    with stopped_by_signals():
+        threading.Timer(0.3, request_stop, ["SIGTERM"]).start()
         yield
 
 

@@ -32,7 +32,7 @@ from rlhf.data.form import MalformedRow, Parse
 from rlhf.data.rows import Row
 from rlhf.data.sources import Part
 from rlhf.errors import FileError, reason
-from rlhf.files import read_json_object, remedy_for, told_with_path
+from rlhf.files import file_errors, read_json_object, remedy_for
 from rlhf.waiting import locked
 
 NAMED = 10
@@ -125,12 +125,12 @@ def table_of(
     """
     folder = _cache_folder(part, kind, form)
     try:
-        with told_with_path(folder.parent, "make it"):
+        with file_errors(folder.parent, "make it"):
             folder.parent.mkdir(parents=True, exist_ok=True)
         with locked(Path(f"{folder}.lock"), "converts this data"):  # runs that start together convert it once
             if not folder.exists():
                 partial = folder.with_suffix(".partial")
-                with told_with_path(partial, "write it"):
+                with file_errors(partial, "write it"):
                     shutil.rmtree(partial, ignore_errors=True)
                     partial.mkdir()
                     _convert(part, kind, parse, partial, bad_rows)

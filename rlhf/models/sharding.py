@@ -14,7 +14,7 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from transformers import PreTrainedModel
 
 from rlhf.config import HardwareConfig, TrainableConfig
-from rlhf.distributed import count, is_sharded, whole
+from rlhf.distributed import count, full_tensor, is_sharded
 from rlhf.models.base import Parameters, PolicyModels
 from rlhf.models.loading import language_head
 from rlhf.models.modes import AllParameters
@@ -85,4 +85,4 @@ def whole_weights(model: PreTrainedModel) -> dict[str, Tensor] | None:
     """A sharded model's weights for `save_pretrained`; None where it holds them itself."""
     if not is_sharded(model):
         return None
-    return {name: whole(tensor) for name, tensor in model.state_dict().items()}
+    return {name: full_tensor(tensor) for name, tensor in model.state_dict().items()}

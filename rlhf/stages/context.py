@@ -1,10 +1,9 @@
-"""What a stage is given to work with: the config, its run folder, and the means to log, checkpoint and stop."""
+"""What a stage is given to work with: the config, its run folder, and the means to go on, checkpoint and stop."""
 
 from __future__ import annotations
 
-import signal
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,34 +12,24 @@ import torch
 from torch import Tensor
 
 from rlhf.bad_steps import BadSteps
-from rlhf.checkpoint import Checkpoint, save_checkpoint
 from rlhf.config import RunConfig
 from rlhf.config.identity import fingerprint
 from rlhf.data import load_text_data
 from rlhf.data.examples import TextData
-from rlhf.distributed import count, first_says, largest, rank
-from rlhf.finite import check_saved
-from rlhf.lock import RunLock
+from rlhf.distributed import asked_to_stop, rank
 from rlhf.precision import autocast
+from rlhf.runs.checkpoint import Checkpoint
+from rlhf.runs.folder import RunFolder
 from rlhf.terminal import say
-from rlhf.tracking import Tracker
-from rlhf.waiting import Interrupted, StopFlag
-
-
-def input_fingerprints(inputs: Mapping[str, Path]) -> dict[str, str]:
-    """What the frozen tensors, which no checkpoint holds, were made of."""
-    return {stage: fingerprint(str(folder)) for stage, folder in inputs.items()}
+from rlhf.waiting import Interrupted
 
 
 @dataclass
 class RunContext:
     config: RunConfig
-    folder: Path
+    folder: RunFolder
     inputs: Mapping[str, Path]
     """Folder of final weights by stage: "sft", "reward_model", where that stage ran before."""
-    lock: RunLock
-    tracker: Tracker
-    stop: StopFlag
     _checkpoint: Checkpoint | None = None
     _seconds_before: float = 0.0
     _started: float = field(default_factory=time.monotonic)
@@ -58,10 +47,11 @@ class RunContext:
         """Forward passes in what hardware.precision asks for."""
         return autocast(self.device, self.config.hardware.precision)
 
-    def go_on_from(self, checkpoint: Checkpoint | None) -> None:
-        self._checkpoint = checkpoint
-        if checkpoint is not None:
-            with checkpoint.reading() as state:
+    def begin(self) -> None:
+        """Make the folder as the stage expects it, and take up the newest checkpoint."""
+        self._checkpoint = self.folder.begin(self.config, self._input_fingerprints())
+        if self._checkpoint is not None:
+            with self._checkpoint.reading() as state:
                 self._seconds_before = float(state["seconds"])
 
     def take_checkpoint(self) -> Checkpoint | None:
@@ -95,46 +85,26 @@ class RunContext:
         Args:
             option: of the config, which says how many are `allowed`.
         """
-        return BadSteps(self.folder, option, allowed, self.write)
+        return BadSteps(self.folder, option, allowed)
 
     def save(self, step: int, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
-        """Checkpoint after everything up to `step` was logged, then let the mirror have those rows.
+        """Checkpoint after everything up to `step` was logged.
 
         No random state is among it: every draw is a function of (seed, purpose, index), see rlhf/random.py.
 
         Raises:
             NotFinite: a number is NaN or infinite.
         """
+        common = {"seconds": self.seconds(), "inputs": self._input_fingerprints()}
+        self.folder.save(step, tensors, {**state, **common})
 
-        def write() -> None:
-            check_saved(tensors, state, step)
-            common = {
-                "seconds": self.seconds(),
-                "log_lengths": self.tracker.lengths(),
-                "inputs": input_fingerprints(self.inputs),
-            }
-            save_checkpoint(self.folder, step, tensors, {**state, **common})
-            self.tracker.covered()
-
-        self.write(write)
-
-    def write(self, write: Callable[[], object]) -> None:
-        """Let rank 0 write into the folder, if it is still this run's; the others go on when that is done."""
-
-        def checked() -> None:
-            self.lock.check()
-            write()
-
-        first_says(checked)
+    def _input_fingerprints(self) -> dict[str, str]:
+        """What the frozen tensors, which no checkpoint holds, were made of."""
+        return {stage: fingerprint(str(folder)) for stage, folder in self.inputs.items()}
 
     def asked_to_stop(self) -> bool:
         """Whether a signal came in, at any rank: all ranks ask this at the same place."""
-        if count() == 1:
-            return self.stop.requested is not None
-        number = largest(signal.Signals[self.stop.requested] if self.stop.requested else 0)
-        if number:
-            self.stop.requested = signal.Signals(number).name
-        return number > 0
+        return asked_to_stop() is not None
 
     def stop_if_asked(self) -> None:
         """Call right after `save`.
@@ -142,5 +112,5 @@ class RunContext:
         Raises:
             Interrupted: a signal came in.
         """
-        if self.asked_to_stop():
-            raise Interrupted(f"stopped by {self.stop.requested}, checkpointed; type the command again to go on")
+        if (name := asked_to_stop()) is not None:
+            raise Interrupted(f"stopped by {name}, checkpointed; type the command again to go on")

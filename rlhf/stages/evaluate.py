@@ -42,8 +42,8 @@ def run_evaluate(context: RunContext) -> dict[str, float]:
     metrics, samples = evaluator.run(models)
     check_metrics(metrics, "another evaluation.policy")
     where = {"step": 0, "iteration": 0}
-    context.tracker.log_samples(sample_rows(samples, where))
-    context.tracker.log({**where, "samples": 0, "seconds": context.seconds(), **metrics})
+    context.folder.log_samples(sample_rows(samples, where))
+    context.folder.log({**where, "samples": 0, "seconds": context.seconds(), **metrics})
     return metrics
 
 

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from rlhf.bad_steps import BadSteps
 from rlhf.batches import Rollouts, TrainingBatch
-from rlhf.checkpoint import load_optimizer_tensors, load_parameter_tensors, optimizer_tensors, parameter_tensors
 from rlhf.config import PPOConfig, RunConfig
 from rlhf.distributed import count, sum_rows
 from rlhf.evaluation import sample_rows
@@ -24,6 +23,7 @@ from rlhf.models.features import features_of
 from rlhf.models.saving import save_policy
 from rlhf.models.sharding import whole_weights
 from rlhf.rewards import RunningMoments
+from rlhf.runs.checkpoint import load_optimizer_tensors, load_parameter_tensors, optimizer_tensors, parameter_tensors
 from rlhf.stages.context import RunContext
 from rlhf.stages.setup import Setup
 from rlhf.training_batch import COLUMNS, Measured, measure, training_batch
@@ -105,10 +105,10 @@ def run_loop(
         with checkpoint.reading() as state:
             progress.load_state_dict(state)
             setup.models.scaler.load_state_dict(state["scaler"])
-        metrics = context.tracker.last_evaluation()
+        metrics = context.folder.last_evaluation()
     else:
         metrics = evaluate(context, setup, progress)
-        context.tracker.log({**counters(context, progress), **metrics})
+        context.folder.log({**counters(context, progress), **metrics})
     for iteration in range(progress.iteration + 1, config.rollout.iterations + 1):
         row = (iterate or one_iteration)(config, setup, responses, progress, iteration)
         check_weights(setup.named_parameters(), f"after iteration {iteration}", remedy)
@@ -118,7 +118,7 @@ def run_loop(
         if last or iteration % config.evaluation.eval_every == 0:
             metrics = evaluate(context, setup, progress)
             row |= metrics
-        context.tracker.log({**counters(context, progress), **row})
+        context.folder.log({**counters(context, progress), **row})
         if last or context.asked_to_stop() or iteration % config.checkpoint.checkpoint_every == 0:
             tensors = {
                 **parameter_tensors(setup.named_parameters()),
@@ -128,9 +128,9 @@ def run_loop(
             context.save(progress.step, tensors, state)
             if not last:
                 context.stop_if_asked()
-    final, how = context.folder / "final", config.checkpoint.save_final
+    final, how = context.folder.final, config.checkpoint.save_final
     weights = whole_weights(setup.models.sampler)
-    context.write(lambda: save_policy(setup.models, setup.tokenizer, final, how, weights))
+    context.folder.write(lambda: save_policy(setup.models, setup.tokenizer, final, how, weights))
     return metrics
 
 
@@ -257,7 +257,7 @@ def evaluate(context: RunContext, setup: Setup, progress: Progress) -> dict[str,
     metrics, samples = setup.evaluator.run(setup.models)
     check_metrics(metrics, "a smaller optimization.learning_rate")
     where = {"step": progress.step, "iteration": progress.iteration}
-    context.tracker.log_samples(sample_rows(samples, where))
+    context.folder.log_samples(sample_rows(samples, where))
     return metrics
 
 

@@ -30,7 +30,6 @@ from rlhf.stages.context import RunContext
 from rlhf.stages.loop import Progress, Responses, run_loop, skipping
 from rlhf.stages.setup import Setup, build
 from rlhf.training_batch import Measured, features_at
-from rlhf.waiting import Interrupted
 
 
 def run_offline(context: RunContext) -> dict[str, float]:
@@ -142,12 +141,8 @@ def data_responses(context: RunContext, setup: Setup, untrained: Untrained | Non
         own = rollouts.rows(own_rows(count))
         return gathered(score_responses(setup.scorer, own, config.reward.missing_eos_score), count)
 
-    def keep_going(done: str) -> None:
-        if context.asked_to_stop():
-            raise Interrupted(f"stopped by {context.stop.requested}; {done}; type the command again to go on")
-
     path = scores_file(config, context.inputs.get("reward_model"), answers)
-    return DataResponses(config, answers, scored_once(path, answers, score, keep_going), untrained)
+    return DataResponses(config, answers, scored_once(path, answers, score), untrained)
 
 
 def _run_ilql(context: RunContext) -> dict[str, float]:
@@ -160,7 +155,7 @@ def _run_ilql(context: RunContext) -> dict[str, float]:
 
     metrics = run_loop(context, setup, data_responses(context, setup, None), iterate)
     if context.config.checkpoint.save_final != "none":
-        context.write(lambda: heads.save(context.folder / "final"))
+        context.folder.write(lambda: heads.save(context.folder.final))
     return metrics
 
 

@@ -132,8 +132,8 @@ def run_reward_model(context: RunContext) -> dict[str, float]:
     if settings.normalize != "none":
         references = reference_answers(data, settings.seed)
         reward_model.mean, reward_model.std = mean_and_std(reward_model, references, settings.normalize)
-    final, weights = context.folder / "final", whole_weights(reward_model.model)
-    context.write(lambda: write_folder(final, lambda to: reward_model.save(to, settings.train, weights)))
+    final, weights = context.folder.final, whole_weights(reward_model.model)
+    context.folder.write(lambda: write_folder(final, lambda to: reward_model.save(to, settings.train, weights)))
     return metrics
 
 
@@ -152,5 +152,5 @@ def _initial_policy(context: RunContext, data: TextData, held: Held) -> Path:
     else:  # the weights have been through SFT elsewhere
         seed_torch(config.sft.seed, "sft model")
         base, tokenizer = load_base(config.model, data.words, config.dataset.max_total_length, context.cache_dir, held)
-    context.write(lambda: save_model(base, tokenizer, context.folder / "initial"))
-    return context.folder / "initial"
+    context.folder.write(lambda: save_model(base, tokenizer, context.folder.path / "initial"))
+    return context.folder.path / "initial"

@@ -100,6 +100,6 @@ def run_sft(context: RunContext) -> dict[str, float]:
         describe=lambda rows: [vars(data.sft[row]) for row in rows.tolist()],
     )
     metrics = train(context, task)
-    final, weights = context.folder / "final", whole_weights(model)
-    context.write(lambda: save_trained(model, tokenizer, final, settings.train, "sft.train", weights))
+    final, weights = context.folder.final, whole_weights(model)
+    context.folder.write(lambda: save_trained(model, tokenizer, final, settings.train, "sft.train", weights))
     return metrics

@@ -11,12 +11,6 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from rlhf.checkpoint import (
-    load_optimizer_tensors,
-    load_parameter_tensors,
-    optimizer_tensors,
-    parameter_tensors,
-)
 from rlhf.config import SupervisedConfig, TrainableConfig
 from rlhf.distributed import own_rows, sum_gradients, sum_numbers
 from rlhf.finite import NotFinite, check_metrics, check_weights
@@ -26,6 +20,12 @@ from rlhf.models.split import split, top_parameters
 from rlhf.optimization import adamw, clip_and_step, schedule_factor, set_learning_rate
 from rlhf.precision import LossScaler
 from rlhf.random import endless_order
+from rlhf.runs.checkpoint import (
+    load_optimizer_tensors,
+    load_parameter_tensors,
+    optimizer_tensors,
+    parameter_tensors,
+)
 from rlhf.stages.context import RunContext
 
 BETAS, EPS = (0.9, 0.95), 1e-8
@@ -98,7 +98,7 @@ def train(context: RunContext, task: SupervisedTask) -> dict[str, float]:
             done, bad_steps.count = int(state["step"]), int(state["bad_steps"])
             scaler.load_state_dict(state["scaler"])
     else:
-        context.tracker.log(_row(context, 0, settings, _evaluate(task)))
+        context.folder.log(_row(context, 0, settings, _evaluate(task)))
     for step in range(done + 1, settings.steps + 1):
         try:
             metrics = _optimizer_step(task, optimizer, scaler, step)
@@ -113,14 +113,14 @@ def train(context: RunContext, task: SupervisedTask) -> dict[str, float]:
         last = step == settings.steps
         if last or step % settings.eval_every == 0:
             metrics |= _evaluate(task)
-        context.tracker.log(_row(context, step, settings, metrics))
+        context.folder.log(_row(context, step, settings, metrics))
         if last or context.asked_to_stop() or step % context.config.checkpoint.checkpoint_every == 0:
             tensors = {**parameter_tensors(task.parameters), **optimizer_tensors(optimizer)}
             state = {"step": step, "scaler": scaler.state_dict(), "bad_steps": bad_steps.count}
             context.save(step, tensors, state)
             if not last:
                 context.stop_if_asked()
-    return context.tracker.last_evaluation()
+    return context.folder.last_evaluation()
 
 
 def _evaluate(task: SupervisedTask) -> dict[str, float]:

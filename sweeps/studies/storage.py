@@ -22,8 +22,8 @@ from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
 from rlhf.config.build import ConfigError
 from rlhf.config.identity import REVISION, fingerprint, sweep_folder
 from rlhf.errors import reason
-from rlhf.files import told_with_path, write_whole
-from rlhf.summary import read_summary
+from rlhf.files import file_errors, write_whole
+from rlhf.runs.state import read_summary
 from rlhf.waiting import acquired
 from sweeps.settings import StudySettings
 from sweeps.studies.objective import OBJECTIVES
@@ -49,7 +49,7 @@ def only_driver(folder: Path) -> Iterator[None]:
     Raises:
         ConfigError: another command has this folder.
     """
-    with told_with_path(folder, "make it"):
+    with file_errors(folder, "make it"):
         folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder / "study.lock")
     if not acquired(lock, timeout=0):
@@ -97,7 +97,7 @@ class _Journal(JournalFileBackend):
         self._path = Path(path)
 
     def append_logs(self, logs: list[dict[str, Any]]) -> None:
-        with told_with_path(self._path, "append to it"):
+        with file_errors(self._path, "append to it"):
             super().append_logs(logs)
 
 

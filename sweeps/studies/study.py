@@ -15,7 +15,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 from rlhf.config import RunConfig
 from rlhf.config.build import ConfigError
 from rlhf.config.identity import run_folder, run_id
-from rlhf.summary import read_summary
+from rlhf.runs.state import read_summary
 from sweeps.records import outcome_path, write_json
 from sweeps.runs import Outcome, log_path
 from sweeps.settings import StudySettings

@@ -15,7 +15,7 @@ from optuna.trial import FrozenTrial, TrialState
 from rich.console import Console
 from rich.table import Table
 
-from rlhf.files import told_with_path
+from rlhf.files import file_errors
 from rlhf.terminal import console as made_console
 from rlhf.terminal import tell
 from sweeps.display import duration
@@ -99,7 +99,7 @@ def write_trials(one: StoredStudy, file: Path) -> None:
     rows = [_as_mapping(study, trial) for study in studies for trial in study.get_trials(deepcopy=False)]
     first, last = ("study", "number", "state"), ("runs", "reason")
     columns = dict.fromkeys(name for row in rows for name in row if name not in (*first, *last))
-    with told_with_path(file, "write it"), file.open("w", newline="") as stream:
+    with file_errors(file, "write it"), file.open("w", newline="") as stream:
         writer = csv.DictWriter(stream, [*first, *columns, *last], restval="")
         writer.writeheader()
         writer.writerows(rows)

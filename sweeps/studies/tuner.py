@@ -11,8 +11,8 @@ from optuna.trial import TrialState
 
 from rlhf.config import RunConfig
 from rlhf.config.identity import input_runs, run_folder
-from rlhf.lock import held_here
-from rlhf.summary import finished
+from rlhf.runs.lock import held_here
+from rlhf.runs.state import finished
 from rlhf.terminal import tell
 from sweeps.driver import Driver
 from sweeps.records import stop_path

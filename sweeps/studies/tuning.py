@@ -13,7 +13,7 @@ from rlhf.config import RunConfig
 from rlhf.config.build import ConfigError
 from rlhf.config.identity import run_folder, sweep_folder
 from rlhf.errors import one_line
-from rlhf.summary import read_summary
+from rlhf.runs.state import read_summary
 from rlhf.terminal import console as made_console
 from rlhf.terminal import tell
 from sweeps.driver import Driver

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import random
 import time
 from collections.abc import Iterator, Sequence
@@ -19,9 +18,9 @@ from analysis.summary import compare
 from analysis.wandb_rows import load_wandb_offline, load_wandb_server, record_from_wandb
 from analysis.wandb_run import WandbError
 from rlhf.config.build import config_to_mapping
-from rlhf.lock import RunLock
-from rlhf.tracking import Tracker, read_rows
-from rlhf.wandb_mirror import WandbMirror
+from rlhf.runs.folder import RunFolder
+from rlhf.runs.mirror import WandbMirror
+from rlhf.runs.state import read_rows
 from tests.analysis.made_up import config, rows, write_run
 from tests.config.composed import config as run_config
 
@@ -43,16 +42,16 @@ def numbers(seed: int, steps: range) -> list[dict[str, Any]]:
 def session(folder: Path, algo: str, seed: int, logged: Sequence[dict[str, Any]], status: str) -> None:
     """One start of a run, with the project's own tracker."""
     run = run_config(f"algo={algo}", f"seed={seed}", "tracking.wandb=offline", "sweep_name=mine")
-    mapping = config_to_mapping(run)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.yaml").write_text(yaml.safe_dump(mapping))
-    with RunLock(folder) as lock:
-        tracker = Tracker(folder, lock, WandbMirror(run, mapping, folder.name, folder, 0))
+    with RunFolder(folder) as run_folder:
+        (folder / "config.yaml").write_text(yaml.safe_dump(config_to_mapping(run)))
+        run_folder.mirror = WandbMirror(run, folder)
         for row in logged:
-            tracker.log(row)
-        summary = {"status": status, "finished_at": time.time(), "wall_seconds": 1.5, **tracker.last_evaluation()}
-        tracker.finish(summary)
-    (folder / "summary.json").write_text(json.dumps(summary))
+            run_folder.log(row)
+        run_folder.save(0, {}, {})
+        ended = {"status": status, "finished_at": time.time(), "wall_seconds": 1.5}
+        summary = ended | run_folder.last_evaluation()
+        run_folder.write_summary(summary)
+        run_folder.close_mirror(summary)
     wandb.teardown()  # the next session is another process's in real life
 
 

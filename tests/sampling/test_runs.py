@@ -17,7 +17,7 @@ import rlhf.rollout as rollout
 from rlhf.config.identity import run_folder
 from rlhf.models.names import NAMES
 from rlhf.run import execute
-from rlhf.tracking import read_rows
+from rlhf.runs.state import read_rows
 from tests import small_hub
 from tests.test_run import tiny, without_time
 

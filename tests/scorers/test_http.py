@@ -14,7 +14,7 @@ import torch
 import rlhf.scorers.http as http
 from rlhf.scorers.http import HttpScorer, RewardServerError
 from rlhf.stages.online import EarlyScores
-from rlhf.waiting import StopFlag, StoppedWaiting, heeding
+from rlhf.waiting import StoppedWaiting, request_stop, stopped_by_signals
 from tests.scorers.made_up import Server, says, scores_of, serving, stalls
 
 LENGTH = scores_of(lambda prompt, response: len(prompt) + len(response) / 10)
@@ -93,9 +93,8 @@ def test_waits_double_up_to_a_limit_and_retry_after_is_honoured(monkeypatch):
 
 @pytest.mark.parametrize("early", [False, True])
 def test_a_run_that_is_asked_to_stop_waits_no_longer(early):
-    stop = StopFlag()
-    threading.Timer(0.2, lambda: setattr(stop, "requested", "SIGTERM")).start()
-    with serving(Server(says("", 503, Retry_After="60"))) as server, heeding(stop):
+    with serving(Server(says("", 503, Retry_After="60"))) as server, stopped_by_signals():
+        threading.Timer(0.2, request_stop, ["SIGTERM"]).start()
         began = time.monotonic()
         with pytest.raises(StoppedWaiting, match="SIGTERM"):
             if early:

@@ -18,9 +18,9 @@ from rlhf.data import load_text_data
 from rlhf.models.loading import ModelError
 from rlhf.random import endless_order
 from rlhf.run import execute
+from rlhf.runs.state import read_rows
 from rlhf.scorers import Scorer, load_scorer
 from rlhf.scorers.http import RewardServerError
-from rlhf.tracking import read_rows
 from tests.scorers.made_up import (
     Server,
     byte_tokenizer,

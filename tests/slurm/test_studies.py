@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 from pathlib import Path
 
-from rlhf.summary import read_summary
+from rlhf.runs.state import read_summary
 from tests.slurm.cluster import Cluster
 from tests.slurm.driving import Sweep
 from tests.sweeps.studies import LR, behave, load, spans, states

@@ -15,7 +15,8 @@ import yaml
 from rlhf.config import RunConfig
 from rlhf.config.build import config_to_mapping
 from rlhf.config.identity import run_folder, run_id
-from rlhf.lock import WAIT_FOR_LOCK, RunLock
+from rlhf.runs.lock import RunLock
+from rlhf.waiting import request_stop
 
 
 def execute(run: RunConfig) -> dict[str, Any]:
@@ -25,10 +26,10 @@ def execute(run: RunConfig) -> dict[str, Any]:
     """
     stopped: list[int] = []
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
-        signal.signal(number, lambda number, _: stopped.append(number))
+        signal.signal(number, lambda number, _: (stopped.append(number), request_stop(signal.Signals(number).name)))
     folder = run_folder(run)
     folder.mkdir(parents=True, exist_ok=True)
-    with RunLock(folder, wait_while=lambda: WAIT_FOR_LOCK in os.environ and not stopped):
+    with RunLock(folder):
         (folder / "summary.json").unlink(missing_ok=True)
         (folder / "config.yaml").write_text(yaml.safe_dump(config_to_mapping(run)))
         status = _count(run, folder, stopped)

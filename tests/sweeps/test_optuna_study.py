@@ -20,7 +20,7 @@ from analysis.evaluations import evaluations
 from analysis.kl_efficiency import GainCurve, gain_curve
 from analysis.load import load_run
 from rlhf.config.build import ConfigError
-from rlhf.lock import process_start
+from rlhf.runs.lock import process_start
 from sweeps.studies.storage import only_driver
 from sweeps.studies.study import OpenTrial
 from tests.config.composed import config

@@ -19,7 +19,7 @@ from rlhf.config.identity import run_folder, run_id
 
 
 class LockError(RuntimeError):
-    """Of the name that rlhf.lock's has."""
+    """Of the name that rlhf.runs.lock's has."""
 
 
 def execute(run: RunConfig) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from rlhf.config import RunConfig, TrackingConfig
+from rlhf.config.build import config_to_mapping
 from rlhf.errors import FileError, reason
 from rlhf.files import read_json_object, write_whole
 
@@ -17,41 +18,35 @@ SENT = "wandb/sent.json"
 """How many rows W&B was given, so that a resumed run repeats none. What a kill -9 catches in W&B's own buffer is lost
 there (seen offline: a handful of rows); metrics.jsonl has every row."""
 
+AXES = {"train/*": "samples", "perf/*": "samples", "eval/kl": "samples", "eval/*": "samples", "eval/reward": "eval/kl"}
+"""Training over responses generated, evaluation over KL: reward over KL is a panel of its own."""
+
 log = logging.getLogger(__name__)
 
 
 class WandbMirror:
-    """One W&B run per run folder; a resumed run goes on under the same id."""
+    """One W&B run per run folder; a resumed run goes on under the same id, one that was emptied under another."""
 
-    def __init__(
-        self, config: RunConfig, mapping: Mapping[str, Any], run_id: str, folder: Path, overwrites: int
-    ) -> None:
+    def __init__(self, config: RunConfig, folder: Path, times_emptied: int = 0) -> None:
         self.folder = folder
         self._rows_sent = _read_sent(folder)
-        suffix = f"-g{overwrites}" if overwrites else ""
+        suffix = f"-g{times_emptied}" if times_emptied else ""
         self._run = open_wandb_run(
             config.tracking,
             folder,
-            id=f"{config.sweep_name}-{run_id}{suffix}",
-            name=run_id,
+            id=f"{config.sweep_name}-{folder.name}{suffix}",
+            name=folder.name,
             group=config.sweep_name,
             job_type=config.stage.name,
             tags=[config.algo.name, config.dataset.name, config.model.name, *config.tracking.tags],
-            config=dict(mapping),
+            config=config_to_mapping(config),
         )
-        self._define_axes()
-
-    def _define_axes(self) -> None:
-        """Training over responses generated, evaluation over KL: reward over KL is a panel of its own."""
         self._run.define_metric("samples", hidden=True)
-        self._run.define_metric("train/*", step_metric="samples")
-        self._run.define_metric("perf/*", step_metric="samples")
-        self._run.define_metric("eval/kl", step_metric="samples")
-        self._run.define_metric("eval/*", step_metric="samples")
-        self._run.define_metric("eval/reward", step_metric="eval/kl")
+        for metric, axis in AXES.items():
+            self._run.define_metric(metric, step_metric=axis)
 
     def log(self, rows: list[dict[str, Any]]) -> None:
-        """Send the rows that W&B has not got, with their explicit step.
+        """Send those of all rows so far that W&B has not got, with their explicit step.
 
         The count goes to disk first, so that no step is ever sent twice, whenever the process is killed.
         """
@@ -67,9 +62,9 @@ class WandbMirror:
             log.warning("W&B: %s; metrics.jsonl has every row", error)
 
     def finish(self, summary: Mapping[str, Any]) -> None:
-        plain = {key: value for key, value in summary.items() if isinstance(value, int | float | str)}
+        """Close the W&B run with the numbers and texts of `summary`."""
         try:
-            self._run.summary.update(plain)
+            self._run.summary.update({k: v for k, v in summary.items() if isinstance(v, int | float | str)})
             self._run.finish()
         except Exception as error:  # likewise
             log.warning("W&B: %s; summary.json has the outcome", error)
@@ -101,8 +96,8 @@ def open_wandb_run(tracking: TrackingConfig, folder: Path, **identity: Any) -> A
 
 def _read_sent(folder: Path) -> int:
     try:
-        found = read_json_object(folder / SENT)
-        rows = 0 if found is None else found.get("rows")
+        content = read_json_object(folder / SENT)
+        rows = 0 if content is None else content.get("rows")
         if not isinstance(rows, int) or rows < 0:
             raise FileError(f"{folder / SENT}: holds no number of rows")
     except FileError as error:

@@ -1,4 +1,4 @@
-"""One process per run folder: lock.json with host, pid, job id, token and heartbeat.
+"""One process per run folder: lock.json with host, pid, job id, token and heartbeat. Imports no torch.
 
 A second process takes the folder over only when the first one's pid is dead on this host, or, of another host (a lost
 node), when its heartbeat has not changed for the time of a lease, by the watch of the second: no two clocks are
@@ -14,7 +14,7 @@ import secrets
 import socket
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,9 +22,10 @@ from typing import Any
 from filelock import FileLock
 
 from rlhf.errors import FileError, UserError
-from rlhf.files import told_with_path, write_whole
+from rlhf.files import file_errors, write_whole
+from rlhf.runs.state import LOCK, LOCK_GUARD
 from rlhf.terminal import say
-from rlhf.waiting import StoppedWaiting, acquired, locked, stop_requested
+from rlhf.waiting import SAY_AFTER_SECONDS, acquired, locked, stop_waiting_if_asked
 
 # In the environment of a sweep's children and jobs: one that meets a live holder (another driver's, a killed driver's
 # child that still ends its iteration, a requeued job's earlier self) waits for it instead of failing.
@@ -37,7 +38,6 @@ LOOK_SECONDS = 1.0
 GUARD_SECONDS = 30.0
 """Longest wait for the file that guards lock.json, which others hold for milliseconds."""
 
-
 _FIELDS = {"host", "pid", "pid_started", "token", "heartbeat"}
 
 
@@ -49,8 +49,7 @@ class RunLock:
     """Holds a run folder while in a `with` block.
 
     Args:
-        wait_while: asked once a second while another live process holds the folder; False ends the wait. A job that
-            SLURM has requeued may meet the lease of its own earlier self, whose node was lost.
+        wait: for another live process to end, instead of failing; so does WAIT_FOR_LOCK in the environment.
 
     Raises:
         LockError: on entry, when another live process holds it; from `check`, when another has taken it over.
@@ -58,40 +57,38 @@ class RunLock:
         FileError: lock.json cannot be written, or the file system has no locks.
     """
 
-    def __init__(self, folder: Path, wait_while: Callable[[], bool] = lambda: False) -> None:
-        self._wait_while = wait_while
-        self.path = folder / "lock.json"
+    def __init__(self, folder: Path, wait: bool = False) -> None:
+        self._wait = wait or WAIT_FOR_LOCK in os.environ
+        self.path = folder / LOCK
         self.token = secrets.token_hex(8)
-        self._guard = FileLock(folder / ".lock.guard")
+        self._guard = FileLock(folder / LOCK_GUARD)
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._beat, daemon=True, name="run-lock-heartbeat")
 
     def __enter__(self) -> RunLock:
-        seen = _Watch()
-        while (holder := self._taken_by_another(seen)) is not None:
-            if stopped := stop_requested():
-                raise StoppedWaiting(f"stopped by {stopped} while another process held {self.path.parent}")
-            here = holder["host"] == socket.gethostname()
-            if (here or seen.beats) and not self._wait_while():
-                raise LockError(
-                    f"{self.path.parent}: pid {holder['pid']} on {holder['host']} is at work on this run; "
-                    "wait for it, or end it"
-                )
-            if not here and not seen.said:
-                seen.said = True
-                say(
-                    f"{self.path}: left by pid {holder['pid']} on {holder['host']}; it is taken over if it does not "
-                    f"change for {LEASE_SECONDS:.0f} seconds"
-                )
+        watch, began, said = _Watch(), time.monotonic(), False
+        while (holder := self._take(watch)) is not None:
+            stop_waiting_if_asked(f"another process held {self.path.parent}")
+            name = f"pid {holder['pid']} on {holder['host']}"
+            alive = watch.beats or holder["host"] == socket.gethostname()
+            if alive and not self._wait:
+                raise LockError(f"{self.path.parent}: {name} is at work on this run; wait for it, or end it")
+            if not said and not alive:
+                said = True
+                lease = f"{LEASE_SECONDS:.0f} seconds"
+                say(f"{self.path}: left by {name}; it is taken over if it does not change for {lease}")
+            if not said and time.monotonic() - began > SAY_AFTER_SECONDS:
+                said = True
+                say(f"{self.path.parent}: waiting for {name}, which is at work on this run")
             time.sleep(LOOK_SECONDS)
         self._thread.start()
         return self
 
-    def _taken_by_another(self, seen: _Watch) -> dict[str, Any] | None:
-        """The process that holds the folder and may live; None once it is this one's."""
+    def _take(self, watch: _Watch) -> dict[str, Any] | None:
+        """Take the folder; the process that holds it and may live where there is one."""
         with locked(Path(self._guard.lock_file), f"looks at {self.path}"):
             holder = _read(self.path)
-            if holder is not None and (_lives_here(holder) or seen.may_live(holder)):
+            if holder is not None and (_lives_here(holder) or watch.may_live(holder)):
                 return holder
             self._write()
         return None
@@ -99,14 +96,10 @@ class RunLock:
     def __exit__(self, *_: object) -> None:
         self._stop.set()
         self._thread.join()
-        if not acquired(self._guard, timeout=GUARD_SECONDS):
-            return  # a lock.json that stays is taken over, since its process is gone
-        try:
-            if self._mine():
-                with told_with_path(self.path, "delete it"):
+        with self._guarded() as alone:  # a lock.json that stays is taken over, since its process is gone
+            if alone and self._mine():
+                with file_errors(self.path, "delete it"):
                     self.path.unlink()
-        finally:
-            self._guard.release()
 
     def check(self) -> None:
         """Called before every write into the folder."""
@@ -115,15 +108,22 @@ class RunLock:
 
     def _beat(self) -> None:
         while not self._stop.wait(HEARTBEAT_SECONDS):
-            with contextlib.suppress(OSError):  # a full disk now may have room at the next beat
-                if not acquired(self._guard, timeout=GUARD_SECONDS):
-                    continue
-                try:
-                    if not self._mine():
-                        return
+            # A full disk now may have room at the next beat.
+            with contextlib.suppress(OSError), self._guarded() as alone:
+                if alone and not self._mine():
+                    return
+                if alone:
                     self._write()
-                finally:
-                    self._guard.release()
+
+    @contextlib.contextmanager
+    def _guarded(self) -> Iterator[bool]:
+        """Whether this process alone looks at lock.json meanwhile; not where others keep the guard for too long."""
+        alone = acquired(self._guard, GUARD_SECONDS)
+        try:
+            yield alone
+        finally:
+            if alone:
+                self._guard.release()
 
     def _mine(self) -> bool:
         holder = _read(self.path)
@@ -147,7 +147,6 @@ class _Watch:
 
     beats: bool = False
     """A heartbeat has changed while it was watched."""
-    said: bool = False
     _last: tuple[str, Any] | None = None
     _since: float = 0.0
 
@@ -172,7 +171,7 @@ def _lives_here(holder: Mapping[str, Any]) -> bool:
 def _read(path: Path) -> dict[str, Any] | None:
     """What lock.json says; None where there is none, or one that was cut off by a full disk or a killed host."""
     try:
-        with told_with_path(path, "read it"):
+        with file_errors(path, "read it"):
             holder = json.loads(path.read_bytes())
     except FileError as error:
         if isinstance(error.__cause__, FileNotFoundError):
@@ -185,7 +184,7 @@ def _read(path: Path) -> dict[str, Any] | None:
 
 def held_here(folder: Path) -> bool:
     """Whether a process of this machine holds the run's folder."""
-    holder = _read(folder / "lock.json")
+    holder = _read(folder / LOCK)
     return holder is not None and _lives_here(holder)
 
 
@@ -207,18 +206,14 @@ def process_start(pid: object) -> str | None:
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
     except (OSError, ValueError):
-        if Path("/proc/self/stat").exists() or not isinstance(pid, int):
-            return None
-        return _start_without_proc(pid)
+        no_proc = not Path("/proc/self/stat").exists()  # as on macOS, where whether it lives is all that can be told
+        return "alive" if no_proc and isinstance(pid, int) and _is_alive(pid) else None
     return None if fields[0] == "Z" else fields[19]
 
 
-def _start_without_proc(pid: int) -> str | None:
-    """macOS and the like: whether the pid lives is all that can be told."""
+def _is_alive(pid: int) -> bool:
     try:
         os.kill(pid, 0)
-    except ProcessLookupError:
-        return None
-    except PermissionError:
-        pass
-    return "alive"
+    except OSError as error:
+        return isinstance(error, PermissionError)
+    return True

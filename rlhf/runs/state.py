@@ -1,0 +1,62 @@
+"""The files of a run folder by name, and how its run stands by them. Imports no torch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from rlhf.config import RunConfig
+from rlhf.config.identity import run_folder
+from rlhf.errors import FileError
+from rlhf.files import read_json_lines, read_json_object
+
+CONFIG, METRICS, SAMPLES, SUMMARY = "config.yaml", "metrics.jsonl", "samples.jsonl", "summary.json"
+LOCK, LOCK_GUARD, OVERWRITES = "lock.json", ".lock.guard", "overwrites.json"
+CHECKPOINTS, BAD_STEPS, FINAL = "checkpoints", "bad_steps", "final"
+
+OVER = ("finished", "pruned")
+"""States after which a run is skipped."""
+
+
+def read_summary(folder: Path) -> dict[str, Any]:
+    """A run folder's summary.json; empty where the run has not ended.
+
+    Raises:
+        FileError: the file is damaged.
+    """
+    summary = read_json_object(folder / SUMMARY)
+    if summary is not None and not isinstance(summary.get("status"), str):
+        raise FileError(f"{folder / SUMMARY}: does not say how the run ended; delete it and type the command again")
+    return summary or {}
+
+
+def finished(run: RunConfig) -> dict[str, Any] | None:
+    """The summary of a run that need not be started again.
+
+    Raises:
+        FileError: its summary.json is damaged.
+    """
+    summary = {} if run.overwrite else read_summary(run_folder(run))
+    return summary if summary.get("status") in OVER else None
+
+
+def times_emptied(folder: Path) -> int:
+    """How often overwrite=true has started a run's folder afresh.
+
+    Raises:
+        FileError: overwrites.json is damaged.
+    """
+    content = read_json_object(folder / OVERWRITES)
+    count = 0 if content is None else content.get("count")
+    if not isinstance(count, int) or count < 0:
+        raise FileError(f"{folder / OVERWRITES}: holds no count; delete the file and type the command again")
+    return count
+
+
+def read_rows(folder: Path) -> list[dict[str, Any]]:
+    """All rows of a run's metrics.jsonl.
+
+    Raises:
+        FileError: a line holds something else.
+    """
+    return read_json_lines(folder / METRICS)
