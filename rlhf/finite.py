@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,16 +28,16 @@ class NotFinite(UserError, ArithmeticError):
 def not_finite(tensors: Mapping[str, Tensor]) -> str | None:
     """The name of a tensor that holds NaN or infinity; None where all numbers are finite.
 
-    One pass over the memory. Of sharded tensors every rank looks at its own part, and all get the same answer: it is
+    One pass over the memory. Of sharded tensors every rank looks at its own shard, and all get the same answer: it is
     None for all of them or for none.
     """
     sharded = any(isinstance(tensor, DTensor) for tensor in tensors.values())
-    own = {name: t.to_local() if isinstance(t, DTensor) else t.detach() for name, t in tensors.items()}
-    own = {name: tensor for name, tensor in own.items() if tensor.is_floating_point() and tensor.numel()}
-    found = None if _finite_norm(own.values()) else next((n for n, t in own.items() if not t.isfinite().all()), None)
-    if sharded and largest(int(found is not None)):
-        return found or "a tensor of another rank"
-    return found
+    local = {name: t.to_local() if isinstance(t, DTensor) else t.detach() for name, t in tensors.items()}
+    local = {name: tensor for name, tensor in local.items() if tensor.is_floating_point() and tensor.numel()}
+    bad = None if _finite_norm(local.values()) else next((n for n, t in local.items() if not t.isfinite().all()), None)
+    if sharded and largest(int(bad is not None)):
+        return bad or "a tensor of another rank"
+    return bad
 
 
 def _finite_norm(tensors: Iterable[Tensor]) -> bool:
@@ -79,14 +79,11 @@ def check_loaded(tensors: Mapping[str, Tensor], folder: str | Path, option: str)
     Raises:
         NotFinite: one of the numbers is NaN or infinite.
     """
-    name = not_finite(tensors)
-    if name is None:
-        return
-    run = Path(folder).parent
-    problem = f"holds weights that are not finite ({name})"
-    if run.parent.name == INPUTS and _INPUT_RUN.fullmatch(run.name) and (run / "config.yaml").is_file():
-        raise NotFinite(f"{folder}: {problem}; delete {run} and type the command again")
-    raise NotFinite(f"{option}: {folder} {problem}; give other weights")
+    if name := not_finite(tensors):
+        run, problem = Path(folder).parent, f"holds weights that are not finite ({name})"
+        if run.parent.name == INPUTS and _INPUT_RUN.fullmatch(run.name) and (run / "config.yaml").is_file():
+            raise NotFinite(f"{folder}: {problem}; delete {run} and type the command again")
+        raise NotFinite(f"{option}: {folder} {problem}; give other weights")
 
 
 def check_saved(tensors: Mapping[str, Tensor], state: Mapping[str, Any], step: int) -> None:
@@ -95,13 +92,13 @@ def check_saved(tensors: Mapping[str, Tensor], state: Mapping[str, Any], step: i
     Raises:
         NotFinite: a tensor holds one, or the state beside them.
     """
-    if name := not_finite(tensors) or _not_finite_in(state, "the state"):
+    if name := not_finite(tensors) or next(_not_finite_in(state, "the state"), None):
         raise NotFinite(f"{name} is not finite at step {step}, and is not saved; try a smaller learning rate")
 
 
-def _not_finite_in(value: Any, name: str) -> str | None:
-    """Where a nested state holds NaN or infinity."""
+def _not_finite_in(value: Any, name: str) -> Iterator[str]:
     if isinstance(value, Mapping):
-        found = (_not_finite_in(inner, f"{name}'s {key}") for key, inner in value.items())
-        return next((one for one in found if one), None)
-    return name if isinstance(value, float) and not math.isfinite(value) else None
+        for key, inner in value.items():
+            yield from _not_finite_in(inner, f"{name}'s {key}")
+    elif isinstance(value, float) and not math.isfinite(value):
+        yield name

@@ -23,10 +23,9 @@ def adamw(
     """AdamW over (parameters, learning rate) groups; the schedule scales the `initial_lr` kept in each group."""
     return torch.optim.AdamW(
         [
-            {"params": alike, "lr": rate, "initial_lr": rate}
+            {"params": kind, "lr": rate, "initial_lr": rate}
             for parameters, rate in groups
-            for alike in _whole_and_sharded(parameters)
-            if alike
+            for kind in _by_kind(parameters)
         ],
         betas=(betas[0], betas[1]),
         eps=eps,
@@ -35,24 +34,23 @@ def adamw(
     )
 
 
-def _whole_and_sharded(tensors: Iterable[nn.Parameter]) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
-    """Apart, since fused kernels take tensors of one kind; without hardware.sharding all are whole."""
-    given = list(tensors)
-    return [one for one in given if not isinstance(one, DTensor)], [one for one in given if isinstance(one, DTensor)]
+def _by_kind(parameters: Iterable[nn.Parameter]) -> list[list[nn.Parameter]]:
+    """Plain and sharded ones, each where there are any: fused kernels take tensors of one kind."""
+    kinds: tuple[list[nn.Parameter], list[nn.Parameter]] = ([], [])
+    for parameter in parameters:
+        kinds[isinstance(parameter, DTensor)].append(parameter)
+    return [kind for kind in kinds if kind]
 
 
 def clip_gradients(parameters: Iterable[nn.Parameter], max_grad_norm: float) -> Tensor:
     """Scale the gradients down to this norm taken together; returns the norm before."""
-    kinds = [kind for kind in _whole_and_sharded(parameters) if kind]
-    if len(kinds) == 1 and not isinstance(kinds[0][0], DTensor):
-        total = nn.utils.get_total_norm([one.grad for one in kinds[0] if one.grad is not None])
-        if total.device.type != "cpu" or float(total) > max_grad_norm:  # to multiply by 1 reads and writes them all
-            nn.utils.clip_grads_with_norm_(kinds[0], max_grad_norm, total)
-        return total
-    norms = [nn.utils.get_total_norm([one.grad for one in kind if one.grad is not None]) for kind in kinds]
-    total = torch.stack([one.full_tensor() if isinstance(one, DTensor) else one for one in norms]).norm()
-    for kind in kinds:
-        nn.utils.clip_grads_with_norm_(kind, max_grad_norm, total)
+    kinds = _by_kind(parameters)
+    norms = [nn.utils.get_total_norm([p.grad for p in kind if p.grad is not None]) for kind in kinds]
+    norms = [norm.full_tensor() if isinstance(norm, DTensor) else norm for norm in norms]
+    total = norms[0] if len(norms) == 1 else torch.stack(norms).norm()
+    if total.device.type != "cpu" or float(total) > max_grad_norm:  # to multiply by 1 reads and writes them all
+        for kind in kinds:
+            nn.utils.clip_grads_with_norm_(kind, max_grad_norm, total)
     return total
 
 

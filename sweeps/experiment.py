@@ -20,6 +20,7 @@ from rlhf.config import RL_STAGES, RunConfig
 from rlhf.config.build import ConfigError
 from rlhf.config.frozen import starts_anew
 from rlhf.config.identity import input_runs, run_folder, run_id, sweep_folder
+from rlhf.config.inputs import check_inputs
 from rlhf.config.sizes import derived_sizes, sizes_in_words
 from rlhf.errors import one_line
 from rlhf.runs.state import OVER, finished
@@ -89,6 +90,8 @@ def run_experiment(runs: Sequence[RunConfig], target: str = EXECUTE) -> list[Out
     else:
         earlier = f", {len(outcomes)} finished earlier" if outcomes else ""
         launcher = launcher_for(todo, target)
+        if target == EXECUTE:
+            check_inputs(todo)
         tell(console, f"{count_runs(len(distinct))}{earlier}; {launcher.open(todo)}")
         if near := starts_anew(todo):
             tell(console, near)
@@ -193,6 +196,7 @@ def run_single(run: RunConfig) -> dict[str, Any]:
         tell(console, f"{run_id(run)} is finished ({run_folder(run)}); overwrite=true would start afresh")
         return found
     check_device(run)
+    check_inputs([run])
     near = starts_anew([run])
     if first:
         write_record(run, EXECUTE)

@@ -360,10 +360,10 @@ def test_a_signal_during_sft_stops_the_run_that_needs_it(never_stopped, monkeypa
     run = tiny(tmp_path / "runs", tmp_path / "cache", "apa")
     step = supervised._optimizer_step
 
-    def stopping(task, optimizer, scaler, now):
+    def stopping(task, optimizer, scaler, now, rows):
         if now == 3:  # the last one: everything is trained, nothing is written yet
             os.kill(os.getpid(), signal.SIGTERM)
-        return step(task, optimizer, scaler, now)
+        return step(task, optimizer, scaler, now, rows)
 
     with monkeypatch.context() as patch:
         patch.setattr(supervised, "_optimizer_step", stopping)

@@ -59,13 +59,13 @@ def build(context: RunContext) -> Setup:
         model, tokenizer = load_base(config.model, data.words, sum(limits), context.cache_dir, held)
     data = with_template(config.dataset, data, tokenizer)
     stops = stops_of(config.dataset, data, tokenizer)
+    context.say(prompt_report(config.dataset, tokenizer, data.prompts, data.dropped, stops))
     models = networks(config, moved(model, context.device))
     if config.hardware.sharding == "fsdp":
         shard(models)
     scorer = load_scorer(config, context.inputs.get("reward_model"), context.device, data)
     say_where_plain(config, models.sampler, context.say)
     say_own_pass(models.own_pass, context.say)
-    context.say(prompt_report(config.dataset, tokenizer, data.prompts, data.dropped, stops))
     eval_prompts = encode_prompts(tokenizer, data.eval_prompts, limits[0])
     return Setup(
         data=data,

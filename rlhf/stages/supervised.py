@@ -20,12 +20,7 @@ from rlhf.models.split import split, top_parameters
 from rlhf.optimization import adamw, clip_and_step, schedule_factor, set_learning_rate
 from rlhf.precision import LossScaler
 from rlhf.random import endless_order
-from rlhf.runs.checkpoint import (
-    load_optimizer_tensors,
-    load_parameter_tensors,
-    optimizer_tensors,
-    parameter_tensors,
-)
+from rlhf.runs.checkpoint import load_optimizer_tensors, load_parameter_tensors, optimizer_tensors, parameter_tensors
 from rlhf.stages.context import RunContext
 
 BETAS, EPS = (0.9, 0.95), 1e-8
@@ -69,7 +64,7 @@ def select_parameters(model: PreTrainedModel, train: TrainableConfig, option: st
 
         adapters = lora_config(train, model, option)
         if hasattr(model, "score"):
-            adapters.exclude_modules = ["score"]  # a reward model's head trains whole
+            adapters.exclude_modules = ["score"]  # a reward model's head trains as it is
         with adapting(option):
             inject_adapter_in_model(adapters, model)
     for name, parameter in model.named_parameters():
@@ -83,14 +78,17 @@ def select_parameters(model: PreTrainedModel, train: TrainableConfig, option: st
 def train(context: RunContext, task: SupervisedTask) -> dict[str, float]:
     """Run `task` to its last step; returns the last evaluation."""
     settings = task.settings
-    optimizer = adamw(
-        [(task.parameters.values(), settings.learning_rate)],
-        betas=list(BETAS),
-        eps=EPS,
-        weight_decay=settings.weight_decay,
-    )
+    groups = [(task.parameters.values(), settings.learning_rate)]
+    optimizer = adamw(groups, betas=list(BETAS), eps=EPS, weight_decay=settings.weight_decay)
     done, scaler = 0, LossScaler(context.config.hardware.precision)
     bad_steps = context.bad_steps(f"{task.option}.max_bad_steps", settings.max_bad_steps)
+
+    def log(step: int, metrics: Mapping[str, float], evaluates: bool) -> None:
+        evaluation = task.evaluate() if evaluates else {}
+        check_metrics(evaluation, task.remedy)
+        counters = {"step": step, "iteration": step, "samples": step * settings.batch_size}
+        context.folder.log({**counters, "seconds": context.seconds(), **metrics, **evaluation})
+
     if (checkpoint := context.take_checkpoint()) is not None:
         load_parameter_tensors(task.parameters, checkpoint.tensors)
         load_optimizer_tensors(optimizer, checkpoint.tensors)
@@ -98,48 +96,34 @@ def train(context: RunContext, task: SupervisedTask) -> dict[str, float]:
             done, bad_steps.count = int(state["step"]), int(state["bad_steps"])
             scaler.load_state_dict(state["scaler"])
     else:
-        context.folder.log(_row(context, 0, settings, _evaluate(task)))
+        log(0, {}, evaluates=True)
     for step in range(done + 1, settings.steps + 1):
+        first_row = (step - 1) * settings.batch_size
+        rows = endless_order(settings.seed, "examples", first_row, settings.batch_size, task.size)
         try:
-            metrics = _optimizer_step(task, optimizer, scaler, step)
+            metrics = _optimizer_step(task, optimizer, scaler, step, rows)
         except NotFinite as error:
             optimizer.zero_grad(set_to_none=True)
-            rows = _rows(task, step)
             bad_steps.skip(error, step, task.parameters, lambda rows=rows: task.describe(rows))
             metrics = {}
         check_weights(task.parameters, f"after optimizer step {step}", task.remedy)
         if bad_steps.count:
             metrics["train/bad_steps"] = float(bad_steps.count)
         last = step == settings.steps
-        if last or step % settings.eval_every == 0:
-            metrics |= _evaluate(task)
-        context.folder.log(_row(context, step, settings, metrics))
+        log(step, metrics, evaluates=last or step % settings.eval_every == 0)
         if last or context.asked_to_stop() or step % context.config.checkpoint.checkpoint_every == 0:
             tensors = {**parameter_tensors(task.parameters), **optimizer_tensors(optimizer)}
-            state = {"step": step, "scaler": scaler.state_dict(), "bad_steps": bad_steps.count}
-            context.save(step, tensors, state)
+            context.save(step, tensors, {"step": step, "scaler": scaler.state_dict(), "bad_steps": bad_steps.count})
             if not last:
                 context.stop_if_asked()
     return context.folder.last_evaluation()
 
 
-def _evaluate(task: SupervisedTask) -> dict[str, float]:
-    metrics = task.evaluate()
-    check_metrics(metrics, task.remedy)
-    return metrics
-
-
-def _rows(task: SupervisedTask, step: int) -> Tensor:
-    """The examples of an optimizer step, counted from 1."""
-    count = task.settings.batch_size
-    return endless_order(task.settings.seed, "examples", (step - 1) * count, count, task.size)
-
-
 def _optimizer_step(
-    task: SupervisedTask, optimizer: torch.optim.Optimizer, scaler: LossScaler, step: int
+    task: SupervisedTask, optimizer: torch.optim.Optimizer, scaler: LossScaler, step: int, rows: Tensor
 ) -> dict[str, float]:
+    """One step on the examples `rows`; returns its metrics. NotFinite leaves parameters and moments as they were."""
     settings = task.settings
-    rows = _rows(task, step)
     weight = task.weight(rows)
     total = 0.0
     for part in rows[own_rows(len(rows))].split(settings.micro_batch_size):
@@ -150,18 +134,10 @@ def _optimizer_step(
     if not math.isfinite(total):
         raise NotFinite(f"the loss is {total} at optimizer step {step}; try {task.remedy}")
     sum_gradients(task.parameters.values())
-    factor = schedule_factor(step - 1, settings.steps, settings.warmup_steps, settings.schedule)
-    set_learning_rate(optimizer, factor)
+    set_learning_rate(optimizer, schedule_factor(step - 1, settings.steps, settings.warmup_steps, settings.schedule))
     networks = {"network": list(task.parameters.values())}
     norms = clip_and_step(optimizer, networks, settings.max_grad_norm, step, scaler, {"network": task.remedy})
-    metrics = {"train/loss": total}
-    if norms:
-        metrics["train/grad_norm"] = norms["network"]
+    metrics = {"train/loss": total} | ({"train/grad_norm": norms["network"]} if norms else {})
     if scaler.enabled:
         metrics["train/skipped_steps"] = float(not norms)
     return metrics
-
-
-def _row(context: RunContext, step: int, settings: SupervisedConfig, metrics: dict[str, float]) -> dict[str, float]:
-    counters = {"step": step, "iteration": step, "samples": step * settings.batch_size}
-    return {**counters, "seconds": context.seconds(), **metrics}
