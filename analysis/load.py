@@ -21,9 +21,10 @@ from analysis.metrics import Metrics, json_lines, to_metrics
 from analysis.parallel import mapped
 from analysis.plain import NotPlainError, plain, read_yaml
 from rlhf.errors import printable
+from rlhf.runs.state import CONFIG, LOCK, METRICS, SAMPLES, SUMMARY
 
 # A folder with any of these is a run's; others in a sweep folder (logs, caches) are not looked at.
-_RUN_FILES = ("config.yaml", "metrics.jsonl", "summary.json", "lock.json")
+_RUN_FILES = (CONFIG, METRICS, SUMMARY, LOCK)
 
 RL_STAGES = ("online", "offline")
 """The stages that train a policy with an algorithm: what comparisons are made of."""
@@ -102,9 +103,9 @@ def load_run(folder: Path) -> RunRecord:
     """One run folder, unlabelled. Damage becomes `reason`; no exception leaves this function for a bad file."""
     problems: list[str] = []
     notes: list[str] = []
-    config = _read_config(folder / "config.yaml", problems)
-    summary = _read_summary(folder / "summary.json", problems)
-    rows = _read_metrics(folder / "metrics.jsonl", problems, notes)
+    config = _read_config(folder / CONFIG, problems)
+    summary = _read_summary(folder / SUMMARY, problems)
+    rows = _read_metrics(folder / METRICS, problems, notes)
     return make_record(folder, config, rows, summary, problems, notes)
 
 
@@ -176,7 +177,7 @@ def _with_stage(run: RunRecord) -> str:
 
 def read_samples(run: RunRecord) -> list[dict[str, Any]]:
     """The lines of samples.jsonl in order; what cannot be read is left out, since samples only illustrate."""
-    path = run.folder / "samples.jsonl"
+    path = run.folder / SAMPLES
     if not path.is_file():
         return []
     try:

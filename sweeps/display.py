@@ -19,7 +19,7 @@ from rich.text import Text
 
 from rlhf.config import RL_STAGES, RunConfig
 from rlhf.config.identity import run_folder, run_id
-from rlhf.runs.state import OVER, read_summary
+from rlhf.runs.state import METRICS, OVER, SUMMARY, read_summary
 from rlhf.terminal import Column, fitted_table, tell
 from sweeps.runs import Outcome
 
@@ -64,7 +64,7 @@ class RunProgress:
     def look(self) -> None:
         """Read the rows that were added; from the top again where a resumed run cut its file back."""
         try:
-            self._read_rows(self.folder / "metrics.jsonl")
+            self._read_rows(self.folder / METRICS)
         except OSError:  # deleted between two looks, or the file system stalls
             return
         except ValueError:  # cut back and grown again since: what was read is no longer there
@@ -324,7 +324,7 @@ def watching(runs: Sequence[RunConfig], console: Console) -> Iterator[Display]:
 def _has_finished(folder: Path, since: float) -> bool:
     """Whether summary.json says so; one older than `since` is that of a run which is done again."""
     try:
-        file = folder / "summary.json"
+        file = folder / SUMMARY
         return file.stat().st_mtime >= since and read_summary(folder).get("status") == "finished"
     except OSError:  # not there, deleted between the two looks, or cut off
         return False

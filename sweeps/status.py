@@ -17,7 +17,7 @@ from rlhf.config.build import ConfigError, build_config
 from rlhf.config.identity import input_runs, run_folder, sweep_folder
 from rlhf.errors import FileError, reason
 from rlhf.runs.lock import process_start, seems_alive
-from rlhf.runs.state import OVER, finished, read_summary
+from rlhf.runs.state import LOCK, OVER, finished, read_summary
 from rlhf.terminal import Column, fitted_columns, fitted_table
 from sweeps.display import STATE_STYLES, RunProgress, number
 from sweeps.records import outcome_path, read_json, read_records, record_path
@@ -101,7 +101,7 @@ def _status(folder: Path, name: str, record: dict[str, Any], queue: Queue) -> Ru
     run = dataclasses.replace(run, output_dir=str(folder.absolute().parent), sweep_name=folder.absolute().name)
     progress = RunProgress(run)
     progress.look()
-    lock = read_json(progress.folder / "lock.json")
+    lock = read_json(progress.folder / LOCK)
     job = str(record.get("job_id", ""))
     in_queue = queue.jobs.get(job)
     driver = _driver(record)

@@ -31,6 +31,8 @@ from analysis.wandb_run import (
     SweepCurves,
     sample_rows,
 )
+from rlhf.errors import FileError
+from rlhf.runs.state import times_emptied
 
 # W&B draws ten groups in a panel; a setting with more values is a continuous one that a study drew.
 _MAX_GROUPS = 10
@@ -117,8 +119,8 @@ def reuse_saved(workspace: ws.Workspace, text: str) -> None:
 def wandb_ids(folder: Path, sweep: str) -> list[str]:
     """The W&B ids of a run folder, one more for each time that it was overwritten; the last is the run's own."""
     try:
-        overwrites = int(json.loads((folder / "overwrites.json").read_text())["count"])
-    except (OSError, ValueError, KeyError):
+        overwrites = times_emptied(folder)
+    except FileError:
         overwrites = 0
     first = f"{sweep}-{folder.name}"
     return [first, *(f"{first}-g{count}" for count in range(1, overwrites + 1))]

@@ -22,10 +22,10 @@ from analysis.load import RunRecord, is_run, load_run
 from analysis.metrics import json_lines
 from analysis.plain import whole_text
 from analysis.winrate.errors import WinrateError
+from rlhf.runs.state import SAMPLES
 
 Which = Literal["first", "last"]
 
-SAMPLES = "samples.jsonl"
 _NOT_IN_NAMES = frozenset(":,=@/")
 # What shapes the policy before RL: of first evaluations nothing else is compared.
 _BEFORE_RL = ("dataset.", "model.", "sft.")

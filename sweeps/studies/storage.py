@@ -23,7 +23,7 @@ from rlhf.config.build import ConfigError
 from rlhf.config.identity import REVISION, fingerprint, sweep_folder
 from rlhf.errors import reason
 from rlhf.files import file_errors, write_whole
-from rlhf.runs.state import read_summary
+from rlhf.runs.state import SUMMARY, read_summary
 from rlhf.waiting import acquired
 from sweeps.settings import StudySettings
 from sweeps.studies.objective import OBJECTIVES
@@ -196,7 +196,7 @@ def _forget_pruned(study: optuna.Study, folder: Path) -> None:
     for trial in study.get_trials(deepcopy=False):
         for name in trial.user_attrs.get("runs", {}).values():
             if read_summary(folder / name).get("status") == "pruned":
-                (folder / name / "summary.json").unlink()
+                (folder / name / SUMMARY).unlink()
 
 
 def budget_of(spec: StudySpec, settings: StudySettings) -> float:

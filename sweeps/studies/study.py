@@ -15,7 +15,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 from rlhf.config import RunConfig
 from rlhf.config.build import ConfigError
 from rlhf.config.identity import run_folder, run_id
-from rlhf.runs.state import read_summary
+from rlhf.runs.state import SUMMARY, read_summary
 from sweeps.records import outcome_path, write_json
 from sweeps.runs import Outcome, log_path
 from sweeps.settings import StudySettings
@@ -193,7 +193,7 @@ def mark_pruned(run: RunConfig) -> None:
         return
     write_json(outcome_path(run), {"status": "pruned", "reason": ""})  # for `python -m sweeps`
     if folder.is_dir():
-        write_json(folder / "summary.json", {"run_id": folder.name, **summary, "status": "pruned"})
+        write_json(folder / SUMMARY, {"run_id": folder.name, **summary, "status": "pruned"})
 
 
 def _target(spec: StudySpec, settings: StudySettings) -> int:
