@@ -101,8 +101,8 @@ def fitted_columns(columns: Sequence[Column], width: int) -> list[Column]:
     """The columns that `width` has room for; the first, which holds names, may break its lines."""
     made, kept = console(file=io.StringIO()), list(columns)
     widths = {column.name: _width(column, made) for column in columns}
-    for column in sorted(columns, key=lambda one: -one.drop):
-        if column.drop and sum(widths[one.name] for one in kept) + _GAP * (len(kept) - 1) > width:
+    for column in sorted(columns, key=lambda column: -column.drop):
+        if column.drop and sum(widths[shown.name] for shown in kept) + _GAP * (len(kept) - 1) > width:
             kept.remove(column)
     return kept
 

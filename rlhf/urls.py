@@ -60,8 +60,8 @@ def secret_in(value: str, *, shell: bool = False) -> str | None:
         shell: the text is of a shell, where a shorter value that is assigned or handed over counts as well.
     """
     for url in _URL.findall(value):
-        if found := secret_in_url(url):
-            return found
+        if secret := secret_in_url(url):
+            return secret
     seems_secret = _looks_chosen if shell else _looks_drawn
     for assigned in _ASSIGNMENT.finditer(value):
         if _names_a_secret(assigned["name"]) and seems_secret(assigned["value"]):
@@ -73,15 +73,15 @@ def secret_in(value: str, *, shell: bool = False) -> str | None:
 
 def secrets_in_config(mapping: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
     """Dotted paths of the options that seem to hold a secret, each with what it is."""
-    found: dict[str, str] = {}
+    secrets: dict[str, str] = {}
     for name, value in mapping.items():
         path = f"{prefix}{name}"
         if isinstance(value, Mapping):
-            found |= secrets_in_config(value, f"{path}.")
+            secrets |= secrets_in_config(value, f"{path}.")
         for text in value if isinstance(value, list) else [value]:
             if isinstance(text, str) and (secret := secret_in(text, shell=path in _SHELL_TEXT)):
-                found[path] = secret
-    return found
+                secrets[path] = secret
+    return secrets
 
 
 def _names_a_secret(name: str) -> bool:

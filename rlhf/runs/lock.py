@@ -22,7 +22,7 @@ from typing import Any
 from filelock import FileLock
 
 from rlhf.errors import FileError, UserError
-from rlhf.files import file_errors, write_whole
+from rlhf.files import file_errors, read_json_object, write_whole
 from rlhf.runs.state import LOCK, LOCK_GUARD
 from rlhf.terminal import say
 from rlhf.waiting import SAY_AFTER_SECONDS, acquired, locked, stop_waiting_if_asked
@@ -171,15 +171,12 @@ def _lives_here(holder: Mapping[str, Any]) -> bool:
 def _read(path: Path) -> dict[str, Any] | None:
     """What lock.json says; None where there is none, or one that was cut off by a full disk or a killed host."""
     try:
-        with file_errors(path, "read it"):
-            holder = json.loads(path.read_bytes())
+        holder = read_json_object(path) or {}
     except FileError as error:
-        if isinstance(error.__cause__, FileNotFoundError):
-            return None
-        raise
-    except (ValueError, RecursionError):
+        if error.errno is not None:  # it is there and cannot be read
+            raise
         return None
-    return holder if isinstance(holder, dict) and set(holder) >= _FIELDS else None
+    return holder if set(holder) >= _FIELDS else None
 
 
 def held_here(folder: Path) -> bool:
