@@ -100,13 +100,9 @@ def flip_a_byte(path: Path) -> None:
 
 DAMAGES = {
     "a flipped bit": lambda folder: flip_a_byte(folder / "tensors.safetensors"),
-    "tensors cut off": lambda folder: (folder / "tensors.safetensors").write_bytes(b"\x08\0\0"),
     "no tensors": lambda folder: (folder / "tensors.safetensors").unlink(),
     "state cut off": lambda folder: (folder / "state.json").write_text('{"step": 2, "tens'),
-    "an empty state": lambda folder: (folder / "state.json").write_text(""),
-    "a state of zeros": lambda folder: (folder / "state.json").write_bytes(b"\0" * 100),
     "no state": lambda folder: (folder / "state.json").unlink(),
-    "a state without checksum": lambda folder: (folder / "state.json").write_text('{"step": 2}'),
     "a state that is a list": lambda folder: (folder / "state.json").write_text("[1]"),
 }
 
@@ -264,14 +260,9 @@ def moments() -> tuple[torch.optim.AdamW, dict[str, torch.Tensor]]:
 
 FORGED = {
     "one missing": lambda tensors: tensors.pop("optimizer.1.exp_avg"),
-    "one parameter's": lambda tensors: [
-        tensors.pop(f"optimizer.0.{name}") for name in ("exp_avg", "exp_avg_sq", "step")
-    ],
     "all missing": lambda tensors: tensors.clear(),
     "one too many": lambda tensors: tensors.update({"optimizer.2.exp_avg": torch.zeros(4)}),
-    "another name": lambda tensors: tensors.update({"optimizer.0.x.y": torch.zeros(4)}),
     "another shape": lambda tensors: tensors.update({"optimizer.1.exp_avg": torch.zeros(2, 2)}),
-    "a step for each number": lambda tensors: tensors.update({"optimizer.1.step": torch.zeros(4)}),
     "not finite": lambda tensors: tensors["optimizer.0.exp_avg_sq"].fill_(float("nan")),
     "a negative square": lambda tensors: tensors["optimizer.0.exp_avg_sq"].fill_(-1.0),
 }
@@ -305,16 +296,6 @@ def test_parameters_that_are_not_finite_are_refused(value):
     tensors["parameter.policy.weight"] = torch.full((3, 2), value)
     with pytest.raises(CheckpointError, match=r"policy.weight is not finite"):
         load_parameter_tensors(parameters, tensors)
-
-
-def test_a_file_too_large_is_not_told_to_free_space(tmp_path, monkeypatch):
-    def limited(*_):
-        raise SafetensorError("Error while serializing: I/O error: File too large (os error 27)")
-
-    monkeypatch.setattr(rlhf.runs.checkpoint, "save_file", limited)
-    with pytest.raises(CheckpointError, match="ulimit -f") as error:
-        save(tmp_path, 1)
-    assert "free space" not in str(error.value)
 
 
 @pytest.mark.parametrize(

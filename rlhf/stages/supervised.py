@@ -78,8 +78,12 @@ def select_parameters(model: PreTrainedModel, train: TrainableConfig, option: st
 def train(context: RunContext, task: SupervisedTask) -> dict[str, float]:
     """Run `task` to its last step; returns the last evaluation."""
     settings = task.settings
-    groups = [(task.parameters.values(), settings.learning_rate)]
-    optimizer = adamw(groups, betas=list(BETAS), eps=EPS, weight_decay=settings.weight_decay)
+    optimizer = adamw(
+        [(task.parameters.values(), settings.learning_rate)],
+        betas=list(BETAS),
+        eps=EPS,
+        weight_decay=settings.weight_decay,
+    )
     done, scaler = 0, LossScaler(context.config.hardware.precision)
     bad_steps = context.bad_steps(f"{task.option}.max_bad_steps", settings.max_bad_steps)
 
