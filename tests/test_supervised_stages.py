@@ -15,13 +15,10 @@ from transformers import AutoModelForSequenceClassification
 
 from rlhf.config import RunConfig
 from rlhf.config.identity import input_runs, run_folder
-from rlhf.data.examples import Demonstration
-from rlhf.data.tokenize import Demonstrations
-from rlhf.models.loading import ModelError, load_pretrained, word_tokenizer
+from rlhf.models.loading import ModelError, load_pretrained
 from rlhf.models.reward_model import load_reward_model
 from rlhf.run import execute
 from rlhf.stages.reward_model import preference_loss, preference_metrics
-from rlhf.stages.sft import StepExamples
 from tests.helpers import plain_logprobs
 from tests.test_run import tiny, without_time
 
@@ -60,19 +57,6 @@ def test_calibration_by_hand():
     assert sure == {"eval/accuracy": 1.0, "eval/calibration_error": 0.0, "eval/brier": 0.0}
     wrong = preference_metrics(torch.tensor([0.0]), torch.tensor([100.0]))
     assert (wrong["eval/calibration_error"], wrong["eval/brier"]) == pytest.approx((1.0, 1.0))
-
-
-def test_a_step_tokenises_its_examples_once(monkeypatch):
-    tokenizer = word_tokenizer(["a", "b", "c"])
-    texts = [Demonstration("a", "b " * n) for n in (1, 5, 2, 3)]
-    examples = Demonstrations(tokenizer, texts, 4, 8, loss_on_prompt=False)
-    asked, rows = [], examples.rows
-    monkeypatch.setattr(examples, "rows", lambda index: asked.append(index.tolist()) or rows(index))
-    step = StepExamples(examples)
-    assert step.weight(torch.tensor([3, 0, 2])) == (3 + 1) + (1 + 1) + (2 + 1)  # with their EOS
-    assert step.batch(torch.tensor([0, 2])).input_ids.tolist() == [[3, 4, 1, 0], [3, 4, 4, 1]]
-    assert step.batch(torch.tensor([3])).mask.sum() == 5
-    assert asked == [[3, 0, 2]]
 
 
 @pytest.fixture(scope="module")

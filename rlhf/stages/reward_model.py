@@ -76,10 +76,7 @@ def run_reward_model(context: RunContext) -> dict[str, float]:
     """Train from the SFT policy, evaluate on held-out pairs, normalise on reference answers, write final/."""
     config, data = context.config, context.read_data()
     settings = config.reward_model
-    limits = {
-        "max_prompt_tokens": config.dataset.max_prompt_tokens,
-        "max_new_tokens": config.dataset.max_new_tokens,
-    }
+    limits = {name: getattr(config.dataset, name) for name in ("max_prompt_tokens", "max_new_tokens")}
     held = held_for(config, settings.train, context.device)
     policy = _initial_policy(context, data, held)
     tokenizer = load_tokenizer(policy, own_code_of(config.model))
@@ -120,8 +117,7 @@ def run_reward_model(context: RunContext) -> dict[str, float]:
         settings=settings,
         parameters=parameters,
         size=len(pairs),
-        weight=lambda rows: float(len(rows)),
-        loss=lambda rows: loss(*scores(pairs.rows(rows))),
+        step=lambda rows: (float(len(rows)), lambda places: loss(*scores(pairs.rows(rows[places])))),
         evaluate=evaluate,
         option="reward_model",
         describe=lambda rows: [vars(data.pairs[row]) for row in rows.tolist()],

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -39,23 +41,6 @@ def response_cross_entropy(model: PreTrainedModel, batch: DemonstrationBatch | P
     return F.cross_entropy(logits.float(), batch.input_ids[:, 1:][predicted], reduction="sum")
 
 
-class StepExamples:
-    """The demonstrations of one optimizer step at a time, tokenised once for their number of tokens and their loss."""
-
-    def __init__(self, examples: Demonstrations) -> None:
-        self.examples = examples
-        self._place: dict[int, int] = {}
-
-    def weight(self, rows: Tensor) -> float:
-        """Tokens in the loss of the examples that `rows` name; those `batch` is then asked for are among them."""
-        self._batch = self.examples.rows(rows)
-        self._place = {row: place for place, row in enumerate(rows.tolist())}
-        return float(self._batch.loss_mask.sum())
-
-    def batch(self, rows: Tensor) -> DemonstrationBatch:
-        return self._batch.rows(torch.tensor([self._place[row] for row in rows.tolist()])).trimmed()
-
-
 def run_sft(context: RunContext) -> dict[str, float]:
     """Train, evaluate on held-out demonstrations, write final/."""
     config, data = context.config, context.read_data()
@@ -72,13 +57,17 @@ def run_sft(context: RunContext) -> dict[str, float]:
         check_place(model, "sft.train")
     parameters = sharded(select_parameters(model, settings.train, "sft.train"), model, settings.train, config.hardware)
     running = recomputing_model(model) if config.hardware.gradient_checkpointing else model
-    examples = StepExamples(Demonstrations(tokenizer, data.sft, *limits, loss_on_prompt=settings.loss_on_prompt))
+    examples = Demonstrations(tokenizer, data.sft, *limits, loss_on_prompt=settings.loss_on_prompt)
     held_out = Demonstrations(tokenizer, data.test_sft[:NUM_HELD_OUT], *limits, loss_on_prompt=settings.loss_on_prompt)
 
     def loss(batch: DemonstrationBatch) -> Tensor:
         inputs = pack(batch, sum(limits)) if settings.packing else batch
         with context.autocast():
             return response_cross_entropy(running, inputs.to(context.device))
+
+    def step(rows: Tensor) -> tuple[float, Callable[[Tensor], Tensor]]:
+        batch = examples.rows(rows)  # tokenised once
+        return float(batch.loss_mask.sum()), lambda places: loss(batch.rows(places).trimmed())
 
     @torch.no_grad()
     def evaluate() -> dict[str, float]:
@@ -93,8 +82,7 @@ def run_sft(context: RunContext) -> dict[str, float]:
         settings=settings,
         parameters=parameters,
         size=len(data.sft),
-        weight=examples.weight,
-        loss=lambda rows: loss(examples.batch(rows)),
+        step=step,
         evaluate=evaluate,
         option="sft",
         describe=lambda rows: [vars(data.sft[row]) for row in rows.tolist()],

@@ -35,10 +35,9 @@ class SupervisedTask:
     parameters: dict[str, nn.Parameter]
     size: int
     """Training examples."""
-    weight: Callable[[Tensor], float]
-    """Rows -> what the summed loss of an optimizer step is divided by (tokens, pairs)."""
-    loss: Callable[[Tensor], Tensor]
-    """Rows -> summed loss, with gradient."""
+    step: Callable[[Tensor], tuple[float, Callable[[Tensor], Tensor]]]
+    """Rows of an optimizer step -> what its summed loss is divided by (tokens, pairs), and what gives the summed loss,
+    with gradient, of some of them: of `rows[places]` for `places`."""
     evaluate: Callable[[], dict[str, float]]
     """-> eval/* on held-out data."""
     option: str
@@ -128,10 +127,10 @@ def _optimizer_step(
 ) -> dict[str, float]:
     """One step on the examples `rows`; returns its metrics. NotFinite leaves parameters and moments as they were."""
     settings = task.settings
-    weight = task.weight(rows)
+    weight, summed_loss = task.step(rows)
     total = 0.0
-    for part in rows[own_rows(len(rows))].split(settings.micro_batch_size):
-        loss = task.loss(part) / weight
+    for places in own_rows(len(rows)).split(settings.micro_batch_size):
+        loss = summed_loss(places) / weight
         scaler.scaled(loss).backward()
         total += float(loss.detach())
     total = sum_numbers({"loss": total})["loss"]
