@@ -9,6 +9,7 @@ import io
 import json
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -33,19 +34,14 @@ CHUNK = 256
 """Answers scored between two writes: what an interruption can lose."""
 
 
+@dataclass(frozen=True)
 class Answers:
     """Every prompt of the pairs with its chosen answer (even rows) and its rejected one (odd rows)."""
 
-    def __init__(
-        self,
-        tokenizer: PreTrainedTokenizerBase,
-        pairs: Sequence[Preference],
-        max_prompt_tokens: int,
-        max_new_tokens: int,
-    ) -> None:
-        self.tokenizer = tokenizer
-        self.pairs = pairs
-        self.limits = max_prompt_tokens, max_new_tokens
+    tokenizer: PreTrainedTokenizerBase
+    pairs: Sequence[Preference]
+    max_prompt_tokens: int
+    max_new_tokens: int
 
     def __len__(self) -> int:
         return 2 * len(self.pairs)
@@ -55,12 +51,11 @@ class Answers:
 
         An answer of more than max_new_tokens is cut, tokens and scored text alike, and has not ended.
         """
-        max_prompt_tokens, max_new_tokens = self.limits
         examples = [self._example(number) for number in index.tolist()]
-        prompts = encode_prompts(self.tokenizer, examples, max_prompt_tokens)
+        prompts = encode_prompts(self.tokenizer, examples, self.max_prompt_tokens)
         tokens = [encode_answer(self.tokenizer, example.response) for example in examples]
-        ended = [len(row) <= max_new_tokens for row in tokens]
-        tokens = [row[:max_new_tokens] for row in tokens]
+        ended = [len(row) <= self.max_new_tokens for row in tokens]
+        tokens = [row[: self.max_new_tokens] for row in tokens]
         prompt_tokens = [ids[mask].tolist() for ids, mask in zip(prompts.input_ids, prompts.mask, strict=True)]
         response_ids, mask = pad(tokens, pad_id(self.tokenizer), left=False)
         return Rollouts(
@@ -84,7 +79,7 @@ class Answers:
         for pair in self.pairs:
             digest.update(json.dumps([pair.prompt, pair.chosen, pair.rejected]).encode())
         vocabulary = sorted(self.tokenizer.get_vocab().items())
-        digest.update(json.dumps([self.limits, vocabulary]).encode())
+        digest.update(json.dumps([[self.max_prompt_tokens, self.max_new_tokens], vocabulary]).encode())
         return digest.hexdigest()
 
     def _example(self, number: int) -> Demonstration:
