@@ -21,7 +21,8 @@ from typing import Any
 
 from analysis.load import RunRecord, SweepFolderError, label_runs, load_run, make_record
 from analysis.wandb_run import JOB_TYPE, WandbError, logged_in
-from rlhf.errors import reason
+from rlhf.errors import FileError, reason
+from rlhf.runs.mirror import rows_sent
 
 # What W&B's server writes for numbers that JSON does not have.
 _NOT_FINITE = ("NaN", "Infinity", "-Infinity")
@@ -182,8 +183,8 @@ def _offline_record(folder: Path, sessions: list[_Session]) -> RunRecord:
 def _rows_sent(folder: Path) -> int | None:
     """What the run noted beside its W&B files."""
     try:
-        return int(json.loads((folder / "wandb" / "sent.json").read_text())["rows"])
-    except (OSError, ValueError, KeyError):
+        return rows_sent(folder) or None
+    except FileError:
         return None
 
 

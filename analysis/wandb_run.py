@@ -21,6 +21,7 @@ from analysis.statistics import interval
 from analysis.summary import Comparison
 from analysis.tables import KL_EFFICIENCY_COLUMNS, kl_efficiency_rows
 from rlhf.errors import reason
+from rlhf.runs.mirror import has_credentials, quiet_settings
 
 JOB_TYPE = "analysis"
 """Tells the dashboard's own run from the runs of the sweep and from the curves logged when a sweep ends."""
@@ -175,12 +176,8 @@ def logged_in() -> bool:
     Raises:
         WandbError: they cannot be read.
     """
-    from wandb.sdk import wandb_setup
-    from wandb.sdk.lib.wbauth import read_netrc_auth
-
     try:
-        settings = wandb_setup.singleton().settings
-        return bool(settings.api_key or settings.identity_token_file or read_netrc_auth(host=settings.base_url))
+        return has_credentials()
     except Exception as error:  # a broken netrc or settings file raises what it likes
         raise WandbError(f"W&B's credentials cannot be read: {reason(error)}") from error
 
@@ -200,9 +197,7 @@ def _open(folder: Path, destination: Destination, comparison: Comparison) -> Any
         dir=str(folder),
         config={"runs": sorted(record.id for record in records), "sweep_name": destination.name},
         mode="offline" if destination.offline else "online",
-        settings=wandb.Settings(
-            init_timeout=INIT_TIMEOUT, silent=True, console="off", disable_git=True, disable_code=True
-        ),
+        settings=quiet_settings(INIT_TIMEOUT),
     )
 
 

@@ -11,7 +11,7 @@ import pytest
 from rlhf.config.identity import run_folder
 from rlhf.errors import FileError
 from rlhf.run import execute
-from rlhf.runs.mirror import SENT, _read_sent
+from rlhf.runs.mirror import SENT, rows_sent
 from rlhf.runs.state import finished, read_rows, read_summary, times_emptied
 from sweeps.records import read_json, read_records
 from tests.config.composed import config
@@ -61,10 +61,11 @@ def test_metrics_of_junk_are_named_with_their_line(tmp_path: Path, content: str)
 
 
 @pytest.mark.parametrize("content", [*JUNK, "{}", '{"rows": "x"}', '{"rows": -2}'])
-def test_a_junk_count_of_rows_sent_ends_no_run(tmp_path: Path, content: str, caplog: pytest.LogCaptureFixture):
+def test_a_junk_count_of_rows_sent_is_named(tmp_path: Path, content: str):
     file = write(tmp_path / SENT, content)
-    assert _read_sent(tmp_path) == 0
-    assert str(file) in caplog.text and "Traceback" not in caplog.text
+    with pytest.raises(FileError) as error:
+        rows_sent(tmp_path)
+    one_line(error, file)
 
 
 @pytest.mark.parametrize("content", JUNK)

@@ -29,7 +29,11 @@ class WandbMirror:
 
     def __init__(self, config: RunConfig, folder: Path, times_emptied: int = 0) -> None:
         self.folder = folder
-        self._rows_sent = _read_sent(folder)
+        try:
+            self._rows_sent = rows_sent(folder)
+        except FileError as error:
+            log.warning("W&B: %s; it is sent all rows again", error)
+            self._rows_sent = 0
         suffix = f"-g{times_emptied}" if times_emptied else ""
         self._run = open_wandb_run(
             config.tracking,
@@ -83,9 +87,7 @@ def open_wandb_run(tracking: TrackingConfig, folder: Path, **identity: Any) -> A
     common |= {"resume": "allow", **identity}
     asked = "offline" if tracking.wandb == "offline" else os.environ.get("WANDB_MODE")
     mode: Any = asked or ("online" if _logged_in() else "offline")
-    settings = wandb.Settings(
-        init_timeout=tracking.init_timeout, silent=True, console="off", disable_git=True, disable_code=True
-    )
+    settings = quiet_settings(tracking.init_timeout)
     try:
         return wandb.init(**common, mode=mode, settings=settings)
     except Exception as error:  # whatever W&B raises: a mirror never ends a run
@@ -94,29 +96,50 @@ def open_wandb_run(tracking: TrackingConfig, folder: Path, **identity: Any) -> A
         return wandb.init(**common, mode="offline", settings=settings)
 
 
-def _read_sent(folder: Path) -> int:
-    try:
-        content = read_json_object(folder / SENT)
-        rows = 0 if content is None else content.get("rows")
-        if not isinstance(rows, int) or rows < 0:
-            raise FileError(f"{folder / SENT}: holds no number of rows")
-    except FileError as error:
-        log.warning("W&B: %s; it is sent all rows again", error)
-        return 0
+def quiet_settings(init_timeout: float) -> Any:
+    """wandb.Settings without output of its own, and without a look at git or the code.
+
+    Args:
+        init_timeout: seconds to wait for the server.
+    """
+    import wandb
+
+    return wandb.Settings(
+        init_timeout=init_timeout, silent=True, console="off", disable_git=True, disable_code=True
+    )
+
+
+def has_credentials() -> bool:
+    """Whether W&B has credentials: in the environment, its settings files or netrc (`wandb login` writes there).
+
+    Not by wandb.login(prompt=False), which asks the server for the user's name and writes a settings file.
+
+    Raises:
+        Exception: whatever W&B raises of a broken netrc or settings file.
+    """
+    from wandb.sdk import wandb_setup
+    from wandb.sdk.lib.wbauth import read_netrc_auth
+
+    settings = wandb_setup.singleton().settings
+    return bool(settings.api_key or settings.identity_token_file or read_netrc_auth(host=settings.base_url))
+
+
+def rows_sent(folder: Path) -> int:
+    """How many rows of a run folder W&B was given.
+
+    Raises:
+        FileError: the file that says so is damaged.
+    """
+    content = read_json_object(folder / SENT)
+    rows = 0 if content is None else content.get("rows")
+    if not isinstance(rows, int) or rows < 0:
+        raise FileError(f"{folder / SENT}: holds no number of rows")
     return rows
 
 
 def _logged_in() -> bool:
-    """Whether W&B has credentials: in the environment, its settings files or netrc (`wandb login` writes there).
-
-    Not by wandb.login(prompt=False), which asks the server for the user's name and writes a settings file.
-    """
     try:
-        from wandb.sdk import wandb_setup
-        from wandb.sdk.lib.wbauth import read_netrc_auth
-
-        settings = wandb_setup.singleton().settings
-        return bool(settings.api_key or settings.identity_token_file or read_netrc_auth(host=settings.base_url))
+        return has_credentials()
     except Exception as error:  # a broken W&B installation or configuration is no reason to stop
         log.warning("W&B's credentials cannot be read (%s); this run is logged offline", error)
         return False
