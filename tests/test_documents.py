@@ -51,14 +51,21 @@ def test_everything_is_printed_by_one_module() -> None:
 def test_imports_go_one_way() -> None:
     """analysis and sweeps know of what runs only options and errors; rlhf.config and rlhf.data know no torch."""
     forbidden = {
-        "analysis": r"^\s*(from|import) (rlhf\b(?!\.(config|errors|files|terminal|text)\b)|sweeps|torch|hydra)\b",
+        "analysis": (
+            r"^\s*(from|import) (rlhf\b(?!\.(config|errors|files|runs\.mirror|runs\.state|terminal|text)\b)"
+            r"|sweeps|torch|hydra)\b"
+        ),
         "sweeps": (
             r"^\s*(from|import) rlhf\."
-            r"(?!(config|errors|files|lock|processes|run|summary|terminal|urls|waiting|wandb_mirror)\b)"
+            r"(?!(config|errors|files|processes|run|runs\.lock|runs\.mirror|runs\.state|terminal|urls|waiting)\b)"
         ),
         "rlhf/config": r"^\s*(from|import) (torch|transformers|hydra)\b",
         "rlhf/text.py": r"^(from|import) (torch|transformers|rlhf\b(?!\.(errors|marked_text)\b))",
-        "rlhf/lock.py": r"^\s*(from|import) (torch|transformers|rlhf\b(?!\.(errors|files|terminal|waiting)\b))",
+        "rlhf/runs/state.py": r"^\s*(from|import) (torch|transformers|rlhf\b(?!\.(config|errors|files)\b))",
+        "rlhf/runs/mirror.py": r"^\s*(from|import) (torch|transformers|rlhf\b(?!\.(config|errors|files)\b))",
+        "rlhf/runs/lock.py": (
+            r"^\s*(from|import) (torch|transformers|rlhf\b(?!\.(errors|files|runs\.state|terminal|waiting)\b))"
+        ),
     }
     for folder, pattern in forbidden.items():
         place = ROOT / folder
