@@ -28,12 +28,8 @@ _REMEDIES = {
 
 @contextlib.contextmanager
 def file_errors(path: Path, doing: str) -> Iterator[None]:
-    """Turn an OSError of the body into a FileError that says which file, what was being done, and what to do.
-
-    Args:
-        path: the file or folder at work.
-        doing: as "write the checkpoint".
-    """
+    """Turn an OSError of the body into a FileError that says which file, what to do, and what it was `doing`, as
+    "write the checkpoint"."""
     try:
         yield
     except FileError:

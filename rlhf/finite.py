@@ -49,36 +49,25 @@ def _finite_norm(tensors: Iterable[Tensor]) -> bool:
 
 
 def check_weights(tensors: Mapping[str, Tensor], when: str, remedy: str) -> None:
-    """Refuse weights that training has driven out of the finite numbers.
+    """Raise NotFinite for weights that training has driven out of the finite numbers.
 
     Args:
         when: as "after optimizer step 12".
         remedy: as "a smaller sft.learning_rate".
-
-    Raises:
-        NotFinite: one of the numbers is NaN or infinite.
     """
     if name := not_finite(tensors):
         raise NotFinite(f"the weights are not finite {when} ({name}); try {remedy}")
 
 
 def check_metrics(metrics: Mapping[str, Any], remedy: str) -> None:
-    """Refuse an evaluation that is no number.
-
-    Raises:
-        NotFinite: an eval/* value is NaN, infinite or null.
-    """
+    """Raise NotFinite for an evaluation, an eval/* value, that is NaN, infinite or null."""
     for name, value in metrics.items():
         if name.startswith("eval/") and not (isinstance(value, int | float) and math.isfinite(value)):
             raise NotFinite(f"{name} is {'nan' if value is None else value}; try {remedy}")
 
 
 def check_loaded(tensors: Mapping[str, Tensor], folder: str | Path, option: str) -> None:
-    """Refuse weights that were read from `folder`, which `option` of the config names.
-
-    Raises:
-        NotFinite: one of the numbers is NaN or infinite.
-    """
+    """Raise NotFinite for weights that were read from `folder`, which `option` of the config names."""
     if name := not_finite(tensors):
         run, problem = Path(folder).parent, f"holds weights that are not finite ({name})"
         if run.parent.name == INPUTS and _INPUT_RUN.fullmatch(run.name) and (run / "config.yaml").is_file():
@@ -87,11 +76,7 @@ def check_loaded(tensors: Mapping[str, Tensor], folder: str | Path, option: str)
 
 
 def check_saved(tensors: Mapping[str, Tensor], state: Mapping[str, Any], step: int) -> None:
-    """Refuse a checkpoint of numbers that are not finite.
-
-    Raises:
-        NotFinite: a tensor holds one, or the state beside them.
-    """
+    """Raise NotFinite for a checkpoint whose tensors or state hold NaN or infinity."""
     if name := not_finite(tensors) or next(_not_finite_in(state, "the state"), None):
         raise NotFinite(f"{name} is not finite at step {step}, and is not saved; try a smaller learning rate")
 

@@ -66,23 +66,14 @@ def stopped_by_signals() -> Iterator[None]:
 
 
 def stop_waiting_if_asked(meanwhile: str) -> None:
-    """
-    Args:
-        meanwhile: what was waited for, as "the server rests".
-
-    Raises:
-        StoppedWaiting: this run was asked to stop.
-    """
+    """Raise StoppedWaiting where this run was asked to stop; `meanwhile` is as "the server rests"."""
     if _requested:
         raise StoppedWaiting(f"stopped by {_requested} while {meanwhile}; type the command again to go on")
 
 
 @contextlib.contextmanager
 def locked(path: Path, doing: str) -> Iterator[None]:
-    """Hold the lock file `path`; while another process holds it, wait.
-
-    Args:
-        doing: what the other process does, as "converts the data".
+    """Hold the lock file `path`; while another process holds it and is `doing`, as "converts the data", wait.
 
     Raises:
         StoppedWaiting: this run was asked to stop meanwhile.
@@ -102,14 +93,7 @@ def locked(path: Path, doing: str) -> Iterator[None]:
 
 
 def pause(seconds: float, meanwhile: str) -> None:
-    """Sleep, unless this run is asked to stop.
-
-    Args:
-        meanwhile: what is waited for, as "the server rests".
-
-    Raises:
-        StoppedWaiting: this run was asked to stop before the time was over.
-    """
+    """Sleep; raises StoppedWaiting, as `stop_waiting_if_asked` does, once this run is asked to stop."""
     until = time.monotonic() + seconds
     while (left := until - time.monotonic()) > 0:
         stop_waiting_if_asked(meanwhile)
@@ -117,11 +101,7 @@ def pause(seconds: float, meanwhile: str) -> None:
 
 
 def acquired(lock: FileLock, timeout: float) -> bool:
-    """Whether the lock was free within `timeout` seconds.
-
-    Raises:
-        FileError: the file system has no locks, or the file cannot be written.
-    """
+    """Whether the lock was free within `timeout` seconds; FileError where the file system has no locks."""
     try:
         lock.acquire(timeout=timeout)
     except Timeout:

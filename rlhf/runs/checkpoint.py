@@ -46,11 +46,7 @@ class Checkpoint:
 
     @contextlib.contextmanager
     def reading(self) -> Iterator[Mapping[str, Any]]:
-        """The state, for a body that takes its values.
-
-        Raises:
-            CheckpointError: it lacks one, or has another kind of value.
-        """
+        """The state, for a body that takes its values; CheckpointError where it lacks one, or has another kind."""
         try:
             yield self.state
         except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -84,17 +80,13 @@ def save_checkpoint(folder: Path, step: int, tensors: Mapping[str, Tensor], stat
 
 
 def load_checkpoint(folder: Path) -> Checkpoint | None:
-    """The newest readable checkpoint of a run folder; None where there is none.
-
-    Raises:
-        CheckpointError: as `find_checkpoint`.
-    """
+    """What `find_checkpoint` finds, with its tensors."""
     newest = find_checkpoint(folder)
     return None if newest is None else read_checkpoint(*newest)
 
 
 def read_checkpoint(path: Path, state: dict[str, Any]) -> Checkpoint:
-    """What `find_checkpoint` has found, with its tensors."""
+    """A checkpoint of which rank 0 has found that it is as it was written."""
     return Checkpoint(load_file(path / TENSORS), state)
 
 

@@ -97,11 +97,7 @@ def open_wandb_run(tracking: TrackingConfig, folder: Path, **identity: Any) -> A
 
 
 def quiet_settings(init_timeout: float) -> Any:
-    """wandb.Settings without output of its own, and without a look at git or the code.
-
-    Args:
-        init_timeout: seconds to wait for the server.
-    """
+    """wandb.Settings: no output, no look at git or the code, and so many seconds of waiting for the server."""
     import wandb
 
     return wandb.Settings(
@@ -125,11 +121,7 @@ def has_credentials() -> bool:
 
 
 def rows_sent(folder: Path) -> int:
-    """How many rows of a run folder W&B was given.
-
-    Raises:
-        FileError: the file that says so is damaged.
-    """
+    """How many rows of a run folder W&B was given; FileError where the file that says so is damaged."""
     content = read_json_object(folder / SENT)
     rows = 0 if content is None else content.get("rows")
     if not isinstance(rows, int) or rows < 0:

@@ -1,4 +1,7 @@
-"""The files of a run folder by name, and how its run stands by them. Imports no torch."""
+"""The files of a run folder by name, and how its run stands by them. Imports no torch.
+
+Every reader here raises FileError, which names the file, where it is damaged.
+"""
 
 from __future__ import annotations
 
@@ -19,11 +22,7 @@ OVER = ("finished", "pruned")
 
 
 def read_summary(folder: Path) -> dict[str, Any]:
-    """A run folder's summary.json; empty where the run has not ended.
-
-    Raises:
-        FileError: the file is damaged.
-    """
+    """A run folder's summary.json; empty where the run has not ended."""
     summary = read_json_object(folder / SUMMARY)
     if summary is not None and not isinstance(summary.get("status"), str):
         raise FileError(f"{folder / SUMMARY}: does not say how the run ended; delete it and type the command again")
@@ -31,21 +30,13 @@ def read_summary(folder: Path) -> dict[str, Any]:
 
 
 def finished(run: RunConfig) -> dict[str, Any] | None:
-    """The summary of a run that need not be started again.
-
-    Raises:
-        FileError: its summary.json is damaged.
-    """
+    """The summary of a run that need not be started again."""
     summary = {} if run.overwrite else read_summary(run_folder(run))
     return summary if summary.get("status") in OVER else None
 
 
 def times_emptied(folder: Path) -> int:
-    """How often overwrite=true has started a run's folder afresh.
-
-    Raises:
-        FileError: overwrites.json is damaged.
-    """
+    """How often overwrite=true has started a run's folder afresh."""
     content = read_json_object(folder / OVERWRITES)
     count = 0 if content is None else content.get("count")
     if not isinstance(count, int) or count < 0:
@@ -54,9 +45,5 @@ def times_emptied(folder: Path) -> int:
 
 
 def read_rows(folder: Path) -> list[dict[str, Any]]:
-    """All rows of a run's metrics.jsonl.
-
-    Raises:
-        FileError: a line holds something else.
-    """
+    """All rows of a run's metrics.jsonl."""
     return read_json_lines(folder / METRICS)

@@ -65,11 +65,7 @@ class RunContext:
             say(text)
 
     def read_data(self) -> TextData:
-        """The run's data set; where it was read from stands in the log.
-
-        Raises:
-            DataError: files or hub have not what the config asks for.
-        """
+        """The run's data set; where it was read from stands in the log. DataError where it is not as configured."""
         data = load_text_data(self.config.dataset)
         for line in data.sources:
             self.say(line)
@@ -80,20 +76,13 @@ class RunContext:
         return self._seconds_before + time.monotonic() - self._started
 
     def bad_steps(self, option: str, allowed: int) -> BadSteps:
-        """The count of this run's bad optimizer steps.
-
-        Args:
-            option: of the config, which says how many are `allowed`.
-        """
+        """The count of this run's bad optimizer steps; `option` of the config says how many are `allowed`."""
         return BadSteps(self.folder, option, allowed)
 
     def save(self, step: int, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
-        """Checkpoint after everything up to `step` was logged.
+        """Checkpoint after everything up to `step` was logged; NotFinite where a number is NaN or infinite.
 
         No random state is among it: every draw is a function of (seed, purpose, index), see rlhf/random.py.
-
-        Raises:
-            NotFinite: a number is NaN or infinite.
         """
         common = {"seconds": self.seconds(), "inputs": self._input_fingerprints()}
         self.folder.save(step, tensors, {**state, **common})
@@ -107,10 +96,6 @@ class RunContext:
         return asked_to_stop() is not None
 
     def stop_if_asked(self) -> None:
-        """Call right after `save`.
-
-        Raises:
-            Interrupted: a signal came in.
-        """
+        """Raise Interrupted where a signal came in; call right after `save`."""
         if (name := asked_to_stop()) is not None:
             raise Interrupted(f"stopped by {name}, checkpointed; type the command again to go on")
