@@ -8,7 +8,7 @@ import hashlib
 import io
 import json
 import zipfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -122,7 +122,8 @@ def scored_once(path: Path, answers: Answers, score: Callable[[Rollouts], Tensor
         Interrupted: the run was asked to stop between two chunks, or while it waited.
     """
     with contextlib.ExitStack() as stack:
-        on_first_rank(lambda: stack.enter_context(_locked(path)))
+        lock = locked(path.with_suffix(".lock"), "scores the data set's answers")
+        on_first_rank(lambda: stack.enter_context(lock))
         scores = on_first_rank(lambda: _read(path, len(answers)))
         while len(scores) < len(answers):
             if name := asked_to_stop():
@@ -134,14 +135,6 @@ def scored_once(path: Path, answers: Answers, score: Callable[[Rollouts], Tensor
             scores = torch.cat([scores, score(answers.rows(rows)).float()])
             on_first_rank(functools.partial(_write, path, scores))
         return scores
-
-
-@contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    with file_errors(path.parent, "make it"):
-        path.parent.mkdir(parents=True, exist_ok=True)
-    with locked(path.with_suffix(".lock"), "scores the data set's answers"):
-        yield
 
 
 def _write(path: Path, scores: Tensor) -> None:

@@ -1,7 +1,4 @@
-"""Packages and model folders that a config names, looked for before any stage starts. Imports no torch.
-
-A job may run where its files lie elsewhere, so that this is no check of the config itself.
-"""
+"""Packages and model folders that a config names, looked for before any stage starts. Imports no torch."""
 
 from __future__ import annotations
 
@@ -13,16 +10,10 @@ from rlhf.config import RunConfig
 from rlhf.config.build import ConfigError
 from rlhf.config.identity import SCORING_STAGES
 
-HUB, REAL = "pip install -e '.[hub]'", "pip install -e '.[real]'"
-PACKAGES = {
-    "hh": {"datasets": HUB},
-    "tldr": {"datasets": HUB},
-    "stackexchange": {"datasets": HUB},
-    "reviews": {"sklearn": REAL},
-}
-"""By dataset.name: what it is read with, beside what every run needs, and how that is installed."""
-QUANTISED = dict.fromkeys(("bitsandbytes", "accelerate"), "pip install -e '.[quantized]'")
-
+EXTRAS = {"datasets": "hub", "sklearn": "real", "bitsandbytes": "quantized", "accelerate": "quantized"}
+"""By package: the extra of this project that installs it."""
+READ_WITH = {"hh": "datasets", "tldr": "datasets", "stackexchange": "datasets", "reviews": "sklearn"}
+"""By dataset.name."""
 MODEL_FILES = ("config.json", "adapter_config.json")
 
 
@@ -37,13 +28,13 @@ def check_inputs(runs: Iterable[RunConfig]) -> None:
 
 
 def _packages(run: RunConfig) -> Iterator[str]:
-    needed = {f"dataset={run.dataset.name}": PACKAGES.get(run.dataset.name, {})}
+    needed = [(f"dataset={run.dataset.name}", READ_WITH.get(run.dataset.name))]
     if run.model.frozen_weights in ("int8", "int4"):
-        needed[f"model.frozen_weights: {run.model.frozen_weights}"] = QUANTISED
-    for option, packages in needed.items():
-        for package, install in packages.items():
-            if importlib.util.find_spec(package) is None:
-                yield f"{option} needs the package {package}: {install}"
+        option = f"model.frozen_weights: {run.model.frozen_weights}"
+        needed += [(option, "bitsandbytes"), (option, "accelerate")]
+    for option, package in needed:
+        if package is not None and importlib.util.find_spec(package) is None:
+            yield f"{option} needs the package {package}: pip install -e '.[{EXTRAS[package]}]'"
 
 
 def _folders(run: RunConfig) -> Iterator[str]:
@@ -58,6 +49,6 @@ def _folders(run: RunConfig) -> Iterator[str]:
         folder = Path(name or "")
         if name is None or not folder.is_dir() or any((folder / file).is_file() for file in MODEL_FILES):
             continue
-        inner = folder / "final"
-        remedy = f"give {inner}" if (inner / MODEL_FILES[0]).is_file() else "give a folder that holds a whole model"
+        final = folder / "final"
+        remedy = f"give {final}" if (final / MODEL_FILES[0]).is_file() else "give a folder that holds a whole model"
         yield f"{option}: {folder} has no {MODEL_FILES[0]}; {remedy}"
