@@ -147,7 +147,7 @@ from tests.test_tracking import session
 session(Path({str(folder)!r}), {cut}, {steps}, killed=True)
 """
     words = [sys.executable, "-c", program]
-    done = subprocess.run(words, cwd=Path(__file__).parents[1], capture_output=True, text=True, timeout=60)
+    done = subprocess.run(words, cwd=Path(__file__).parents[1], capture_output=True, text=True, timeout=180)
     assert done.returncode == -signal.SIGKILL, done.stderr
     assert "API key" not in done.stdout + done.stderr  # no question asked
 
