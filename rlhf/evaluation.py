@@ -10,14 +10,14 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from rlhf.algorithms import Algorithm
 from rlhf.batches import PromptBatch, Rollouts, on_device
-from rlhf.config import ILQLConfig, RunConfig
+from rlhf.config import RunConfig
 from rlhf.data.examples import GoldScorer
 from rlhf.distributed import gathered, own_rows
 from rlhf.kl import exact_kl
 from rlhf.masked import entropy, masked_mean
 from rlhf.models.features import features_of, micro_batches
-from rlhf.models.ilql import ILQLHeads, ILQLSampler
 from rlhf.models.policy import Policy
 from rlhf.random import sampling_uniforms
 from rlhf.rewards import score_responses
@@ -31,6 +31,7 @@ class Evaluator:
     """Measures policies on the same prompts with the same uniforms, so that evaluations differ by the policy."""
 
     config: RunConfig
+    algorithm: Algorithm
     tokenizer: PreTrainedTokenizerBase
     prompts: PromptBatch
     """B prompts in the data set's order; even and odd ones are the two halves of the KL efficiency."""
@@ -40,11 +41,23 @@ class Evaluator:
     """What ends a response beside its EOS."""
 
     def run(self, models: Policy) -> tuple[dict[str, float], list[dict[str, Any]]]:
-        """eval/* metrics of the architecture, and the first responses as samples."""
-        return self.measure(models)
+        """eval/* metrics of the architecture, and the first responses as samples.
+
+        An algorithm may have several samplers (`Algorithm.policies`): the first is the headline, in eval/*, and the one
+        whose samples are kept; eval/<name>/* has each of them.
+        """
+        metrics: dict[str, float] = {}
+        kept: list[dict[str, Any]] = []
+        for name, policy in self.algorithm.policies(models).items():
+            measured, samples = self.measure(policy)
+            if not metrics:
+                metrics, kept = {**measured}, samples
+            if name:
+                metrics |= {f"eval/{name}/{metric.removeprefix('eval/')}": x for metric, x in measured.items()}
+        return metrics, kept
 
     def measure(self, models: Policy) -> tuple[dict[str, float], list[dict[str, Any]]]:
-        """`run` for whatever samples."""
+        """`run` for one sampler."""
         config = self.config
         count = len(self.prompts.texts)
         uniforms = sampling_uniforms(config.evaluation.seed, "evaluation", 0, count, config.dataset.max_new_tokens)
@@ -89,29 +102,6 @@ class Evaluator:
             }
             rows.append(row if gold is None else {**row, "gold_reward": gold[i]})
         return rows
-
-
-@dataclass(frozen=True)
-class ILQLEvaluator(Evaluator):
-    """Measures ILQL's sampler instead of the language model, at every beta of `algo.betas`.
-
-    The first is the headline, in eval/*, and the one whose samples are kept; eval/beta_<beta>/* has each of them.
-    """
-
-    heads: ILQLHeads
-
-    def run(self, models: Policy) -> tuple[dict[str, float], list[dict[str, Any]]]:
-        algo = self.config.algo
-        assert isinstance(algo, ILQLConfig)
-        metrics: dict[str, float] = {}
-        kept: list[dict[str, Any]] = []
-        for place, beta in enumerate(algo.betas):
-            sampler = ILQLSampler(models, self.heads, beta=beta, top_k=algo.top_k)
-            found, samples = self.measure(sampler)
-            if place == 0:
-                metrics, kept = {**found}, samples
-            metrics |= {f"eval/beta_{beta:g}/{name.removeprefix('eval/')}": value for name, value in found.items()}
-        return metrics, kept
 
 
 @torch.no_grad()

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import rlhf.models.network as network
+from rlhf.algorithms import algorithm_of
 from rlhf.evaluation import policy_distance
 from rlhf.kl import exact_kl
 from rlhf.masked import entropy
@@ -100,7 +101,7 @@ def test_measured_columns_gradients_and_metrics_are_those_of_padded_micro_batche
         run = settings(algo, "optimization.micro_batch_size=2", f"optimization.pack_by_length={by_length}")
         models, _, measured, batch = prepared(run, mode, network=network)
         metrics = accumulate_gradients(
-            run, models, batch.rows(torch.tensor([4, 0, 7, 13, 1, 5, 8, 15])), measured.features
+            run, algorithm_of(run), models, batch.rows(torch.tensor([4, 0, 7, 13, 1, 5, 8, 15])), measured.features
         )
         results.append((measured, gradients(models), metrics))
     (padded, expected, theirs), (packed, found, ours) = results

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from rlhf.config import TrainableConfig, ValueConfig
+from rlhf.config import TrainableConfig
 from rlhf.errors import reason
 from rlhf.models.base import Parameters, PolicyModels
 from rlhf.models.features import Features
@@ -44,9 +44,9 @@ def _own_base(base: nn.Module) -> nn.Module:
 class AllParameters(PolicyModels):
     """Mode all: three whole models."""
 
-    def _networks(self, train: TrainableConfig, value: ValueConfig) -> tuple[Parameters, Parameters]:
+    def _networks(self, train: TrainableConfig, separate_value: str | None) -> tuple[Parameters, Parameters]:
         self.reference = copy.deepcopy(self.model)
-        self.value_base = None if self.value_on_policy else copy.deepcopy(self.model.base_model)
+        self.value_base = copy.deepcopy(self.model.base_model) if separate_value else None
         self._policy_run = self._trainable(self.model.base_model)
         self._reference_run = self._frozen(self.reference.base_model)
         self._value_run = None if self.value_base is None else self._trainable(self.value_base)
@@ -76,7 +76,7 @@ class AllParameters(PolicyModels):
 class LastBlocks(PolicyModels):
     """Mode last_k: one frozen trunk, three tops. With value.train=all the value network is a whole copy instead."""
 
-    def _networks(self, train: TrainableConfig, value: ValueConfig) -> tuple[Parameters, Parameters]:
+    def _networks(self, train: TrainableConfig, separate_value: str | None) -> tuple[Parameters, Parameters]:
         base = self.model.base_model
         self.trunk, self.reference_top = split(base, train.last_k)
         check_split(base, self.trunk, self.reference_top)
@@ -89,11 +89,11 @@ class LastBlocks(PolicyModels):
         self.value_base: nn.Module | None = None
         self._value_run = self._policy_run
         trained_value: Parameters = {}
-        if value.network == "separate" and value.train == "all":
+        if separate_value == "all":
             self.value_base = _own_base(base)
             self._value_run = self._trainable(self.value_base)
             trained_value = _named("value", self.value_base)
-        elif value.network == "separate":
+        elif separate_value:
             self.value_top = _own_top(self.reference_top)
             self._value_run = self._trainable(self.value_top, top=True)
             trained_value = _named_top("value", self.value_top)
@@ -119,12 +119,11 @@ class LastBlocks(PolicyModels):
 class LoRA(PolicyModels):
     """Mode lora: one frozen base, an adapter each for policy and value network; the reference has them off."""
 
-    own_weights = False  # adapters of one base are switched
+    switches_adapters = True
 
-    def _networks(self, train: TrainableConfig, value: ValueConfig) -> tuple[Parameters, Parameters]:
-        own_base = value.network == "separate" and value.train == "all"
+    def _networks(self, train: TrainableConfig, separate_value: str | None) -> tuple[Parameters, Parameters]:
         # Copied before adapters are put in.
-        self.value_base = _own_base(self.model.base_model) if own_base else None
+        self.value_base = _own_base(self.model.base_model) if separate_value == "all" else None
         self._value_run = None if self.value_base is None else self._trainable(self.value_base)
         self.merge_adapters = train.merge_adapters
         self._active = ""
@@ -133,11 +132,13 @@ class LoRA(PolicyModels):
             adapted = get_peft_model(self.model, copy.deepcopy(adapters), adapter_name="policy")
         assert isinstance(adapted, PeftModel)
         self.peft = adapted
-        if value.network == "separate" and not own_base:
+        names = ["policy"]
+        if separate_value == "as_policy":
             self.peft.add_adapter("value", adapters)
+            names.append("value")
         self._runs = {
             adapter: self._trainable(self.model.base_model, again=lambda adapter=adapter: self._using(adapter))
-            for adapter in ("policy", "value")
+            for adapter in names
         }
         self._reference_run = self._frozen(self.model.base_model)
         trained = {n: p for n, p in self.peft.named_parameters() if "lora_" in n}

@@ -4,20 +4,19 @@ from __future__ import annotations
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from rlhf.algorithms import algorithm_of
 from rlhf.chat import template_of, with_template
-from rlhf.config import ILQLConfig
 from rlhf.data.examples import TextData
 from rlhf.data.tokenize import encode_prompts, prompt_report
-from rlhf.evaluation import Evaluator, ILQLEvaluator, sample_rows
+from rlhf.evaluation import Evaluator, sample_rows
 from rlhf.finite import check_metrics
-from rlhf.models.ilql import load_heads
 from rlhf.models.loading import held_for, load_base, load_pretrained, moved, own_code_of
 from rlhf.models.pair import PolicyPair, check_same_tokens
 from rlhf.random import seed_torch
 from rlhf.sampling.choose import say_where_plain
 from rlhf.scorers import load_scorer
 from rlhf.stages.context import RunContext
-from rlhf.stages.setup import say_own_pass, stops_of
+from rlhf.stages.setup import report_own_pass, stops_of
 
 
 def run_evaluate(context: RunContext) -> dict[str, float]:
@@ -30,15 +29,14 @@ def run_evaluate(context: RunContext) -> dict[str, float]:
     context.say(prompt_report(config.dataset, tokenizer, data.eval_prompts, data.dropped, stops))
     scorer = load_scorer(config, context.inputs.get("reward_model"), context.device, data)
     prompts = encode_prompts(tokenizer, data.eval_prompts, config.dataset.max_prompt_tokens)
-    if isinstance(config.algo, ILQLConfig):
+    algorithm = algorithm_of(config)
+    if config.algo.heads:
         assert config.evaluation.policy is not None, "checked in rlhf.config.check"
         shape = models.policy.config
-        heads = load_heads(config.evaluation.policy, shape.hidden_size, shape.vocab_size, context.device)
-        evaluator = ILQLEvaluator(config, tokenizer, prompts, scorer, data.gold, heads, stop_strings=stops)
-    else:
-        evaluator = Evaluator(config, tokenizer, prompts, scorer, data.gold, stop_strings=stops)
+        algorithm.load_heads(config.evaluation.policy, shape.hidden_size, shape.vocab_size, context.device)
+    evaluator = Evaluator(config, algorithm, tokenizer, prompts, scorer, data.gold, stop_strings=stops)
     say_where_plain(config, models.policy, context.say)
-    say_own_pass(models.own_pass, context.say)
+    report_own_pass(models.own_pass, context.say)
     metrics, samples = evaluator.run(models)
     check_metrics(metrics, "another evaluation.policy")
     where = {"step": 0, "iteration": 0}

@@ -17,7 +17,7 @@ from rlhf.config import RunConfig
 from rlhf.data.tokenize import Prompts
 from rlhf.distributed import gathered, own_rows
 from rlhf.random import endless_order, sampling_uniforms
-from rlhf.rewards import RunningMoments, checked_scores, scale_scores
+from rlhf.rewards import checked_scores, scale_scores
 from rlhf.rollout import generate
 from rlhf.scorers import Scorer
 from rlhf.stages.context import RunContext
@@ -42,7 +42,10 @@ def scores_early(config: RunConfig) -> bool:
 
 
 class PromptsAhead:
-    """The prompts of an iteration, next in an endless reshuffled order; tokenised while the one before is at work."""
+    """The prompts of an iteration, next in an endless reshuffled order, each as often as a group has responses.
+
+    They are tokenised while the iteration before is at work.
+    """
 
     def __init__(self, config: RunConfig, prompts: Prompts) -> None:
         self.config = config
@@ -59,9 +62,10 @@ class PromptsAhead:
         return batch
 
     def _of(self, iteration: int) -> PromptBatch:
-        count = self.config.rollout.num_responses
+        group_size = self.config.algo.group_size
+        count = self.config.rollout.num_responses // group_size
         order = endless_order(self.config.seed, "prompts", (iteration - 1) * count, count, len(self.prompts))
-        return self.prompts.rows(order)
+        return self.prompts.rows(order.repeat_interleave(group_size))
 
 
 class EarlyScores:
@@ -167,10 +171,10 @@ class Sampled:
             scores = scores - references
         return gathered(scores, count)
 
-    def scaled(self, scores: Tensor, moments: RunningMoments) -> Tensor:
+    def scaled(self, scores: Tensor, std: float) -> Tensor:
         """(B,) divided by the running standard deviation and clipped, as `reward` says."""
-        return scale_scores(scores, moments, self.config.reward)
+        return scale_scores(scores, std, self.config.reward)
 
-    def values(self, measured: Measured) -> Tensor:
+    def values(self, measured: Measured) -> Tensor | None:
         """(B, T) of the value network as it is."""
         return measured.values
