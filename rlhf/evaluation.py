@@ -61,12 +61,12 @@ class Evaluator:
         config = self.config
         count = len(self.prompts.texts)
         uniforms = sampling_uniforms(config.evaluation.seed, "evaluation", 0, count, config.dataset.max_new_tokens)
-        own = own_rows(count)
+        rows = own_rows(count)
         rollouts = generate(
             models,
             self.tokenizer,
-            self.prompts.rows(own),
-            uniforms[own],
+            self.prompts.rows(rows),
+            uniforms[rows],
             sampling=config.rollout.sampling,
             batch_size=config.rollout.batch_size,
             stop_strings=self.stop_strings,

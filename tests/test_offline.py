@@ -32,7 +32,7 @@ from rlhf.random import generator
 from rlhf.run import execute
 from rlhf.runs.checkpoint import load_checkpoint
 from rlhf.runs.state import read_rows
-from rlhf.stages.offline import DataResponses, Untrained, _untrained_values
+from rlhf.stages.offline import DataResponses, UntrainedValues
 from rlhf.training_batch import measure_rollouts, training_batch
 from rlhf.update import accumulate_gradients
 from rlhf.waiting import Interrupted, request_stop, stopped_by_signals
@@ -245,8 +245,7 @@ def test_untrained_values_are_those_before_training_and_leave_no_trace(mode, net
     models = policy_models(tiny_model(), mode, value_settings(network))
     rollouts = random_rollouts([2, 3, 1, 2], [3, 4, 2, 1])
     before = measure_all(models, rollouts, 2, by_length=by_length)
-    untrained = _untrained_values(models)
-    assert isinstance(untrained, Untrained)
+    untrained = UntrainedValues(models)
     nudge(models.named_parameters())
     moved = {name: parameter.clone() for name, parameter in models.named_parameters().items()}
     now = measure_all(models, rollouts, 2, by_length=by_length)

@@ -26,7 +26,7 @@ from rlhf.run import _set_up_torch, execute
 from rlhf.runs.provenance import peak_memory
 from rlhf.sampling.fast import Running
 from rlhf.sampling.graphs import Graphs
-from rlhf.stages.offline import _untrained_values
+from rlhf.stages.offline import UntrainedValues
 from rlhf.stages.online import EarlyScores
 from rlhf.update import update
 from tests.config.composed import config
@@ -176,11 +176,11 @@ def test_an_overflow_does_not_sync_ilqls_target_heads(overflow, monkeypatch):
     assert syncs == ([] if overflow else [1.0])
 
 
-def test_untrained_values_of_a_gpus_network_lie_on_the_cpu():
+def testUntrainedValues_of_a_gpus_network_lie_on_the_cpu():
     with FakeTensorMode():  # no GPU is needed to ask where a tensor lies
         network = {"value.w": nn.Parameter(torch.empty(2, device="cuda"))}
         models: Any = SimpleNamespace(value_parameters=network, policy_parameters={})
-        assert _untrained_values(models).initial["value.w"].device.type == "cpu"
+        assert UntrainedValues(models).initial["value.w"].device.type == "cpu"
 
 
 def test_a_gpus_memory_is_told_apart(monkeypatch):

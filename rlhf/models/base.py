@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from rlhf.at_once import A, B, run_at_once
 from rlhf.batches import Rollouts
 from rlhf.config import TrainableConfig, ValueConfig
 from rlhf.distributed import is_sharded
+from rlhf.models.at_once import A, B, run_at_once
 from rlhf.models.features import Features, features_of
 from rlhf.models.few_rows import sampling_head
 from rlhf.models.loading import language_head
@@ -150,8 +150,9 @@ class PolicyModels(ABC):
     def pieces(self, count: int) -> list[slice]:
         """range(count) of states in pieces whose logits fit into memory at once; in one where the head's weights are
         cut up among ranks, which gather them together."""
-        whole = is_sharded(self.language_head)
-        return [slice(0, count)] if whole else pieces(count, self.model.config.vocab_size)
+        if is_sharded(self.language_head):
+            return [slice(0, count)]
+        return pieces(count, self.model.config.vocab_size)
 
     @property
     def own_pass(self) -> str:
@@ -192,7 +193,7 @@ class PolicyModels(ABC):
         return trained_logprobs(head, hidden, tokens, temperature=self.temperature, at=at)
 
     def values(self, features: Features) -> Tensor:
-        """(B, T) float32: V of the state before each response token, by a separate value network."""
+        """(B, T) float32: V of the state before each response token."""
         with self._autocast():
             hidden = self._value_hidden(features)
         return self.values_on(hidden)

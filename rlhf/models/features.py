@@ -52,8 +52,8 @@ class Features:
         columns = self.input_ids.shape[1] - self.prompt_width
         if int(self.response_lengths.min()) == columns:
             return None
-        held = torch.arange(columns) < self.response_lengths[:, None]
-        return on_device(held.flatten().nonzero().squeeze(1), self.mask.device)
+        valid = torch.arange(columns) < self.response_lengths[:, None]
+        return on_device(valid.flatten().nonzero().squeeze(1), self.mask.device)
 
     def trimmed(self) -> Features:
         """Without the columns in which every row is padding."""

@@ -28,14 +28,14 @@ def _named_top(role: str, top: nn.Module) -> Parameters:
     return {f"{role}.{i}": parameter for i, parameter in enumerate(top_parameters(top))}
 
 
-def _own_top(top: nn.Module) -> nn.Module:
+def _trainable_top(top: nn.Module) -> nn.Module:
     """A copy to be trained, in float32 whatever the original is held in."""
     twin = copy_top(top)
     to_float32(top_parameters(twin))
     return twin
 
 
-def _own_base(base: nn.Module) -> nn.Module:
+def _trainable_base(base: nn.Module) -> nn.Module:
     twin = copy.deepcopy(base)
     to_float32(twin.parameters())
     return twin
@@ -81,7 +81,7 @@ class LastBlocks(PolicyModels):
         self.trunk, self.reference_top = split(base, train.last_k)
         check_split(base, self.trunk, self.reference_top)
         self._trunk_run = self._frozen(self.trunk, whole=True)
-        self.policy_top = _own_top(self.reference_top)
+        self.policy_top = _trainable_top(self.reference_top)
         self._policy_run = self._trainable(self.policy_top, top=True)
         self._reference_run = self._frozen(self.reference_top, top=True)
         self._joined = joined(self.model, self.trunk, self.policy_top)
@@ -90,11 +90,11 @@ class LastBlocks(PolicyModels):
         self._value_run = self._policy_run
         trained_value: Parameters = {}
         if separate_value == "all":
-            self.value_base = _own_base(base)
+            self.value_base = _trainable_base(base)
             self._value_run = self._trainable(self.value_base)
             trained_value = _named("value", self.value_base)
         elif separate_value:
-            self.value_top = _own_top(self.reference_top)
+            self.value_top = _trainable_top(self.reference_top)
             self._value_run = self._trainable(self.value_top, top=True)
             trained_value = _named_top("value", self.value_top)
         return _named_top("policy", self.policy_top), trained_value
@@ -123,7 +123,7 @@ class LoRA(PolicyModels):
 
     def _networks(self, train: TrainableConfig, separate_value: str | None) -> tuple[Parameters, Parameters]:
         # Copied before adapters are put in.
-        self.value_base = _own_base(self.model.base_model) if separate_value == "all" else None
+        self.value_base = _trainable_base(self.model.base_model) if separate_value == "all" else None
         self._value_run = None if self.value_base is None else self._trainable(self.value_base)
         self.merge_adapters = train.merge_adapters
         self._active = ""
@@ -218,7 +218,7 @@ def lora_config(train: TrainableConfig, model: PreTrainedModel, option: str) -> 
             or nothing at all.
     """
     inside = set(model.base_model.modules())
-    layers = [name for name, one in model.named_modules() if isinstance(one, (nn.Linear, Conv1D)) and one in inside]
+    layers = [name for name, x in model.named_modules() if isinstance(x, (nn.Linear, Conv1D)) and x in inside]
     for target in train.lora_targets or []:
         if not any(name == target or name.endswith(f".{target}") for name in layers):
             known = sorted({name.rpartition(".")[2] for name in layers})
@@ -231,6 +231,8 @@ def lora_config(train: TrainableConfig, model: PreTrainedModel, option: str) -> 
         lora_alpha=train.lora_alpha,  # type: ignore[arg-type]  # peft scales by alpha / r, any number
         lora_dropout=0.0,
         target_modules=train.lora_targets or "all-linear",
-        fan_in_fan_out=any(isinstance(one, Conv1D) for one in inside),  # GPT-2's linear layers, whose weights are W^T
+        fan_in_fan_out=any(
+            isinstance(module, Conv1D) for module in inside
+        ),  # GPT-2's linear layers, whose weights are W^T
         task_type="CAUSAL_LM",
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from rlhf.algorithms import algorithm_of
 from rlhf.chat import template_of, with_template
@@ -10,13 +10,12 @@ from rlhf.data.examples import TextData
 from rlhf.data.tokenize import encode_prompts, prompt_report
 from rlhf.evaluation import Evaluator, sample_rows
 from rlhf.finite import check_metrics
-from rlhf.models.loading import held_for, load_base, load_pretrained, moved, own_code_of
+from rlhf.models.loading import load_pretrained, moved, own_code_of
 from rlhf.models.pair import PolicyPair, check_same_tokens
-from rlhf.random import seed_torch
 from rlhf.sampling.choose import say_where_plain
 from rlhf.scorers import load_scorer
 from rlhf.stages.context import RunContext
-from rlhf.stages.setup import report_own_pass, stops_of
+from rlhf.stages.setup import initial_policy, report_own_pass, stops_of
 
 
 def run_evaluate(context: RunContext) -> dict[str, float]:
@@ -52,18 +51,18 @@ def _policies(context: RunContext, data: TextData) -> tuple[PolicyPair, PreTrain
     runs hold it.
     """
     config = context.config
-    reference, tokenizer = _initial_policy(context, data)
+    reference, tokenizer = initial_policy(context, data)
     template_of(tokenizer, config.dataset.template)  # which says how an answer ends
     policy, path = reference, config.evaluation.policy
     if path is not None:
-        policy, own_tokenizer = load_pretrained(
+        policy, its_tokenizer = load_pretrained(
             path,
             positions=config.dataset.max_total_length,
             own_code=own_code_of(config.model),
             option="evaluation.policy",
         )
-        template_of(own_tokenizer, config.dataset.template)
-        check_same_tokens(own_tokenizer, tokenizer, path)
+        template_of(its_tokenizer, config.dataset.template)
+        check_same_tokens(its_tokenizer, tokenizer, path)
         policy = moved(policy, context.device)
     pair = PolicyPair(
         policy,
@@ -72,13 +71,3 @@ def _policies(context: RunContext, data: TextData) -> tuple[PolicyPair, PreTrain
         autocast=context.autocast,
     )
     return pair, tokenizer
-
-
-def _initial_policy(context: RunContext, data: TextData) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """As `rlhf.stages.setup.build` begins."""
-    config = context.config
-    held, positions = held_for(config, config.model.train, context.device), config.dataset.max_total_length
-    if "sft" in context.inputs:
-        return load_pretrained(context.inputs["sft"], held, positions, own_code=own_code_of(config.model))
-    seed_torch(config.sft.seed, "sft model")
-    return load_base(config.model, data.words, positions, context.cache_dir, held)

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from rlhf.answers import Answers, scored_once, scores_file
@@ -29,55 +27,41 @@ def run_offline(context: RunContext) -> dict[str, float]:
     """The whole run from its initial policy or its checkpoint; returns the last evaluation."""
     setup = build(context)
     algo, settings = context.config.algo, context.config.offline
-    untrained = _untrained_values(setup.models) if algo.critic and not settings.refresh_values else None
+    untrained = UntrainedValues(setup.models) if algo.critic and not settings.refresh_values else None
     return run_loop(context, setup, data_responses(context, setup, untrained))
 
 
-@dataclass(frozen=True)
-class Untrained:
-    """The value network before training. Its parameters, which a resumed run draws again from its seed, are swapped
-    in for the time of a measurement: frozen tensors are not held twice."""
+class UntrainedValues:
+    """The value network before training. Its parameters, which a resumed run draws again from its seed, are swapped in
+    for the time of a measurement: frozen tensors are not held twice."""
 
-    models: PolicyModels
-    initial: Mapping[str, Tensor]
-    """On the CPU, this rank's part where they are sharded: a GPU holds the network twice in a measurement alone."""
+    def __init__(self, models: PolicyModels) -> None:
+        self.models = models
+        parameters = models.value_parameters or models.policy_parameters  # the latter hold a head on the policy
+        # On the CPU, so that a GPU holds the network twice in a measurement alone.
+        self.initial = {name: local(parameter).to("cpu", copy=True) for name, parameter in parameters.items()}
 
     @torch.no_grad()
     def values(self, measured: Measured, mask: Tensor, micro_batch_size: int) -> Tensor:
         """(B, T) float32, 0 on padding."""
-        with swapped(self.models.named_parameters(), self.initial):
-            parts = [
-                self.models.values(measured.features.rows(rows)) for rows in own_rows(len(mask)).split(micro_batch_size)
-            ]
-        return torch.where(mask, gathered(torch.cat(parts), len(mask)), 0.0)
+        named = self.models.named_parameters()
+        parameters = {name: local(named[name]) for name in self.initial}
+        trained = {name: parameter.clone() for name, parameter in parameters.items()}
+        rows = own_rows(len(mask)).split(micro_batch_size)
+        try:
+            for name, parameter in parameters.items():
+                parameter.copy_(self.initial[name])
+            values = torch.cat([self.models.values(measured.features.rows(part)) for part in rows])
+        finally:
+            for name, parameter in parameters.items():
+                parameter.copy_(trained[name])
+        return torch.where(mask, gathered(values, len(mask)), 0.0)
 
 
-def _untrained_values(models: PolicyModels) -> Untrained:
-    parameters = models.value_parameters or models.policy_parameters  # the latter hold a head on the policy
-    return Untrained(models, {name: _local(parameter).to("cpu", copy=True) for name, parameter in parameters.items()})
-
-
-@contextlib.contextmanager
-def swapped(parameters: Mapping[str, nn.Parameter], tensors: Mapping[str, Tensor]) -> Iterator[None]:
-    """The named parameters with other values, until the context ends. In place: sharded ones have no other storage."""
-    now = {name: _local(parameters[name]).clone() for name in tensors}
-    _copy_into(parameters, tensors)
-    try:
-        yield
-    finally:
-        _copy_into(parameters, now)
-
-
-@torch.no_grad()
-def _copy_into(parameters: Mapping[str, nn.Parameter], tensors: Mapping[str, Tensor]) -> None:
-    for name, tensor in tensors.items():
-        _local(parameters[name]).copy_(tensor)
-
-
-@torch.no_grad()
-def _local(parameter: Tensor) -> Tensor:
+def local(parameter: Tensor) -> Tensor:
     """The parameter's own storage, without gradient: all of it, or what this rank holds of a sharded one."""
-    return (parameter.to_local() if isinstance(parameter, DTensor) else parameter).detach()
+    detached = parameter.detach()
+    return detached.to_local() if isinstance(detached, DTensor) else detached
 
 
 @dataclass(frozen=True)
@@ -89,7 +73,7 @@ class DataResponses:
     answers: Answers
     all_scores: Tensor
     """(rows of `answers`,) float32, raw."""
-    untrained: Untrained | None
+    untrained: UntrainedValues | None
     """What gives every value; None: the value network as it is."""
     sampled = False
 
@@ -123,7 +107,7 @@ class DataResponses:
         return rows_of_groups(endless_order(self.config.seed, "data answers", start, count, groups), size)
 
 
-def data_responses(context: RunContext, setup: Setup, untrained: Untrained | None) -> DataResponses:
+def data_responses(context: RunContext, setup: Setup, untrained: UntrainedValues | None) -> DataResponses:
     """The data set's answers with their scores, which the first run of a sweep works out."""
     config = context.config
     dataset = config.dataset
@@ -131,8 +115,8 @@ def data_responses(context: RunContext, setup: Setup, untrained: Untrained | Non
 
     def score(rollouts: Rollouts) -> Tensor:
         count = len(rollouts.mask)
-        own = rollouts.rows(own_rows(count))
-        return gathered(score_responses(setup.scorer, own, config.reward.missing_eos_score), count)
+        part = rollouts.rows(own_rows(count))
+        return gathered(score_responses(setup.scorer, part, config.reward.missing_eos_score), count)
 
     path = scores_file(config, context.inputs.get("reward_model"), answers)
     return DataResponses(config, answers, scored_once(path, answers, score), untrained)

@@ -136,24 +136,24 @@ class Sampled:
         config, setup = self.config, self.setup
         count = config.rollout.num_responses
         uniforms = sampling_uniforms(config.seed, "rollout", iteration, count, config.dataset.max_new_tokens)
-        own = own_rows(count)
-        prompts = self.prompts.take(iteration).rows(own)  # padded as all of them are
+        rows = own_rows(count)
+        prompts = self.prompts.take(iteration).rows(rows)  # padded as all of them are
 
-        def as_sampled(rows: Tensor, texts: list[str]) -> None:
+        def as_sampled(batch: Tensor, texts: list[str]) -> None:
             if self.early is not None:
-                self.early.ask(rows, [prompts.texts[row] for row in rows.tolist()], texts)
+                self.early.ask(batch, [prompts.texts[row] for row in batch.tolist()], texts)
 
-        part = generate(
+        responses = generate(
             setup.models,
             setup.tokenizer,
             prompts,
-            uniforms[own],
+            uniforms[rows],
             sampling=config.rollout.sampling,
             batch_size=config.rollout.batch_size,
             stop_strings=setup.stop_strings,
             as_sampled=as_sampled,
         )
-        return gathered(part, count)
+        return gathered(responses, count)
 
     def scores(self, rollouts: Rollouts, iteration: int) -> Tensor:
         """(B,) raw scores, less those of the reference answers where reward.baseline asks for it.
@@ -161,13 +161,13 @@ class Sampled:
         reward.missing_eos_score stays what it is, whatever the reference.
         """
         config, scorer, count = self.config, self.setup.scorer, len(rollouts.mask)
-        own = rollouts.rows(own_rows(count))
-        raw = scorer.score(own.prompts, own.responses) if self.early is None else self.early.take()
-        scores = checked_scores(raw, own, config.reward.missing_eos_score)
+        part = rollouts.rows(own_rows(count))
+        raw = scorer.score(part.prompts, part.responses) if self.early is None else self.early.take()
+        scores = checked_scores(raw, part, config.reward.missing_eos_score)
         if config.reward.baseline == "reference":
-            references = scorer.score(own.prompts, own.references)
+            references = scorer.score(part.prompts, part.references)
             if config.reward.missing_eos_score is not None:
-                references = torch.where(own.ended.cpu(), references, 0.0)
+                references = torch.where(part.ended.cpu(), references, 0.0)
             scores = scores - references
         return gathered(scores, count)
 

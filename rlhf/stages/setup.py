@@ -51,13 +51,7 @@ class Setup:
 def build(context: RunContext) -> Setup:
     """Data, networks and optimizer of a run. Random heads and adapters are drawn from the run's seed."""
     config, data = context.config, context.read_data()
-    limits = config.dataset.max_prompt_tokens, config.dataset.max_new_tokens
-    held = held_for(config, config.model.train, context.device)
-    if "sft" in context.inputs:
-        model, tokenizer = load_pretrained(context.inputs["sft"], held, sum(limits), own_code=own_code_of(config.model))
-    else:
-        seed_torch(config.sft.seed, "sft model")
-        model, tokenizer = load_base(config.model, data.words, sum(limits), context.cache_dir, held)
+    model, tokenizer = initial_policy(context, data)
     data = with_template(config.dataset, data, tokenizer)
     stops = stops_of(config.dataset, data, tokenizer)
     context.say(prompt_report(config.dataset, tokenizer, data.prompts, data.dropped, stops))
@@ -72,11 +66,12 @@ def build(context: RunContext) -> Setup:
     scorer = load_scorer(config, context.inputs.get("reward_model"), context.device, data)
     say_where_plain(config, models.sampler, context.say)
     report_own_pass(models.own_pass, context.say)
-    eval_prompts = encode_prompts(tokenizer, data.eval_prompts, limits[0])
+    longest = config.dataset.max_prompt_tokens
+    eval_prompts = encode_prompts(tokenizer, data.eval_prompts, longest)
     return Setup(
         data=data,
         tokenizer=tokenizer,
-        prompts=Prompts(tokenizer, data.prompts, limits[0]),
+        prompts=Prompts(tokenizer, data.prompts, longest),
         models=models,
         scorer=scorer,
         optimizer=optimizer_of(config, models, algorithm),
@@ -84,6 +79,16 @@ def build(context: RunContext) -> Setup:
         evaluator=Evaluator(config, algorithm, tokenizer, eval_prompts, scorer, data.gold, stop_strings=stops),
         stop_strings=stops,
     )
+
+
+def initial_policy(context: RunContext, data: TextData) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """What RL starts from, on the CPU: the SFT stage's policy, or `model` where no such stage was asked for."""
+    config, positions = context.config, context.config.dataset.max_total_length
+    frozen = held_for(config, config.model.train, context.device)
+    if "sft" in context.inputs:
+        return load_pretrained(context.inputs["sft"], frozen, positions, own_code=own_code_of(config.model))
+    seed_torch(config.sft.seed, "sft model")
+    return load_base(config.model, data.words, positions, context.cache_dir, frozen)
 
 
 def stops_of(config: DatasetConfig, data: TextData, tokenizer: PreTrainedTokenizerBase) -> Sequence[str]:

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from rlhf import training_batch
 from rlhf.algorithms import algorithm_of
-from rlhf.at_once import run_at_once
 from rlhf.models import PolicyModels
+from rlhf.models.at_once import run_at_once
 from rlhf.training_batch import measure
 from rlhf.update import accumulate_gradients
 from tests.helpers import policy_models, random_rollouts, tiny_model, value_settings

@@ -28,11 +28,12 @@ def run_at_once(first: Callable[[], A], second: Callable[[], B]) -> tuple[A, B]:
     # OpenMP keeps a number by thread, which the workers have set; MKL keeps one for the process.
     torch.set_num_threads(threads // 2)
     try:
-        futures = pool.submit(_run, enabled, first), pool.submit(_run, enabled, second)
-        wait(futures)
+        one, other = pool.submit(_run, enabled, first), pool.submit(_run, enabled, second)
+        wait([one])
+        wait([other])
     finally:
         torch.set_num_threads(threads)
-    return futures[0].result(), futures[1].result()
+    return one.result(), other.result()
 
 
 def _run(enabled: bool, work: Callable[[], A]) -> A:
