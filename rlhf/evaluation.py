@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -128,8 +128,3 @@ def policy_distance(models: Policy, rollouts: Rollouts, batch_size: int) -> tupl
         kl[place, :width] = spread(columns[0].double(), part.mask, at)
         entropies[place, :width] = spread(columns[1], part.mask, at)
     return kl, entropies
-
-
-def sample_rows(samples: list[dict[str, Any]], where: Mapping[str, int]) -> list[dict[str, Any]]:
-    """Samples with the step and iteration that they were drawn at."""
-    return [{**where, **sample} for sample in samples]

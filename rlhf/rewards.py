@@ -23,7 +23,11 @@ def score_responses(scorer: Scorer, rollouts: Rollouts, missing_eos_score: float
 
 
 def checked_scores(scores: Tensor, rollouts: Rollouts, missing_eos_score: float | None) -> Tensor:
-    """`score_responses` from what the scorer gave."""
+    """`score_responses` from what the scorer gave.
+
+    Raises:
+        NotFinite: a score is NaN or infinite.
+    """
     if not bool(scores.isfinite().all()):
         raise NotFinite(
             "the reward gave a score that is not finite; look at reward.path, reward.precision or its training"

@@ -117,13 +117,9 @@ def features_at(
             return texts
         if trunk is None:
             trunk = features.hidden.new_zeros(*texts.input_ids.shape, features.hidden.shape[-1])
-        put_rows(trunk, index, features.hidden, texts.prompt_width - features.prompt_width)
+        first, rows_on_device = texts.prompt_width - features.prompt_width, on_device(index, trunk.device)
+        trunk[rows_on_device, first : first + features.hidden.shape[1]] = features.hidden
     return dataclasses.replace(texts, hidden=trunk)
-
-
-def put_rows(trunk: Tensor, rows: Tensor, part: Tensor, first: int) -> None:
-    """The trunk's output of some rows into that of the whole batch, from column `first` on."""
-    trunk[on_device(rows, trunk.device), first : first + part.shape[1]] = part
 
 
 def training_batch(

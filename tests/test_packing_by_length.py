@@ -14,7 +14,7 @@ from rlhf.evaluation import policy_distance
 from rlhf.kl import exact_kl
 from rlhf.masked import entropy
 from rlhf.models.features import Features, features_of, micro_batches
-from rlhf.training_batch import put_rows
+from rlhf.training_batch import features_at
 from rlhf.update import accumulate_gradients
 from tests.helpers import (
     MODES,
@@ -74,14 +74,12 @@ def test_trimmed_rollouts_and_features_agree():
 
 
 def test_a_trimmed_trunk_goes_back_where_it_was():
-    whole = some_features()
-    assert whole.hidden is not None
-    trunk = torch.zeros_like(whole.hidden)
-    for rows in micro_batches(torch.arange(5), whole, 2, by_length=True):
-        part = whole.rows(rows).trimmed()
-        assert part.hidden is not None
-        put_rows(trunk, rows, part.hidden, whole.prompt_width - part.prompt_width)
-    assert torch.equal(trunk[whole.mask], whole.hidden[whole.mask])
+    models, rollouts = policy_models(tiny_model(), "last_k"), random_rollouts(PROMPT_LENGTHS, RESPONSE_LENGTHS)
+    padded, trimmed = (
+        features_at(models, rollouts, torch.arange(5), 2, by_length=by_length) for by_length in (False, True)
+    )
+    assert padded.hidden is not None and trimmed.hidden is not None
+    torch.testing.assert_close(trimmed.hidden[padded.mask], padded.hidden[padded.mask], atol=1e-5, rtol=1e-5)
 
 
 def test_positions_of_response_tokens_are_those_of_the_mask():

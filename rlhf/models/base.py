@@ -159,18 +159,24 @@ class PolicyModels(ABC):
         """Why a network is measured and trained by the model's own forward pass; empty where all layers are known."""
         return next((network.own_pass for network in self._made if network.own_pass), "")
 
+    @property
+    def runs_at_once(self) -> bool:
+        """Whether `run_both` runs both at once: with a separate value network on a CPU.
+
+        Not where the networks are adapters of one base, nor where a model's own forward pass may keep angles from call
+        to call. Without such a network an update has nothing to run beside the policy, and measuring, whose logprobs
+        must be those of the update to the bit, uses as many threads as it does.
+        """
+        separate = self.critic and not self.value_on_policy and not self.switches_adapters
+        return separate and self.device.type == "cpu" and not self.own_pass
+
     def run_both(self, first: Callable[[], A], second: Callable[[], B]) -> tuple[A, B]:
         """What two forward or backward passes give, of two networks or of two halves of the texts.
 
-        With a separate value network on a CPU both run at once, by half of torch's threads each: small matrices on two
-        threads wait for each other after every product. They run one after the other where the networks are adapters
-        of one base and where a model's own forward pass may keep angles from call to call. Without such a network an
-        update has nothing to run beside the policy, and measuring, whose logprobs must be those of the update to the
-        bit, uses as many threads as it does.
+        At once, by half of torch's threads each, where `runs_at_once`: small matrices on two threads wait for each
+        other after every product.
         """
-        separate = self.critic and not self.value_on_policy and not self.switches_adapters
-        at_once = separate and self.device.type == "cpu" and not self.own_pass
-        return run_at_once(first, second) if at_once else (first(), second())
+        return run_at_once(first, second) if self.runs_at_once else (first(), second())
 
     def policy_logprobs(self, hidden: Tensor, tokens: Tensor, at: Tensor | None = None) -> Tensor:
         """(B, T) log pi of the tokens from `policy_hidden`, in chunks of logits.

@@ -8,7 +8,7 @@ from rlhf.algorithms import algorithm_of
 from rlhf.chat import template_of, with_template
 from rlhf.data.examples import TextData
 from rlhf.data.tokenize import encode_prompts, prompt_report
-from rlhf.evaluation import Evaluator, sample_rows
+from rlhf.evaluation import Evaluator
 from rlhf.finite import check_metrics
 from rlhf.models.loading import load_pretrained, moved, own_code_of
 from rlhf.models.pair import PolicyPair, check_same_tokens
@@ -39,7 +39,7 @@ def run_evaluate(context: RunContext) -> dict[str, float]:
     metrics, samples = evaluator.run(models)
     check_metrics(metrics, "another evaluation.policy")
     where = {"step": 0, "iteration": 0}
-    context.folder.log_samples(sample_rows(samples, where))
+    context.folder.log_samples([{**where, **sample} for sample in samples])
     context.folder.log({**where, "samples": 0, "seconds": context.seconds(), **metrics})
     return metrics
 

@@ -13,7 +13,6 @@ from torch import Tensor
 from rlhf.bad_steps import BadSteps
 from rlhf.batches import Rollouts, TrainingBatch
 from rlhf.config import RunConfig
-from rlhf.evaluation import sample_rows
 from rlhf.finite import NotFinite, check_metrics, check_weights
 from rlhf.kl import KLController, controller_of, k1, k3, released_k3, sequence_kl
 from rlhf.masked import masked_mean, masked_variance
@@ -141,8 +140,6 @@ def one_iteration(
     times.append(time.monotonic())
 
     scores = responses.scores(rollouts, iteration)
-    if not bool(scores.isfinite().all()):
-        raise NotFinite("the reward gave a score that is not finite; look at reward.path or reward_model.*")
     progress.moments.update(scores)
     scaled = responses.scaled(scores, progress.moments.std)
     times.append(time.monotonic())
@@ -234,7 +231,7 @@ def evaluate(context: RunContext, setup: Setup, progress: Progress) -> dict[str,
     metrics, samples = setup.evaluator.run(setup.models)
     check_metrics(metrics, "a smaller optimization.learning_rate")
     where = {"step": progress.step, "iteration": progress.iteration}
-    context.folder.log_samples(sample_rows(samples, where))
+    context.folder.log_samples([{**where, **sample} for sample in samples])
     return metrics
 
 

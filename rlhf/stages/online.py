@@ -163,12 +163,11 @@ class Sampled:
         config, scorer, count = self.config, self.setup.scorer, len(rollouts.mask)
         part = rollouts.rows(own_rows(count))
         raw = scorer.score(part.prompts, part.responses) if self.early is None else self.early.take()
-        scores = checked_scores(raw, part, config.reward.missing_eos_score)
+        missing_eos_score = config.reward.missing_eos_score
+        scores = checked_scores(raw, part, missing_eos_score)
         if config.reward.baseline == "reference":
             references = scorer.score(part.prompts, part.references)
-            if config.reward.missing_eos_score is not None:
-                references = torch.where(part.ended.cpu(), references, 0.0)
-            scores = scores - references
+            scores = scores - checked_scores(references, part, None if missing_eos_score is None else 0.0)
         return gathered(scores, count)
 
     def scaled(self, scores: Tensor, std: float) -> Tensor:

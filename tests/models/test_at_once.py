@@ -64,17 +64,12 @@ def test_an_error_comes_once_both_have_ended():
         run_at_once(lambda: None, lasts)
 
 
-def run_at_once_by(models: PolicyModels) -> bool:
-    threads = models.run_both(threading.current_thread, threading.current_thread)
-    return threading.current_thread() not in threads
-
-
 def test_networks_run_at_once_where_they_share_nothing_that_one_of_them_changes():
-    assert run_at_once_by(policy_models(tiny_model(), "all")) and run_at_once_by(policy_models(tiny_model(), "last_k"))
-    assert not run_at_once_by(policy_models(tiny_model(), "lora"))  # one base, whose adapters are switched
+    assert policy_models(tiny_model(), "all").runs_at_once and policy_models(tiny_model(), "last_k").runs_at_once
+    assert not policy_models(tiny_model(), "lora").runs_at_once  # one base, whose adapters are switched
     for mode in ("all", "last_k", "lora"):
-        assert not run_at_once_by(policy_models(tiny_model(), mode, value_settings("head")))
-        assert not run_at_once_by(policy_models(tiny_model(), mode, critic=False))
+        assert not policy_models(tiny_model(), mode, value_settings("head")).runs_at_once
+        assert not policy_models(tiny_model(), mode, critic=False).runs_at_once
 
 
 def one_after_the_other(models: PolicyModels, first, second):
@@ -124,5 +119,5 @@ def test_halves_of_the_rollouts_are_measured_at_once_to_the_bits_of_each_part_al
 
 
 def test_nothing_runs_at_once_with_a_models_own_forward_pass_which_may_keep_angles_from_call_to_call(own_pass):
-    assert not run_at_once_by(policy_models(tiny_model(), "all"))
-    assert not run_at_once_by(policy_models(tiny_model(), "last_k"))
+    assert not policy_models(tiny_model(), "all").runs_at_once
+    assert not policy_models(tiny_model(), "last_k").runs_at_once
