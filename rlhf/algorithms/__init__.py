@@ -5,6 +5,7 @@
 | apa | apa.py | squared distance to log pi_init + A / lambda | lambda |
 | ppo | ppo.py | clipped ratio | penalty in the reward, fixed or adaptive |
 | awr | awr.py | weighted cross entropy | lambda, through the weights |
+| rloo | rloo.py | clipped ratio of whole responses, the group's others as baseline | penalty in the reward |
 | ilql | ilql.py | TD, expectile, CQL and cross entropy of Q and V heads | beta of its sampler |
 """
 
@@ -15,11 +16,12 @@ from rlhf.algorithms.apa import APA
 from rlhf.algorithms.awr import AWR
 from rlhf.algorithms.ilql import ILQL
 from rlhf.algorithms.ppo import PPO
+from rlhf.algorithms.rloo import RLOO
 from rlhf.config import RunConfig
 
 __all__ = ["ALGORITHMS", "Algorithm", "algorithm_of"]
 
-ALGORITHMS: dict[str, type[Algorithm]] = {"apa": APA, "ppo": PPO, "awr": AWR, "ilql": ILQL}
+ALGORITHMS: dict[str, type[Algorithm]] = {"apa": APA, "ppo": PPO, "awr": AWR, "ilql": ILQL, "rloo": RLOO}
 
 
 def algorithm_of(config: RunConfig) -> Algorithm:

@@ -130,6 +130,25 @@ class PPOConfig(CriticAlgoConfig):
 
 
 @dataclass(kw_only=True)
+class RLOOConfig(AlgoConfig):
+    stages = ("online",)
+    group_size: int = setting(
+        "responses to one prompt, each of which has the others as its baseline",
+        read_by=ALWAYS,
+        also_called=("num_generations", "rloo_k", "responses_per_prompt"),
+        low=2,
+    )
+    ratio_clip: float = setting(
+        "epsilon of the clipped probability ratio of a whole response", read_by=ALWAYS, above=0, high=1
+    )
+    kl: KLControlConfig = setting("the KL penalty in the reward", read_by=ALWAYS)
+
+    @property
+    def penalty(self) -> KLControlConfig:
+        return self.kl
+
+
+@dataclass(kw_only=True)
 class ILQLConfig(AlgoConfig):
     """Of `value` only head_init_std has a part in it (the heads' output layers)."""
 
@@ -158,7 +177,13 @@ class ILQLConfig(AlgoConfig):
         return [] if self.betas else ["algo.betas: empty; the first is the headline"]
 
 
-ALGO_CONFIGS: dict[str, type[AlgoConfig]] = {"apa": APAConfig, "ppo": PPOConfig, "awr": AWRConfig, "ilql": ILQLConfig}
+ALGO_CONFIGS: dict[str, type[AlgoConfig]] = {
+    "apa": APAConfig,
+    "ppo": PPOConfig,
+    "awr": AWRConfig,
+    "ilql": ILQLConfig,
+    "rloo": RLOOConfig,
+}
 
 
 def algorithms_with(declared: Callable[[type[AlgoConfig]], bool]) -> Is:
