@@ -10,10 +10,10 @@ from typing import Any
 import hydra
 from omegaconf import DictConfig, OmegaConf
 
-import sweeps
 from rlhf.config import RunConfig
 from rlhf.config.check import checked_config
 from rlhf.config.unread import COMMAND_LINE
+from sweeps.overrides import SWEEP_FILES, store_sweep_files
 from sweeps.sources import run_mapping, with_settings_of_algo
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
@@ -21,7 +21,7 @@ CONF = Path(__file__).resolve().parents[2] / "conf"
 
 @functools.cache
 def register() -> None:
-    sweeps.register()
+    store_sweep_files([file.stem for file in SWEEP_FILES])
 
 
 @functools.cache
