@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any, NoReturn
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
-CONF = Path(__file__).resolve().parent / "conf"
+ROOT = Path(__file__).resolve().parent
+CONF = ROOT / "conf"
 
 
 def run(config: DictConfig) -> None:
@@ -66,6 +67,8 @@ def _hydra(arguments: list[str]) -> None:
     if (asked := asked_for_help(arguments)) is not None:
         sys.stdout.write(f"{usage(CONF, asked)}\n")
         return
+    # Hydra finds the sweeper in the namespace package hydra_plugins, a part of which lies here.
+    sys.path.append(str(ROOT / "sweeps" / "plugin"))
     # Hydra's own reports have tracebacks; errors come to main() instead.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     flags, overrides = flags_first(arguments)

@@ -204,7 +204,7 @@ def test_the_driver_killed_and_typed_again(cluster: Cluster, tmp_path: Path, num
 def test_a_config_edited_while_its_run_is_queued(cluster: Cluster, tmp_path: Path):
     sweep = Sweep(cluster, tmp_path)
     sweep.root = tmp_path / "tree"
-    for part in ("main.py", "conf", "rlhf", "sweeps", "hydra_plugins", "analysis", "tests"):
+    for part in ("main.py", "conf", "rlhf", "sweeps", "analysis", "tests"):
         source = ROOT / part
         copy = shutil.copytree if source.is_dir() else shutil.copy
         (sweep.root).mkdir(exist_ok=True)
