@@ -10,7 +10,7 @@ import pytest
 from rlhf.config.build import ConfigError
 from rlhf.config.identity import run_folder
 from rlhf.config.inputs import check_inputs
-from sweeps.experiment import run_single
+from sweeps.single import run_single
 from tests.config.composed import config
 
 
