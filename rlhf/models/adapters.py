@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 from transformers.utils.peft_utils import find_adapter_config_file
 
-from rlhf.models.errors import ModelError, loading
+from rlhf.models.hub import ModelError, loading
 
 TOKENIZER_CONFIG = "tokenizer_config.json"
 # What a hub repository of an adapter holds besides may be large: checkpoints, optimizers.

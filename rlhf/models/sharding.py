@@ -16,9 +16,9 @@ from transformers import PreTrainedModel
 from rlhf.config import HardwareConfig, TrainableConfig
 from rlhf.distributed import count, full_tensor, is_sharded
 from rlhf.models.base import Parameters, PolicyModels
+from rlhf.models.families import BLOCKS
 from rlhf.models.loading import language_head
 from rlhf.models.modes import AllParameters
-from rlhf.models.names import BLOCKS
 from rlhf.models.split import attribute
 
 

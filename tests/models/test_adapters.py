@@ -13,8 +13,8 @@ from huggingface_hub import scan_cache_dir
 from peft import LoraConfig, PeftModel, PromptTuningConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, GPT2Config, PreTrainedModel
 
-from rlhf.models.classifier import load_classifier
 from rlhf.models.loading import ModelError, load_pretrained
+from rlhf.models.reward_model import load_classifier
 from rlhf.models.saving import save_policy
 from rlhf.random import generator
 from tests.helpers import EOS, PAD, VOCAB, model_of, nudge, policy_models, tiny_model, trainable

@@ -17,11 +17,12 @@ from rlhf.data.examples import Demonstration
 from rlhf.data.tokenize import encode_prompts
 from rlhf.masked import token_logprobs
 from rlhf.models import PolicyModels
-from rlhf.models.loading import Held, ModelError, load_base, load_pretrained
+from rlhf.models.layers import FrozenWeights
+from rlhf.models.loading import ModelError, load_base, load_pretrained
 from rlhf.models.split import split
 from rlhf.random import generator, sampling_uniforms
 from rlhf.rollout import generate
-from rlhf.sampling.choose import unfit
+from rlhf.sampling.fast import unfit
 from tests.config.composed import config
 from tests.helpers import (
     ARCHITECTURES,
@@ -178,7 +179,7 @@ def test_a_widened_vocabulary_is_the_same_each_time(folders):
     first, second = (load_pretrained(folders["llama"])[0] for _ in range(2))
     rows = [model.get_input_embeddings().weight[-1] for model in (first, second)]
     assert torch.equal(*rows) and bool((rows[0] != 0).any())
-    held, _ = load_pretrained(folders["llama"], Held("bfloat16"))
+    held, _ = load_pretrained(folders["llama"], FrozenWeights("bfloat16"))
     assert held.get_input_embeddings().weight.shape == first.get_input_embeddings().weight.shape
 
 

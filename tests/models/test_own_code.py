@@ -12,10 +12,9 @@ import pytest
 
 from analysis.winrate.errors import WinrateError
 from analysis.winrate.reward_model import reward_model_scores
-from rlhf.models.classifier import load_classifier
-from rlhf.models.errors import ModelError
+from rlhf.models.hub import CAUSAL, CLASSIFIER, ModelError, OwnCode
 from rlhf.models.loading import load_pretrained
-from rlhf.models.own_code import CAUSAL, CLASSIFIER, OwnCode
+from rlhf.models.reward_model import load_classifier
 from tests.helpers import tiny_model
 from tests.models.test_architectures import byte_pairs
 

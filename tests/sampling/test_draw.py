@@ -10,7 +10,7 @@ from scipy.stats import chisquare
 from torch import Tensor
 
 from rlhf.random import generator
-from rlhf.sampling.draw import CHUNK, draw
+from rlhf.sampling.plain import CHUNK, draw
 
 LARGEST = 1 - 2**-53
 """No float64 below 1 is larger."""
