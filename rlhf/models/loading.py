@@ -24,7 +24,7 @@ from transformers import (
 from rlhf.config import ModelConfig, RunConfig, TrainableConfig
 from rlhf.errors import reason
 from rlhf.finite import check_loaded
-from rlhf.models.adapters import Adapter, adapter_at, merged, refuse_quantised, resize
+from rlhf.models.adapters import Adapter, adapter_at, merge, refuse_quantised, resize
 from rlhf.models.hub import CAUSAL, NOT_RUN, ModelError, OwnCode, few_of, loading, remedy
 from rlhf.models.layers import FLOAT32, FrozenWeights, compute_in_float32
 from rlhf.text import PAD, eos_id, name_padding, pad_id, pad_within, rows_needed
@@ -156,7 +156,7 @@ def load_weights(
         model, missing = loaded[0], set(loaded[1]["missing_keys"])
     if adapter is not None:
         with loading(option, path):
-            model, brought = merged(model, adapter, option, tokens)
+            model, brought = merge(model, adapter, option, tokens)
         missing -= brought
     if missing:
         raise ModelError(f"{option}: {path} lacks the weights {few_of(missing)}; give {wanted}")

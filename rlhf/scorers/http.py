@@ -32,7 +32,6 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import requests
-import requests.auth
 import requests.utils
 import torch
 from torch import Tensor
@@ -55,17 +54,6 @@ class _TryAgain(Exception):
         super().__init__(what)
         self.wait = wait
         """Seconds that the server asks for."""
-
-
-class _Bearer(requests.auth.AuthBase):
-    """Instead of headers alone, beside which requests would look for a password in ~/.netrc."""
-
-    def __init__(self, token: str) -> None:
-        self._token = token
-
-    def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
-        request.headers["Authorization"] = f"Bearer {self._token}"
-        return request
 
 
 class HttpScorer:
@@ -115,7 +103,7 @@ class HttpScorer:
                 self.url,
                 data=body,
                 headers={"Content-Type": "application/json"},
-                auth=_Bearer(self._token) if self._token else None,
+                auth=self._authorised if self._token else None,
                 proxies=dict.fromkeys(("http", "https", "all")) if _is_this_machine(self.url) else None,  # type: ignore
                 timeout=self.timeout_seconds,
                 stream=True,
@@ -139,6 +127,11 @@ class HttpScorer:
             return json.loads(content)
         except (ValueError, RecursionError) as error:
             raise _TryAgain(f"an answer that is no JSON ({self._beginning(content)!r})") from error
+
+    def _authorised(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
+        """Instead of headers alone, beside which requests would look for a password in ~/.netrc."""
+        request.headers["Authorization"] = f"Bearer {self._token}"
+        return request
 
     def _check_status(self, response: requests.Response) -> None:
         status = response.status_code

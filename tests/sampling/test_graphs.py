@@ -131,7 +131,7 @@ def assert_plain(made: FastSampler, sampler: Sampler, seed: int, rows: int = 8) 
     torch.testing.assert_close(logprobs, about, atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", ["gpt_neox", "gpt_neo", "qwen3"])
 def test_replays_sample_what_the_plain_sampler_does(monkeypatch, architecture):
     sampler = ending(sampler_of(tiny_model(architecture)))
     made, recorder = recorded(monkeypatch, sampler)

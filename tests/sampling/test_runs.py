@@ -37,7 +37,6 @@ def spied(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 @pytest.mark.parametrize(
     "settings",
     [
-        ("apa",),
         ("apa", "model.train.mode=all"),
         ("ppo", "model.train.mode=lora", "optimization.pack_by_length=false"),
         ("awr", "seed=3"),
