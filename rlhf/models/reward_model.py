@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
+from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -42,32 +43,22 @@ NORMALISATION = "reward_normalisation.json"
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
+@dataclass(eq=False)
 class RewardModel:
     """Scores texts, at most `batch_size` at once. `mean` and `std` are what raw scores are shifted and divided by.
 
     A text longer than `max_tokens`, its EOS counted, loses its beginning.
     """
 
-    def __init__(
-        self,
-        model: PreTrainedModel,
-        tokenizer: PreTrainedTokenizerBase,
-        *,
-        max_prompt_tokens: int,
-        max_new_tokens: int,
-        mean: float = 0.0,
-        std: float = 1.0,
-        max_tokens: int | None = None,
-        batch_size: int = 64,
-    ) -> None:
-        self.model = model
-        self.tokenizer = tokenizer
-        self.max_prompt_tokens = max_prompt_tokens
-        self.max_new_tokens = max_new_tokens
-        self.mean = mean
-        self.std = std
-        self.max_tokens = max_tokens
-        self.batch_size = batch_size
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    _: KW_ONLY
+    max_prompt_tokens: int
+    max_new_tokens: int
+    mean: float = 0.0
+    std: float = 1.0
+    max_tokens: int | None = None
+    batch_size: int = 64
 
     @property
     def head(self) -> nn.Linear:
