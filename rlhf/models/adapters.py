@@ -17,7 +17,6 @@ from transformers.utils.peft_utils import find_adapter_config_file
 
 from rlhf.models.hub import ModelError, few_of, loading
 
-TOKENIZER_CONFIG = "tokenizer_config.json"
 # What a hub repository of an adapter holds besides may be large: checkpoints, optimizers.
 _FILES = ["adapter_*", "*.json", "*.model", "*.txt", "*.jinja"]
 _PREFIX = "base_model.model."
@@ -40,9 +39,9 @@ class Adapter:
         return self.config.revision or "main"
 
     @property
-    def has_tokenizer(self) -> bool:
-        """peft saves none."""
-        return (self.folder / TOKENIZER_CONFIG).is_file()
+    def tokenizer(self) -> str | Path:
+        """Where its tokenizer lies: peft saves none, and its base's is used unless somebody else has saved one."""
+        return self.folder if (self.folder / "tokenizer_config.json").is_file() else self.base
 
 
 def adapter_at(path: str | Path, option: str, base: str | None = None) -> Adapter | None:

@@ -75,13 +75,6 @@ def random_model(config: ModelConfig, tokenizer: PreTrainedTokenizerBase, positi
     return AutoModelForCausalLM.from_config(architecture, dtype=torch.float32)
 
 
-def tokenizer_place(path: str | Path, adapter: Adapter | None) -> str | Path:
-    """Folder or hub name of the tokenizer of a model: an adapter's own, where one was saved with it, or its base's."""
-    if adapter is None:
-        return path
-    return adapter.folder if adapter.has_tokenizer else adapter.base
-
-
 def tokenizer_at(path: str | Path, own_code: OwnCode = NOT_RUN, option: str = "model.path") -> PreTrainedTokenizerBase:
     """The tokenizer in a folder or hub repository, as it was saved.
 
@@ -187,9 +180,8 @@ def load_pretrained(
     adapter = adapter_at(path, option)
     if adapter is not None and adapter.config.task_type not in (None, "CAUSAL_LM"):
         raise ModelError(f"{option}: {path} is an adapter for {adapter.config.task_type}; a policy's is for CAUSAL_LM")
-    words = load_tokenizer(
-        tokenizer or tokenizer_place(path, adapter), own_code, "model.tokenizer" if tokenizer else option
-    )
+    place = path if adapter is None else adapter.tokenizer
+    words = load_tokenizer(tokenizer or place, own_code, "model.tokenizer" if tokenizer else option)
 
     def prepare(config: PretrainedConfig, _: str | Path) -> Any:
         # Dropout would make the ratio of the first minibatch differ from 1; rollouts and updates see one network.

@@ -14,7 +14,7 @@ from rlhf.config import RunConfig
 from rlhf.marked_text import joined
 from rlhf.models.adapters import adapter_at
 from rlhf.models.hub import ModelError, OwnCode
-from rlhf.models.loading import moved, own_code_of, tokenizer_at, tokenizer_place
+from rlhf.models.loading import moved, own_code_of, tokenizer_at
 from rlhf.models.reward_model import NORMALISATION, RewardModel, load_classifier, load_reward_model
 from rlhf.text import answer_text, encode_next, encode_whole, special_control
 
@@ -106,7 +106,7 @@ def text_classifier(
     adapter = adapter_at(place, "reward.tokenizer", reward.base)
     return TextClassifier(
         moved(model, device),
-        tokenizer_at(tokenizer_place(place, adapter), _own_code(config), "reward.tokenizer"),
+        tokenizer_at(place if adapter is None else adapter.tokenizer, _own_code(config), "reward.tokenizer"),
         prefix=reward.prefix,
         suffix=reward.suffix,
         max_tokens=reward.max_tokens or config.dataset.max_total_length + 1,
