@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from huggingface_hub import snapshot_download
@@ -110,11 +110,11 @@ def merge(model: PreTrainedModel, adapter: Adapter, option: str, tokens: int = 0
     places = tuple(f"{_PREFIX}{name}." for name, module in model.named_modules() if module in layers)
     about_embeddings = {name: tensor for name, tensor in tensors.items() if name.startswith(places)}
     resize(model, _rows(about_embeddings) or max(tokens, model.config.vocab_size))
-    embeddings, head = (cast(Any, model.get_input_embeddings()), cast(Any, model.get_output_embeddings()))
-    tied = head is not None and head.weight is embeddings.weight
+    head: Any = model.get_output_embeddings()
+    tied = head is not None and head.weight is model.get_input_embeddings().weight
     copied = {place.split(".")[-2] for place in places} & set(getattr(adapter.config, "modules_to_save", None) or ())
     adapted = any("lora_" in name for name in about_embeddings)
-    if tied and (copied or adapted) and not getattr(adapter.config, "ensure_weight_tying", False):
+    if head is not None and tied and (copied or adapted) and not getattr(adapter.config, "ensure_weight_tying", False):
         # It was trained on one of the two, and the other stayed as it was.
         head.weight = nn.Parameter(head.weight.detach().clone(), requires_grad=False)
     own = {f"{_PREFIX}{name}" for name in model.state_dict()}

@@ -235,8 +235,11 @@ class CastWeights:
     def _twin(self, layer: nn.Module) -> nn.Module:
         if not isinstance(layer, nn.Linear) or layer.weight.dtype not in (torch.float32, self.dtype):
             return layer
-        tensors = [None if tensor is None else tensor.detach() for tensor in (layer.weight, layer.bias)]
-        cast = [None if tensor is None else tensor.to(self.dtype) for tensor in tensors]
-        self._cast += [(new, old) for new, old in zip(cast, tensors, strict=True) if new is not None and new is not old]
-        assert cast[0] is not None
-        return linear(cast[0], cast[1])
+        return linear(self._copy(layer.weight), None if layer.bias is None else self._copy(layer.bias))
+
+    def _copy(self, tensor: Tensor) -> Tensor:
+        original = tensor.detach()
+        cast = original.to(self.dtype)
+        if cast.dtype != original.dtype:
+            self._cast.append((cast, original))
+        return cast

@@ -86,8 +86,8 @@ class RewardModel:
             ids, mask = encode_answered(
                 self.tokenizer, prompts[rows], answers[rows], self.max_prompt_tokens, self.max_new_tokens + 1
             )
-            if self.max_tokens is not None:  # rows without their beginnings
-                texts = [row[valid].tolist()[-self.max_tokens :] for row, valid in zip(ids, mask, strict=True)]
+            if (most := self.max_tokens) is not None:  # rows without their beginnings
+                texts = [row[valid].tolist()[-most:] for row, valid in zip(ids, mask, strict=True)]
                 ids, mask = pad(texts, 0, left=False)
             parts.append(self.raw_scores(ids.to(device), mask.to(device)).cpu())
         return (torch.cat(parts) - self.mean) / self.std

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
 from rlhf.batches import pad
 from rlhf.config import RunConfig
@@ -29,31 +29,30 @@ class TextClassifier:
     """
 
     def __init__(
-        self,
-        model: PreTrainedModel,
-        tokenizer: PreTrainedTokenizerBase,
-        *,
-        prefix: str = "",
-        suffix: str = "",
-        max_tokens: int,
-        batch_size: int = 64,
-        read_before_suffix: bool = False,
+        self, config: RunConfig, model: PreTrainedModel, device: torch.device, *, read_before_suffix: bool = False
     ) -> None:
         """
         Args:
+            config: whose `reward` says how texts are made.
             read_before_suffix: the score stands at the last token before the suffix.
         """
-        self.model = model
-        self.tokenizer = tokenizer
-        self.prefix = special_control(tokenizer, prefix)
-        self.suffix = special_control(tokenizer, suffix)
-        self.batch_size = batch_size
+        reward = config.reward
+        place = reward.tokenizer or reward.path
+        assert place is not None, "checked in rlhf.config.check"
+        adapter = adapter_at(place, "reward.tokenizer", reward.base)
+        place = place if adapter is None else adapter.tokenizer
+        self.model = moved(model, device)
+        self.tokenizer = tokenizer = tokenizer_at(place, _own_code(config), "reward.tokenizer")
+        self.prefix = special_control(tokenizer, reward.prefix)
+        self.suffix = special_control(tokenizer, reward.suffix)
+        self.batch_size = reward.batch_size
         head = getattr(model, "score", None)
         self.head = head if isinstance(head, nn.Linear) else None
-        self.eos = tokenizer.eos_token_id if self.head is not None and not suffix else None
+        self.eos = tokenizer.eos_token_id if self.head is not None and not reward.suffix else None
         self.read_back = 1 + (len(encode_next(tokenizer, self.suffix)) if read_before_suffix else 0)
         positions = getattr(model.config, "max_position_embeddings", None) or tokenizer.model_max_length
-        self.max_tokens = min(max_tokens, tokenizer.model_max_length, positions)
+        most = reward.max_tokens or config.dataset.max_total_length + 1
+        self.max_tokens = min(most, tokenizer.model_max_length, positions)
 
     @torch.no_grad()
     def score(self, prompts: Sequence[str], answers: Sequence[str]) -> Tensor:
@@ -92,29 +91,6 @@ class TextClassifier:
         return self.head(hidden[torch.arange(len(hidden)), read].float()).squeeze(-1)
 
 
-def text_classifier(
-    config: RunConfig,
-    model: PreTrainedModel,
-    device: torch.device,
-    *,
-    read_before_suffix: bool = False,
-) -> TextClassifier:
-    """`model` on `device`, as `config.reward` has its texts made."""
-    reward = config.reward
-    place = reward.tokenizer or reward.path
-    assert place is not None, "checked in rlhf.config.check"
-    adapter = adapter_at(place, "reward.tokenizer", reward.base)
-    return TextClassifier(
-        moved(model, device),
-        tokenizer_at(place if adapter is None else adapter.tokenizer, _own_code(config), "reward.tokenizer"),
-        prefix=reward.prefix,
-        suffix=reward.suffix,
-        max_tokens=reward.max_tokens or config.dataset.max_total_length + 1,
-        batch_size=reward.batch_size,
-        read_before_suffix=read_before_suffix,
-    )
-
-
 def load_learned(config: RunConfig, trained: Path | None, device: torch.device) -> RewardModel | TextClassifier:
     """reward=learned: the model at `trained`, which is told by the normalisation that the reward-model stage writes.
 
@@ -124,7 +100,7 @@ def load_learned(config: RunConfig, trained: Path | None, device: torch.device) 
     reward = config.reward
     if reward.path is not None and not (trained / NORMALISATION).is_file():
         model = load_classifier(reward.path, reward.precision, reward.base, _own_code(config))
-        return text_classifier(config, model, device)
+        return TextClassifier(config, model, device)
     for option in ("prefix", "suffix"):
         if getattr(reward, option):
             raise ModelError(f"reward.{option}: {trained} was trained here, on texts without one; leave it empty")

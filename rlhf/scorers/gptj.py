@@ -30,7 +30,7 @@ from rlhf.errors import reason
 from rlhf.finite import check_loaded
 from rlhf.models.hub import ModelError, few_of, loading, remedy
 from rlhf.models.reward_model import DTYPES, check_head, classifier_class
-from rlhf.scorers.classifier import TextClassifier, text_classifier
+from rlhf.scorers.classifier import TextClassifier
 
 HEAD = "v_head.weight"
 
@@ -40,12 +40,12 @@ _BUFFERS = re.compile(r"\.attn\.(attention\.)?(bias|masked_bias|embed_positions)
 
 def load_hh_gptj(config: RunConfig, _: Path | None, device: torch.device) -> TextClassifier:
     """Scored at the suffix's last token."""
-    return text_classifier(config, _load(config.reward), device)
+    return TextClassifier(config, _load(config.reward), device)
 
 
 def load_tldr_gptj(config: RunConfig, _: Path | None, device: torch.device) -> TextClassifier:
     """Scored at the last token before the suffix, as this one was trained."""
-    return text_classifier(config, _load(config.reward), device, read_before_suffix=True)
+    return TextClassifier(config, _load(config.reward), device, read_before_suffix=True)
 
 
 def _load(reward: RewardConfig) -> PreTrainedModel:
