@@ -117,10 +117,10 @@ def merge(model: PreTrainedModel, adapter: Adapter, option: str, tokens: int = 0
     if head is not None and tied and (copied or adapted) and not getattr(adapter.config, "ensure_weight_tying", False):
         # It was trained on one of the two, and the other stayed as it was.
         head.weight = nn.Parameter(head.weight.detach().clone(), requires_grad=False)
-    own = {f"{_PREFIX}{name}" for name in model.state_dict()}
+    in_base = {f"{_PREFIX}{name}" for name in model.state_dict()}
     wrapped = PeftModel.from_pretrained(model, str(adapter.folder))
     expected = set(get_peft_model_state_dict(wrapped, save_embedding_layers=False))
-    known = expected | own | {name.replace(f".{wrapped.active_adapter}.", ".") for name in wrapped.state_dict()}
+    known = expected | in_base | {name.replace(f".{wrapped.active_adapter}.", ".") for name in wrapped.state_dict()}
     wrong = {"lacks": expected - set(tensors), f"does not fit {adapter.base}: it has": set(tensors) - known}
     for problem, names in wrong.items():
         if names:
@@ -130,7 +130,7 @@ def merge(model: PreTrainedModel, adapter: Adapter, option: str, tokens: int = 0
     if tied:
         _tie_again(merged)
     merged.name_or_path = ""  # what it is now lies nowhere as a whole
-    return merged, {name.removeprefix(_PREFIX) for name in own & set(tensors)}
+    return merged, {name.removeprefix(_PREFIX) for name in in_base & set(tensors)}
 
 
 def refuse_quantised(config: PretrainedConfig, adapter: Adapter, option: str) -> None:

@@ -43,9 +43,9 @@ def save_tensors(tensors: Mapping[str, Tensor], file: Path, **metadata: str) -> 
     Raises:
         NotFinite: they are not.
     """
-    own = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    check_weights(own, "at the end of training", REMEDY)
-    save_file(own, file, metadata=metadata or None)
+    on_cpu = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    check_weights(on_cpu, "at the end of training", REMEDY)
+    save_file(on_cpu, file, metadata=metadata or None)
 
 
 def save_whole(model: PreTrainedModel, folder: Path, weights: dict[str, Tensor] | None = None) -> None:
@@ -171,9 +171,9 @@ def save_policy(
     elif (base := _place(models.model)) and not models.merge_adapters:
         _save(models.model, tokenizer, folder, lambda target: _write_adapter(models.model, "policy", base, target))
     else:
-        whole = copy.deepcopy(models.model)
-        merge_adapters(whole, "policy")
-        save_model(whole, tokenizer, folder)
+        merged = copy.deepcopy(models.model)
+        merge_adapters(merged, "policy")
+        save_model(merged, tokenizer, folder)
 
 
 def _place(model: PreTrainedModel) -> str | None:

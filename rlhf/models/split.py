@@ -93,9 +93,9 @@ def check_split(base: nn.Module, trunk: nn.Module, top: nn.Module) -> None:
         ModelError: the halves are not the whole, as where a model scales `inputs_embeds` (Granite).
     """
     ids = torch.arange(1, 9, device=next(base.parameters()).device).unsqueeze(0)
-    whole = base(input_ids=ids, use_cache=False).last_hidden_state
+    expected = base(input_ids=ids, use_cache=False).last_hidden_state
     halves = top(inputs_embeds=trunk(input_ids=ids, use_cache=False).last_hidden_state, use_cache=False)
-    if not torch.equal(whole, halves.last_hidden_state):
+    if not torch.equal(expected, halves.last_hidden_state):
         raise _uncut(base, "model.train")
 
 
@@ -120,6 +120,6 @@ def joined(model: PreTrainedModel, trunk: nn.Module, top: nn.Module) -> PreTrain
     blocks_name, norm_name = attribute(trunk, BLOCKS), attribute(trunk, FINAL_NORM)
     blocks = nn.ModuleList([*getattr(trunk, blocks_name), *getattr(top, blocks_name)])
     base = with_modules(model.base_model, **{blocks_name: blocks, norm_name: getattr(top, norm_name)})
-    whole = with_modules(model, **{model.base_model_prefix: base})
-    assert isinstance(whole, PreTrainedModel)
-    return whole
+    policy = with_modules(model, **{model.base_model_prefix: base})
+    assert isinstance(policy, PreTrainedModel)
+    return policy
