@@ -116,9 +116,10 @@ def test_the_first_ratio_is_one_and_nothing_frozen_grows(mode, precision, folder
     rollouts = random_rollouts(PROMPTS, RESPONSES)
     measured = measure_all(models, rollouts, 2, by_length=False)
     part = torch.tensor([2, 3])
-    fresh = models.policy_hidden(measured.features.rows(part))
-    logprobs = torch.where(rollouts.mask[part], models.policy_logprobs(fresh, rollouts.response_ids[part]), 0.0)
-    assert torch.equal(logprobs, measured.old_logprobs[part])
+    features = measured.features.rows(part).trimmed()
+    states = models.policy_hidden(features)
+    logprobs = models.policy_logprobs(states, features.tokens, features.response_positions())
+    assert torch.equal(logprobs, measured.old_logprobs[part, : logprobs.shape[1]])
     assert torch.equal(measured.old_logprobs, measured.reference_logprobs)
     assert len(frozen) > 10 and all(module.weight.dtype == torch.bfloat16 for module in frozen)
 
