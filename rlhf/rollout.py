@@ -13,7 +13,7 @@ from rlhf.batches import PromptBatch, Rollouts
 from rlhf.marked_text import part
 from rlhf.masked import mask_through_first
 from rlhf.models.policy import Policy
-from rlhf.sampling.choose import fast_sampler, unfit
+from rlhf.sampling.fast import fast_sampler, unfit
 from rlhf.sampling.plain import sample_plain
 from rlhf.text import decode, eos_id, pad_id, stop_ids
 

@@ -29,7 +29,7 @@ def pieces(count: int, vocabulary: int) -> list[slice]:
 def chosen(of: Tensor, at: Tensor | None) -> Tensor:
     """(B, T, ...) -> (N, ...): the positions `at` of B T, (N,) int64 without repetition; None: all of them."""
     flat = of.flatten(0, 1)
-    return flat if at is None else _Chosen.apply(flat, at)  # type: ignore[no-any-return]
+    return flat if at is None else flat.index_select(0, at)
 
 
 def spread(values: Tensor, like: Tensor, at: Tensor | None) -> Tensor:
@@ -37,22 +37,6 @@ def spread(values: Tensor, like: Tensor, at: Tensor | None) -> Tensor:
     if at is None:
         return values.view(like.shape)
     return values.new_zeros(like.numel()).index_copy(0, at, values).view(like.shape)
-
-
-class _Chosen(torch.autograd.Function):
-    """Of rows, whose gradient is put in their place; torch would add it up, one row after the other."""
-
-    @staticmethod
-    def forward(ctx: Any, flat: Tensor, at: Tensor) -> Tensor:
-        ctx.save_for_backward(at)
-        ctx.count = len(flat)
-        return flat.index_select(0, at)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        (gradient,) = gradients
-        (at,) = ctx.saved_tensors
-        return gradient.new_zeros(ctx.count, *gradient.shape[1:]).index_copy_(0, at, gradient), None
 
 
 def trained_logprobs(
@@ -82,22 +66,20 @@ def measured_logprobs(
     head: nn.Module, hidden: Tensor, tokens: Tensor, *, temperature: float, at: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """As `trained_logprobs`, to the bit, and the entropy of the distribution in nats."""
-    states, taken = chosen(hidden, at), chosen(tokens, at)
-    linear = head if _is_plain(head) else None
+    states, taken = chosen(hidden, at).float(), chosen(tokens, at)
+    logprobs, entropies = states.new_empty(len(states)), states.new_empty(len(states))
     with torch.autocast(hidden.device.type, enabled=False):
-        states = states.float()
-        found, weight = [], None if linear is None else linear.weight.to(states.dtype)
-        for rows in [slice(0, len(states))] if linear is None else pieces(len(states), len(linear.weight)):
-            if linear is None or weight is None:
+        weight = head.weight.to(states.dtype) if _is_plain(head) else None
+        for rows in [slice(0, len(states))] if weight is None else pieces(len(states), len(weight)):
+            if weight is None:
                 logits = head(states[rows]) / temperature
             else:
-                logits = _logits(states[rows], weight, linear.bias, temperature)
+                logits = _logits(states[rows], weight, head.bias, temperature)  # type: ignore[arg-type]
             total = logits.logsumexp(-1)
-            picked = logits.gather(-1, taken[rows, None]).squeeze(-1) - total
-            logprobs = logits.sub_(total[:, None])
-            found.append((picked, -(logprobs.exp() * logprobs).sum(-1)))
-    picked, entropies = (torch.cat(column) for column in zip(*found, strict=True))
-    return spread(picked, tokens, at), spread(entropies, tokens, at)
+            logprobs[rows] = logits.gather(-1, taken[rows, None]).squeeze(-1) - total
+            table = logits.sub_(total[:, None])
+            entropies[rows] = -(table.exp() * table).sum(-1)
+    return spread(logprobs, tokens, at), spread(entropies, tokens, at)
 
 
 def _is_plain(head: nn.Module) -> TypeGuard[nn.Linear]:

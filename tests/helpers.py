@@ -30,13 +30,12 @@ from rlhf.batches import Rollouts, pad
 from rlhf.config import TrainableConfig, ValueConfig
 from rlhf.models import PolicyModels, build_models
 from rlhf.models.base import float32_logits
+from rlhf.models.families import FAMILIES as KNOWN
 from rlhf.models.features import Features, features_of, micro_batches
 from rlhf.models.loading import language_head
-from rlhf.models.names import NAMES
-from rlhf.models.network import Network
 from rlhf.models.policy import Sampler
 from rlhf.random import generator
-from rlhf.sampling.choose import fast_sampler, unfit
+from rlhf.sampling.fast import fast_sampler, unfit
 from rlhf.sampling.plain import sample_plain
 from rlhf.training_batch import Measured, measure
 
@@ -77,7 +76,7 @@ ARCHITECTURES: dict[str, Callable[[], PretrainedConfig]] = {
     ),
 }
 FAMILIES = {**ARCHITECTURES, "mistral": lambda: MistralConfig(head_dim=4, sliding_window=4, **_LLAMA, **_SHARED)}
-"""One of each class that `NAMES` knows."""
+"""One of each class that `rlhf.models.families` knows."""
 MODES = ("all", "last_k", "lora")
 SAMPLINGS = ("plain", "fast")
 
@@ -96,7 +95,7 @@ def model_of(config: PretrainedConfig, seed: int = 0, scale: float = 0.25) -> Pr
 
 def skip_where_moved(base: str) -> None:
     """Skip a test of our layers where this base model's class does not fit; tests/models/test_families.py fails."""
-    if base in NAMES and (line := misfit(base)):
+    if base in KNOWN and (line := misfit(base)):
         pytest.skip(line)
 
 
@@ -104,7 +103,7 @@ def skip_where_moved(base: str) -> None:
 def misfit(base: str) -> str:
     """Why our layers are not those of a base model's class under this version of transformers; empty where they are."""
     model = any_model_of(next(settings() for name, settings in FAMILIES.items() if base_class(name) == base))
-    return unfit(model) or Network(model.base_model).own_pass
+    return unfit(model)
 
 
 @functools.cache

@@ -15,11 +15,11 @@ from transformers import AutoModelForCausalLM, GPTNeoXConfig, PreTrainedTokenize
 from rlhf.batches import PromptBatch, pad
 from rlhf.masked import token_logprobs
 from rlhf.models.decoder import Cache, Decoder
-from rlhf.models.held import hold
+from rlhf.models.layers import compute_in_float32
 from rlhf.models.loading import word_tokenizer
 from rlhf.random import generator, sampling_uniforms
 from rlhf.rollout import generate, read_responses
-from rlhf.sampling.choose import unfit
+from rlhf.sampling.fast import unfit
 from rlhf.sampling.plain import cache_argument
 from tests.helpers import (
     ARCHITECTURES,
@@ -272,7 +272,7 @@ def test_a_stop_string_ends_a_rollout(sampling):
 def test_keys_and_values_are_kept_in_the_precision(monkeypatch, architecture, precision, dtype, sampling):
     """Of held weights, whose residual stream is float32: rotary positions make float32 keys of it."""
     model = tiny_model(architecture).bfloat16() if precision == "bf16" else tiny_model(architecture)
-    hold(model)
+    compute_in_float32(model)
     models = policy_models(model, "lora", precision=precision)
     ids, mask = pad(random_prompts(3), PAD, left=True)
     ours: list[Cache] = []

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import rlhf.token_logprobs as chunked
-from rlhf.models.held import HeldLinear
+from rlhf.models.layers import ShortLinear
 from rlhf.random import generator
 from rlhf.token_logprobs import chosen, pieces, spread, trained_logprobs
 
@@ -127,7 +127,7 @@ def test_a_head_held_in_bf16_is_its_rounded_weights_in_float32(monkeypatch, chun
     head, hidden, tokens = parts(bias=False)
     head.requires_grad_(False)
     head.weight.data = head.weight.data.bfloat16()
-    head.__class__ = HeldLinear
+    head.__class__ = ShortLinear
     found = trained_logprobs(head, hidden, tokens, temperature=1.0)
     expected = by_autograd(head, hidden, tokens, 1.0, None)
     torch.testing.assert_close(found, expected.float(), atol=1e-5, rtol=1e-5)

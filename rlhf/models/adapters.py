@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,9 +15,8 @@ from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 from transformers.utils.peft_utils import find_adapter_config_file
 
-from rlhf.models.errors import ModelError, loading
+from rlhf.models.hub import ModelError, few_of, loading
 
-TOKENIZER_CONFIG = "tokenizer_config.json"
 # What a hub repository of an adapter holds besides may be large: checkpoints, optimizers.
 _FILES = ["adapter_*", "*.json", "*.model", "*.txt", "*.jinja"]
 _PREFIX = "base_model.model."
@@ -40,9 +39,9 @@ class Adapter:
         return self.config.revision or "main"
 
     @property
-    def has_tokenizer(self) -> bool:
-        """peft saves none."""
-        return (self.folder / TOKENIZER_CONFIG).is_file()
+    def tokenizer(self) -> str | Path:
+        """Where its tokenizer lies: peft saves none, and its base's is used unless somebody else has saved one."""
+        return self.folder if (self.folder / "tokenizer_config.json").is_file() else self.base
 
 
 def adapter_at(path: str | Path, option: str, base: str | None = None) -> Adapter | None:
@@ -90,7 +89,7 @@ def _base(config: PeftConfig, folder: Path, path: str, option: str) -> str:
     return name
 
 
-def merged(model: PreTrainedModel, adapter: Adapter, option: str, tokens: int = 0) -> tuple[PreTrainedModel, set[str]]:
+def merge(model: PreTrainedModel, adapter: Adapter, option: str, tokens: int = 0) -> tuple[PreTrainedModel, set[str]]:
     """A base with an adapter folded in, loaded by peft.
 
     Embeddings are widened before: an adapter that was trained with more tokens holds tensors of that many rows.
@@ -107,22 +106,31 @@ def merged(model: PreTrainedModel, adapter: Adapter, option: str, tokens: int = 
     if not any((adapter.folder / name).is_file() for name in (SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME)):
         raise ModelError(f"{option}: the adapter {adapter.path} lacks {SAFETENSORS_WEIGHTS_NAME}; copy it whole")
     tensors = load_peft_weights(str(adapter.folder), device="cpu")
-    resize(model, _rows(model, tensors) or max(tokens, model.config.vocab_size))
-    tied = _tied(model)
-    if tied and _parts_embeddings(model, tensors, adapter.config):
-        head: Any = model.get_output_embeddings()  # an adapter of it is none of the embeddings
+    layers: list[Any] = [model.get_input_embeddings(), model.get_output_embeddings()]
+    places = tuple(f"{_PREFIX}{name}." for name, module in model.named_modules() if module in layers)
+    about_embeddings = {name: tensor for name, tensor in tensors.items() if name.startswith(places)}
+    resize(model, _rows(about_embeddings) or max(tokens, model.config.vocab_size))
+    head: Any = model.get_output_embeddings()
+    tied = head is not None and head.weight is model.get_input_embeddings().weight
+    copied = {place.split(".")[-2] for place in places} & set(getattr(adapter.config, "modules_to_save", None) or ())
+    adapted = any("lora_" in name for name in about_embeddings)
+    if head is not None and tied and (copied or adapted) and not getattr(adapter.config, "ensure_weight_tying", False):
+        # It was trained on one of the two, and the other stayed as it was.
         head.weight = nn.Parameter(head.weight.detach().clone(), requires_grad=False)
-    own = {f"{_PREFIX}{name}" for name in model.state_dict()}
-    adapted = PeftModel.from_pretrained(model, str(adapter.folder))
-    expected = set(get_peft_model_state_dict(adapted, save_embedding_layers=False))
-    known = own | {name.replace(f".{adapted.active_adapter}.", ".") for name in adapted.state_dict()}
-    unknown = set(tensors) - expected - known
-    _refuse_other_tensors(adapter, option, expected - set(tensors), unknown)
-    whole: Any = adapted.merge_and_unload(safe_merge=True)  # type: ignore[operator]
+    in_base = {f"{_PREFIX}{name}" for name in model.state_dict()}
+    wrapped = PeftModel.from_pretrained(model, str(adapter.folder))
+    expected = set(get_peft_model_state_dict(wrapped, save_embedding_layers=False))
+    known = expected | in_base | {name.replace(f".{wrapped.active_adapter}.", ".") for name in wrapped.state_dict()}
+    wrong = {"lacks": expected - set(tensors), f"does not fit {adapter.base}: it has": set(tensors) - known}
+    for problem, names in wrong.items():
+        if names:
+            few = few_of({name.removeprefix(_PREFIX) for name in names})
+            raise ModelError(f"{option}: the adapter {adapter.path} {problem} {few}; give a whole one of that base")
+    merged: Any = wrapped.merge_and_unload(safe_merge=True)  # type: ignore[operator]
     if tied:
-        _tie_again(whole)
-    whole.name_or_path = ""  # what it is now lies nowhere as a whole
-    return whole, {name.removeprefix(_PREFIX) for name in own & set(tensors)}
+        _tie_again(merged)
+    merged.name_or_path = ""  # what it is now lies nowhere as a whole
+    return merged, {name.removeprefix(_PREFIX) for name in in_base & set(tensors)}
 
 
 def refuse_quantised(config: PretrainedConfig, adapter: Adapter, option: str) -> None:
@@ -147,35 +155,15 @@ def resize(model: PreTrainedModel, tokens: int) -> None:
         model.resize_token_embeddings(tokens, mean_resizing=False)
 
 
-def _rows(model: PreTrainedModel, tensors: Mapping[str, Tensor]) -> int | None:
-    """Of the embeddings that an adapter was trained on, as far as its own tensors say."""
-    places, rows = _places(model), []
+def _rows(tensors: Mapping[str, Tensor]) -> int | None:
+    """Of the embeddings that an adapter was trained on, as far as its own tensors about them say."""
+    rows = []
     for name, tensor in tensors.items():
-        if name.startswith(places) and name.endswith("lora_embedding_A"):
+        if name.endswith("lora_embedding_A"):
             rows.append(tensor.shape[1])
-        elif name.startswith(places) and name.endswith((".weight", "lora_B.weight")) and "lora_A" not in name:
+        elif name.endswith((".weight", "lora_B.weight")) and "lora_A" not in name:
             rows.append(tensor.shape[0])
     return max(rows, default=None)
-
-
-def _places(model: PreTrainedModel) -> tuple[str, ...]:
-    """What the names of an adapter's tensors for embeddings and language head begin with."""
-    layers = (model.get_input_embeddings(), model.get_output_embeddings())
-    return tuple(f"{_PREFIX}{name}." for name, module in model.named_modules() if module in layers)
-
-
-def _parts_embeddings(model: PreTrainedModel, tensors: Mapping[str, Tensor], config: PeftConfig) -> bool:
-    """Whether it was trained on one of tied embeddings and language head, and the other stayed as it was."""
-    places, saved = _places(model), set(getattr(config, "modules_to_save", None) or ())
-    copied = any(place.split(".")[-2] in saved for place in places)
-    adapted = any(name.startswith(places) and "lora_" in name for name in tensors)
-    return (copied or adapted) and not getattr(config, "ensure_weight_tying", False)
-
-
-def _tied(model: PreTrainedModel) -> bool:
-    inputs: Any = model.get_input_embeddings()
-    outputs: Any = model.get_output_embeddings()
-    return outputs is not None and outputs.weight is inputs.weight
 
 
 def _tie_again(model: PreTrainedModel) -> None:
@@ -187,10 +175,3 @@ def _tie_again(model: PreTrainedModel) -> None:
         return
     model.config.tie_word_embeddings = False
     model.all_tied_weights_keys = model.get_expanded_tied_weights_keys(all_submodels=False)
-
-
-def _refuse_other_tensors(adapter: Adapter, option: str, missing: Iterable[str], unknown: Iterable[str]) -> None:
-    for names, problem in ((sorted(missing), "lacks"), (sorted(unknown), f"does not fit {adapter.base}: it has")):
-        if names:
-            few = f"{names[0].removeprefix(_PREFIX)}{f' and {len(names) - 1} more' if len(names) > 1 else ''}"
-            raise ModelError(f"{option}: the adapter {adapter.path} {problem} {few}; give a whole one of that base")

@@ -17,7 +17,7 @@ from rlhf.config import TrainableConfig, ValueConfig
 from rlhf.distributed import is_sharded
 from rlhf.models.at_once import A, B, run_at_once
 from rlhf.models.features import Features, features_of
-from rlhf.models.few_rows import sampling_head
+from rlhf.models.layers import sampling_head
 from rlhf.models.loading import language_head
 from rlhf.models.network import Again, Network
 from rlhf.models.policy import Sampler, Shelf

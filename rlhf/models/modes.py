@@ -15,7 +15,7 @@ from rlhf.config import TrainableConfig
 from rlhf.errors import reason
 from rlhf.models.base import Parameters, PolicyModels
 from rlhf.models.features import Features
-from rlhf.models.held import to_float32
+from rlhf.models.layers import to_float32
 from rlhf.models.loading import ModelError, language_head
 from rlhf.models.split import check_split, copy_top, joined, split, top_parameters
 

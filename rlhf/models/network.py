@@ -6,30 +6,28 @@ holds much of what is trained, the response's columns alone. Else by the model's
 
 from __future__ import annotations
 
+import contextlib
 import threading
-from collections.abc import Callable
-from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from collections.abc import Iterator
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from rlhf.distributed import is_sharded
-from rlhf.models.decoder import Decoder, attention
-from rlhf.models.families import decoder_of
+from rlhf.errors import reason
+from rlhf.models.decoder import Again, Decoder, recomputed
+from rlhf.models.families import BLOCKS, Unknown, decoder_of
 from rlhf.models.features import Features, before_response, positions_of, run_base
-from rlhf.models.recompute import recomputing
-from rlhf.models.trial import agree, in_float32, tried
+from rlhf.models.layers import with_modules
+from rlhf.models.split import attribute
 
-Again = Callable[[], AbstractContextManager[object]]
-
-
-@dataclass(frozen=True)
-class _Layers:
-    decoder: Decoder | None
-    reason: str
-    """Why there is none."""
+TOLERANCE = 1e-3
+"""Of the hidden states' norm; another architecture is off by much more, rounding by less."""
+_MISFITS: WeakKeyDictionary[nn.Module, str] = WeakKeyDictionary()
+_TRYING = threading.Lock()
 
 
 class Network:
@@ -47,32 +45,22 @@ class Network:
         self.top = top
         self.whole = whole
         self.again = again
-        self._own_pass = base if again is None else recomputing(base, again)
-        self._found: _Layers | None = None
-        self._finding = threading.Lock()
+        self._own_forward = base if again is None else recomputing(base, again)
+        self._decoder: Decoder | None = None
 
     def __call__(self, features: Features) -> Tensor:
         start = features.hidden if self.top else None
-        decoder = self._layers.decoder
-        if decoder is None:
-            hidden = run_base(self._own_pass, features, start)
+        if self.own_pass:
+            hidden = run_base(self._own_forward, features, start)
             return hidden if self.whole else before_response(hidden, features)
-        return states(decoder, features, start, self.again, whole=self.whole)
+        if self._decoder is None:  # as late as this: adapters are put in after a network is made
+            self._decoder = decoder_of(self.base)
+        return states(self._decoder, features, start, self.again, whole=self.whole)
 
     @property
     def own_pass(self) -> str:
         """Why the model's own forward pass is used; empty where it is not."""
-        return self._layers.reason
-
-    @property
-    def _layers(self) -> _Layers:
-        # As late as this: weights are cut up among ranks and adapters put in after a network is made.
-        if (found := self._found) is not None:
-            return found
-        with self._finding:
-            found = self._found or _layers_of(self)
-            self._found = found
-            return found
+        return misfit(self.base)
 
 
 def states(
@@ -86,68 +74,88 @@ def states(
     mask, width = features.mask, features.mask.shape[1]
     wanted = slice(None) if whole else slice(features.prompt_width - 1, width - 1)
     padded = int(features.prompt_lengths.min()) < features.prompt_width
-    seen = decoder.masks(mask if padded else None, mask.device, width, wanted)
-
-    def attend(number: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-        return attention(queries.to(values.dtype), keys.to(values.dtype), values, seen(number), decoder.scale)
-
-    # Made anew each time, so that what an angle is depends on the batch's shape alone.
-    rotation = decoder.rotation_at(width, mask.device)
-    angles = None
-    if rotation is not None:
-        angles = rotation.of(positions_of(mask)) if padded else rotation.first(width)
+    positions = positions_of(mask)
     if start is None:
-        start = decoder.embed(features.input_ids, positions_of(mask))
-    return decoder.through(start, angles, attend, wanted, again)
+        start = decoder.embed(features.input_ids, positions)
+    # Angles are made anew each time, so that what one is depends on the batch's shape alone.
+    angles = decoder.angles(width, mask.device)
+    return decoder.read(start, mask, positions if padded else None, angles, wanted, again=again)
 
 
-def _layers_of(network: Network) -> _Layers:
-    """The base's layers, if on two short texts they compute what its own forward pass does.
+def misfit(base: nn.Module) -> str:
+    """Why `decoder_of` does not compute what a base model's own forward pass does; empty where it does.
 
-    Windows and angles of long texts are beyond such texts; the tests have them.
+    Tried on two short texts, once for each model. Windows and angles of long texts are beyond such texts; the tests
+    have them.
+
+    Raises:
+        torch.OutOfMemoryError, torch.AcceleratorError: which say nothing of the model.
     """
-    base = network.base
-    if is_sharded(base):
-        return _Layers(None, "its weights are cut up among ranks")
+    with _TRYING:
+        if base not in _MISFITS:
+            _MISFITS[base] = "its weights are cut up among ranks" if is_sharded(base) else _try(base)
+        return _MISFITS[base]
+
+
+@torch.no_grad()
+def _try(base: Any) -> str:
     name, device = type(base).__name__, next(base.parameters()).device
-    decoder, reason = tried(name, lambda: decoder_of(base))
-    if decoder is None:
-        return _Layers(None, reason)
-    with torch.no_grad(), in_float32(base), torch.autocast(device.type, enabled=False):
-        for texts in _texts(base, device):
-            start = _trunk_like(base, texts) if network.top else None
-            expected = run_base(base, texts, start)
-            found, reason = tried(
-                name, lambda texts=texts, start=start: states(decoder, texts, start, whole=network.whole)
-            )
-            if found is None:
-                return _Layers(None, reason)
-            if network.whole:
-                expected, found = expected[texts.mask], found[texts.mask]
-            else:
-                expected = before_response(expected, texts)
-            if not agree(expected.float(), found.float()):
-                return _Layers(None, f"{name} computes something else than the layers it is known for")
-    return _Layers(decoder, "")
-
-
-def _texts(base: Any, device: torch.device) -> list[Features]:
     ids = (torch.arange(20, device=device).view(2, 10) * 7 + 3) % base.config.vocab_size
     mask = torch.ones_like(ids, dtype=torch.bool)
     mask[1, :3] = False
-    both = Features(
-        input_ids=ids,
-        mask=mask,
-        hidden=None,
-        prompt_width=6,
-        prompt_lengths=torch.tensor([6, 3]),
-        response_lengths=torch.tensor([4, 4]),
-    )
-    return [both, both.rows(torch.tensor([0]))]
+    lengths = {"prompt_lengths": torch.tensor([6, 3]), "response_lengths": torch.tensor([4, 4])}
+    both = Features(input_ids=ids, mask=mask, hidden=None, prompt_width=6, **lengths)
+    with _in_float32(base), torch.autocast(device.type, enabled=False):
+        for texts in (both, both.rows(torch.tensor([0]))):
+            expected = run_base(base, texts, None)[texts.mask]
+            try:
+                computed = states(decoder_of(base), texts, None, whole=True)[texts.mask]
+            except Unknown as unknown:
+                return str(unknown)
+            except (torch.OutOfMemoryError, torch.AcceleratorError):
+                raise
+            except Exception as error:  # whatever modules of the same names raise that are put together in another way
+                return f"{name}: {reason(error)}"
+            if not float((expected - computed).norm()) <= TOLERANCE * float(expected.norm()):
+                return f"{name} computes something else than the layers it is known for"
+    return ""
 
 
-def _trunk_like(base: Any, texts: Features) -> Tensor:
-    """States of size 1 that differ from column to column; no random state is used."""
-    rows, columns = texts.mask.shape
-    numbers = torch.arange(rows * columns * base.config.hidden_size, device=texts.mask.device)
-    return (numbers.float() * 0.7).sin().view(rows, columns, -1)
+@contextlib.contextmanager
+def _in_float32(model: nn.Module) -> Iterator[None]:
+    """int4 layers compute in what hardware.precision says, whose rounding is larger than what is looked for."""
+    before = {module: module.compute_dtype for module in model.modules() if hasattr(module, "compute_dtype")}
+    try:
+        for module in before:
+            module.compute_dtype = torch.float32  # type: ignore[assignment]
+        yield
+    finally:
+        for module, dtype in before.items():
+            module.compute_dtype = dtype
+
+
+class _Recomputed(nn.Module):
+    def __init__(self, block: nn.Module, again: Again) -> None:
+        super().__init__()
+        self.block = block
+        self.again = again
+
+    def forward(self, *inputs: Any, **named: Any) -> Any:
+        return recomputed(self.block, self.again, *inputs, **named)
+
+
+def recomputing(base: nn.Module, again: Again = contextlib.nullcontext) -> nn.Module:
+    """A twin of a base model, for training alone, that shares every tensor and keeps a block's input alone.
+
+    Raises:
+        ModelError: its blocks are not known.
+    """
+    name = attribute(base, BLOCKS, "hardware.gradient_checkpointing=true", "use false")
+    return with_modules(base, **{name: nn.ModuleList(_Recomputed(block, again) for block in getattr(base, name))})
+
+
+def recomputing_model(model: PreTrainedModel) -> PreTrainedModel:
+    """`recomputing` for a model with a head."""
+    twin = with_modules(model, **{model.base_model_prefix: recomputing(model.base_model)})
+    assert isinstance(twin, PreTrainedModel)
+    return twin

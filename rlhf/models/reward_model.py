@@ -1,59 +1,64 @@
-"""The learned reward: a language model with a linear score at a text's last token, in transformers' own format."""
+"""Reward models: the learned one, and any sequence classifier with one output.
+
+The learned one is a language model with a linear score at a text's last token, in transformers' own format.
+"""
 
 from __future__ import annotations
 
 import json
 import math
 from collections.abc import Sequence
+from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
+import transformers
 from peft.utils import CONFIG_NAME as ADAPTER_CONFIG
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
+    AutoConfig,
+    AutoModelForSequenceClassification,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
 from rlhf.batches import pad
 from rlhf.config import TrainableConfig
 from rlhf.data.tokenize import encode_answered
 from rlhf.errors import reason
 from rlhf.finite import NotFinite, check_loaded
-from rlhf.models.classifier import classifier_class, load_classifier
-from rlhf.models.errors import ModelError, loading
+from rlhf.models.adapters import adapter_at
+from rlhf.models.families import KEPT_IN_FLOAT32
 from rlhf.models.features import positions_of
-from rlhf.models.held import hold, to_float32
-from rlhf.models.loading import FLOAT32, Held, check_positions, load_pretrained, load_tokenizer, widen_vocabulary
-from rlhf.models.own_code import CLASSIFIER, NOT_RUN, OwnCode
+from rlhf.models.hub import CLASSIFIER, NOT_RUN, ModelError, OwnCode, few_of, loading
+from rlhf.models.layers import FLOAT32, FrozenWeights, compute_in_float32, to_float32
+from rlhf.models.loading import check_positions, load_pretrained, load_tokenizer, load_weights, widen_vocabulary
 from rlhf.models.saving import end_alike, save_whole, write_trained
 
 NORMALISATION = "reward_normalisation.json"
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
+@dataclass(eq=False)
 class RewardModel:
     """Scores texts, at most `batch_size` at once. `mean` and `std` are what raw scores are shifted and divided by.
 
     A text longer than `max_tokens`, its EOS counted, loses its beginning.
     """
 
-    def __init__(
-        self,
-        model: PreTrainedModel,
-        tokenizer: PreTrainedTokenizerBase,
-        *,
-        max_prompt_tokens: int,
-        max_new_tokens: int,
-        mean: float = 0.0,
-        std: float = 1.0,
-        max_tokens: int | None = None,
-        batch_size: int = 64,
-    ) -> None:
-        self.model = model
-        self.tokenizer = tokenizer
-        self.max_prompt_tokens = max_prompt_tokens
-        self.max_new_tokens = max_new_tokens
-        self.mean = mean
-        self.std = std
-        self.max_tokens = max_tokens
-        self.batch_size = batch_size
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    _: KW_ONLY
+    max_prompt_tokens: int
+    max_new_tokens: int
+    mean: float = 0.0
+    std: float = 1.0
+    max_tokens: int | None = None
+    batch_size: int = 64
 
     @property
     def head(self) -> nn.Linear:
@@ -81,8 +86,9 @@ class RewardModel:
             ids, mask = encode_answered(
                 self.tokenizer, prompts[rows], answers[rows], self.max_prompt_tokens, self.max_new_tokens + 1
             )
-            if self.max_tokens is not None:
-                ids, mask = _last_tokens(ids, mask, self.max_tokens)
+            if (most := self.max_tokens) is not None:  # rows without their beginnings
+                texts = [row[valid].tolist()[-most:] for row, valid in zip(ids, mask, strict=True)]
+                ids, mask = pad(texts, 0, left=False)
             parts.append(self.raw_scores(ids.to(device), mask.to(device)).cpu())
         return (torch.cat(parts) - self.mean) / self.std
 
@@ -111,16 +117,10 @@ class RewardModel:
         (folder / NORMALISATION).write_text(json.dumps({"mean": self.mean, "std": self.std}))
 
 
-def _last_tokens(ids: Tensor, mask: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """Right-padded rows without their beginnings: at most `count` tokens of each."""
-    kept = [row[valid].tolist()[-count:] for row, valid in zip(ids, mask, strict=True)]
-    return pad(kept, 0, left=False)
-
-
 def new_reward_model(
-    policy_folder: Path,
+    policy: Path,
     tokenizer: PreTrainedTokenizerBase,
-    held: Held = FLOAT32,
+    frozen: FrozenWeights = FLOAT32,
     own_code: OwnCode = NOT_RUN,
     **limits: int,
 ) -> RewardModel:
@@ -131,48 +131,44 @@ def new_reward_model(
     Raises:
         ModelError: damaged files, or a policy for shorter texts.
     """
-    reward_model = RewardModel(_headless(policy_folder, tokenizer, held, own_code), tokenizer, **limits)
-    check_positions(reward_model.model.config, policy_folder, sum(limits.values()))
+    with loading("reward model", policy):
+        if (policy / ADAPTER_CONFIG).is_file():
+            adapted, _ = load_pretrained(policy, frozen, own_code=own_code)
+            adapted.config.num_labels = 1
+            model = AutoModelForSequenceClassification.from_config(
+                adapted.config, dtype=torch.float32, trust_remote_code=own_code.allowed
+            )
+            setattr(model, model.base_model_prefix, adapted.base_model)
+        else:
+            own_code.check(policy, CLASSIFIER, "reward model")
+            config = AutoConfig.from_pretrained(policy, trust_remote_code=own_code.allowed)
+            classifier_class(config, "fp32", policy if own_code.allowed else None)
+            model = AutoModelForSequenceClassification.from_pretrained(
+                policy, num_labels=1, trust_remote_code=own_code.allowed, **frozen.options()
+            )
+    check_loaded(dict(model.base_model.named_parameters()), policy, "model.path")
+    widen_vocabulary(model, tokenizer)
+    compute_in_float32(model)
+    reward_model = RewardModel(model.eval(), tokenizer, **limits)
+    check_positions(model.config, policy, limits["max_prompt_tokens"] + limits["max_new_tokens"])
     to_float32(reward_model.head.parameters())
     nn.init.normal_(reward_model.head.weight, std=1.0 / math.sqrt(reward_model.head.in_features + 1))
     return reward_model
 
 
-def _headless(policy: Path, tokenizer: PreTrainedTokenizerBase, held: Held, own_code: OwnCode) -> PreTrainedModel:
-    """A policy's network under a score that means nothing yet."""
-    options = held.options() | {"trust_remote_code": own_code.allowed}
-    with loading("reward model", policy):
-        if not (policy / ADAPTER_CONFIG).is_file():
-            own_code.check(policy, CLASSIFIER, "reward model")
-            config = AutoConfig.from_pretrained(policy, trust_remote_code=own_code.allowed)
-            classifier_class(config, "fp32", policy if own_code.allowed else None)
-            model = AutoModelForSequenceClassification.from_pretrained(policy, num_labels=1, **options)
-        else:
-            whole, _ = load_pretrained(policy, held, own_code=own_code)
-            whole.config.num_labels = 1
-            model = AutoModelForSequenceClassification.from_config(
-                whole.config, dtype=torch.float32, trust_remote_code=own_code.allowed
-            )
-            setattr(model, model.base_model_prefix, whole.base_model)
-    check_loaded(dict(model.base_model.named_parameters()), policy, "model.path")
-    widen_vocabulary(model, tokenizer)
-    hold(model)
-    return model.eval()
-
-
 def load_reward_model(
     folder: Path,
     *,
-    max_prompt_tokens: int,
-    max_new_tokens: int,
-    max_tokens: int | None = None,
-    batch_size: int = 64,
     precision: str = "fp32",
     base: str | None = None,
     tokenizer: str | None = None,
     own_code: OwnCode = NOT_RUN,
+    **limits: Any,
 ) -> RewardModel:
     """A reward model that `RewardModel.save` wrote, or its adapter beside the same two files.
+
+    Args:
+        limits: of `RewardModel`.
 
     Raises:
         ModelError: nothing there, or damaged.
@@ -187,13 +183,84 @@ def load_reward_model(
         raise ModelError(
             f"reward.path: no reward model in {folder} ({path.name} is missing or damaged: {reason(error)})"
         ) from error
-    return RewardModel(
-        load_classifier(folder, precision, base, own_code),
-        load_tokenizer(tokenizer or folder, own_code, "reward.tokenizer" if tokenizer else "reward.path"),
-        max_prompt_tokens=max_prompt_tokens,
-        max_new_tokens=max_new_tokens,
-        max_tokens=max_tokens,
-        batch_size=batch_size,
-        mean=mean,
-        std=std,
+    model = load_classifier(folder, precision, base, own_code)
+    words = load_tokenizer(tokenizer or folder, own_code, "reward.tokenizer" if tokenizer else "reward.path")
+    return RewardModel(model, words, mean=mean, std=std, **limits)
+
+
+def load_classifier(
+    path: str | Path, precision: str = "fp32", base: str | None = None, own_code: OwnCode = NOT_RUN
+) -> PreTrainedModel:
+    """A frozen sequence classifier with one output, its weights held in `precision` but for a head called `score`.
+
+    Args:
+        path: a folder or hub name of a whole model, or of a peft adapter, which is merged into its base.
+        base: where an adapter's base lies; None: where the adapter says.
+
+    Raises:
+        ModelError: nothing there, damaged, weights missing, several outputs, or code of its own that is not allowed.
+    """
+    adapter = adapter_at(path, "reward.path", base)
+    if base is not None and adapter is None:
+        raise ModelError(f"reward.base: {path} is no adapter and needs no base; leave it null")
+    if adapter is not None and adapter.config.task_type == "CAUSAL_LM":
+        raise ModelError(f"reward.path: {path} is an adapter for CAUSAL_LM; give a reward model, not a policy")
+
+    def prepare(config: PretrainedConfig, place: str | Path) -> type[PreTrainedModel]:
+        if adapter is not None:
+            config.num_labels = 1  # the base may be a policy, which has no labels
+        outputs = [str(name) for name in (config.id2label or {}).values()]
+        if len(outputs) != 1:
+            raise ModelError(
+                f"reward.path: {path} has {len(outputs)} outputs ({few_of(outputs)}); a reward model has one"
+            )
+        return classifier_class(config, precision, place if own_code.allowed else None)
+
+    model = load_weights(
+        path,
+        adapter,
+        CLASSIFIER,
+        prepare,
+        option="reward.path",
+        own_code=own_code,
+        wanted="a reward model, not a policy",
+        dtype=DTYPES[precision],
     )
+    check_head(model)
+    return model.eval().requires_grad_(False)
+
+
+def classifier_class(
+    config: PretrainedConfig, precision: str, own_code_at: str | Path | None = None
+) -> type[PreTrainedModel]:
+    """The architecture's sequence classifier; below float32 it keeps a head called `score` in float32.
+
+    Args:
+        own_code_at: folder or hub name whose own code is run where it brings a classifier; None: none is.
+    """
+    kind: Any = MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING.get(type(config), None)
+    brought = (getattr(config, "auto_map", None) or {}).get(CLASSIFIER)
+    if own_code_at is not None and brought:
+        kind = get_class_from_dynamic_module(brought, str(own_code_at))
+    if kind is None:
+        raise ModelError(
+            f"reward.name: transformers has no sequence classifier of architecture {config.model_type}; give one of "
+            "another as reward.path, or a reward without one (reward=http)"
+        )
+    if precision == "fp32":
+        return kind
+    kept = [*(getattr(kind, KEPT_IN_FLOAT32, None) or ()), "score"]
+    return type(kind.__name__, (kind,), {KEPT_IN_FLOAT32: kept})
+
+
+def check_head(model: PreTrainedModel) -> None:
+    """
+    Raises:
+        ModelError: the head called `score` was rounded to fewer bits when it was loaded.
+    """
+    head = getattr(model, "score", None)
+    if isinstance(head, nn.Module) and any(parameter.dtype != torch.float32 for parameter in head.parameters()):
+        raise ModelError(
+            f"reward.precision: transformers {transformers.__version__} does not keep a reward model's head in float32 "
+            "when it loads the rest in fewer bits; use reward.precision=fp32"
+        )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,8 @@ from rlhf.config import TrainableConfig
 from rlhf.files import write_folder
 from rlhf.finite import check_weights
 from rlhf.models.base import PolicyModels
-from rlhf.models.loading import ModelError
+from rlhf.models.hub import ModelError
+from rlhf.models.layers import linear
 from rlhf.models.modes import LoRA
 from rlhf.text import eos_id, pad_id
 
@@ -42,9 +43,9 @@ def save_tensors(tensors: Mapping[str, Tensor], file: Path, **metadata: str) -> 
     Raises:
         NotFinite: they are not.
     """
-    own = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    check_weights(own, "at the end of training", REMEDY)
-    save_file(own, file, metadata=metadata or None)
+    on_cpu = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    check_weights(on_cpu, "at the end of training", REMEDY)
+    save_file(on_cpu, file, metadata=metadata or None)
 
 
 def save_whole(model: PreTrainedModel, folder: Path, weights: dict[str, Tensor] | None = None) -> None:
@@ -71,13 +72,7 @@ def save_model(
     Args:
         weights: where `model` does not hold them itself (hardware.sharding).
     """
-
-    def write(target: Path) -> None:
-        end_alike(model, tokenizer)
-        save_whole(model, target, weights)
-        tokenizer.save_pretrained(target)
-
-    return write_folder(folder, write)
+    return _save(model, tokenizer, folder, lambda target: save_whole(model, target, weights))
 
 
 def save_trained(
@@ -97,13 +92,18 @@ def save_trained(
     Raises:
         ModelError: the adapter alone of a base that lies nowhere.
     """
+    return _save(model, tokenizer, folder, lambda target: write_trained(model, target, train, path, weights))
 
-    def write(target: Path) -> None:
-        end_alike(model, tokenizer)
-        write_trained(model, target, train, path, weights)
+
+def _save(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path, write: Callable[[Path], None]
+) -> Path:
+    def write_all(target: Path) -> None:
+        write(target)
         tokenizer.save_pretrained(target)
 
-    return write_folder(folder, write)
+    end_alike(model, tokenizer)
+    return write_folder(folder, write_all)
 
 
 def write_trained(
@@ -147,12 +147,10 @@ def _folded(layer: Any, adapter: str) -> nn.Module:
     """A LoraLayer's base with the adapter in it."""
     base = layer.get_base_layer()
     weight = dequantize_module_weight(base).float() + layer.get_delta_weight(adapter).float()
-    if base.weight.is_floating_point():
-        base.weight.data = weight
-        return base
-    plain = nn.Linear(base.in_features, base.out_features, bias=False, device="meta")  # int8, int4
-    plain.weight, plain.bias = nn.Parameter(weight, requires_grad=False), base.bias
-    return plain
+    if not base.weight.is_floating_point():  # int8, int4
+        return linear(weight, base.bias)
+    base.weight.data = weight
+    return base
 
 
 def save_policy(
@@ -171,16 +169,11 @@ def save_policy(
     elif not isinstance(models, LoRA):
         save_model(models.sampler, tokenizer, folder, weights)
     elif (base := _place(models.model)) and not models.merge_adapters:
-
-        def write(target: Path) -> None:
-            _write_adapter(models.model, "policy", base, target)
-            tokenizer.save_pretrained(target)
-
-        write_folder(folder, write)
+        _save(models.model, tokenizer, folder, lambda target: _write_adapter(models.model, "policy", base, target))
     else:
-        whole = copy.deepcopy(models.model)
-        merge_adapters(whole, "policy")
-        save_model(whole, tokenizer, folder)
+        merged = copy.deepcopy(models.model)
+        merge_adapters(merged, "policy")
+        save_model(merged, tokenizer, folder)
 
 
 def _place(model: PreTrainedModel) -> str | None:

@@ -6,7 +6,7 @@ backward pass alone. What is left (norms outside the blocks, tied embeddings, th
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
@@ -16,28 +16,25 @@ from transformers import PreTrainedModel
 from rlhf.config import HardwareConfig, TrainableConfig
 from rlhf.distributed import count, full_tensor, is_sharded
 from rlhf.models.base import Parameters, PolicyModels
+from rlhf.models.families import BLOCKS
 from rlhf.models.loading import language_head
 from rlhf.models.modes import AllParameters
-from rlhf.models.names import BLOCKS
 from rlhf.models.split import attribute
 
 
 def shard(models: PolicyModels) -> None:
     """Cut up policy, reference and value network, in place; they keep their names."""
     assert isinstance(models, AllParameters), "checked in rlhf.config.check"
-    mesh = init_device_mesh(models.device.type, (count(),))
     bases = [models.model.base_model, models.reference.base_model]
     heads = [language_head(models.model), language_head(models.reference)]
     if models.value_base is not None:
         bases.append(models.value_base)
-    for base in bases:
-        _shard_base(base, heads, mesh)
-    _shard_heads(heads, bases, mesh)
+    _shard(bases, heads)
     policy = {f"policy.{name}": parameter for name, parameter in models.model.named_parameters()}
     value = {} if models.value_base is None else models.value_base.named_parameters()
-    found = {**policy, **{f"value.{name}": parameter for name, parameter in dict(value).items()}}
-    models.policy_parameters = _renewed(models.policy_parameters, found)
-    models.value_parameters = _renewed(models.value_parameters, found)
+    new = {**policy, **{f"value.{name}": parameter for name, parameter in dict(value).items()}}
+    models.policy_parameters = _renewed(models.policy_parameters, new)
+    models.value_parameters = _renewed(models.value_parameters, new)
 
 
 def sharded(
@@ -46,26 +43,25 @@ def sharded(
     """The trained parameters of a stage before RL, the model cut up in place where all of it is trained."""
     if hardware.sharding != "fsdp" or train.mode != "all":
         return parameters
-    mesh, head = init_device_mesh(next(model.parameters()).device.type, (count(),)), model.get_output_embeddings()
-    heads = [head] if isinstance(head, nn.Module) else []  # a reward model's head is one row, and stays whole
-    _shard_base(model.base_model, heads, mesh)
-    _shard_heads(heads, [model.base_model], mesh)
+    head = model.get_output_embeddings()
+    # A reward model's head is one row, and stays whole.
+    _shard([model.base_model], [head] if isinstance(head, nn.Module) else [])
     return _renewed(parameters, dict(model.named_parameters()))
 
 
-def _shard_heads(heads: Iterable[nn.Module], bases: Iterable[nn.Module], mesh: DeviceMesh) -> None:
+def _shard(bases: Sequence[nn.Module], heads: Sequence[nn.Module]) -> None:
+    mesh = init_device_mesh(next(bases[0].parameters()).device.type, (count(),))
+    tied = [head.weight for head in heads]
     in_bases = {parameter for base in bases for parameter in base.parameters()}
-    for head in heads:
-        if head.weight not in in_bases:
-            _shard_unit(head, mesh)
-
-
-def _shard_base(base: nn.Module, heads: Iterable[nn.Module], mesh: DeviceMesh) -> None:
-    for block in getattr(base, attribute(base, BLOCKS, "hardware.sharding=fsdp", "use none")):
-        _shard_unit(block, mesh)
-    embeddings = base.get_input_embeddings()  # type: ignore[operator]
-    if not any(embeddings.weight is head.weight for head in heads):
-        _shard_unit(embeddings, mesh)
+    untied = [head for head in heads if head.weight not in in_bases]
+    for base in bases:
+        for block in getattr(base, attribute(base, BLOCKS, "hardware.sharding=fsdp", "use none")):
+            _shard_unit(block, mesh)
+        embeddings = base.get_input_embeddings()  # type: ignore[operator]
+        if not any(embeddings.weight is weight for weight in tied):
+            _shard_unit(embeddings, mesh)
+    for head in untied:
+        _shard_unit(head, mesh)
 
 
 def _shard_unit(module: nn.Module, mesh: DeviceMesh) -> None:
@@ -76,9 +72,9 @@ def _shard_unit(module: nn.Module, mesh: DeviceMesh) -> None:
     unit.set_force_sum_reduction_for_comms(True)
 
 
-def _renewed(before: Parameters, found: Mapping[str, nn.Parameter]) -> Parameters:
+def _renewed(before: Parameters, new: Mapping[str, nn.Parameter]) -> Parameters:
     """The same names with the tensors that have taken their places; the value head has stayed."""
-    return {name: found.get(name, parameter) for name, parameter in before.items()}
+    return {name: new.get(name, parameter) for name, parameter in before.items()}
 
 
 def whole_weights(model: PreTrainedModel) -> dict[str, Tensor] | None:

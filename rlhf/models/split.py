@@ -6,15 +6,15 @@ Both halves are the architecture's own base model with fewer blocks, so any deco
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from rlhf.models.errors import ModelError
-from rlhf.models.names import BLOCKS, EMBEDDING_NORM, FINAL_NORM, LEARNED_POSITIONS
+from rlhf.models.families import BLOCKS, EMBEDDING_NORM, FINAL_NORM, LEARNED_POSITIONS
+from rlhf.models.hub import ModelError
+from rlhf.models.layers import with_modules
 
 KINDS = ("layer_types", "attention_layers")
 """What configs call the list of what each block's attention sees: Qwen, Mistral; GPT-Neo."""
@@ -48,25 +48,6 @@ def attribute(base: nn.Module, names: tuple[str, ...], needed_by: str = "", reme
     )
 
 
-def with_modules(module: nn.Module, **replaced: nn.Module) -> nn.Module:
-    """A module that shares everything with `module` but the named children."""
-    twin = copy.copy(module)
-    twin._modules = dict(module._modules)  # copy.copy shares this dict
-    for name, child in replaced.items():
-        twin._modules[name] = child
-    return twin
-
-
-def replaced_modules(module: nn.Module, twin: Callable[[nn.Module], nn.Module]) -> nn.Module:
-    """A module that shares everything with `module` but the layers in it for which `twin` gives others."""
-    other = twin(module)
-    if other is not module:
-        return other
-    replaced = {name: replaced_modules(child, twin) for name, child in module._modules.items() if child is not None}
-    changed = {name: child for name, child in replaced.items() if child is not module._modules[name]}
-    return with_modules(module, **changed) if changed else module
-
-
 def split(base: nn.Module, last_k: int, option: str = "model.train") -> tuple[nn.Module, nn.Module]:
     """The base model (no language head) as (trunk, top): top(inputs_embeds=trunk(ids)) equals base(ids) to the bit.
 
@@ -83,24 +64,24 @@ def split(base: nn.Module, last_k: int, option: str = "model.train") -> tuple[nn
     if not 0 < last_k <= len(blocks):
         raise ModelError(f"{option}.last_k: {last_k}, but the model has {len(blocks)} blocks; make it that or less")
     cut = len(blocks) - last_k
-    trunk = with_modules(base, **{blocks_name: nn.ModuleList(blocks[:cut]), norm_name: nn.Identity()})
-    top = with_modules(base, **{blocks_name: nn.ModuleList(blocks[cut:])})
+    trunk: Any = with_modules(base, **{blocks_name: nn.ModuleList(blocks[:cut]), norm_name: nn.Identity()})
+    above: dict[str, nn.Module] = {blocks_name: nn.ModuleList(blocks[cut:])}
+    if hasattr(base, LEARNED_POSITIONS):
+        above[LEARNED_POSITIONS] = _NoPositions(getattr(base, LEARNED_POSITIONS).embedding_dim)
+    if hasattr(base, EMBEDDING_NORM):
+        above[EMBEDDING_NORM] = nn.Identity()
+    top: Any = with_modules(base, **above)
     for name in KINDS:  # a block's mask is looked up by its place in the list
         kinds: Any = getattr(base.config, name, None)
         if kinds is None:
             continue
         for half, part in ((trunk, kinds[:cut]), (top, kinds[cut:])):
-            config: Any = copy.copy(half.config)
+            half.config = copy.copy(half.config)
             try:
-                setattr(config, name, part)
+                setattr(half.config, name, part)
             except AttributeError as error:  # Mamba works them out
                 raise _uncut(base, option) from error
-            config.num_hidden_layers = len(part)
-            half.__dict__["config"] = config
-    if hasattr(base, LEARNED_POSITIONS):
-        top._modules[LEARNED_POSITIONS] = _NoPositions(getattr(base, LEARNED_POSITIONS).embedding_dim)
-    if hasattr(base, EMBEDDING_NORM):
-        top._modules[EMBEDDING_NORM] = nn.Identity()
+            half.config.num_hidden_layers = len(part)
     return trunk, top
 
 
@@ -112,9 +93,9 @@ def check_split(base: nn.Module, trunk: nn.Module, top: nn.Module) -> None:
         ModelError: the halves are not the whole, as where a model scales `inputs_embeds` (Granite).
     """
     ids = torch.arange(1, 9, device=next(base.parameters()).device).unsqueeze(0)
-    whole = base(input_ids=ids, use_cache=False).last_hidden_state
+    expected = base(input_ids=ids, use_cache=False).last_hidden_state
     halves = top(inputs_embeds=trunk(input_ids=ids, use_cache=False).last_hidden_state, use_cache=False)
-    if not torch.equal(whole, halves.last_hidden_state):
+    if not torch.equal(expected, halves.last_hidden_state):
         raise _uncut(base, "model.train")
 
 
@@ -139,6 +120,6 @@ def joined(model: PreTrainedModel, trunk: nn.Module, top: nn.Module) -> PreTrain
     blocks_name, norm_name = attribute(trunk, BLOCKS), attribute(trunk, FINAL_NORM)
     blocks = nn.ModuleList([*getattr(trunk, blocks_name), *getattr(top, blocks_name)])
     base = with_modules(model.base_model, **{blocks_name: blocks, norm_name: getattr(top, norm_name)})
-    whole = with_modules(model, **{model.base_model_prefix: base})
-    assert isinstance(whole, PreTrainedModel)
-    return whole
+    policy = with_modules(model, **{model.base_model_prefix: base})
+    assert isinstance(policy, PreTrainedModel)
+    return policy

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-import copy
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from transformers import PreTrainedModel
 
+from rlhf.config import RunConfig
 from rlhf.models import positions_of
-from rlhf.models.decoder import Cache, Decoder
+from rlhf.models.decoder import Cache
+from rlhf.models.families import decoder_of
+from rlhf.models.layers import CastWeights, for_few_rows
+from rlhf.models.network import misfit
 from rlhf.models.policy import Sampler
-from rlhf.models.split import replaced_modules
-from rlhf.sampling.draw import draw
 from rlhf.sampling.graphs import Graphs
+from rlhf.sampling.plain import draw
 
 RETIRE = 0.75
 """Finished rows are dropped once no more than this share goes on; halves where graphs fix the number of rows."""
@@ -63,44 +67,60 @@ class Running:
         return self.first(len(rows))
 
 
-class FastSampler:
-    """A policy for batches of at most `rows` prompts of at most `prompt_width` tokens.
+def unfit(model: PreTrainedModel) -> str:
+    """Why `rollout=fast` cannot sample from the model; empty where it can."""
+    return misfit(model.base_model)
 
-    Args:
-        short: what autocast would cast for every token, cast; see `ShortWeights`.
+
+def say_where_plain(config: RunConfig, model: PreTrainedModel, say: Callable[[str], None]) -> None:
+    """One line where `rollout=fast` does not fit the model."""
+    if config.rollout.sampling == "fast" and (reason := unfit(model)):
+        say(f"rollout=plain: {reason}")
+
+
+def fast_sampler(
+    sampler: Sampler, *, rows: int, prompt_width: int, response_width: int, eos_id: int, pad_id: int
+) -> FastSampler:
+    """The fast sampler of a policy that it fits; see `FastSampler` for the arguments.
+
+    Where steps are captured it stays on the policy's shelf, graphs, cache and all, and serves later rollouts too.
     """
+    kept = sampler.shelf.kept
+    if isinstance(kept, FastSampler) and kept.serves(rows, prompt_width, response_width, eos_id, pad_id):
+        kept.weights.refresh()
+        return kept
+    kept = sampler.shelf.kept = None  # what it holds makes room first
+    sizes = {"rows": rows, "prompt_width": prompt_width, "response_width": response_width}
+    made = FastSampler(sampler, **sizes, eos_id=eos_id, pad_id=pad_id)
+    if made.graphs is not None:
+        sampler.shelf.kept = made
+    return made
+
+
+class FastSampler:
+    """A policy for batches of at most `rows` prompts of at most `prompt_width` tokens."""
 
     def __init__(
-        self,
-        sampler: Sampler,
-        decoder: Decoder,
-        short: ShortWeights,
-        *,
-        rows: int,
-        prompt_width: int,
-        response_width: int,
-        eos_id: int,
-        pad_id: int,
-        device: torch.device,
+        self, sampler: Sampler, *, rows: int, prompt_width: int, response_width: int, eos_id: int, pad_id: int
     ) -> None:
         self.logits = sampler.logits  # the sampler itself holds the shelf that this may lie on
-        self.decoder = decoder
-        self.short = short
+        device = next(sampler.model.parameters()).device
+        cast = torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else None
+        self.weights = CastWeights(sampler.model.base_model, cast)
+        self.decoder = decoder_of(self.weights.module if cast else for_few_rows(self.weights.module))
         self.width = prompt_width + response_width
         self.eos_id, self.pad_id = eos_id, pad_id
         self.graphs = Graphs() if captures(device) else None
         self.look_every = LOOK_EVERY.get(device.type, 16)
         columns = -(-self.width // COLUMNS) * COLUMNS if self.graphs else self.width
-        cast = torch.is_autocast_enabled(device.type)
-        dtype = torch.get_autocast_dtype(device.type) if cast else torch.float32
-        self.rotation = decoder.rotation_at(self.width, device)
+        self.angles = self.decoder.angles(self.width, device)
 
         def zeros(*shape: int, kind: torch.dtype = torch.int64) -> Tensor:
             return torch.zeros(shape, dtype=kind, device=device)
 
         self.buffers = Running(
             index=zeros(rows),
-            cache=decoder.new_cache(rows, columns, dtype, device),
+            cache=self.decoder.new_cache(rows, columns, cast or torch.float32, device),
             seen=zeros(rows, columns, kind=torch.bool),
             token=zeros(rows, 1),
             position=zeros(rows, 1),
@@ -160,8 +180,16 @@ class FastSampler:
         running.column.fill_(width - 1)
         running.t.zero_()
         positions = positions_of(prompt_mask)
-        hidden = self.decoder.prefill(prompt_ids, prompt_mask, positions, self.rotation, running.cache)
-        self._record(running, hidden)
+        start, padded = self.decoder.embed(prompt_ids, positions), not bool(prompt_mask.all())
+        hidden = self.decoder.read(
+            start,
+            prompt_mask,
+            positions if padded else None,
+            self.angles,
+            wanted=slice(width - 1, width),
+            cache=running.cache,
+        )
+        self._record(running, hidden.squeeze(1))
         return running
 
     def _step(self, running: Running, columns: int, *, masked: bool = True) -> None:
@@ -171,7 +199,7 @@ class FastSampler:
             running.seen.index_fill_(1, running.column, True)
             seen = running.seen[:, :columns]
         hidden = self.decoder.step(
-            running.token, running.position, self.rotation, running.cache, running.column, seen, columns
+            running.token, running.position, self.angles, running.cache, running.column, seen, columns
         )
         self._record(running, hidden)
 
@@ -208,42 +236,3 @@ class FastSampler:
 def captures(device: torch.device) -> bool:
     """Whether steps are captured as graphs there."""
     return device.type == "cuda"
-
-
-class ShortWeights:
-    """A twin of a module whose float32 matrices are cast; norms and whatever has fewer bits already are shared.
-
-    Autocast would cast a frozen matrix, and the bias of one that is held in fewer bits, anew for every token.
-    """
-
-    def __init__(self, module: nn.Module, dtype: torch.dtype | None) -> None:
-        """
-        Args:
-            dtype: None: nothing is cast.
-        """
-        self.dtype = dtype
-        self._from: list[Tensor] = []
-        self._to: list[Tensor] = []
-        self.module = module if dtype is None else replaced_modules(module, self._short)
-
-    @torch.no_grad()
-    def refresh(self) -> None:
-        """Cast again, in place, what training may have moved."""
-        for short, long in zip(self._to, self._from, strict=True):
-            short.copy_(long)
-
-    def _short(self, layer: nn.Module) -> nn.Module:
-        if not isinstance(layer, nn.Linear) or layer.weight.dtype not in (torch.float32, self.dtype):
-            return layer
-        twin = copy.copy(layer)
-        twin._parameters = {name: self._cast(value) for name, value in layer._parameters.items()}
-        return twin
-
-    def _cast(self, value: Tensor | None) -> nn.Parameter | None:
-        if value is None:
-            return None
-        cast = value.detach().to(self.dtype)
-        if cast.dtype != value.dtype:
-            self._from.append(value.detach())
-            self._to.append(cast)
-        return nn.Parameter(cast, requires_grad=False)

@@ -30,7 +30,7 @@ class Graphs:
         """None: warmed up."""
         self.pool: Any = None
         self.refused = False
-        self._told = False
+        self._said = False
 
     def run(self, step: Step, running: Any, columns: int) -> None:
         """One step of `running`, whose tensors stay where they are from one call to the next.
@@ -56,10 +56,10 @@ class Graphs:
                 step(running, columns)
         except RuntimeError as error:
             self.refused = "out of memory" not in str(error)
-            if self.refused or not self._told:
+            if self.refused or not self._said:
                 why = reason(error)
                 complain(f"sampling without a CUDA graph where none could be captured: {why}")
-            self._told = True
+            self._said = True
             return None
         self.pool = self.pool or graph.pool()
         return graph

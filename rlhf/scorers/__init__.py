@@ -12,7 +12,9 @@ A scorer takes text, so that its tokenizer is its own.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -20,11 +22,12 @@ import torch
 from torch import Tensor
 
 from rlhf.config import RunConfig
-from rlhf.data.examples import DataError, TextData
+from rlhf.data.examples import DataError, Demonstration, TextData
+from rlhf.finite import NotFinite
+from rlhf.random import endless_order
+from rlhf.scorers.classifier import load_learned
 from rlhf.scorers.gptj import load_hh_gptj, load_tldr_gptj
 from rlhf.scorers.http import load_http
-from rlhf.scorers.learned import load_learned
-from rlhf.scorers.normalisation import normalised
 from rlhf.scorers.sentiment import load_sentiment
 
 
@@ -56,4 +59,46 @@ def load_scorer(config: RunConfig, trained: Path | None, device: torch.device, d
     scorer = SCORERS[reward.name](config, trained, device)
     if reward.normalize == "none":
         return scorer
-    return normalised(scorer, data, reward.normalize, config.dataset.seed)
+    # The references depend on the data and its seed alone: a run that goes on gets the same numbers again.
+    return Normalised(scorer, *mean_and_std(scorer, reference_answers(data, config.dataset.seed), reward.normalize))
+
+
+NUM_REFERENCES = 256
+"""Reference answers whose scores give the normalisation: their mean to 1/16 of a standard deviation."""
+
+
+@dataclass(frozen=True)
+class Normalised:
+    """A scorer's scores less `mean`, divided by `std`."""
+
+    scorer: Scorer
+    mean: float
+    std: float
+
+    def score(self, prompts: Sequence[str], answers: Sequence[str]) -> Tensor:
+        """(B,) float32 on the CPU."""
+        return (self.scorer.score(prompts, answers) - self.mean) / self.std
+
+
+def mean_and_std(scorer: Scorer, references: Sequence[Demonstration], how: str) -> tuple[float, float]:
+    """Of the references' scores: ("mean") their mean and 1, ("mean_std") mean and population standard deviation."""
+    scores = scorer.score([e.prompt for e in references], [e.response for e in references]).double()
+    mean, std = float(scores.mean()), float(scores.std(correction=0))
+    if not bool(scores.isfinite().all()):
+        raise NotFinite(
+            "the reward gives reference answers scores that are not finite; look at reward.path or .precision"
+        )
+    # One reference, or the same score for all: nothing to scale by.
+    return mean, std or 1.0 if how == "mean_std" else 1.0
+
+
+def reference_answers(data: TextData, seed: int) -> list[Demonstration]:
+    """At most 256 RL prompts with reference answers, drawn by `seed`; SFT texts where no prompt has one."""
+    for examples in (data.prompts, data.sft):
+        # One by one, since a large set lies on the disk; a list of all places would be larger than the tensor by far.
+        order = endless_order(seed, "references", 0, len(examples), len(examples))
+        places = itertools.chain.from_iterable(part.tolist() for part in order.split(NUM_REFERENCES))
+        answered = (example for i in places if (example := examples[i]).response)
+        if drawn := list(itertools.islice(answered, NUM_REFERENCES)):
+            return drawn
+    return []

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
 from rlhf.batches import pad
 from rlhf.config import RunConfig
 from rlhf.marked_text import joined
 from rlhf.models.adapters import adapter_at
-from rlhf.models.errors import ModelError
-from rlhf.models.loading import moved
-from rlhf.models.own_code import OwnCode
-from rlhf.models.tokenizers import tokenizer_at, tokenizer_place
+from rlhf.models.hub import ModelError, OwnCode
+from rlhf.models.loading import moved, own_code_of, tokenizer_at
+from rlhf.models.reward_model import NORMALISATION, RewardModel, load_classifier, load_reward_model
 from rlhf.text import answer_text, encode_next, encode_whole, special_control
 
 
@@ -29,31 +29,30 @@ class TextClassifier:
     """
 
     def __init__(
-        self,
-        model: PreTrainedModel,
-        tokenizer: PreTrainedTokenizerBase,
-        *,
-        prefix: str = "",
-        suffix: str = "",
-        max_tokens: int,
-        batch_size: int = 64,
-        read_before_suffix: bool = False,
+        self, config: RunConfig, model: PreTrainedModel, device: torch.device, *, read_before_suffix: bool = False
     ) -> None:
         """
         Args:
+            config: whose `reward` says how texts are made.
             read_before_suffix: the score stands at the last token before the suffix.
         """
-        self.model = model
-        self.tokenizer = tokenizer
-        self.prefix = special_control(tokenizer, prefix)
-        self.suffix = special_control(tokenizer, suffix)
-        self.batch_size = batch_size
+        reward = config.reward
+        place = reward.tokenizer or reward.path
+        assert place is not None, "checked in rlhf.config.check"
+        adapter = adapter_at(place, "reward.tokenizer", reward.base)
+        place = place if adapter is None else adapter.tokenizer
+        self.model = moved(model, device)
+        self.tokenizer = tokenizer = tokenizer_at(place, _own_code(config), "reward.tokenizer")
+        self.prefix = special_control(tokenizer, reward.prefix)
+        self.suffix = special_control(tokenizer, reward.suffix)
+        self.batch_size = reward.batch_size
         head = getattr(model, "score", None)
         self.head = head if isinstance(head, nn.Linear) else None
-        self.eos = tokenizer.eos_token_id if self.head is not None and not suffix else None
-        suffix_tokens = len(encode_next(tokenizer, self.suffix)) if read_before_suffix else 0
-        self.read_back = 1 + suffix_tokens
-        self.max_tokens = min(max_tokens, _longest(model, tokenizer))
+        self.eos = tokenizer.eos_token_id if self.head is not None and not reward.suffix else None
+        self.read_back = 1 + (len(encode_next(tokenizer, self.suffix)) if read_before_suffix else 0)
+        positions = getattr(model.config, "max_position_embeddings", None) or tokenizer.model_max_length
+        most = reward.max_tokens or config.dataset.max_total_length + 1
+        self.max_tokens = min(most, tokenizer.model_max_length, positions)
 
     @torch.no_grad()
     def score(self, prompts: Sequence[str], answers: Sequence[str]) -> Tensor:
@@ -62,10 +61,14 @@ class TextClassifier:
             joined(self.prefix, prompt, answer_text(self.tokenizer, answer), self.suffix)
             for prompt, answer in zip(prompts, answers, strict=True)
         ]
+        # Some models take positions from it; where the tokenizer has none any token does, since the mask says it.
+        padding = self.tokenizer.pad_token_id
+        if not isinstance(padding, int) or padding >= self.model.config.vocab_size:
+            padding = 0
         parts = [torch.empty(0)]
         for first in range(0, len(texts), self.batch_size):
             rows = [self._tokens(text) for text in texts[first : first + self.batch_size]]
-            parts.append(self._scores(*pad(rows, self._padding(), left=False)).float().cpu())
+            parts.append(self._scores(*pad(rows, padding, left=False)).float().cpu())
         return torch.cat(parts)
 
     def _tokens(self, text: str) -> list[int]:
@@ -87,44 +90,34 @@ class TextClassifier:
         read = mask.sum(1) - self.read_back
         return self.head(hidden[torch.arange(len(hidden)), read].float()).squeeze(-1)
 
-    def _padding(self) -> int:
-        """Some models take positions from it; where the tokenizer has none any token does, since the mask says it."""
-        token = self.tokenizer.pad_token_id
-        return token if isinstance(token, int) and token < self.model.config.vocab_size else 0
 
+def load_learned(config: RunConfig, trained: Path | None, device: torch.device) -> RewardModel | TextClassifier:
+    """reward=learned: the model at `trained`, which is told by the normalisation that the reward-model stage writes.
 
-def text_classifier(
-    config: RunConfig,
-    model: PreTrainedModel,
-    tokenizer: str,
-    device: torch.device,
-    *,
-    read_before_suffix: bool = False,
-) -> TextClassifier:
-    """`model` on `device`, as `config.reward` has its texts made; `tokenizer` is a folder or hub name."""
+    That one reads prompt, answer and EOS token by token as it was trained to; any other model reads text.
+    """
+    assert trained is not None, "without reward.path a reward model is trained first"
     reward = config.reward
-    return TextClassifier(
-        moved(model, device),
-        _load_tokenizer(tokenizer, config),
-        prefix=reward.prefix,
-        suffix=reward.suffix,
-        max_tokens=reward.max_tokens or config.dataset.max_total_length + 1,
+    if reward.path is not None and not (trained / NORMALISATION).is_file():
+        model = load_classifier(reward.path, reward.precision, reward.base, _own_code(config))
+        return TextClassifier(config, model, device)
+    for option in ("prefix", "suffix"):
+        if getattr(reward, option):
+            raise ModelError(f"reward.{option}: {trained} was trained here, on texts without one; leave it empty")
+    reward_model = load_reward_model(
+        trained,
+        max_prompt_tokens=config.dataset.max_prompt_tokens,
+        max_new_tokens=config.dataset.max_new_tokens,
+        max_tokens=reward.max_tokens,
         batch_size=reward.batch_size,
-        read_before_suffix=read_before_suffix,
+        precision=reward.precision,
+        base=reward.base,
+        tokenizer=reward.tokenizer,
+        own_code=_own_code(config) if reward.path is not None else own_code_of(config.model),
     )
+    moved(reward_model.model, device)
+    return reward_model
 
 
-def reward_code(config: RunConfig) -> OwnCode:
+def _own_code(config: RunConfig) -> OwnCode:
     return OwnCode(config.reward.trust_remote_code, "reward.trust_remote_code")
-
-
-def _load_tokenizer(path: str, config: RunConfig) -> PreTrainedTokenizerBase:
-    """What lies there, or with the base of an adapter."""
-    adapter = adapter_at(path, "reward.tokenizer", config.reward.base)
-    return tokenizer_at(tokenizer_place(path, adapter), reward_code(config), "reward.tokenizer")
-
-
-def _longest(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int:
-    """Tokens that the model can tell the places of."""
-    positions = getattr(model.config, "max_position_embeddings", None)
-    return min(tokenizer.model_max_length, positions or tokenizer.model_max_length)

@@ -25,12 +25,12 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, PreTrainedModel
 
-from rlhf.config import RunConfig
+from rlhf.config import RewardConfig, RunConfig
 from rlhf.errors import reason
 from rlhf.finite import check_loaded
-from rlhf.models.classifier import DTYPES, check_head, classifier_class
-from rlhf.models.errors import ModelError, loading, named, remedy
-from rlhf.scorers.classifier import TextClassifier, text_classifier
+from rlhf.models.hub import ModelError, few_of, loading, remedy
+from rlhf.models.reward_model import DTYPES, check_head, classifier_class
+from rlhf.scorers.classifier import TextClassifier
 
 HEAD = "v_head.weight"
 
@@ -40,21 +40,18 @@ _BUFFERS = re.compile(r"\.attn\.(attention\.)?(bias|masked_bias|embed_positions)
 
 def load_hh_gptj(config: RunConfig, _: Path | None, device: torch.device) -> TextClassifier:
     """Scored at the suffix's last token."""
-    return _load(config, device, read_before_suffix=False)
+    return TextClassifier(config, _load(config.reward), device)
 
 
 def load_tldr_gptj(config: RunConfig, _: Path | None, device: torch.device) -> TextClassifier:
     """Scored at the last token before the suffix, as this one was trained."""
-    return _load(config, device, read_before_suffix=True)
+    return TextClassifier(config, _load(config.reward), device, read_before_suffix=True)
 
 
-def _load(config: RunConfig, device: torch.device, *, read_before_suffix: bool) -> TextClassifier:
-    reward = config.reward
+def _load(reward: RewardConfig) -> PreTrainedModel:
     assert reward.path is not None and reward.checkpoint_file is not None and reward.base is not None, "checked"
     file = checkpoint_path(reward.path, reward.checkpoint_file)
-    model = fill(reward.base, read_tensors(file), reward.precision, file)
-    tokenizer = reward.tokenizer or reward.path
-    return text_classifier(config, model, tokenizer, device, read_before_suffix=read_before_suffix)
+    return fill(reward.base, read_tensors(file), reward.precision, file)
 
 
 def checkpoint_path(path: str, name: str) -> Path:
@@ -102,26 +99,21 @@ def fill(base: str, tensors: dict[str, Tensor], precision: str, file: Path) -> P
     with torch.device("meta"):
         expected = kind(config).state_dict()
     tensors = {"score.weight" if name == HEAD else name: tensor for name, tensor in tensors.items()}
-    _refuse_other_names(tensors, expected, file, base)
+    other = {name for name in set(tensors) & set(expected) if tensors[name].shape != expected[name].shape}
+    wrong = {
+        "lacks {}": expected.keys() - tensors.keys(),
+        "has {} too many": tensors.keys() - expected.keys(),
+        "has other shapes in {}": other,
+    }
+    if problems := [
+        what.format(few_of({HEAD if name == "score.weight" else name for name in names}))
+        for what, names in wrong.items()
+        if names
+    ]:
+        raise ModelError(
+            f"reward.checkpoint_file: {file} {', '.join(problems)} for reward.base {base}; give its own base"
+        )
     model = kind.from_pretrained(None, config=config, state_dict=tensors, dtype=DTYPES[precision])
     check_head(model)
     check_loaded(dict(model.named_parameters()), file, "reward.checkpoint_file")
     return model.eval().requires_grad_(False)
-
-
-def _refuse_other_names(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor], file: Path, base: str) -> None:
-    def as_in_file(names: set[str]) -> str:
-        return named({HEAD if name == "score.weight" else name for name in names})
-
-    problems = []
-    if missing := set(expected) - set(tensors):
-        problems.append(f"lacks {as_in_file(missing)}")
-    if unknown := set(tensors) - set(expected):
-        problems.append(f"has {as_in_file(unknown)} too many")
-    other = {n for n in set(tensors) & set(expected) if tensors[n].shape != expected[n].shape}
-    if other:
-        problems.append(f"has other shapes in {as_in_file(other)}")
-    if problems:
-        raise ModelError(
-            f"reward.checkpoint_file: {file} {', '.join(problems)} for reward.base {base}; give its own base"
-        )

@@ -27,12 +27,12 @@ import json
 import os
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 import requests
-import requests.auth
 import requests.utils
 import torch
 from torch import Tensor
@@ -57,26 +57,13 @@ class _TryAgain(Exception):
         """Seconds that the server asks for."""
 
 
-class _Bearer(requests.auth.AuthBase):
-    """Instead of headers alone, beside which requests would look for a password in ~/.netrc."""
-
-    def __init__(self, token: str) -> None:
-        self._token = token
-
-    def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
-        request.headers["Authorization"] = f"Bearer {self._token}"
-        return request
-
-
+@dataclass(frozen=True)
 class HttpScorer:
-    def __init__(
-        self, url: str, *, batch_size: int, timeout_seconds: float, retries: int, token: str | None = None
-    ) -> None:
-        self.url = url
-        self.batch_size = batch_size
-        self.timeout_seconds = timeout_seconds
-        self.retries = retries
-        self._token = token
+    url: str
+    batch_size: int
+    timeout_seconds: float
+    retries: int
+    token: str | None = field(default=None, repr=False)
 
     def score(self, prompts: Sequence[str], answers: Sequence[str]) -> Tensor:
         """(B,) float32 on the CPU.
@@ -115,7 +102,7 @@ class HttpScorer:
                 self.url,
                 data=body,
                 headers={"Content-Type": "application/json"},
-                auth=_Bearer(self._token) if self._token else None,
+                auth=self._authorised if self.token else None,
                 proxies=dict.fromkeys(("http", "https", "all")) if _is_this_machine(self.url) else None,  # type: ignore
                 timeout=self.timeout_seconds,
                 stream=True,
@@ -140,6 +127,11 @@ class HttpScorer:
         except (ValueError, RecursionError) as error:
             raise _TryAgain(f"an answer that is no JSON ({self._beginning(content)!r})") from error
 
+    def _authorised(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
+        """Instead of headers alone, beside which requests would look for a password in ~/.netrc."""
+        request.headers["Authorization"] = f"Bearer {self.token}"
+        return request
+
     def _check_status(self, response: requests.Response) -> None:
         status = response.status_code
         if status == 200:
@@ -150,7 +142,7 @@ class HttpScorer:
         if status in (408, 429) or status >= 500:
             raise _TryAgain(said, _retry_after(response) if status in (429, 503) else 0.0)
         if status in (401, 403):
-            remedy = "see that the token is right" if self._token else "give it a token by reward.token_env=VARIABLE"
+            remedy = "see that the token is right" if self.token else "give it a token by reward.token_env=VARIABLE"
             raise self._error(f"answered with {said}; {remedy}")
         raise self._error(f"answered with {said}; is it a server that scores text?")
 
@@ -165,7 +157,7 @@ class HttpScorer:
 
     def _without_token(self, text: str) -> str:
         """A server may say back what it was sent."""
-        return text.replace(self._token, "***") if self._token else text
+        return text.replace(self.token, "***") if self.token else text
 
     def _checked(self, answer: Any, count: int) -> list[float]:
         scores = answer.get("scores") if isinstance(answer, dict) else None
@@ -185,13 +177,7 @@ class HttpScorer:
 def load_http(config: RunConfig, _trained: Path | None, _device: torch.device) -> HttpScorer:
     reward = config.reward
     assert reward.url is not None, "checked in rlhf.config.check"
-    return HttpScorer(
-        reward.url,
-        batch_size=reward.batch_size,
-        timeout_seconds=reward.timeout_seconds,
-        retries=reward.retries,
-        token=_token(reward),
-    )
+    return HttpScorer(reward.url, reward.batch_size, reward.timeout_seconds, reward.retries, _token(reward))
 
 
 def _token(reward: RewardConfig) -> str | None:

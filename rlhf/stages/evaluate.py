@@ -12,7 +12,7 @@ from rlhf.evaluation import Evaluator
 from rlhf.finite import check_metrics
 from rlhf.models.loading import load_pretrained, moved, own_code_of
 from rlhf.models.pair import PolicyPair, check_same_tokens
-from rlhf.sampling.choose import say_where_plain
+from rlhf.sampling.fast import say_where_plain
 from rlhf.scorers import load_scorer
 from rlhf.stages.context import RunContext
 from rlhf.stages.setup import initial_policy, report_own_pass, stops_of

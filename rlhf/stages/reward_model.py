@@ -15,22 +15,21 @@ from rlhf.batches import PreferenceBatch
 from rlhf.chat import with_template
 from rlhf.data.examples import TextData
 from rlhf.data.tokenize import Preferences, prompt_report
+from rlhf.models.layers import QUANTISED, FrozenWeights
 from rlhf.models.loading import (
-    QUANTISED,
-    Held,
-    held_for,
+    frozen_weights,
     load_base,
     load_pretrained,
     load_tokenizer,
     moved,
     own_code_of,
 )
-from rlhf.models.recompute import recomputing_model
+from rlhf.models.network import recomputing_model
 from rlhf.models.reward_model import new_reward_model
 from rlhf.models.saving import merge_adapters, save_model, write_folder
 from rlhf.models.sharding import sharded, whole_weights
 from rlhf.random import seed_torch
-from rlhf.scorers.normalisation import mean_and_std, reference_answers
+from rlhf.scorers import mean_and_std, reference_answers
 from rlhf.stages.context import RunContext
 from rlhf.stages.supervised import SupervisedTask, select_parameters, train
 from rlhf.text import add_padding
@@ -77,7 +76,7 @@ def run_reward_model(context: RunContext) -> dict[str, float]:
     config, data = context.config, context.read_data()
     settings = config.reward_model
     limits = {name: getattr(config.dataset, name) for name in ("max_prompt_tokens", "max_new_tokens")}
-    held = held_for(config, settings.train, context.device)
+    held = frozen_weights(config, settings.train, context.device)
     policy = _initial_policy(context, data, held)
     tokenizer = load_tokenizer(policy, own_code_of(config.model))
     if settings.train.mode != "lora" or settings.train.merge_adapters:  # whose base has no place for it
@@ -133,7 +132,7 @@ def run_reward_model(context: RunContext) -> dict[str, float]:
     return metrics
 
 
-def _initial_policy(context: RunContext, data: TextData, held: Held) -> Path:
+def _initial_policy(context: RunContext, data: TextData, held: FrozenWeights) -> Path:
     """A folder with the policy to start from. It is written here where there is none of whole weights, and an adapter
     of the reward model would have to refer to it."""
     config, policy = context.config, context.inputs.get("sft")

@@ -17,11 +17,11 @@ from rlhf.data.tokenize import Prompts, encode_prompts, prompt_report
 from rlhf.evaluation import Evaluator
 from rlhf.models import PolicyModels, build_models
 from rlhf.models.base import Parameters
-from rlhf.models.loading import held_for, load_base, load_pretrained, moved, own_code_of
+from rlhf.models.loading import frozen_weights, load_base, load_pretrained, moved, own_code_of
 from rlhf.models.sharding import shard
 from rlhf.optimization import adamw
 from rlhf.random import seed_torch
-from rlhf.sampling.choose import say_where_plain
+from rlhf.sampling.fast import say_where_plain
 from rlhf.scorers import Scorer, load_scorer
 from rlhf.stages.context import RunContext
 from rlhf.text import unreachable_stop
@@ -84,7 +84,7 @@ def build(context: RunContext) -> Setup:
 def initial_policy(context: RunContext, data: TextData) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """What RL starts from, on the CPU: the SFT stage's policy, or `model` where no such stage was asked for."""
     config, positions = context.config, context.config.dataset.max_total_length
-    frozen = held_for(config, config.model.train, context.device)
+    frozen = frozen_weights(config, config.model.train, context.device)
     if "sft" in context.inputs:
         return load_pretrained(context.inputs["sft"], frozen, positions, own_code=own_code_of(config.model))
     seed_torch(config.sft.seed, "sft model")

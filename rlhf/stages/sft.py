@@ -13,8 +13,8 @@ from rlhf.batches import DemonstrationBatch
 from rlhf.chat import with_template
 from rlhf.data.tokenize import Demonstrations, prompt_report
 from rlhf.models import positions_of
-from rlhf.models.loading import held_for, language_head, load_base, moved
-from rlhf.models.recompute import recomputing_model
+from rlhf.models.loading import frozen_weights, language_head, load_base, moved
+from rlhf.models.network import recomputing_model
 from rlhf.models.saving import check_place, save_trained
 from rlhf.models.sharding import sharded, whole_weights
 from rlhf.packing import PackedBatch, check_packing, pack
@@ -46,7 +46,7 @@ def run_sft(context: RunContext) -> dict[str, float]:
     config, data = context.config, context.read_data()
     settings, limits = config.sft, (config.dataset.max_prompt_tokens, config.dataset.max_new_tokens)
     seed_torch(settings.seed, "sft model")
-    held = held_for(config, settings.train, context.device)
+    held = frozen_weights(config, settings.train, context.device)
     model, tokenizer = load_base(config.model, data.words, sum(limits), context.cache_dir, held)
     moved(model, context.device)
     data = with_template(config.dataset, data, tokenizer)

@@ -142,7 +142,7 @@ class Machine:
             left = made(rows, inputs)
             pairs = [(left, made(outputs, inputs).t()) for _ in range(turns)]
         least = _least_of(pairs, self.device)
-        if product.kind == "forward" and self.device.type == "cpu":  # few rows: rlhf/models/few_rows.py
+        if product.kind == "forward" and self.device.type == "cpu":  # few rows: rlhf/models/layers.py
             least = min(least, _least_of([(right.t(), left.t()) for left, right in pairs], self.device))
         return least
 

@@ -1,6 +1,6 @@
 """Products of few rows with a large weight, as of one token a row: `python -m tests.benchmarks.products`.
 
-A weight as nn.Linear keeps it, as the right factor or as the left one (rlhf/models/few_rows.py). Enough weights take
+A weight as nn.Linear keeps it, as the right factor or as the left one (rlhf/models/layers.py). Enough weights take
 turns that none stays in a cache.
 """
 

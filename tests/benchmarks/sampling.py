@@ -21,11 +21,11 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from rlhf.models.held import hold
+from rlhf.models.layers import compute_in_float32
 from rlhf.models.pair import PolicyPair
 from rlhf.precision import autocast
 from rlhf.random import generator, sampling_uniforms
-from rlhf.sampling.choose import fast_sampler, unfit
+from rlhf.sampling.fast import fast_sampler, unfit
 from rlhf.sampling.plain import sample_plain
 from tests.benchmarks.measuring import Table, add_options, as_runs_do, begin, copy_bandwidth, interleaved, share
 from tests.benchmarks.setups import MODELS, random_model
@@ -74,7 +74,7 @@ def ways(
     short = dtype != torch.float32
     held = sharing_matrices(model)
     if short:
-        hold(held)
+        compute_in_float32(held)
     context = partial(autocast, device, "bf16" if short else "fp32")
     pair = PolicyPair(held, held, temperature=1.0, autocast=context)
 

@@ -33,7 +33,7 @@ from rlhf.data.examples import DataError, Demonstration, TextData
 from rlhf.data.tokenize import Prompts, encode_prompts
 from rlhf.evaluation import Evaluator
 from rlhf.kl import controller_of
-from rlhf.models.held import hold
+from rlhf.models.layers import compute_in_float32
 from rlhf.models.loading import language_head, load_base, moved, word_tokenizer
 from rlhf.models.reward_model import RewardModel
 from rlhf.random import generator, seed_torch
@@ -124,7 +124,7 @@ def policy_for(
         model, tokenizer = random_model(shape, dtype, device), words_for(shape.vocab_size)
     never_ends(model, tokenizer)
     if dtype != torch.float32:
-        hold(model)
+        compute_in_float32(model)
     return moved(model, device), tokenizer
 
 

@@ -13,8 +13,8 @@ from huggingface_hub import scan_cache_dir
 from peft import LoraConfig, PeftModel, PromptTuningConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, GPT2Config, PreTrainedModel
 
-from rlhf.models.classifier import load_classifier
 from rlhf.models.loading import ModelError, load_pretrained
+from rlhf.models.reward_model import load_classifier
 from rlhf.models.saving import save_policy
 from rlhf.random import generator
 from tests.helpers import EOS, PAD, VOCAB, model_of, nudge, policy_models, tiny_model, trainable
@@ -226,8 +226,8 @@ def damaged(folder: Path, how: str, base: Path) -> None:
         ("half", "cannot load"),
         ("no json", "cannot load"),
         ("of an adapter", "which is an adapter itself; merge that one"),
-        ("fewer targets saved", "lacks model.layers.0.self_attn.k_proj.lora_A.weight and 5 more"),
-        ("of another depth", "it has model.layers.1.self_attn.q_proj.lora_A.weight and 3 more"),
+        ("fewer targets saved", "lacks model.layers.0.self_attn.k_proj.lora_A.weight, "),
+        ("of another depth", "it has model.layers.1.self_attn.q_proj.lora_A.weight, "),
         ("no base named", "names no base; give its folder or hub name as base_model_name_or_path in "),
         ("prompt", "not one of weights; give LoRA"),
         ("quantised base", "whose weights are quantised; name the whole model"),

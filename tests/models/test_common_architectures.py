@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 
-from rlhf.models.errors import ModelError
+from rlhf.models.hub import ModelError
 from rlhf.run import execute
 from tests.config.composed import config
 from tests.data.collected import dialogues, write

@@ -66,20 +66,19 @@ def optimizer_step(models: PolicyModels, features: Features, target: str = "both
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-@pytest.mark.parametrize("last_k", [1, 2, LAYERS])
-def test_trunk_and_top_are_the_whole_model_to_the_bit(architecture, last_k):
+@torch.no_grad()
+def test_trunk_and_top_are_the_whole_model_to_the_bit(architecture):
+    """GPT-Neo's middle block sees four tokens back; a cut through it must not move the window."""
     base = tiny_model(architecture).base_model
-    rollouts = random_rollouts(PROMPTS, RESPONSES)
-    features = features_of(rollouts)
-    mask = features.mask
-    trunk, top = split(base, last_k)
-    with torch.no_grad():
-        whole = run_base(base, features, None)
+    features = features_of(random_rollouts(PROMPTS, RESPONSES))
+    mask, whole = features.mask, run_base(base, features, None)
+    shared = {parameter.data_ptr() for parameter in base.parameters()}
+    for last_k in range(1, LAYERS + 1):
+        trunk, top = split(base, last_k)
         hidden = run_base(trunk, features, None)
         assert torch.equal(run_base(top, features, hidden)[mask], whole[mask])
-    assert last_k == LAYERS or (hidden - whole)[mask].abs().max() > 0.1
-    shared = {parameter.data_ptr() for parameter in base.parameters()}
-    assert {p.data_ptr() for half in (trunk, top) for p in half.parameters()} == shared  # nothing was copied
+        assert last_k == LAYERS or (hidden - whole)[mask].abs().max() > 0.1
+        assert {p.data_ptr() for half in (trunk, top) for p in half.parameters()} == shared  # nothing was copied
 
 
 @pytest.mark.parametrize("last_k", [0, LAYERS + 1])
@@ -149,7 +148,7 @@ def test_values_are_of_the_state_before_each_token_and_do_not_see_padding(archit
             torch.testing.assert_close(values[i, :length], expected, atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize(("architecture", "mode"), EVERYWHERE)
+@pytest.mark.parametrize(("architecture", "mode"), MOST)
 def test_policy_and_value_network_share_no_trained_tensor_and_no_gradient(architecture, mode):
     models = policy_models(tiny_model(architecture), mode)
     nudge(models.named_parameters())
@@ -173,7 +172,7 @@ def test_policy_and_value_network_share_no_trained_tensor_and_no_gradient(archit
     assert sum(bool((p.grad != 0).any()) for p in value.values()) > 0.6 * len(value)
 
 
-@pytest.mark.parametrize(("architecture", "mode"), EVERYWHERE)
+@pytest.mark.parametrize(("architecture", "mode"), MOST)
 def test_training_moves_policy_and_values_but_not_the_reference(architecture, mode):
     model = tiny_model(architecture)
     models = policy_models(model, mode)
@@ -207,7 +206,7 @@ def test_a_step_on_one_loss_leaves_the_other_network_alone(mode, target):
     assert moved == [target == "policy", target == "value"]
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", ["gpt_neox", "gpt_neo", "qwen2"])
 def test_last_k_leaves_embeddings_lower_blocks_and_head_unchanged(architecture):
     model = tiny_model(architecture)
     models = policy_models(model, "last_k", last_k=1)

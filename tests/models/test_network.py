@@ -1,92 +1,114 @@
-"""Our layers against a model's own forward pass: states, gradients, and what is not computed."""
+"""Our layers against a model's own forward pass: states, gradients, and what is not computed or computed again."""
 
 from __future__ import annotations
 
 import dataclasses
 import itertools
 import math
+from collections import Counter
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
+import transformers
 from torch import Tensor
 from transformers import GPT2Config
 
-from rlhf.models import network
-from rlhf.models.decoder import attention
-from rlhf.models.families import decoder_of
+from rlhf.models import PolicyModels, network
+from rlhf.models.decoder import Angles, attention, turn
+from rlhf.models.families import FAMILIES, decoder_of
 from rlhf.models.features import Features, before_response, features_of, run_base
-from rlhf.models.held import hold
-from rlhf.models.network import Network
-from rlhf.models.rotation import Rotation, turn
+from rlhf.models.layers import compute_in_float32
+from rlhf.models.network import Network, misfit
 from rlhf.models.split import split
-from rlhf.sampling import choose
-from rlhf.sampling.choose import unfit
-from tests.helpers import ARCHITECTURES, LAYERS, MODES, model_of, policy_models, random_rollouts, tiny_model
+from rlhf.random import sampling_uniforms
+from tests import helpers
+from tests.helpers import (
+    ARCHITECTURES,
+    LAYERS,
+    MODES,
+    base_class,
+    model_of,
+    nudge,
+    policy_logits,
+    policy_models,
+    random_rollouts,
+    sample,
+    tiny_model,
+    value_settings,
+)
 from tests.sampling.test_fast import VARIANTS
 
-PADDED = features_of(random_rollouts([5, 1, 3, 2], [4, 6, 1, 2]))
+ROLLOUTS = random_rollouts([5, 1, 3, 2], [4, 6, 1, 2])
+PADDED = features_of(ROLLOUTS)
 EVEN = features_of(random_rollouts([4, 4, 4], [6, 6, 6]))
 
 
-def gradients(base: torch.nn.Module, states: Tensor, features: Features) -> dict[str, Tensor]:
+# --- the same numbers ----------------------------------------------------------------------------------------------
+
+
+def gradients_of(base: torch.nn.Module, states: Tensor, features: Features) -> dict[str, Tensor]:
     """Of a sum of squares over valid tokens."""
     base.zero_grad()
-    valid = features.mask[:, features.prompt_width :]
-    states[valid].square().sum().backward()
+    states[features.mask[:, features.prompt_width :]].square().sum().backward()
     return {name: parameter.grad.clone() for name, parameter in base.named_parameters() if parameter.grad is not None}
 
 
-@pytest.mark.parametrize("features", [PADDED, EVEN], ids=["padded", "even"])
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_states_and_gradients_are_those_of_the_models_own_forward_pass(variant, features):
+def test_states_and_gradients_are_those_of_the_models_own_forward_pass(variant):
     base = model_of(VARIANTS[variant]()).base_model.requires_grad_(True)
     run = Network(base)
-    found, expected = run(features), before_response(run_base(base, features, None), features)
-    assert run.own_pass == ""
-    valid = features.mask[:, features.prompt_width :]
-    torch.testing.assert_close(found[valid], expected[valid], atol=1e-5, rtol=1e-5)
-    ours, own = gradients(base, found, features), gradients(base, expected, features)
-    assert set(ours) == set(own) and len(own) > 10
-    for name, gradient in own.items():
-        assert (ours[name] - gradient).norm() <= 2e-5 * gradient.norm() + 1e-6, name
+    for features in (PADDED, EVEN):
+        states, expected = run(features), before_response(run_base(base, features, None), features)
+        assert run.own_pass == ""
+        valid = features.mask[:, features.prompt_width :]
+        torch.testing.assert_close(states[valid], expected[valid], atol=1e-5, rtol=1e-5)
+        ours, theirs = gradients_of(base, states, features), gradients_of(base, expected, features)
+        assert set(ours) == set(theirs) and len(theirs) > 10
+        for name, gradient in theirs.items():
+            assert (ours[name] - gradient).norm() <= 2e-5 * gradient.norm() + 1e-6, name
 
 
-@pytest.mark.parametrize(("variant", "last_k"), list(itertools.product(VARIANTS, (1, 2))))
-def test_a_top_goes_on_from_the_trunk(variant, last_k):
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_top_goes_on_from_the_trunk(variant):
     base = model_of(VARIANTS[variant]()).base_model
-    trunk, top = split(base, last_k)
-    with torch.no_grad():
-        below, run = Network(trunk, whole=True), Network(top, top=True)
-        hidden = below(PADDED)
-        found = run(dataclasses.replace(PADDED, hidden=hidden))
-        expected = before_response(run_base(base, PADDED, None), PADDED)
-    assert below.own_pass == run.own_pass == ""
-    torch.testing.assert_close(hidden[PADDED.mask], run_base(trunk, PADDED, None)[PADDED.mask], atol=1e-5, rtol=1e-5)
+    expected = before_response(run_base(base, PADDED, None), PADDED)
     valid = PADDED.mask[:, PADDED.prompt_width :]
-    torch.testing.assert_close(found[valid], expected[valid], atol=1e-5, rtol=1e-5)
+    for last_k in (1, 2):
+        trunk, top = split(base, last_k)
+        with torch.no_grad():
+            below, run = Network(trunk, whole=True), Network(top, top=True)
+            hidden = below(PADDED)
+            states = run(dataclasses.replace(PADDED, hidden=hidden))
+        assert below.own_pass == run.own_pass == ""
+        torch.testing.assert_close(
+            hidden[PADDED.mask], run_base(trunk, PADDED, None)[PADDED.mask], atol=1e-5, rtol=1e-5
+        )
+        torch.testing.assert_close(states[valid], expected[valid], atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize(("mode", "precision"), list(itertools.product(MODES, ("fp32", "bf16", "fp16"))))
-@pytest.mark.parametrize("held", [None, torch.bfloat16], ids=["float32", "held in bf16"])
-def test_known_in_every_mode_and_precision_and_near_the_own_forward_pass(mode, precision, held):
+@pytest.mark.parametrize("dtype", [None, torch.bfloat16], ids=["float32", "frozen in bf16"])
+def test_known_in_every_mode_and_precision_and_near_the_own_forward_pass(monkeypatch, mode, precision, dtype):
     model = tiny_model("llama", scale=0.1)
-    if held is not None:
-        hold(model.to(held))
+    if dtype is not None:
+        compute_in_float32(model.to(dtype))
     models = policy_models(model, mode, precision=precision)
     assert models.own_pass == ""
-    rollouts = random_rollouts([5, 1, 3, 2], [4, 6, 1, 2])
-    features = models.features(rollouts)
-    with torch.no_grad():
-        found = [models.policy_hidden(features), models.reference_hidden(features), models.values(features)]
-        for run in models._made:
-            run._found = network._Layers(None, "asked for")
-        assert models.own_pass == "asked for"
-        expected = [models.policy_hidden(features), models.reference_hidden(features), models.values(features)]
+    features = models.features(ROLLOUTS)
+
+    def measured() -> list[Tensor]:
+        with torch.no_grad():
+            return [models.policy_hidden(features), models.reference_hidden(features), models.values(features)]
+
+    ours = measured()
+    monkeypatch.setattr(network, "misfit", lambda _: "asked for")
+    assert models.own_pass == "asked for"
     close = 1e-5 if precision == "fp32" else 0.05
-    for ours, own in zip(found, expected, strict=True):
-        assert ours.dtype == own.dtype
-        torch.testing.assert_close(ours[rollouts.mask], own[rollouts.mask], atol=close, rtol=close)
+    for states, expected in zip(ours, measured(), strict=True):
+        assert states.dtype == expected.dtype
+        torch.testing.assert_close(states[ROLLOUTS.mask], expected[ROLLOUTS.mask], atol=close, rtol=close)
 
 
 def test_a_texts_states_do_not_depend_on_how_much_padding_is_before_it():
@@ -94,40 +116,14 @@ def test_a_texts_states_do_not_depend_on_how_much_padding_is_before_it():
     config = ARCHITECTURES["llama"]()
     config.max_position_embeddings = 4096
     base = model_of(config).base_model
-    alone = features_of(random_rollouts([6], [8]))
-    beside = features_of(random_rollouts([2000, 6], [8, 8]))
-    place = beside.prompt_width - 6
-    ids = beside.input_ids.clone()
-    ids[1, place:] = alone.input_ids[0]
+    alone, together = features_of(random_rollouts([6], [8])), features_of(random_rollouts([2000, 6], [8, 8]))
+    ids = together.input_ids.clone()
+    ids[1, together.prompt_width - 6 :] = alone.input_ids[0]
     run = Network(base)
     with torch.no_grad():
-        padded, found = run(dataclasses.replace(beside, input_ids=ids))[1], run(alone)[0]
-    torch.testing.assert_close(padded, found, atol=1e-5, rtol=1e-5)
-
-
-def test_running_out_of_memory_while_trying_is_told(monkeypatch):
-    """It says nothing of the architecture: another try may fit."""
-
-    def out_of_memory(*_, **__) -> None:
-        raise torch.OutOfMemoryError("of 80 GB")
-
-    model = tiny_model()
-    monkeypatch.setattr(network, "states", out_of_memory)
-    monkeypatch.setattr(choose, "both_ways", out_of_memory)
-    with pytest.raises(torch.OutOfMemoryError):
-        _ = Network(model.base_model).own_pass
-    with pytest.raises(torch.OutOfMemoryError):
-        unfit(model)
-    monkeypatch.undo()
-    assert Network(model.base_model).own_pass == unfit(model) == ""
-
-
-def test_what_is_put_together_in_another_way_is_told_in_a_line(monkeypatch):
-    def no_such_block(*_, **__) -> None:
-        raise IndexError
-
-    monkeypatch.setattr(network, "states", no_such_block)
-    assert Network(tiny_model().base_model).own_pass == "GPTNeoXModel: IndexError"
+        torch.testing.assert_close(
+            run(dataclasses.replace(together, input_ids=ids))[1], run(alone)[0], atol=1e-5, rtol=1e-5
+        )
 
 
 def test_a_mask_over_grouped_heads_needs_no_grouped_kernel(monkeypatch):
@@ -159,38 +155,33 @@ def test_the_last_block_is_computed_for_the_response_alone(monkeypatch):
 
 
 def test_nothing_is_masked_where_nothing_is_padded():
-    decoder = decoder_of(tiny_model("llama").base_model)
-    seen = decoder.masks(None, torch.device("cpu"), 5, slice(3, 5))
-    assert seen(0) is None
-    last = seen(LAYERS - 1)
+    seen = decoder_of(tiny_model("llama").base_model).masks(None, torch.device("cpu"), 5, slice(3, 5))
+    assert seen[0] is None
+    last = seen[LAYERS - 1]
     assert last is not None and last[0, 0].tolist() == [[True] * 4 + [False], [True] * 5]
 
 
-def test_what_is_not_known_runs_its_own_forward_pass():
-    gpt2 = model_of(GPT2Config(n_embd=16, n_layer=2, n_head=2, n_positions=64, vocab_size=23)).base_model
-    run = Network(gpt2)
-    assert torch.equal(run(PADDED), before_response(run_base(gpt2, PADDED, None), PADDED))
-    assert run.own_pass
+# --- rotary positions ----------------------------------------------------------------------------------------------
 
 
-def test_layers_that_compute_something_else_are_found_out(monkeypatch):
-    base = tiny_model("llama").base_model
-    block = type(base.layers[0])
-    plain = block.forward
-    monkeypatch.setattr(block, "forward", lambda self, *given, **named: 1.1 * plain(self, *given, **named))
-    run = Network(base)
-    assert torch.equal(run(PADDED), before_response(run_base(base, PADDED, None), PADDED))
-    assert run.own_pass
-
-
-def test_a_model_is_tried_once(monkeypatch):
-    tries = []
-    known = network._layers_of
-    monkeypatch.setattr(network, "_layers_of", lambda *given, **named: (tries.append(1), known(*given, **named))[1])
-    run = Network(tiny_model().base_model)
-    for features in (PADDED, EVEN, PADDED):
-        run(features)
-    assert tries == [1]
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_angles_are_the_models_own_to_the_bit(variant):
+    base: Any = model_of(VARIANTS[variant]()).base_model
+    decoder = decoder_of(base)
+    own = [module for name, module in base.named_modules() if name.endswith("rotary_emb")]
+    if decoder.rotation is None:
+        return
+    if not own:
+        pytest.skip("this version of transformers keeps its angles elsewhere")
+    size = decoder.key_shape[1]
+    for count in (1, 5, 33, 64):
+        tables: list[Tensor] = [table[0] for table in own[0](torch.zeros(1), torch.arange(count)[None])]
+        expected = (
+            Angles.by_neighbours(*reversed(tables), size) if "gptj" in variant else Angles.by_halves(*tables, size)
+        )
+        angles = decoder.rotation(torch.arange(count))
+        for table in ("cos", "up", "down"):
+            assert torch.equal(getattr(angles, table), getattr(expected, table))
 
 
 def slowly_turned(heads: Tensor, angles: list[float], pairs: list[tuple[int, int]]) -> Tensor:
@@ -205,11 +196,7 @@ def slowly_turned(heads: Tensor, angles: list[float], pairs: list[tuple[int, int
 
 
 @pytest.mark.parametrize(
-    ("kind", "pairs"),
-    [
-        ("halves", [(0, 3), (1, 4), (2, 5)]),
-        ("neighbours", [(0, 1), (2, 3), (4, 5)]),
-    ],
+    ("kind", "pairs"), [("halves", [(0, 3), (1, 4), (2, 5)]), ("neighbours", [(0, 1), (2, 3), (4, 5)])]
 )
 @pytest.mark.parametrize("size", [6, 8], ids=["whole", "part of a head"])
 def test_heads_turn_pair_by_pair(kind, pairs, size):
@@ -217,14 +204,13 @@ def test_heads_turn_pair_by_pair(kind, pairs, size):
     angles = torch.arange(4.0)[:, None] * torch.tensor(by_pair)
     if kind == "halves":
         both = torch.cat((angles, angles), -1)
-        rotation = Rotation.by_halves(both.cos(), both.sin(), size)
+        rotation = Angles.by_halves(both.cos(), both.sin(), size)
     else:
-        rotation = Rotation.by_neighbours(angles.cos(), angles.sin(), size)
+        rotation = Angles.by_neighbours(angles.cos(), angles.sin(), size)
     torch.manual_seed(0)
     heads = torch.randn(2, 3, 4, size, requires_grad=True)
     expected = slowly_turned(heads.detach(), by_pair, pairs)
-    columns = torch.arange(4).expand(2, 4)
-    for at in (rotation.first(4), rotation.of(columns)):
+    for at in (rotation.first(4), rotation.at(torch.arange(4).expand(2, 4))):
         turned = turn(heads, at)
         torch.testing.assert_close(turned.detach(), expected)
         with torch.no_grad():
@@ -238,11 +224,154 @@ def test_heads_turn_pair_by_pair(kind, pairs, size):
 
 def test_positions_of_each_row_of_its_own():
     angles = torch.arange(6.0)[:, None] * torch.tensor([1.0, 0.3, 1.0, 0.3])
-    rotation = Rotation.by_halves(angles.cos(), angles.sin(), 4)
+    rotation = Angles.by_halves(angles.cos(), angles.sin(), 4)
     heads = torch.randn(2, 1, 2, 4)
-    turned = turn(heads, rotation.of(torch.tensor([[3, 4], [0, 5]])))
+    turned = turn(heads, rotation.at(torch.tensor([[3, 4], [0, 5]])))
     torch.testing.assert_close(turned[1, 0, 0], heads[1, 0, 0])
     wide = torch.zeros(1, 1, 6, 4)
     wide[0, 0, 3], wide[0, 0, 4], wide[0, 0, 5] = heads[0, 0, 0], heads[0, 0, 1], heads[1, 0, 1]
     expected = turn(wide, rotation.first(6))[0, 0]
     torch.testing.assert_close(torch.stack((turned[0, 0, 0], turned[0, 0, 1], turned[1, 0, 1])), expected[3:])
+
+
+# --- what does not fit ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("family", helpers.FAMILIES)
+def test_our_layers_are_those_of_transformers(family):
+    """Under the version that is installed; where this fails, runs go on by the model's own forward pass."""
+    if line := helpers.misfit(base_class(family)):
+        pytest.fail(f"{line}; mend rlhf/models/families.py", pytrace=False)
+
+
+def test_every_known_class_has_an_example():
+    assert {base_class(family) for family in helpers.FAMILIES} == set(FAMILIES)
+
+
+def assert_runs_by_itself(base: torch.nn.Module) -> str:
+    run = Network(base)
+    assert torch.equal(run(PADDED), before_response(run_base(base, PADDED, None), PADDED))
+    return run.own_pass
+
+
+@pytest.mark.parametrize("family", helpers.FAMILIES)
+def test_what_moved_in_transformers_is_named_and_costs_speed_alone(family, monkeypatch):
+    kind = base_class(family)
+    known = FAMILIES[kind]
+    paths = ("embedding", "blocks", "final_norm", "norm", "projections", "output", "mlp", "mlp_norm", "head_norms")
+    for field in (*paths, "positions"):
+        path: Any = getattr(known, field)
+        if path:
+            moved = (*path[:-1], "moved.away") if isinstance(path, tuple) else "moved.away"
+            monkeypatch.setitem(FAMILIES, kind, dataclasses.replace(known, **{field: moved}))
+            line = assert_runs_by_itself(helpers.any_model_of(helpers.FAMILIES[family]()).base_model)
+            assert line.endswith(f" of transformers {transformers.__version__} has no module moved.away")
+    monkeypatch.setitem(FAMILIES, kind, dataclasses.replace(known, parallel=lambda config: config.moved))
+    line = assert_runs_by_itself(helpers.any_model_of(helpers.FAMILIES[family]()).base_model)
+    assert line.startswith(f"{kind}: ") and "moved" in line
+
+
+def test_what_is_not_known_runs_its_own_forward_pass():
+    gpt2 = model_of(GPT2Config(n_embd=16, n_layer=2, n_head=2, n_positions=64, vocab_size=23)).base_model
+    assert assert_runs_by_itself(gpt2).startswith("GPT2Model is not among GPTNeoXModel, ")
+
+
+def test_layers_that_compute_something_else_are_found_out_once(monkeypatch):
+    base = tiny_model("llama").base_model
+    base.layers[0].register_forward_hook(lambda _module, _inputs, output: output * 1.05)
+    tries, states = [], network.states
+    monkeypatch.setattr(network, "states", lambda *a, **k: (tries.append(1), states(*a, **k))[1])
+    for _ in range(2):
+        line = assert_runs_by_itself(base)
+        assert line == "LlamaModel computes something else than the layers it is known for"
+    assert tries == [1]
+
+
+def test_running_out_of_memory_while_trying_says_nothing_of_the_model(monkeypatch):
+    """Another try may fit."""
+
+    def out_of_memory(*_, **__) -> None:
+        raise torch.OutOfMemoryError("of 80 GB")
+
+    base = tiny_model().base_model
+    monkeypatch.setattr(network, "states", out_of_memory)
+    with pytest.raises(torch.OutOfMemoryError):
+        misfit(base)
+    monkeypatch.undo()
+    assert misfit(base) == ""
+
+
+# --- hardware.gradient_checkpointing -------------------------------------------------------------------------------
+
+
+def gradients(models: PolicyModels, *, together: bool = False) -> dict[str, torch.Tensor]:
+    features = models.features(ROLLOUTS)
+    policy = policy_logits(models, features).square().mean()
+    if together:
+        (policy + models.values(features).square().mean()).backward()
+    else:
+        policy.backward()
+        models.values(features).square().mean().backward()
+    return {name: p.grad for name, p in models.named_parameters().items() if p.grad is not None}
+
+
+def kept_and_recomputed(architecture: str, mode: str, value: Any = None) -> list[PolicyModels]:
+    both = [policy_models(tiny_model(architecture), mode, value, recompute=recompute) for recompute in (False, True)]
+    for models in both:
+        nudge(models.named_parameters())
+    return both
+
+
+def assert_same_gradients(architecture: str, mode: str, value: Any = None, *, together: bool = False) -> None:
+    kept, recomputed = (
+        gradients(models, together=together) for models in kept_and_recomputed(architecture, mode, value)
+    )
+    assert set(kept) == set(recomputed) and len(kept) > 6
+    for name, gradient in kept.items():
+        torch.testing.assert_close(recomputed[name], gradient, atol=1e-6, rtol=1e-6)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_activations_computed_again_give_the_same_gradients(architecture):
+    assert_same_gradients(architecture, "all")
+
+
+@pytest.mark.parametrize("value", [value_settings("head"), value_settings(train="all"), value_settings()])
+@pytest.mark.parametrize("mode", MODES)
+def test_whatever_the_value_network_and_whichever_adapter_was_on_last(mode, value):
+    """Both losses on one graph: with LoRA, the value adapter is on when the policy's blocks are computed again."""
+    assert_same_gradients("llama", mode, value, together=True)
+
+
+@pytest.mark.parametrize(("architecture", "mode"), [("gpt_neo", "all"), ("llama", "last_k"), ("gptj", "lora")])
+def test_the_same_gradients_by_the_models_own_forward_pass(own_pass, architecture, mode):
+    assert_same_gradients(architecture, mode, together=True)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_blocks_are_computed_again_for_training_alone(mode, monkeypatch):
+    models = policy_models(tiny_model("llama"), mode, last_k=2, recompute=True)
+    calls: Counter[bool] = Counter()
+    mlp = type(models.model.base_model.layers[0].mlp)
+    plain = mlp.forward
+    monkeypatch.setattr(mlp, "forward", lambda *a, **k: (calls.update([torch.is_grad_enabled()]), plain(*a, **k))[1])
+    trained = 2 if mode == "last_k" else LAYERS
+    features = models.features(ROLLOUTS)
+    policy_logits(models, features)  # tried by now
+    calls.clear()
+    policy_logits(models, features).square().mean().backward()
+    assert calls[True] == 2 * trained
+    calls.clear()
+    with torch.no_grad():
+        policy_logits(models, features)
+    assert calls == {False: trained}
+
+
+@pytest.mark.parametrize("sampling", helpers.SAMPLINGS)
+def test_the_sampler_keeps_its_cache(sampling):
+    uniforms = sampling_uniforms(0, "test", 0, 4, 5)
+    drawn = []
+    for models in kept_and_recomputed("gpt_neox", "last_k"):
+        with models.sampling() as sampler:
+            drawn.append(sample(sampling, sampler, ROLLOUTS.prompt_ids, ROLLOUTS.prompt_mask, uniforms))
+    assert torch.equal(drawn[0][0], drawn[1][0]) and torch.equal(drawn[0][1], drawn[1][1])

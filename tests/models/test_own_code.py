@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from transformers import AutoConfig
 
 from analysis.winrate.errors import WinrateError
 from analysis.winrate.reward_model import reward_model_scores
-from rlhf.models.classifier import load_classifier
-from rlhf.models.errors import ModelError
+from rlhf.models.hub import CAUSAL, CLASSIFIER, ModelError, OwnCode
 from rlhf.models.loading import load_pretrained
-from rlhf.models.own_code import CAUSAL, CLASSIFIER, OwnCode
+from rlhf.models.reward_model import load_classifier
 from tests.helpers import tiny_model
 from tests.models.test_architectures import byte_pairs
 
@@ -116,19 +114,9 @@ def test_a_tokenizers_own_code_is_refused(brought):
     assert not mark.exists()
 
 
-def test_nothing_is_asked_though_somebody_would_say_yes(brought, tmp_path):
-    """In a process of its own, whose standard input says y."""
+def test_nothing_is_asked(brought, monkeypatch):
     folder, mark = brought
-    code = (
-        "from rlhf.models.loading import load_pretrained\n"
-        "from transformers import AutoConfig\n"
-        f"for load in (AutoConfig.from_pretrained, load_pretrained):\n"
-        f"    try: load({str(folder)!r})\n"
-        "    except ValueError as error: print(error)\n"
-    )
-    environment = os.environ | {"HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run(
-        [sys.executable, "-c", code], input="y\n" * 9, capture_output=True, text=True, timeout=120, env=environment
-    )
-    assert "model.trust_remote_code=true" in done.stdout and "[y/N]" not in done.stdout + done.stderr
+    monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("asked whether to run a model's code"))
+    with pytest.raises(ValueError, match="trust_remote_code"):
+        AutoConfig.from_pretrained(folder)
     assert not mark.exists()

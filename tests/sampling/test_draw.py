@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import pytest
@@ -10,7 +11,7 @@ from scipy.stats import chisquare
 from torch import Tensor
 
 from rlhf.random import generator
-from rlhf.sampling.draw import CHUNK, draw
+from rlhf.sampling.plain import CHUNK, draw
 
 LARGEST = 1 - 2**-53
 """No float64 below 1 is larger."""
@@ -52,7 +53,7 @@ def test_the_only_possible_token_is_drawn_at_every_uniform(vocabulary, place):
     assert drawn(logits, [*EDGES, 1e-300, 0.5]) == [token] * 4
 
 
-@pytest.mark.parametrize("vocabulary", [5, 128, 300, 50257])
+@pytest.mark.parametrize("vocabulary", [5, 128, 300])
 def test_what_the_policy_never_says_is_never_drawn(vocabulary):
     draws = generator(0, "impossible")
     logits = torch.randn(400, vocabulary, generator=draws)
@@ -83,8 +84,7 @@ def test_a_uniform_at_the_very_edge_of_a_chunk_draws_what_can_be_drawn():
         assert bool(possible.gather(1, tokens[:, None]).all()) and bool(logprobs.isfinite().all())
 
 
-@pytest.mark.parametrize("scale", [0.0, 1.0, 6.0])
-@pytest.mark.parametrize("vocabulary", [5, 128, 300, 50257])
+@pytest.mark.parametrize(("vocabulary", "scale"), [*itertools.product([5, 128, 300], [0.0, 1.0, 6.0]), (50257, 1.0)])
 def test_it_is_a_search_of_the_cumulative_sum_in_float64(vocabulary, scale):
     draws = generator(1, "draws")
     logits = torch.randn(200, vocabulary, generator=draws) * scale

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -11,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers import GPTJConfig, GPTNeoXConfig, MistralConfig, PretrainedConfig, PreTrainedModel, Qwen2Config
 
-import rlhf.sampling.choose as choose
+import rlhf.rollout as rollout
 import rlhf.sampling.fast as fast
 from rlhf.algorithms.ilql_heads import ILQLHeads, ILQLSampler
 from rlhf.batches import PromptBatch, pad
@@ -20,14 +19,13 @@ from rlhf.models.loading import word_tokenizer
 from rlhf.models.policy import Sampler
 from rlhf.random import generator, sampling_uniforms
 from rlhf.rollout import generate
-from rlhf.sampling.choose import fast_sampler, unfit
+from rlhf.sampling.fast import fast_sampler, unfit
 from tests.helpers import (
     _LLAMA,
     _SHARED,
     ARCHITECTURES,
     EOS,
     LAYERS,
-    MODES,
     PAD,
     VOCAB,
     WIDTH,
@@ -147,7 +145,9 @@ def test_tokens_are_the_plain_samplers_and_logprobs_a_plain_forwards(variant):
     assert_plain_forwards(model, *both(sampler_of(model)))
 
 
-@pytest.mark.parametrize(("architecture", "mode"), list(itertools.product(ARCHITECTURES, MODES)))
+@pytest.mark.parametrize(
+    ("architecture", "mode"), [("gpt_neox", "all"), ("llama", "last_k"), ("gpt_neo", "last_k"), ("gptj", "lora")]
+)
 def test_in_every_mode_it_samples_from_the_policy_as_it_is(architecture, mode):
     models = policy_models(tiny_model(architecture), mode)
     for round_ in range(2):  # before it has left the initial policy, and after
@@ -164,7 +164,7 @@ def test_prompts_of_one_length_and_of_one_token_need_no_mask(monkeypatch):
     for lengths in ([4] * 5, [1] * 5):
         both(sampler_of(tiny_model("gpt_neo")), lengths)
         both(ends_often(sampler_of(model_of(VARIANTS["mistral, a window"]()))), lengths)
-    assert masks.count(True) == 4 * 3 < masks.count(False), "each model's trial has three steps and padded texts"
+    assert masks and not any(masks)
 
 
 def test_ilqls_sampler_runs_on_it():
@@ -236,8 +236,9 @@ def test_finished_rows_make_room_and_change_nothing(monkeypatch, architecture):
 # --- in fewer bits -------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize(
+    ("architecture", "mode"), [*((name, "lora") for name in ARCHITECTURES), ("llama", "all"), ("llama", "last_k")]
+)
 def test_in_bf16_matrices_are_cast_once_and_logprobs_are_off_by_rounding(architecture, mode):
     models = policy_models(tiny_model(architecture), mode, precision="bf16")
     nudge(models.named_parameters(), 0.1)
@@ -277,22 +278,6 @@ def test_models_that_it_does_not_fit_are_named_with_the_reason(monkeypatch):
     assert unfit(dynamic) == "rotary positions of type dynamic change with the length of a text"
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_a_layer_that_computes_something_else_is_found_out_once(monkeypatch, architecture):
-    model = tiny_model(architecture)
-    blocks = next(child for child in model.base_model.children() if isinstance(child, nn.ModuleList) and len(child))
-    tries: list[object] = []
-    both_ways = choose.both_ways
-    monkeypatch.setattr(choose, "both_ways", lambda *a: tries.append(a) or both_ways(*a))
-
-    def other(_module: nn.Module, _inputs: object, output: object) -> object:
-        return (output[0] * 1.05, *output[1:]) if isinstance(output, tuple) else output * 1.05  # type: ignore[operator]
-
-    blocks[0].register_forward_hook(other)
-    assert unfit(model) == f"{type(model).__name__} computes something else than the layers it is known for"
-    assert unfit(model) and len(tries) == 1
-
-
 def test_generate_samples_plainly_where_it_does_not_fit(monkeypatch):
     models = policy_models(tiny_model(), "all")
     _, ids, mask = prompts([2, 3])
@@ -306,5 +291,5 @@ def test_generate_samples_plainly_where_it_does_not_fit(monkeypatch):
     expected = run("fast")
     monkeypatch.setattr(fast.FastSampler, "sample", lambda *_: pytest.fail("sampled by what does not fit"))
     assert torch.equal(run("plain").response_ids, expected.response_ids)
-    monkeypatch.setitem(choose._TRIED, models.sampler, "for some reason")
+    monkeypatch.setattr(rollout, "unfit", lambda _: "for some reason")
     assert torch.equal(run("fast").response_ids, expected.response_ids)

@@ -19,14 +19,13 @@ import rlhf.sampling.graphs as graphs
 from rlhf.batches import pad
 from rlhf.masked import mask_through_first
 from rlhf.models.features import Features, micro_batches
-from rlhf.models.held import hold
+from rlhf.models.layers import compute_in_float32
 from rlhf.models.loading import moved
 from rlhf.models.pair import PolicyPair
 from rlhf.models.policy import Sampler, Shelf
 from rlhf.precision import without_cudnn_attention
 from rlhf.random import generator, sampling_uniforms
-from rlhf.sampling.choose import fast_sampler, unfit
-from rlhf.sampling.fast import FastSampler
+from rlhf.sampling.fast import FastSampler, fast_sampler, unfit
 from rlhf.sampling.graphs import Graphs
 from rlhf.sampling.plain import sample_plain
 from tests.helpers import (
@@ -132,7 +131,7 @@ def assert_plain(made: FastSampler, sampler: Sampler, seed: int, rows: int = 8) 
     torch.testing.assert_close(logprobs, about, atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", ["gpt_neox", "gpt_neo", "qwen3"])
 def test_replays_sample_what_the_plain_sampler_does(monkeypatch, architecture):
     sampler = ending(sampler_of(tiny_model(architecture)))
     made, recorder = recorded(monkeypatch, sampler)
@@ -311,7 +310,7 @@ def test_on_a_gpu_graphs_follow_training_in_bf16(mode, held):
         pytest.skip("no CUDA device")
     model = moved(tiny_model("llama", scale=0.1), torch.device("cuda"))
     if held is not None:
-        hold(model.to(held))
+        compute_in_float32(model.to(held))
     models = policy_models(model, mode, precision="bf16")
     ids, mask = (part.cuda() for part in prompts())
     for seed in range(3):

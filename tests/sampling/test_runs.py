@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, GPT2Config
 import rlhf.models.network as network
 import rlhf.rollout as rollout
 from rlhf.config.identity import run_folder
-from rlhf.models.names import NAMES
+from rlhf.models.families import FAMILIES
 from rlhf.run import execute
 from rlhf.runs.state import read_rows
 from tests import small_hub
@@ -37,7 +37,6 @@ def spied(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 @pytest.mark.parametrize(
     "settings",
     [
-        ("apa",),
         ("apa", "model.train.mode=all"),
         ("ppo", "model.train.mode=lora", "optimization.pack_by_length=false"),
         ("awr", "seed=3"),
@@ -49,7 +48,7 @@ def test_the_same_seed_has_the_same_metrics_either_way(monkeypatch, tmp_path, ca
     for sampling in ("fast", "plain"):
         used.clear()
         if sampling == "plain":
-            monkeypatch.setattr(network, "_layers_of", lambda _: network._Layers(None, "asked for"))
+            monkeypatch.setattr(network, "misfit", lambda _: "asked for")
         run = tiny(tmp_path, cache, *settings, *FEW, f"rollout={sampling}")
         assert run.rollout.sampling == sampling
         assert execute(run)["status"] == "finished"
@@ -90,8 +89,8 @@ def test_an_unknown_architecture_says_so_in_a_line_each_and_trains(monkeypatch, 
 
 
 def test_a_module_that_transformers_moved_is_named_and_the_run_goes_on(monkeypatch, tmp_path, cache, capfd):
-    moved = dataclasses.replace(NAMES["GPTNeoXModel"], output="attention.moved")
-    monkeypatch.setitem(NAMES, "GPTNeoXModel", moved)
+    moved = dataclasses.replace(FAMILIES["GPTNeoXModel"], output="attention.moved")
+    monkeypatch.setitem(FAMILIES, "GPTNeoXModel", moved)
     used = spied(monkeypatch)
     run = tiny(tmp_path, cache, "apa", *FEW)
     assert execute(run)["status"] == "finished"

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from rlhf.data.examples import TextData
-from rlhf.models import classifier
+from rlhf.models import reward_model
 from rlhf.models.loading import ModelError
 from rlhf.scorers import Scorer, load_scorer
 from tests.config.composed import config
@@ -83,7 +83,7 @@ def test_half_precision_holds_the_body_and_spares_the_head(tmp_path, precision):
 
 def test_a_head_that_would_be_rounded_is_refused(tmp_path, monkeypatch):
     released_gptj(tmp_path / "model", FILES["hh_gptj"])
-    monkeypatch.setattr(classifier, "KEPT_IN_FLOAT32", "moved")
+    monkeypatch.setattr(reward_model, "KEPT_IN_FLOAT32", "moved")
     with pytest.raises(ModelError, match=r"^reward\.precision: transformers .*; use reward\.precision=fp32$"):
         scorer(tmp_path / "model", "hh_gptj", "reward.precision=bf16")
     assert scorer(tmp_path / "model", "hh_gptj").score(["a"], ["b"]).shape == (1,)

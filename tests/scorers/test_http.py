@@ -209,11 +209,11 @@ def test_a_reason_phrase_is_no_command_to_the_terminal():
 TOKEN = "canary-0123456789-abcdef"
 
 
-@pytest.mark.parametrize("width", range(50, 90, 3))
-def test_a_token_that_a_server_says_back_is_struck_out_across_the_cut(width):
-    with serving(Server(says("x" * width + TOKEN, 200))) as server, pytest.raises(RewardServerError) as error:
-        scorer(server, retries=0, token=TOKEN).score(["a"], ["b"])
-    assert "canary" not in str(error.value)
+def test_a_token_that_a_server_says_back_is_struck_out_across_the_cut():
+    for width in range(50, 90, 3):
+        with serving(Server(says("x" * width + TOKEN, 200))) as server, pytest.raises(RewardServerError) as error:
+            scorer(server, retries=0, token=TOKEN).score(["a"], ["b"])
+        assert "canary" not in str(error.value)
 
 
 def test_a_token_is_sent_and_missed(monkeypatch):

@@ -8,7 +8,7 @@ from typing import Any
 
 from rlhf.data.examples import Demonstration, TextData
 from rlhf.random import endless_order
-from rlhf.scorers.normalisation import NUM_REFERENCES, reference_answers
+from rlhf.scorers import NUM_REFERENCES, reference_answers
 
 
 class Many(Sequence[Demonstration]):

@@ -1,4 +1,4 @@
-"""Frozen weights in fewer bits: the numbers of a float32 model with the same, rounded matrices."""
+"""Frozen weights in fewer bits have the numbers of a float32 model with the same, rounded matrices; few rows."""
 
 from __future__ import annotations
 
@@ -8,13 +8,23 @@ import itertools
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel
 
 from rlhf.masked import token_logprobs
-from rlhf.models import PolicyModels
-from rlhf.models.held import HeldEmbedding, HeldLinear
-from rlhf.models.loading import Held, ModelError, load_base, load_pretrained, moved, word_tokenizer
+from rlhf.models import PolicyModels, layers
+from rlhf.models.layers import (
+    FEW_ROWS,
+    LARGE,
+    FewRowsLinear,
+    FrozenWeights,
+    ShortEmbedding,
+    ShortLinear,
+    for_few_rows,
+    sampling_head,
+)
+from rlhf.models.loading import ModelError, load_base, load_pretrained, moved, word_tokenizer
 from rlhf.models.modes import LoRA
 from rlhf.models.saving import save_model, save_policy
 from rlhf.random import sampling_uniforms
@@ -22,6 +32,7 @@ from tests.config.composed import config
 from tests.helpers import (
     ARCHITECTURES,
     EOS,
+    MODES,
     PAD,
     SAMPLINGS,
     any_model_of,
@@ -37,6 +48,7 @@ from tests.helpers import (
     unpadded,
     value_settings,
 )
+from tests.sampling.test_fast import LENGTHS, both
 
 PROMPTS, RESPONSES = [5, 1, 3, 2], [4, 6, 1, 2]
 TOKENIZER = word_tokenizer([f"w{i}" for i in range(20)])
@@ -67,10 +79,12 @@ def gradients(models: PolicyModels, rollouts) -> dict[str, torch.Tensor]:
     return {name: p.grad for name, p in models.named_parameters().items() if p.grad is not None}
 
 
-@pytest.mark.parametrize("weights", DTYPES)
-@pytest.mark.parametrize(("architecture", "mode"), EVERYWHERE)
-def test_held_weights_give_the_numbers_of_the_rounded_model(architecture, mode, weights, folders):
-    model, _ = load_pretrained(folders[architecture], Held(weights))
+@pytest.mark.parametrize(
+    ("architecture", "mode", "weights"),
+    [*((name, mode, "bfloat16") for name, mode in EVERYWHERE), ("llama", "lora", "float16")],
+)
+def test_frozen_weights_give_the_numbers_of_the_rounded_model(architecture, mode, weights, folders):
+    model, _ = load_pretrained(folders[architecture], FrozenWeights(weights))
     matrices = [m.weight.dtype for m in model.modules() if isinstance(m, nn.Linear | nn.Embedding)]
     assert set(matrices) == {DTYPES[weights]}
     held, plain = policy_models(model, mode), policy_models(rounded(architecture, DTYPES[weights]), mode)
@@ -96,24 +110,25 @@ def test_held_weights_give_the_numbers_of_the_rounded_model(architecture, mode, 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
 @pytest.mark.parametrize("mode", ["last_k", "lora"])
 def test_the_first_ratio_is_one_and_nothing_frozen_grows(mode, precision, folders):
-    model, _ = load_pretrained(folders["llama"], Held("bfloat16"))
-    frozen = [m for m in model.modules() if isinstance(m, HeldLinear | HeldEmbedding)]
+    model, _ = load_pretrained(folders["llama"], FrozenWeights("bfloat16"))
+    frozen = [m for m in model.modules() if isinstance(m, ShortLinear | ShortEmbedding)]
     models = policy_models(model, mode, precision=precision)
     rollouts = random_rollouts(PROMPTS, RESPONSES)
     measured = measure_all(models, rollouts, 2, by_length=False)
     part = torch.tensor([2, 3])
-    fresh = models.policy_hidden(measured.features.rows(part))
-    logprobs = torch.where(rollouts.mask[part], models.policy_logprobs(fresh, rollouts.response_ids[part]), 0.0)
-    assert torch.equal(logprobs, measured.old_logprobs[part])
+    features = measured.features.rows(part).trimmed()
+    states = models.policy_hidden(features)
+    logprobs = models.policy_logprobs(states, features.tokens, features.response_positions())
+    assert torch.equal(logprobs, measured.old_logprobs[part, : logprobs.shape[1]])
     assert torch.equal(measured.old_logprobs, measured.reference_logprobs)
     assert len(frozen) > 10 and all(module.weight.dtype == torch.bfloat16 for module in frozen)
 
 
 @pytest.mark.parametrize("sampling", SAMPLINGS)
-@pytest.mark.parametrize("merge", [False, True])
-@pytest.mark.parametrize(("architecture", "mode"), EVERYWHERE)
-def test_a_held_policy_samples_and_is_saved_whole(architecture, mode, merge, sampling, folders, tmp_path):
-    model, _ = load_pretrained(folders[architecture], Held("bfloat16"))
+@pytest.mark.parametrize(("mode", "merge"), [("last_k", False), ("lora", False), ("lora", True)])
+@pytest.mark.parametrize("architecture", ["gpt_neox", "qwen2", "gptj"])
+def test_a_policy_of_frozen_weights_samples_and_is_saved_whole(architecture, mode, merge, sampling, folders, tmp_path):
+    model, _ = load_pretrained(folders[architecture], FrozenWeights("bfloat16"))
     models = policy_models(model, mode, merge_adapters=merge)
     nudge(models.policy_parameters, 0.1)
     rollouts = random_rollouts(PROMPTS, RESPONSES)
@@ -123,7 +138,7 @@ def test_a_held_policy_samples_and_is_saved_whole(architecture, mode, merge, sam
     save_policy(models, TOKENIZER, tmp_path / "final", "full")
     assert (tmp_path / "final" / "adapter_config.json").exists() == (mode == "lora" and not merge)
     # An adapter's base is read again in float32 unless it is held likewise.
-    held = Held("bfloat16") if mode == "lora" and not merge else Held()
+    held = FrozenWeights("bfloat16") if mode == "lora" and not merge else FrozenWeights()
     loaded, _ = load_pretrained(tmp_path / "final", held)
     for row, prompt in enumerate(unpadded(rollouts.prompt_ids, rollouts.prompt_mask)):
         length = int((tokens[row] == EOS).int().argmax()) + 1 if bool((tokens[row] == EOS).any()) else 5
@@ -136,21 +151,21 @@ def test_a_held_policy_samples_and_is_saved_whole(architecture, mode, merge, sam
 
 def test_a_value_network_that_trains_everything_is_float32(folders):
     for mode in ("last_k", "lora"):
-        model, _ = load_pretrained(folders["gpt_neox"], Held("bfloat16"))
+        model, _ = load_pretrained(folders["gpt_neox"], FrozenWeights("bfloat16"))
         models = policy_models(model, mode, value_settings(train="all"))
         assert {p.dtype for p in models.value_parameters.values()} == {torch.float32}
         models.values(models.features(random_rollouts(PROMPTS, RESPONSES))).sum().backward()
 
 
 def test_tied_embeddings_stay_tied(folders):
-    model, _ = load_pretrained(folders["qwen2"], Held("bfloat16"))
+    model, _ = load_pretrained(folders["qwen2"], FrozenWeights("bfloat16"))
     assert model.get_input_embeddings().weight is model.get_output_embeddings().weight
 
 
 @pytest.mark.parametrize("name", ["gpt_neox", "qwen2"])
 def test_a_loaded_model_is_moved_out_of_its_file(folders, name):
     """As safetensors are mapped, weights start anywhere; tied ones stay tied."""
-    loaded, _ = load_pretrained(folders[name], Held("float32"))
+    loaded, _ = load_pretrained(folders[name], FrozenWeights("float32"))
     before = {name: one.detach().clone() for name, one in loaded.named_parameters()}
     for parameter in loaded.parameters():  # as if the file's header were 40 bytes longer than a cache line
         place = torch.empty(parameter.numel() + 10)[10:].view_as(parameter)
@@ -164,7 +179,7 @@ def test_a_loaded_model_is_moved_out_of_its_file(folders, name):
 
 
 def test_random_weights_are_held_too(tmp_path):
-    model, _ = load_base(config("model=tiny").model, ["a", "b"], 16, tmp_path, Held("bfloat16"))
+    model, _ = load_base(config("model=tiny").model, ["a", "b"], 16, tmp_path, FrozenWeights("bfloat16"))
     assert model.get_input_embeddings().weight.dtype == torch.bfloat16
     whole, _ = load_base(config("model=tiny").model, ["a", "b"], 16, tmp_path)
     assert len(list(model.buffers())) > 0  # the angles of rotary positions
@@ -178,7 +193,80 @@ def test_bitsandbytes_is_named_where_it_is_missing(folders, monkeypatch):
     with pytest.raises(
         ModelError, match=r"^model\.frozen_weights: int8 needs .* bitsandbytes: pip install .*quantized"
     ):
-        load_pretrained(folders["llama"], Held("int8"))
+        load_pretrained(folders["llama"], FrozenWeights("int8"))
+
+
+# --- few rows --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("rows", [1, FEW_ROWS[0] - 1, FEW_ROWS[0], FEW_ROWS[-1], FEW_ROWS[-1] + 1])
+@pytest.mark.parametrize("strided", [False, True], ids=["rows together", "rows strided"])
+def test_a_product_is_that_of_the_layer(bias, rows, strided):
+    torch.manual_seed(0)
+    layer = nn.Linear(300, 400, bias=bias)
+    assert layer.weight.numel() >= LARGE
+    given = torch.randn(300, rows).t().unsqueeze(1) if strided else torch.randn(rows, 1, 300)
+    with torch.no_grad():
+        product = for_few_rows(layer)(given)
+    assert product.shape == (rows, 1, 400)
+    torch.testing.assert_close(product, F.linear(given, layer.weight, layer.bias), atol=1e-5, rtol=1e-5)
+
+
+def test_the_weight_is_the_left_factor_for_few_rows_of_large_matrices_alone(monkeypatch):
+    products = []
+    mm = torch.mm
+    monkeypatch.setattr(torch, "mm", lambda left, right: (products.append(left.shape), mm(left, right))[1])
+    large, small = for_few_rows(nn.Linear(300, 400)), for_few_rows(nn.Linear(30, 40))
+    with torch.no_grad():
+        for rows in (7, 8, 48, 49):
+            large(torch.randn(rows, 300))
+            small(torch.randn(rows, 30))
+    assert products == [(400, 300), (400, 300)]
+
+
+def test_a_twin_shares_every_tensor_and_leaves_the_model_as_it_was():
+    base = tiny_model("llama").base_model
+    kinds = [type(module) for module in base.modules()]
+    twin = for_few_rows(base)
+    assert [type(module) for module in base.modules()] == kinds
+    shared = dict(base.named_parameters())
+    assert {name: id(p) for name, p in twin.named_parameters()} == {name: id(p) for name, p in shared.items()}
+    assert sum(type(module) is FewRowsLinear for module in twin.modules()) == 7 * 3
+
+
+def test_layers_of_other_kinds_and_types_are_left_alone():
+    class Other(nn.Linear):
+        pass
+
+    other, short = Other(3, 4), nn.Linear(3, 4).to(torch.bfloat16)
+    assert for_few_rows(other) is other and for_few_rows(short) is short
+
+
+def test_a_head_of_fewer_bits_is_cast_once():
+    head = ShortLinear(300, 400).to(torch.bfloat16)
+    twin = sampling_head(head)
+    assert type(twin) is FewRowsLinear and twin.weight.dtype == torch.float32
+    given = torch.randn(8, 300)
+    with torch.no_grad():
+        torch.testing.assert_close(twin(given), F.linear(given, head.weight.float(), head.bias.float()))
+    assert type(head) is ShortLinear and head.weight.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_the_fast_sampler_multiplies_from_the_left_and_draws_what_the_plain_one_does(monkeypatch, mode):
+    monkeypatch.setattr(layers, "LARGE", 0)
+    products = []
+    mm = torch.mm
+    models = policy_models(tiny_model("llama"), mode)
+    nudge(models.named_parameters())
+    with models.sampling() as sampler:
+        monkeypatch.setattr(torch, "mm", lambda left, right: (products.append(right.shape[1]), mm(left, right))[1])
+        both(sampler)
+    assert products.count(len(LENGTHS)) >= 7 * 3  # until a response has ended
+
+
+# --- int8 and int4, by bitsandbytes ----------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -209,7 +297,7 @@ def wide(tmp_path_factory):
 @pytest.mark.parametrize(("weights", "off"), [("int8", 0.02), ("int4", 0.3)])
 def test_near_the_original_and_adapters_off_exactly_the_loaded_one(wide, weights, off):
     whole, _ = load_pretrained(wide)
-    model, _ = load_pretrained(wide, Held(weights))
+    model, _ = load_pretrained(wide, FrozenWeights(weights))
     untouched = copy.deepcopy(model)
     models = policy_models(model, "lora")
     rollouts = random_rollouts(PROMPTS, RESPONSES)
@@ -227,7 +315,7 @@ def test_near_the_original_and_adapters_off_exactly_the_loaded_one(wide, weights
 @pytest.mark.slow  # and not in the default tier, whose installation leaves bitsandbytes out
 @pytest.mark.parametrize("weights", ["int8", "int4"])
 def test_a_text_does_not_depend_on_its_neighbours(wide, weights):
-    model, _ = load_pretrained(wide, Held(weights))
+    model, _ = load_pretrained(wide, FrozenWeights(weights))
     models, rollouts = policy_models(model, "lora"), random_rollouts(PROMPTS, RESPONSES)
     with torch.no_grad():
         features = models.features(rollouts)
@@ -238,7 +326,7 @@ def test_a_text_does_not_depend_on_its_neighbours(wide, weights):
 @pytest.mark.slow  # and not in the default tier, whose installation leaves bitsandbytes out
 @pytest.mark.parametrize("weights", ["int8", "int4"])
 def test_fast_and_plain_sample_the_same(wide, weights):
-    models = policy_models(load_pretrained(wide, Held(weights))[0], "lora")
+    models = policy_models(load_pretrained(wide, FrozenWeights(weights))[0], "lora")
     nudge(models.named_parameters(), 0.05)
     rollouts, uniforms = random_rollouts(PROMPTS, RESPONSES), sampling_uniforms(0, "test", 0, len(PROMPTS), 6)
     with models.sampling() as sampler:
@@ -253,7 +341,7 @@ def test_fast_and_plain_sample_the_same(wide, weights):
 @pytest.mark.slow  # and not in the default tier, whose installation leaves bitsandbytes out
 @pytest.mark.parametrize("weights", ["int8", "int4"])
 def test_it_trains_and_is_saved_whole(wide, weights, tmp_path):
-    model, _ = load_pretrained(wide, Held(weights))
+    model, _ = load_pretrained(wide, FrozenWeights(weights))
     models, rollouts = policy_models(model, "lora", merge_adapters=True), random_rollouts(PROMPTS, RESPONSES)
     nudge(models.named_parameters(), 0.05)
     found = gradients(models, rollouts)
