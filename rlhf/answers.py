@@ -94,7 +94,9 @@ def scores_file(config: RunConfig, reward_model: Path | None, answers: Answers) 
         reward_model: folder of its weights; None where it has none.
     """
     hardware, reward = config.hardware, config.reward
-    references = read_by_stage(config, "reward_model", "dataset")
+    references = read_by_stage(config, "reward_model", "dataset") | {
+        f"dataset.{name}": getattr(config.dataset, name) for name in ("num_prompts", "num_sft")
+    }
     depends_on = {
         "revision": REVISION,
         "reward": read_by_stage(config, "evaluate", "reward"),  # without what the loop does with scores

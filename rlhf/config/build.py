@@ -156,10 +156,11 @@ def types_of(kind: type) -> dict[str, Any]:
 
 def _paths(kind: type, prefix: str = "") -> set[str]:
     paths = set()
-    for name, inner in types_of(kind).items():
-        paths.add(prefix + name)
-        if group := group_of(inner):
-            paths |= _paths(group, f"{prefix}{name}.")
+    for field in dataclasses.fields(kind):
+        if field.default_factory is dataclasses.MISSING:
+            paths.add(prefix + field.name)
+        if group := group_of(types_of(kind)[field.name]):
+            paths |= _paths(group, f"{prefix}{field.name}.")
     return paths
 
 
@@ -206,7 +207,9 @@ def _build(kind: type, mapping: Any, prefix: str, problems: list[str]) -> Any:
     values = {}
     for field in dataclasses.fields(kind):
         value = mapping.get(field.name, "???")
-        if value == "???":  # OmegaConf's mark of a value that must be given
+        if field.name not in mapping and field.default_factory is not dataclasses.MISSING:
+            values[field.name] = field.default_factory()
+        elif value == "???":  # OmegaConf's mark of a value that must be given
             problems.append(f"{prefix}{field.name}: missing")
         elif value is None and type(None) in typing.get_args(known[field.name]):
             values[field.name] = None

@@ -17,7 +17,7 @@ from rlhf.config import (
     SupervisedConfig,
     TrainableConfig,
 )
-from rlhf.config.build import CONF, ConfigError, build_config, config_to_mapping, shown
+from rlhf.config.build import CONF, config_to_mapping, shown
 from rlhf.config.check_hardware import divides, rank_problems, slurm_problems
 from rlhf.config.identity import input_runs
 from rlhf.config.options import options
@@ -34,23 +34,12 @@ MADE_UP_LANGUAGES = ("letters",)
 LOCAL_SUFFIXES = (".jsonl", ".json", ".gz", ".gguf", ".safetensors", ".parquet", ".csv", ".txt", ".bin", ".pt")
 
 
-def checked_config(mapping: dict[str, Any], sources: Sources | None = None) -> RunConfig:
-    """`build_config` and `check` in one.
+def check(config: RunConfig, sources: Sources) -> list[str]:
+    """Impossible combinations, and set options that nothing reads; one line each, empty where the run can start.
 
     Args:
         sources: what the user has set, as in `rlhf.config.unread`.
-
-    Raises:
-        ConfigError: with all problems, one a line.
     """
-    config = build_config(mapping)
-    if problems := check(config, sources):
-        raise ConfigError(problems)
-    return config
-
-
-def check(config: RunConfig, sources: Sources | None = None) -> list[str]:
-    """Impossible combinations, and set options that nothing reads; one line each, empty where the run can start."""
     parts = (
         _names,
         _batches,
@@ -197,15 +186,8 @@ def _adaptive_controller(kl: KLControlConfig, num_responses: int) -> list[str]:
 
 
 def _frozen_weights(config: RunConfig) -> list[str]:
-    kept, mode = config.model.frozen_weights, config.model.train.mode
-    if kept in ("int8", "int4"):
-        return _quantised(config)
-    if kept != "float32" and mode == "all":
-        return [f"model.frozen_weights: {kept}, but model.train.mode=all freezes nothing of the policy; use float32"]
-    return []
-
-
-def _quantised(config: RunConfig) -> list[str]:
+    if config.model.frozen_weights not in ("int8", "int4"):
+        return []
     kept = f"model.frozen_weights: {config.model.frozen_weights}"
     stages = {run.stage.name for run in (config, *input_runs(config))}
     trained = {"model.train": config.model.train} if stages & {*RL_STAGES} else {}
@@ -233,6 +215,11 @@ def _reward(config: RunConfig) -> list[str]:
         problems.append(f"reward.base: missing; reward={reward.name} needs the architecture of its state dict")
     if reward.url is not None and not reward.url.startswith(("http://", "https://")):
         problems.append(f"reward.url: {reward.url!r} begins with neither http:// nor https://")
+    elif reward.url is not None and reward.server is None and "?" in reward.url:
+        problems.append(
+            "reward.url: its query may choose what scores, and the run's id leaves addresses out; add "
+            "reward.server=NAME, which tells runs and their cached scores apart"
+        )
     if reward.token_env is not None and reward.token_file is not None:
         problems.append("reward.token_file: the token comes from reward.token_env; give one of the two")
     return problems

@@ -4,7 +4,21 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from rlhf.config.readers import AFTER_SFT, ALWAYS, FROM_FILES, MADE_UP_LABELS, RL, SCORING, Absent, Given, Is
+from rlhf.config.readers import (
+    ALWAYS,
+    FROM_FILES,
+    MADE_UP_LABELS,
+    PAIRS,
+    REFERENCES,
+    REWARD_MODEL,
+    RL,
+    SCORING,
+    SFT,
+    Absent,
+    Given,
+    Is,
+    stages,
+)
 from rlhf.config.setting import setting
 
 _SFT_HUB = FROM_FILES & Absent("dataset.path") & Absent("dataset.sft_path")
@@ -61,24 +75,22 @@ class DatasetConfig:
     )
     seed: int = setting("seed of made-up data and of the split into train and held-out parts", read_by=ALWAYS, low=0)
     num_sft: int | None = setting(
-        "SFT examples; null: all", read_by=ALWAYS, also_called=("num_train_samples", "max_samples"), low=1
+        "SFT examples; null: all", read_by=SFT | REFERENCES, also_called=("num_train_samples", "max_samples"), low=1
     )
     num_pairs: int | None = setting(
-        "preference pairs for training; null: all",
-        read_by=ALWAYS,
+        "preference pairs that a reward model or stage=offline learns from; null: all",
+        read_by=PAIRS,
         also_called=("num_train_samples", "max_samples"),
-        identity=AFTER_SFT,
         low=1,
     )
-    num_test_pairs: int = setting("held-out preference pairs", read_by=ALWAYS, identity=AFTER_SFT, low=1)
-    num_prompts: int | None = setting("prompts for RL; null: all", read_by=ALWAYS, identity=AFTER_SFT, low=1)
+    num_test_pairs: int = setting("held-out preference pairs", read_by=REWARD_MODEL, low=1)
+    num_prompts: int | None = setting("prompts for RL; null: all", read_by=stages("online") | REFERENCES, low=1)
     num_eval_prompts: int = setting(
-        "held-out prompts that evaluations use; even, for the two halves", read_by=ALWAYS, identity=SCORING, low=2
+        "held-out prompts that evaluations use; even, for the two halves", read_by=SCORING, low=2
     )
     label_noise_scale: float = setting(
         "Bradley-Terry scale of made-up labels: the better answer wins with probability sigmoid(scale * gold gap)",
-        read_by=MADE_UP_LABELS,
-        identity=AFTER_SFT,
+        read_by=MADE_UP_LABELS & PAIRS,
         above=0,
     )
     max_total_length: int = setting(

@@ -184,6 +184,12 @@ AFTER_SFT = stages("online", "offline", "evaluate", "reward_model")
 SFT = stages("sft", remedy="model.sft=true or stage=sft")
 REWARD_MODEL = stages("reward_model", remedy="reward=learned or stage=reward_model")
 
+PAIRS = REWARD_MODEL | stages("offline")
+REFERENCES = (stages("reward_model") & Is("reward_model.normalize", ("mean", "mean_std"))) | (
+    SCORING & Is("reward.normalize", ("mean", "mean_std"))
+)
+"""Runs that normalise scores on reference answers."""
+
 HAS_INPUTS = Where(
     lambda config: bool(input_stages(config)),
     "a run that neither SFT nor reward-model training comes before",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -80,7 +80,7 @@ class Side:
         return Side(self.table, self.index[at_most_of_each(self.table.keys[self.index], limit)])
 
 
-def assemble(config: DatasetConfig, form: Form) -> TextData:
+def assemble(config: DatasetConfig, wanted: Collection[str], form: Form) -> TextData:
     """A source's own test part is held out; without one, a fifth of the prompts, with all of their rows.
 
     Prompts that are held out, of pairs or of SFT texts, are dropped from the training parts of both. Where there are
@@ -114,7 +114,7 @@ def assemble(config: DatasetConfig, form: Form) -> TextData:
     )
     whole = any(one.held_out is None for one in given)
     of_own = "a fifth of the prompts" if whole else "the data's own test part"
-    return of_size(parts, config, of_own, HELD_OUT_SHARE if whole else None)
+    return of_size(parts, config, wanted, of_own, HELD_OUT_SHARE if whole else None)
 
 
 def _pairs(config: DatasetConfig, form: Form) -> Parts:
@@ -130,13 +130,14 @@ def _pairs(config: DatasetConfig, form: Form) -> Parts:
 
 def _answers(config: DatasetConfig, form: Form, bad_rows: BadRows) -> Parts | None:
     """SFT texts of their own. Local pairs do without the hub's."""
+    if config.sft_path is None and (config.path is not None or config.sft_hub is None):
+        return None
     wanted = Wanted(config.sft_split, config.sft_test_split, "dataset.sft_")
     if config.sft_path is not None:
         source = local_source(Path(config.sft_path), "dataset.sft_path", wanted)
-    elif config.sft_hub is not None and config.path is None:
-        source = hub_source(config.sft_hub, "dataset.sft_hub", wanted, config.sft_hub_config)
     else:
-        return None
+        assert config.sft_hub is not None
+        source = hub_source(config.sft_hub, "dataset.sft_hub", wanted, config.sft_hub_config)
     return _parts(source, Demonstration, lambda row: [form.demonstration(row)], form.name, bad_rows)
 
 

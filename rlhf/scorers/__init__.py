@@ -51,7 +51,8 @@ def load_scorer(config: RunConfig, trained: Path | None, device: torch.device, d
         data: whose reference answers the scores are normalised on, where reward.normalize asks for it.
     """
     reward = config.reward
-    if reward.baseline == "reference" and not any(example.response for example in data.prompts):
+    answered = config.stage.name != "online" or any(example.response for example in data.prompts)
+    if not answered and reward.baseline == "reference":
         raise DataError(f"reward.baseline=reference: dataset={config.dataset.name} has no reference answers; use none")
     scorer = SCORERS[reward.name](config, trained, device)
     if reward.normalize == "none":

@@ -24,7 +24,8 @@ def load_learned(config: RunConfig, trained: Path | None, device: torch.device) 
     if reward.path is not None and not (trained / NORMALISATION).is_file():
         model = load_classifier(reward.path, reward.precision, reward.base, reward_code(config))
         return text_classifier(config, model, reward.tokenizer or reward.path, device)
-    for option in ("prefix", "suffix"):
+    given = reward.path is not None
+    for option in ("prefix", "suffix") if given else ():
         if getattr(reward, option):
             raise ModelError(f"reward.{option}: {trained} was trained here, on texts without one; leave it empty")
     reward_model = load_reward_model(
@@ -34,9 +35,9 @@ def load_learned(config: RunConfig, trained: Path | None, device: torch.device) 
         max_tokens=reward.max_tokens,
         batch_size=reward.batch_size,
         precision=reward.precision,
-        base=reward.base,
-        tokenizer=reward.tokenizer,
-        own_code=reward_code(config) if reward.path is not None else own_code_of(config.model),
+        base=reward.base if given else None,
+        tokenizer=reward.tokenizer if given else None,
+        own_code=reward_code(config) if given else own_code_of(config.model),
     )
     moved(reward_model.model, device)
     return reward_model

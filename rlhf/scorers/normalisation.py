@@ -53,6 +53,11 @@ def mean_and_std(scorer: Scorer, references: Sequence[Demonstration], how: str) 
     return mean, std or 1.0 if how == "mean_std" else 1.0
 
 
+def parts_with_references(how: str) -> Sequence[str]:
+    """The parts of the data that `reference_answers` reads, where scores are normalised."""
+    return () if how == "none" else ("prompts", "sft")
+
+
 def reference_answers(data: TextData, seed: int) -> list[Demonstration]:
     """At most 256 RL prompts with reference answers, drawn by `seed`; SFT texts where no prompt has one."""
     return _drawn(data.prompts, seed) or _drawn(data.sft, seed)

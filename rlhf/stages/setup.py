@@ -22,6 +22,7 @@ from rlhf.optimization import adamw
 from rlhf.random import seed_torch
 from rlhf.sampling.choose import say_where_plain
 from rlhf.scorers import Scorer, load_scorer
+from rlhf.scorers.normalisation import parts_with_references
 from rlhf.stages.context import RunContext
 from rlhf.text import unreachable_stop
 
@@ -49,7 +50,9 @@ class Setup:
 
 def build(context: RunContext) -> Setup:
     """Data, networks and optimizer of a run. Random heads and adapters are drawn from the run's seed."""
-    config, data = context.config, context.read_data()
+    config = context.config
+    learned_from = "pairs" if config.stage.name == "offline" else "prompts"
+    data = context.read_data(learned_from, "eval_prompts", *parts_with_references(config.reward.normalize))
     limits = config.dataset.max_prompt_tokens, config.dataset.max_new_tokens
     held = held_for(config, config.model.train, context.device)
     if "sft" in context.inputs:
@@ -59,7 +62,7 @@ def build(context: RunContext) -> Setup:
         model, tokenizer = load_base(config.model, data.words, sum(limits), context.cache_dir, held)
     data = with_template(config.dataset, data, tokenizer)
     stops = stops_of(config.dataset, data, tokenizer)
-    context.say(prompt_report(config.dataset, tokenizer, data.prompts, data.dropped, stops))
+    context.say(prompt_report(config.dataset, tokenizer, getattr(data, learned_from), data.dropped, stops))
     models = networks(config, moved(model, context.device))
     if config.hardware.sharding == "fsdp":
         shard(models)
