@@ -15,6 +15,7 @@ from rlhf.config import ILQLConfig, RunConfig
 from rlhf.data.examples import GoldScorer
 from rlhf.distributed import gathered, own_rows
 from rlhf.kl import exact_kl
+from rlhf.marked_text import control_spans
 from rlhf.masked import entropy, masked_mean
 from rlhf.models.features import features_of, micro_batches
 from rlhf.models.ilql import ILQLHeads, ILQLSampler
@@ -141,5 +142,14 @@ def policy_distance(models: Policy, rollouts: Rollouts, batch_size: int) -> tupl
 
 
 def sample_rows(samples: list[dict[str, Any]], where: Mapping[str, int]) -> list[dict[str, Any]]:
-    """Samples with the step and iteration that they were drawn at."""
-    return [{**where, **sample} for sample in samples]
+    """Samples with the step and iteration that they were drawn at.
+
+    `prompt_control` and the like say which characters of a text are a control token, as [first, end] of each; the same
+    characters elsewhere are somebody's words. A text without one has no such entry.
+    """
+    return [{**where, **sample, **_control(sample)} for sample in samples]
+
+
+def _control(sample: Mapping[str, Any]) -> dict[str, Any]:
+    spans = {name: control_spans(sample[name]) for name in ("prompt", "response", "reference") if name in sample}
+    return {f"{name}_control": [list(span) for span in found] for name, found in spans.items() if found}

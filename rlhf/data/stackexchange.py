@@ -15,9 +15,9 @@ import importlib
 import math
 import random
 import re
+from collections.abc import Collection
 from functools import partial
 from itertools import combinations
-from collections.abc import Collection
 from typing import Any, NamedTuple
 
 from rlhf.config.dataset import DatasetConfig

@@ -56,7 +56,7 @@ COMBINATIONS = {
     "loaded": (
         *("model=hub", "model.path={sft}", "model.train.mode=lora", "sft.train.mode=lora"),
         *("dataset=hh", "dataset.path={pairs}", "dataset.num_prompts=null", "dataset.num_sft=null"),
-        *("dataset.num_pairs=null", "reward=sentiment"),
+        *("dataset.num_pairs=null", "dataset.max_total_length=38", "reward=sentiment"),
     ),
 }
 

@@ -7,7 +7,7 @@ import dataclasses
 
 import pytest
 
-from rlhf.config.build import ConfigError, config_to_mapping, paths_without_effect
+from rlhf.config.build import config_to_mapping, paths_without_effect
 from rlhf.config.check import check
 from rlhf.config.identity import input_runs, run_id
 from rlhf.config.options import options
