@@ -14,14 +14,13 @@ from rlhf.config.readers import (
     RL,
     SCORING,
     SFT,
-    Absent,
     Given,
     Is,
     stages,
 )
 from rlhf.config.setting import setting
 
-_SFT_HUB = FROM_FILES & Absent("dataset.path") & Absent("dataset.sft_path")
+_SFT_HUB = FROM_FILES & Is("dataset.path", (None,)) & Is("dataset.sft_path", (None,))
 _SFT_TEXTS = FROM_FILES & (Given("dataset.sft_path") | (_SFT_HUB & Given("dataset.sft_hub")))
 
 
@@ -41,7 +40,7 @@ class DatasetConfig:
     hub: str | None = setting(
         "the preference pairs' name on the hub, owner/name, or owner/name/folder for one folder of it; null: not from "
         "there",
-        read_by=FROM_FILES & Absent("dataset.path"),
+        read_by=FROM_FILES & Is("dataset.path", (None,)),
         also_called=("dataset_name", "dataset_id", "hf_dataset"),
     )
     sft_hub: str | None = setting(
@@ -60,7 +59,7 @@ class DatasetConfig:
     )
     hub_config: str | None = setting(
         "configuration of dataset.hub; null: its only or default one",
-        read_by=FROM_FILES & Absent("dataset.path"),
+        read_by=FROM_FILES & Is("dataset.path", (None,)),
         also_called=("dataset_config", "dataset_config_name", "subset"),
     )
     sft_split: str | None = setting(
