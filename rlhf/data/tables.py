@@ -40,7 +40,8 @@ NAMED = 10
 ROWS_AT_ONCE = 1000
 
 Index = NDArray[np.int64]
-Example = TypeVar("Example", bound=Demonstration | Preference)
+Example = TypeVar("Example")
+Other = TypeVar("Other")
 
 
 @dataclass(frozen=True)
@@ -78,6 +79,16 @@ class View(Sequence[Example], Generic[Example]):
             return View(self._table, self._index[index], self._make)
         return self._make(self._table.rows[int(self._index[index])])
 
+    def of(self, make: Callable[[dict[str, str]], Other]) -> View[Other]:
+        """The same rows as other examples."""
+        return View(self._table, self._index, make)
+
+    def at_most(self, limit: int | None) -> View[Example]:
+        """The first `limit` rows of each prompt."""
+        if limit is None:
+            return self
+        return View(self._table, self._index[at_most_of_each(self._table.keys[self._index], limit)], self._make)
+
 
 def preference(row: dict[str, str]) -> Preference:
     return Preference(row["prompt"], row["chosen"], row["rejected"])
@@ -92,9 +103,9 @@ def preferred(row: dict[str, str]) -> Demonstration:
     return Demonstration(row["prompt"], row["chosen"])
 
 
-@dataclass(frozen=True)
+@dataclass
 class BadRows:
-    """How many malformed rows a data set may have, and how many its other tables have."""
+    """How many malformed rows a data set may have, and how many the tables that were read before have."""
 
     allowed: int
     elsewhere: int = 0
@@ -154,6 +165,7 @@ def _read(folder: Path, kind: type[Demonstration | Preference], bad_rows: BadRow
     except Exception as error:  # whatever pyarrow and datasets raise on damaged files
         raise DataError(f"{folder}: the converted data is damaged ({reason(error)}); delete this folder") from error
     bad_rows.check(dropped)
+    bad_rows.elsewhere += dropped.malformed
     return Table(columns, keys, dropped, num_read)
 
 

@@ -81,7 +81,11 @@ def test_an_option_that_is_not_read_is_refused_whatever_its_value_and_another_is
 def test_what_is_not_read_is_no_part_of_the_id(name: str):
     run = typed(*COMBINATIONS[name])
     runs = [run, *input_runs(run)]
-    idle = [option for option in options(run) if option.unread_by(runs) and option.path not in ("algo.name", "settings_from")]
+    idle = [
+        option
+        for option in options(run)
+        if option.unread_by(runs) and option.path not in ("algo.name", "settings_from")
+    ]
     assert {run_id(changed(run, option)) for option in idle} == {run_id(run)}
 
 
