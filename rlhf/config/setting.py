@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from rlhf.config.readers import Condition
+from rlhf.config.readers import ALWAYS, Condition
 
 
 def setting(
@@ -51,3 +51,8 @@ def setting(
             "also_called": also_called,
         },
     )
+
+
+def scheduling(meaning: str, **stated: Any) -> Any:
+    """A `setting` that launchers read; it changes no run's results."""
+    return setting(meaning, read_by=ALWAYS, identity=False, **stated)

@@ -38,29 +38,18 @@ COMBINATIONS = {
     "gptj": ("reward=hh_gptj", "dataset=hh", "model=llama_7b", "hardware=gpu"),
 }
 UNREAD = {
-    "sft": ("algo.lam", "seed", "reward.path", "rollout.iterations", "model.train.mode", "value.coef", "model.sft"),
+    "online apa, server": ("reward.precision", "reward_model.steps", "dataset.num_pairs", "reward.prefix"),
+    "online apa, loaded": ("model.width", "sft.steps", "sft.seed", "dataset.label_noise_scale"),
     "sft of loaded weights": ("model.num_layers", "dataset.num_pairs", "dataset.num_eval_prompts"),
-    "reward_model": ("rollout.temperature", "dataset.num_eval_prompts", "reward.url", "evaluation.samples"),
-    "online apa": ("model.path", "dataset.path", "dataset.hub", "offline.refresh_values", "evaluation.policy"),
-    "online ppo": ("hardware.runs_per_gpu", "reward.checkpoint_file", "model.train.lora_rank", "sft.train.last_k"),
-    "online ppo, fixed controller": ("algo.kl.target", "algo.kl.horizon"),
-    "online ppo, no penalty": ("algo.kl.init_coef", "algo.kl.target"),
-    "online awr, sentiment": ("reward.precision", "reward.batch_size", "reward_model.steps"),
-    "online apa, loaded": ("model.width", "model.num_heads", "sft.steps", "sft.seed", "dataset.label_noise_scale"),
-    "online apa, head": ("value.train", "value.learning_rate", "advantages.whiten_over"),
-    "offline ilql": ("advantages.gamma", "value.coef", "optimization.pack_by_length", "reward.scale"),
-    "evaluate": ("seed", "algo.lam", "optimization.learning_rate", "checkpoint.save_final", "hardware.sharding"),
     "slurm": ("tracking.project", "tracking.tags"),
 }
 READ = {
-    "sft": ("sft.seed", "dataset.num_sft", "model.num_layers", "hardware.threads"),
-    "online ppo": ("algo.kl.target", "sft.steps", "reward_model.margin", "hardware.input_threads"),
+    "online apa, server": ("reward.batch_size", "reward.overlap", "reward.retries"),
     "online apa, loaded": ("model.path", "dataset.max_bad_rows", "dataset.num_prompts", "reward.prefix"),
-    "offline ilql": ("algo.tau", "value.head_init_std", "reward.clip"),
-    "evaluate ilql": ("algo.top_k", "evaluation.seed", "rollout.temperature"),
     "slurm": ("hardware.slurm.partition", "tracking.wandb"),
     "gptj": ("reward.checkpoint_file", "hardware.runs_per_gpu", "reward.overlap", "model.frozen_weights"),
 }
+"""Of combinations that tests/config/test_read.py does not run."""
 
 
 @pytest.mark.parametrize("name", COMBINATIONS)
