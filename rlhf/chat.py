@@ -5,20 +5,18 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Generic, TypeVar, overload
+from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
 from rlhf.config.dataset import DatasetConfig
-from rlhf.data.examples import DataError, Demonstration, Preference, TextData
+from rlhf.data.examples import DataError, Demonstration, Mapped, Preference, TextData
 from rlhf.errors import reason
 from rlhf.marked_text import MarkedText, control_spans, joined, part
 from rlhf.text import end_with, special_control, spelled_control, spoken_control
 
 Message = Mapping[str, Any]
 """{"role": "system", "user" or "assistant", "content": its text}, and whatever else a template reads."""
-
-Example = TypeVar("Example", Demonstration, Preference)
 
 _TURN = re.compile(r"\n\n(Human|Assistant):")
 _ROLES = {"Human": "user", "Assistant": "assistant"}
@@ -104,12 +102,12 @@ def with_template(config: DatasetConfig, data: TextData, tokenizer: PreTrainedTo
     demonstration, preference = _demonstration(template), _preference(template)
     return replace(
         data,
-        sft=_InChat(data.sft, demonstration),
-        test_sft=_InChat(data.test_sft, demonstration),
-        pairs=_InChat(data.pairs, preference),
-        test_pairs=_InChat(data.test_pairs, preference),
-        prompts=_InChat(data.prompts, demonstration),
-        eval_prompts=_InChat(data.eval_prompts, demonstration),
+        sft=Mapped(data.sft, demonstration),
+        test_sft=Mapped(data.test_sft, demonstration),
+        pairs=Mapped(data.pairs, preference),
+        test_pairs=Mapped(data.test_pairs, preference),
+        prompts=Mapped(data.prompts, demonstration),
+        eval_prompts=Mapped(data.eval_prompts, demonstration),
         stop_strings=(),
     )
 
@@ -126,26 +124,6 @@ def conversation(prompt: str) -> list[Message]:
         else:
             turns.append({"role": _ROLES[name], "content": text.strip()})
     return list(turns)
-
-
-class _InChat(Sequence[Example], Generic[Example]):
-    """Examples, each written by the template when it is asked for."""
-
-    def __init__(self, examples: Sequence[Example], write: Callable[[Example], Example]) -> None:
-        self._examples = examples
-        self._write = write
-
-    def __len__(self) -> int:
-        return len(self._examples)
-
-    @overload
-    def __getitem__(self, index: int) -> Example: ...
-    @overload
-    def __getitem__(self, index: slice) -> _InChat[Example]: ...
-    def __getitem__(self, index: int | slice) -> Example | _InChat[Example]:
-        if isinstance(index, slice):
-            return _InChat(self._examples[index], self._write)
-        return self._write(self._examples[index])
 
 
 def _demonstration(template: ChatTemplate) -> Callable[[Demonstration], Demonstration]:

@@ -5,13 +5,12 @@ from __future__ import annotations
 import random
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from rlhf.config.dataset import DatasetConfig
-from rlhf.data.examples import DataError, Demonstration, Dropped, Preference, TextData, of_size
+from rlhf.data.examples import DataError, Demonstration, Dropped, Mapped, Preference, TextData, of_size
 from rlhf.data.form import Form, Parse
 from rlhf.data.sources import Part, Source, Wanted, hub_source, local_source
 from rlhf.data.tables import (
@@ -80,12 +79,12 @@ def assemble(config: DatasetConfig, wanted: Collection[str], form: Form) -> Text
     make, sides = preferred, (train, test)
     if len(tables) > 1:
         make, sides = demonstration, _sides(tables[1], held_out, f"{config.seed} order of SFT texts")
-    answers, test_answers = (side.at_most(1).of(make) for side in sides)
+    answers, test_answers = (Mapped(side.at_most(1), make) for side in sides)
     data = TextData(
         sft=answers,
         test_sft=test_answers,
-        pairs=train.of(preference),
-        test_pairs=test.of(preference),
+        pairs=Mapped(train, preference),
+        test_pairs=Mapped(test, preference),
         prompts=answers,
         eval_prompts=test_answers,
         dropped=_dropped(tables, held_out),
@@ -108,14 +107,12 @@ def _pairs_source(config: DatasetConfig) -> Source:
 
 def _sft_source(config: DatasetConfig) -> Source | None:
     """Where SFT texts of their own lie. Local pairs do without the hub's."""
-    wanted = partial(Wanted, prefix="dataset.sft_")
+    if config.sft_path is None and (config.path is not None or config.sft_hub is None):
+        return None
+    wanted = Wanted(config.sft_split, config.sft_test_split, "dataset.sft_")
     if config.sft_path is not None:
-        splits = wanted(config.sft_split, config.sft_test_split)
-        return local_source(Path(config.sft_path), "dataset.sft_path", splits)
-    if config.path is None and config.sft_hub is not None:
-        splits = wanted(config.sft_split, config.sft_test_split)
-        return hub_source(config.sft_hub, "dataset.sft_hub", splits, config.sft_hub_config)
-    return None
+        return local_source(Path(config.sft_path), "dataset.sft_path", wanted)
+    return hub_source(str(config.sft_hub), "dataset.sft_hub", wanted, config.sft_hub_config)
 
 
 def _tables(
@@ -134,7 +131,7 @@ def _held_out_keys(tables: Sequence[Tables], seed: int) -> Index:
     return np.unique(np.concatenate(keys))
 
 
-def _sides(tables: Tables, held_out: Index, seed: str) -> tuple[View[dict[str, str]], View[dict[str, str]]]:
+def _sides(tables: Tables, held_out: Index, seed: str) -> tuple[View, View]:
     """(trained on, held out), in the order that the seed gives."""
     trained = ~np.isin(tables.train.keys, held_out)
     table, rows = tables.train, np.flatnonzero(~trained)
@@ -142,8 +139,8 @@ def _sides(tables: Tables, held_out: Index, seed: str) -> tuple[View[dict[str, s
         table, rows = tables.held_out, np.arange(len(tables.held_out))
     draws = random.Random(seed)
     return (
-        View(tables.train, shuffled(np.flatnonzero(trained), draws), dict),
-        View(table, shuffled(rows, draws), dict),
+        View(tables.train, shuffled(np.flatnonzero(trained), draws)),
+        View(table, shuffled(rows, draws)),
     )
 
 

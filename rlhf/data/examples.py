@@ -5,9 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
+from typing import Generic, TypeVar, overload
 
 from rlhf.config.dataset import DatasetConfig
 from rlhf.errors import UserError
+
+In = TypeVar("In")
+Out = TypeVar("Out")
 
 
 class DataError(UserError, ValueError):
@@ -58,6 +62,26 @@ class Dropped:
             self.cut_answers + other.cut_answers,
             self.named + other.named,
         )
+
+
+class Mapped(Sequence[Out], Generic[In, Out]):
+    """A sequence of which each item is made when it is asked for."""
+
+    def __init__(self, items: Sequence[In], make: Callable[[In], Out]) -> None:
+        self._items = items
+        self._make = make
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    @overload
+    def __getitem__(self, index: int) -> Out: ...
+    @overload
+    def __getitem__(self, index: slice) -> Mapped[In, Out]: ...
+    def __getitem__(self, index: int | slice) -> Out | Mapped[In, Out]:
+        if isinstance(index, slice):
+            return Mapped(self._items[index], self._make)
+        return self._make(self._items[index])
 
 
 GoldScorer = Callable[[Sequence[str], Sequence[str]], list[float]]

@@ -15,10 +15,10 @@ import os
 import random
 import shutil
 from array import array
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, TypeVar, overload
+from typing import Any, overload
 
 import datasets
 import datasets.config
@@ -40,8 +40,6 @@ NAMED = 10
 ROWS_AT_ONCE = 1000
 
 Index = NDArray[np.int64]
-Example = TypeVar("Example")
-Other = TypeVar("Other")
 
 
 @dataclass(frozen=True)
@@ -59,35 +57,30 @@ class Table:
         return len(self.keys)
 
 
-class View(Sequence[Example], Generic[Example]):
-    """Rows of a table in some order, each made an example when it is asked for."""
+class View(Sequence[dict[str, str]]):
+    """Rows of a table in some order, each read when it is asked for."""
 
-    def __init__(self, table: Table, index: Index, make: Callable[[dict[str, str]], Example]) -> None:
+    def __init__(self, table: Table, index: Index) -> None:
         self._table = table
         self._index = index
-        self._make = make
 
     def __len__(self) -> int:
         return len(self._index)
 
     @overload
-    def __getitem__(self, index: int) -> Example: ...
+    def __getitem__(self, index: int) -> dict[str, str]: ...
     @overload
-    def __getitem__(self, index: slice) -> View[Example]: ...
-    def __getitem__(self, index: int | slice) -> Example | View[Example]:
+    def __getitem__(self, index: slice) -> View: ...
+    def __getitem__(self, index: int | slice) -> dict[str, str] | View:
         if isinstance(index, slice):
-            return View(self._table, self._index[index], self._make)
-        return self._make(self._table.rows[int(self._index[index])])
+            return View(self._table, self._index[index])
+        return self._table.rows[int(self._index[index])]
 
-    def of(self, make: Callable[[dict[str, str]], Other]) -> View[Other]:
-        """The same rows as other examples."""
-        return View(self._table, self._index, make)
-
-    def at_most(self, limit: int | None) -> View[Example]:
+    def at_most(self, limit: int | None) -> View:
         """The first `limit` rows of each prompt."""
         if limit is None:
             return self
-        return View(self._table, self._index[at_most_of_each(self._table.keys[self._index], limit)], self._make)
+        return View(self._table, self._index[at_most_of_each(self._table.keys[self._index], limit)])
 
 
 def preference(row: dict[str, str]) -> Preference:
