@@ -72,14 +72,14 @@ _FACTS: WeakKeyDictionary[PreTrainedTokenizerBase, _Facts] = WeakKeyDictionary()
 def _facts(tokenizer: PreTrainedTokenizerBase) -> _Facts:
     known = _FACTS.get(tokenizer)
     if known is None:
-        known = _FACTS[tokenizer] = _found_out(tokenizer)
+        known = _FACTS[tokenizer] = _facts_of(tokenizer)
     return known
 
 
-def _found_out(tokenizer: PreTrainedTokenizerBase) -> _Facts:
+def _facts_of(tokenizer: PreTrainedTokenizerBase) -> _Facts:
     word = _any_word(tokenizer)
-    plain, whole = tokenizer(word, add_special_tokens=False)["input_ids"], tokenizer(word)["input_ids"]
-    before = next((i for i in range(len(whole)) if whole[i : i + len(plain)] == plain), 0)
+    plain, around = tokenizer(word, add_special_tokens=False)["input_ids"], tokenizer(word)["input_ids"]
+    before = next((i for i in range(len(around)) if around[i : i + len(plain)] == plain), 0)
     named = {token: tokenizer.convert_tokens_to_ids(token) for token in tokenizer.all_special_tokens}
     added = {str(token): i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
     marks = {str(token): i for i, token in tokenizer.added_tokens_decoder.items() if _is_mark(tokenizer, str(token))}
@@ -89,8 +89,8 @@ def _found_out(tokenizer: PreTrainedTokenizerBase) -> _Facts:
     unspoken = (getattr(tokenizer, f"{name}_token_id", None) for name in ("bos", "eos", "pad", "unk"))
     ordinary = [token for token in marks if token not in added and token not in named]
     return _Facts(
-        start=whole[:before],
-        end=whole[before + len(plain) :],
+        start=around[:before],
+        end=around[before + len(plain) :],
         control=control,
         unspoken=frozenset(i for i in unspoken if isinstance(i, int)),
         spoken=_any_of(token for token in ordinary if marks[token] != _rowless(tokenizer)),
@@ -241,9 +241,9 @@ def _behind(
     if not _facts(tokenizer).blank_first or not text:
         return encoder(tokenizer, text)
     for anchor in _ANCHORS:
-        alone, whole = encoder(tokenizer, anchor), encoder(tokenizer, joined(anchor, text))
-        if whole[: len(alone)] == alone:
-            return whole[len(alone) :]
+        alone, both = encoder(tokenizer, anchor), encoder(tokenizer, joined(anchor, text))
+        if both[: len(alone)] == alone:
+            return both[len(alone) :]
     return encoder(tokenizer, text)
 
 
@@ -278,8 +278,8 @@ def answer_text(tokenizer: PreTrainedTokenizerBase, answer: str) -> str:
     eos = tokenizer.eos_token
     if not isinstance(eos, str) or eos not in answer:
         return answer
-    found = re.search(rf"(?:{re.escape(eos)}\s*)+\Z", answer)
-    return part(answer, 0, found.start()) if found else answer
+    ending = re.search(rf"(?:{re.escape(eos)}\s*)+\Z", answer)
+    return part(answer, 0, ending.start()) if ending else answer
 
 
 def encode_whole(tokenizer: PreTrainedTokenizerBase, text: str, longest: int) -> list[int]:
@@ -289,8 +289,8 @@ def encode_whole(tokenizer: PreTrainedTokenizerBase, text: str, longest: int) ->
         text = part(text, spans[0][1])  # another tokenizer's BOS
     ids = encode(tokenizer, _without_start(tokenizer, text))
     room = max(longest - len(facts.start) - len(facts.end), 0)
-    whole = [*facts.start, *ids[max(len(ids) - room, 0) :], *facts.end]
-    return whole[max(len(whole) - longest, 0) :]
+    tokens = [*facts.start, *ids[max(len(ids) - room, 0) :], *facts.end]
+    return tokens[max(len(tokens) - longest, 0) :]
 
 
 def encode_judged(

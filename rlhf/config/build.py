@@ -106,10 +106,10 @@ def _fields(kind: type, prefix: str = "") -> Iterator[tuple[str, Any, dataclasse
 @functools.cache
 def _all_fields(algo: str | None = None) -> dict[str, tuple[Any, dataclasses.Field[Any]]]:
     """`_fields` of a run by path; `algo.*` are those of one algorithm, or without a name of all."""
-    found = [field for field in _fields(RunConfig) if not field[0].startswith("algo.")]
+    fields = [field for field in _fields(RunConfig) if not field[0].startswith("algo.")]
     for kind in ALGO_CONFIGS.values() if algo is None else [ALGO_CONFIGS[algo]]:
-        found += _fields(kind, "algo.")
-    return {path: (kind, field) for path, kind, field in found}
+        fields += _fields(kind, "algo.")
+    return {path: (kind, field) for path, kind, field in fields}
 
 
 def option_paths(algos: Iterable[str] = ALGO_CONFIGS) -> set[str]:

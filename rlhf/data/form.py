@@ -51,9 +51,8 @@ def load_form(config: DatasetConfig, parts: Collection[str], form: Form) -> Text
 
 def texts(row: Any, *columns: str) -> list[str]:
     """The texts in some columns of a row."""
-    found = [row.get(column) for column in columns] if isinstance(row, dict) else []
-    kept = [text for text in found if isinstance(text, str)]
-    if len(kept) < len(columns):
+    values = [row.get(column) for column in columns] if isinstance(row, dict) else []
+    if not values or not all(isinstance(value, str) for value in values):
         listed = " and ".join([", ".join(columns[:-1]), columns[-1]]).removeprefix(" and ")
         raise MalformedRow(f"a row must be an object with the text{'s' if len(columns) > 1 else ''} {listed}")
-    return kept
+    return values

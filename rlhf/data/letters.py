@@ -108,8 +108,8 @@ def gold(prompts: Sequence[str], responses: Sequence[str]) -> list[float]:
 
 def read_letter(prompt: str) -> tuple[Complaint, ...]:
     """The complaints that a prompt states; what is no complaint is passed over."""
-    found = (Complaint(topic, problem) for problem, topic in pairwise(prompt.split()))
-    return tuple(complaint for complaint in found if complaint in ALL_COMPLAINTS)
+    read = (Complaint(topic, problem) for problem, topic in pairwise(prompt.split()))
+    return tuple(complaint for complaint in read if complaint in ALL_COMPLAINTS)
 
 
 def _score(complaints: Sequence[Complaint], words: list[str]) -> float:

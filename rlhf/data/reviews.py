@@ -139,13 +139,13 @@ def split_reviews(reviews: Sequence[Review], seed: int) -> tuple[list[Review], l
 
 def demonstrations(reviews: Sequence[Review], max_words: int) -> list[Demonstration]:
     """The first words of each review and how it goes on, each opening once; reviews without a sentence end are out."""
-    found: dict[str, Demonstration] = {}
+    by_prompt: dict[str, Demonstration] = {}
     for review in reviews:
         words = review.text.split()
         prompt, response = " ".join(words[:PROMPT_WORDS]), cut_response(words[PROMPT_WORDS:], max_words)
         if response is not None:
-            found.setdefault(prompt, Demonstration(prompt, response))
-    return list(found.values())
+            by_prompt.setdefault(prompt, Demonstration(prompt, response))
+    return list(by_prompt.values())
 
 
 def preferences(reviews: Sequence[Review], max_words: int, seed: int) -> list[Preference]:

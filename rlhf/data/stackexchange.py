@@ -118,7 +118,7 @@ def _answers(row: Any) -> list[Answer]:
     listed = row.get("answers") if isinstance(row, dict) else None
     if not isinstance(listed, list):
         raise MalformedRow("a row must be an object with response_j and response_k, or with a list of answers")
-    return [_answer(one) for one in listed]
+    return [_answer(answer) for answer in listed]
 
 
 def _answer(row: Any) -> Answer:
