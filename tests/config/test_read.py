@@ -16,7 +16,7 @@ from rlhf.config import RunConfig
 from rlhf.config.identity import input_runs, run_folder, run_id
 from rlhf.config.options import options
 from rlhf.run import execute
-from rlhf.tracking import read_rows
+from rlhf.runs.state import read_rows
 from tests.config.changes import changed
 from tests.test_run import tiny, without_time
 
