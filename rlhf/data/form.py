@@ -52,7 +52,8 @@ def load_form(config: DatasetConfig, parts: Collection[str], form: Form) -> Text
 def texts(row: Any, *columns: str) -> list[str]:
     """The texts in some columns of a row."""
     values = [row.get(column) for column in columns] if isinstance(row, dict) else []
-    if not values or not all(isinstance(value, str) for value in values):
+    present = [value for value in values if isinstance(value, str)]
+    if len(present) < len(columns):
         listed = " and ".join([", ".join(columns[:-1]), columns[-1]]).removeprefix(" and ")
         raise MalformedRow(f"a row must be an object with the text{'s' if len(columns) > 1 else ''} {listed}")
-    return values
+    return present
