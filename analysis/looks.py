@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from analysis.summary import SettingSummary
+from rlhf.config import ALGO_CONFIGS
 
 # Okabe and Ito's palette, made for colour-blind readers, without black and yellow: they vanish on a dark or white page.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
@@ -29,7 +30,7 @@ MARKERS = (
     ("<", "M-1,0L.85,1V-1Z"),
 )
 # The known algorithms keep their look from report to report, whichever of them a sweep holds.
-_KNOWN = ("apa", "ppo", "awr", "ilql")
+_KNOWN = tuple(ALGO_CONFIGS)
 OTHERS_COLOUR = "#8A8F98"
 
 # More lines than this cannot be told apart: the best keep their looks and the rest is grey.

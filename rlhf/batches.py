@@ -21,12 +21,13 @@ class _RowBatch:
         """The rows that `index` (an int64 vector) names, in its order."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}  # type: ignore[arg-type]
         at = on_devices(index, values.values())
-        return type(self)(
-            **{
-                name: value[at[value.device]] if isinstance(value, Tensor) else [value[i] for i in index.tolist()]
-                for name, value in values.items()
-            }
-        )
+        picked = {}
+        for name, value in values.items():
+            if isinstance(value, Tensor):
+                picked[name] = value[at[value.device]]
+            else:
+                picked[name] = None if value is None else [value[i] for i in index.tolist()]
+        return type(self)(**picked)
 
     def to(self, device: torch.device) -> Self:
         """The same rows with every tensor on `device`."""
@@ -119,7 +120,7 @@ class Rollouts(_RowBatch):
 
 @dataclass(frozen=True)
 class TrainingBatch(_RowBatch):
-    """What a loss sees beside the fresh logprobs and values. Every (B, T) tensor is 0 on padding."""
+    """What a loss sees beside the fresh logprobs and values; the rows of a group are neighbours. 0 on padding."""
 
     rows_in_rollout: Tensor
     """(B,) int64: which response of the iteration this row is (finds its cached features)."""
@@ -129,26 +130,27 @@ class TrainingBatch(_RowBatch):
     """(B, T) float32: log pi_old of the sampled tokens."""
     reference_logprobs: Tensor
     """(B, T) float32: log pi_init of the same tokens."""
-    old_values: Tensor
-    """(B, T) float32: V of the state before each token, at rollout time."""
     advantages: Tensor
-    """(B, T) float32, whitened as advantages.whiten says."""
-    returns: Tensor
-    """(B, T) float32: unwhitened advantage + old value."""
+    """(B, T) float32, or (B,) where an algorithm has one for each response: what `Algorithm.signal` gave."""
+    old_values: Tensor | None = None
+    """(B, T) float32: V of the state before each token, at rollout time; None without a critic."""
+    returns: Tensor | None = None
+    """(B, T) float32: what V learns; None without a critic."""
 
     def __post_init__(self) -> None:
         shape = self.mask.shape
-        for field in fields(self)[2:]:
-            assert getattr(self, field.name).shape == shape, field.name
+        for name, column in self.numbers().items():
+            assert column.shape == shape or (name == "advantages" and column.shape == shape[:1]), name
 
     def numbers(self) -> dict[str, Tensor]:
-        """What a loss is made of, (B, T) each, by name."""
-        return {field.name: getattr(self, field.name) for field in fields(self)[2:]}
+        """What a loss is made of, by name."""
+        columns = {field.name: getattr(self, field.name) for field in fields(self)[2:]}
+        return {name: column for name, column in columns.items() if column is not None}
 
     def first_columns(self, width: int) -> TrainingBatch:
         """The first `width` response tokens."""
-        columns = {field.name: getattr(self, field.name)[:, :width] for field in fields(self)[1:]}
-        return TrainingBatch(rows_in_rollout=self.rows_in_rollout, **columns)
+        columns = {name: column[:, :width] for name, column in self.numbers().items() if column.dim() == 2}
+        return replace(self, mask=self.mask[:, :width], **columns)
 
 
 @dataclass(frozen=True)
@@ -156,38 +158,26 @@ class LossOutput:
     loss: Tensor
     """() float32, with gradient."""
     metrics: dict[str, Tensor]
-    """Sums over this micro-batch's tokens divided by the minibatch's token count: they add up over micro-batches."""
+    """Sums over this micro-batch divided by the minibatch's `Totals`: they add up over micro-batches."""
 
 
 @dataclass(frozen=True)
-class ILQLBatch(_RowBatch):
-    """What ILQL's losses see beside the fresh outputs."""
+class Totals:
+    """What the means of a loss divide by: counts of the whole minibatch, so that its parts add up."""
 
-    rows_in_rollout: Tensor
-    """(B,) int64: which response of the iteration this row is (finds its cached features)."""
-    mask: Tensor
-    """(B, T) bool."""
-    rewards: Tensor
-    """(B, T) float32: the score on the last valid token, 0 elsewhere."""
-
-    def __post_init__(self) -> None:
-        assert self.mask.shape == self.rewards.shape and len(self.mask) == len(self.rows_in_rollout)
+    tokens: Tensor
+    """() int64: valid response tokens."""
+    responses: int
 
 
 @dataclass(frozen=True)
-class ILQLOutputs:
-    """What the policy and ILQL's heads say of the response tokens; (B, T) float32 each, 0 on padding but for V."""
+class Signal:
+    """What a rollout batch teaches, by `Algorithm.signal`."""
 
-    logprobs: Tensor
-    """log pi_theta of the token."""
-    values: Tensor
-    """V of the state before the token."""
-    q: list[Tensor]
-    """Q of the token, of each head."""
-    q_logprobs: list[Tensor]
-    """log softmax of Q over the vocabulary, at the token, of each head."""
-    target_q: Tensor
-    """The smallest Q of the token among the target heads; without gradient."""
+    advantages: Tensor
+    """(B, T), or (B,): one for each response."""
+    returns: Tensor | None = None
+    """(B, T): the critic's targets; None without one."""
 
 
 @dataclass(frozen=True)

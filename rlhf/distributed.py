@@ -36,12 +36,16 @@ def rank() -> int:
     return distributed.get_rank() if distributed.is_initialized() else 0
 
 
-def own_rows(total: int) -> Tensor:
+def own_rows(total: int, group_size: int = 1) -> Tensor:
     """The rows of range(total) that this rank does, one after the other, as many on each rank.
 
     Where `total` does not divide, the last row is done more than once; `gathered` drops it again.
+
+    Args:
+        group_size: so many neighbouring rows stay on one rank.
     """
     each = -(-total // count())
+    assert each % group_size == 0, "a group would be cut between ranks; checked in rlhf.config.check"
     return (torch.arange(each) + rank() * each).clamp(max=total - 1)
 
 

@@ -10,15 +10,15 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from rlhf.algorithms import Algorithm
 from rlhf.batches import PromptBatch, Rollouts, on_device
-from rlhf.config import ILQLConfig, RunConfig
+from rlhf.config import RunConfig
 from rlhf.data.examples import GoldScorer
 from rlhf.distributed import gathered, own_rows
 from rlhf.kl import exact_kl
 from rlhf.marked_text import control_spans
 from rlhf.masked import entropy, masked_mean
 from rlhf.models.features import features_of, micro_batches
-from rlhf.models.ilql import ILQLHeads, ILQLSampler
 from rlhf.models.policy import Policy
 from rlhf.random import sampling_uniforms
 from rlhf.rewards import score_responses
@@ -32,6 +32,7 @@ class Evaluator:
     """Measures policies on the same prompts with the same uniforms, so that evaluations differ by the policy."""
 
     config: RunConfig
+    algorithm: Algorithm
     tokenizer: PreTrainedTokenizerBase
     prompts: PromptBatch
     """B prompts in the data set's order; even and odd ones are the two halves of the KL efficiency."""
@@ -41,20 +42,32 @@ class Evaluator:
     """What ends a response beside its EOS."""
 
     def run(self, models: Policy) -> tuple[dict[str, float], list[dict[str, Any]]]:
-        """eval/* metrics of the architecture, and the first responses as samples."""
-        return self.measure(models)
+        """eval/* metrics of the architecture, and the first responses as samples.
+
+        An algorithm may have several samplers (`Algorithm.policies`): the first is the headline, in eval/*, and the one
+        whose samples are kept; eval/<name>/* has each of them.
+        """
+        metrics: dict[str, float] = {}
+        kept: list[dict[str, Any]] = []
+        for name, policy in self.algorithm.policies(models).items():
+            measured, samples = self.measure(policy)
+            if not metrics:
+                metrics, kept = {**measured}, samples
+            if name:
+                metrics |= {f"eval/{name}/{metric.removeprefix('eval/')}": x for metric, x in measured.items()}
+        return metrics, kept
 
     def measure(self, models: Policy) -> tuple[dict[str, float], list[dict[str, Any]]]:
-        """`run` for whatever samples."""
+        """`run` for one sampler."""
         config = self.config
         count = len(self.prompts.texts)
         uniforms = sampling_uniforms(config.evaluation.seed, "evaluation", 0, count, config.dataset.max_new_tokens)
-        own = own_rows(count)
+        rows = own_rows(count)
         rollouts = generate(
             models,
             self.tokenizer,
-            self.prompts.rows(own),
-            uniforms[own],
+            self.prompts.rows(rows),
+            uniforms[rows],
             sampling=config.rollout.sampling,
             batch_size=config.rollout.batch_size,
             stop_strings=self.stop_strings,
@@ -88,31 +101,9 @@ class Evaluator:
                 "reward": float(scores[i]),
                 "ended": bool(rollouts.ended[i]),
             }
+            row |= control_places(row)
             rows.append(row if gold is None else {**row, "gold_reward": gold[i]})
         return rows
-
-
-@dataclass(frozen=True)
-class ILQLEvaluator(Evaluator):
-    """Measures ILQL's sampler instead of the language model, at every beta of `algo.betas`.
-
-    The first is the headline, in eval/*, and the one whose samples are kept; eval/beta_<beta>/* has each of them.
-    """
-
-    heads: ILQLHeads
-
-    def run(self, models: Policy) -> tuple[dict[str, float], list[dict[str, Any]]]:
-        algo = self.config.algo
-        assert isinstance(algo, ILQLConfig)
-        metrics: dict[str, float] = {}
-        kept: list[dict[str, Any]] = []
-        for place, beta in enumerate(algo.betas):
-            sampler = ILQLSampler(models, self.heads, beta=beta, top_k=algo.top_k)
-            found, samples = self.measure(sampler)
-            if place == 0:
-                metrics, kept = {**found}, samples
-            metrics |= {f"eval/beta_{beta:g}/{name.removeprefix('eval/')}": value for name, value in found.items()}
-        return metrics, kept
 
 
 @torch.no_grad()
@@ -141,15 +132,10 @@ def policy_distance(models: Policy, rollouts: Rollouts, batch_size: int) -> tupl
     return kl, entropies
 
 
-def sample_rows(samples: list[dict[str, Any]], where: Mapping[str, int]) -> list[dict[str, Any]]:
-    """Samples with the step and iteration that they were drawn at.
+def control_places(sample: Mapping[str, Any]) -> dict[str, Any]:
+    """`prompt_control` and the like: which characters of a text are a control token, as [first, end] of each.
 
-    `prompt_control` and the like say which characters of a text are a control token, as [first, end] of each; the same
-    characters elsewhere are somebody's words. A text without one has no such entry.
+    The same characters elsewhere are somebody's words. A text without a control token has no such entry.
     """
-    return [{**where, **sample, **_control(sample)} for sample in samples]
-
-
-def _control(sample: Mapping[str, Any]) -> dict[str, Any]:
-    spans = {name: control_spans(sample[name]) for name in ("prompt", "response", "reference") if name in sample}
-    return {f"{name}_control": [list(span) for span in found] for name, found in spans.items() if found}
+    spans = {name: control_spans(sample[name]) for name in ("prompt", "response", "reference")}
+    return {f"{name}_control": [list(span) for span in places] for name, places in spans.items() if places}

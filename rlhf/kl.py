@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
@@ -88,8 +86,10 @@ class AdaptiveKLController(KLController):
         self.coef *= 1.0 + error * num_responses / self.horizon
 
 
-CONTROLLERS: dict[str, Callable[[KLControlConfig], KLController]] = {
-    "none": lambda config: KLController(0.0),
-    "fixed": lambda config: KLController(config.init_coef),
-    "adaptive": lambda config: AdaptiveKLController(config.init_coef, config.target, config.horizon),
-}
+def controller_of(penalty: KLControlConfig | None) -> KLController:
+    """The controller of the penalty in the reward; a coefficient of 0 where there is none."""
+    if penalty is None or penalty.controller == "none":
+        return KLController(0.0)
+    if penalty.controller == "fixed":
+        return KLController(penalty.init_coef)
+    return AdaptiveKLController(penalty.init_coef, penalty.target, penalty.horizon)

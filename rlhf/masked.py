@@ -76,6 +76,6 @@ def mask_through_first(tokens: Tensor, token_id: int) -> tuple[Tensor, Tensor]:
     Returns:
         (B, T) bool mask and (B,) bool.
     """
-    found = tokens == token_id
-    before = found.cumsum(-1) - found.long()  # occurrences strictly before each position
-    return before == 0, found.any(-1)
+    hits = tokens == token_id
+    before = hits.cumsum(-1) - hits.long()  # occurrences strictly before each position
+    return before == 0, hits.any(-1)

@@ -23,7 +23,11 @@ def score_responses(scorer: Scorer, rollouts: Rollouts, missing_eos_score: float
 
 
 def checked_scores(scores: Tensor, rollouts: Rollouts, missing_eos_score: float | None) -> Tensor:
-    """`score_responses` from what the scorer gave."""
+    """`score_responses` from what the scorer gave.
+
+    Raises:
+        NotFinite: a score is NaN or infinite.
+    """
     if not bool(scores.isfinite().all()):
         raise NotFinite(
             "the reward gave a score that is not finite; look at reward.path, reward.precision or its training"
@@ -64,14 +68,13 @@ class RunningMoments:
         self.count, self.mean, self.sum_squares = int(state["count"]), state["mean"], state["sum_squares"]
 
 
-def scale_scores(scores: Tensor, moments: RunningMoments, config: RewardConfig) -> Tensor:
-    """Scores divided by their running standard deviation, this batch counted, then clipped. (B,) -> (B,).
+def scale_scores(scores: Tensor, std: float, config: RewardConfig) -> Tensor:
+    """Scores divided by the standard deviation of all seen so far, then clipped. (B,) -> (B,).
 
     The mean is not subtracted: it would change what an answer is worth as training goes on.
     """
     if config.scale == "running":
-        moments.update(scores)
-        scores = scores / moments.std
+        scores = scores / std
     return scores if config.clip is None else scores.clamp(-config.clip, config.clip)
 
 
@@ -82,7 +85,7 @@ def token_rewards(scores: Tensor, token_kl: Tensor, mask: Tensor, kl_coef: float
         scores: (B,), scaled.
         token_kl: (B, T) nats, k1.
         mask: (B, T) bool; every row has at least one valid token.
-        kl_coef: beta; 0 for every algorithm but PPO.
+        kl_coef: beta; 0 where the algorithm has no KL penalty in the reward.
 
     Returns:
         (B, T), 0 on padding.

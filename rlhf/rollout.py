@@ -61,7 +61,7 @@ def generate(
             drawn, logprobs[rows] = sample(on_device.input_ids, on_device.mask, uniforms[rows].to(models.device))
             tokens[rows] = drawn
             mask, at_eos = mask_through_first(drawn, eos)
-            before = [row[held].tolist() for row, held in zip(asked.input_ids, asked.mask, strict=True)]
+            before = [row[valid].tolist() for row, valid in zip(asked.input_ids, asked.mask, strict=True)]
             lengths[rows], stopped, texts = read_responses(tokenizer, drawn, mask, stop_strings, before)
             ended[rows] = stopped | at_eos.cpu()
             for row, text in zip(rows.tolist(), texts, strict=True):
@@ -131,8 +131,7 @@ def read_responses(
 
 
 def _first_stop(text: str, stop_strings: Sequence[str]) -> int | None:
-    found = [text.find(stop) for stop in stop_strings if stop in text]
-    return min(found) if found else None
+    return min((text.find(stop) for stop in stop_strings if stop in text), default=None)
 
 
 def _tokens_until(read: Callable[[list[int]], str], tokens: list[int], stop_strings: Sequence[str]) -> int:

@@ -9,15 +9,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from rlhf.advantages import generalized_advantages
+from rlhf.algorithms import Algorithm
 from rlhf.batches import Rollouts, TrainingBatch, on_device
-from rlhf.beside import beside
-from rlhf.config import AdvantagesConfig
+from rlhf.config import RunConfig
+from rlhf.distributed import count, sum_rows
 from rlhf.kl import k1
-from rlhf.masked import whiten
 from rlhf.models import Features, PolicyModels
 from rlhf.models.features import features_of, micro_batches
 from rlhf.rewards import token_rewards
+from rlhf.update import first_micro_batches, packs_by_length
 
 
 @dataclass(frozen=True)
@@ -27,12 +27,32 @@ class Measured:
     features: Features
     old_logprobs: Tensor
     reference_logprobs: Tensor
-    values: Tensor
     entropy: Tensor
+    values: Tensor | None
+    """None without a critic."""
+
+    @property
+    def columns(self) -> dict[str, Tensor]:
+        """All but the features, by name."""
+        every = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)[1:]}
+        return {name: column for name, column in every.items() if column is not None}
 
 
-COLUMNS = ("old_logprobs", "reference_logprobs", "values", "entropy")
-"""Of `Measured`."""
+def measure_rollouts(config: RunConfig, models: PolicyModels, rollouts: Rollouts, iteration: int) -> Measured:
+    """What the networks say of all rollouts, each rank having asked them for the rows that it trains on first."""
+    measured = measure(
+        models,
+        rollouts,
+        first_micro_batches(config, features_of(rollouts), iteration),
+        rows_at_once=config.rollout.batch_size,
+        by_length=packs_by_length(config),
+    )
+    if count() == 1:
+        return measured
+    hidden = measured.features.hidden
+    features = dataclasses.replace(measured.features, hidden=None if hidden is None else sum_rows(hidden))
+    columns = {name: sum_rows(column) for name, column in measured.columns.items()}
+    return dataclasses.replace(measured, features=features, **columns)
 
 
 @torch.no_grad()
@@ -50,47 +70,32 @@ def measure(
         by_length: optimization.pack_by_length; parts are trimmed of their padding.
     """
     features = features_at(models, rollouts, torch.cat(list(parts)), rows_at_once, by_length=by_length)
-    columns = {name: torch.zeros(rollouts.mask.shape, device=rollouts.mask.device) for name in COLUMNS}
-    at_once = models.apart and len(parts) > 1
+    names = ["old_logprobs", "reference_logprobs", "entropy", *(["values"] if models.critic else [])]
+    columns = {name: torch.zeros(rollouts.mask.shape, device=rollouts.mask.device) for name in names}
 
-    def measure_these(parts: Sequence[Tensor]) -> None:
+    def fill(parts: Sequence[Tensor]) -> None:
         for rows in parts:
             part = features.rows(rows)
             part = part.trimmed() if by_length else part
             mask = part.mask[:, part.prompt_width :]
-            found = measure_part(models, part, by_length=by_length, at_once=models.apart and not at_once)
             place = on_device(rows, mask.device)
-            for name, column in zip(COLUMNS, found, strict=True):
+            for name, column in measure_part(models, part).items():
                 columns[name][place, : mask.shape[1]] = torch.where(mask, column, 0.0)
 
-    beside(lambda: measure_these(parts[::2]), lambda: measure_these(parts[1::2]), at_once=at_once)
-    return Measured(features=features, **columns)
+    models.run_both(lambda: fill(parts[::2]), lambda: fill(parts[1::2]))
+    return Measured(features=features, **{"values": None, **columns})
 
 
-def measure_part(
-    models: PolicyModels, features: Features, *, by_length: bool, at_once: bool = False
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Old and reference logprobs, values and entropy, (B, T) each, of one micro-batch.
-
-    Args:
-        at_once: the policy beside the other networks, where they are `apart`.
-    """
-    tokens = features.tokens
-    at = features.response_positions() if by_length else None
-
-    def policy() -> tuple[Tensor, Tensor, Tensor | None]:
-        hidden = models.policy_hidden(features)
-        values = models.values_on(hidden) if models.value_on_policy else None
-        return *models.policy_logprobs_and_entropy(hidden, tokens, at), values
-
-    def others() -> tuple[Tensor, Tensor | None]:
-        reference = models.reference_logprobs(models.reference_hidden(features), tokens, at)
-        return reference, None if models.value_on_policy else models.values(features)
-
-    (old, entropy, values), (reference, own_values) = beside(policy, others, at_once=at_once)
-    values = own_values if values is None else values
-    assert values is not None
-    return old, reference, values, entropy
+def measure_part(models: PolicyModels, features: Features) -> dict[str, Tensor]:
+    """Columns of `Measured`, (B, T) each, of one micro-batch."""
+    tokens, at = features.tokens, features.response_positions()
+    hidden = models.policy_hidden(features)
+    old, entropy = models.policy_logprobs_and_entropy(hidden, tokens, at)
+    reference = models.reference_logprobs(models.reference_hidden(features), tokens, at)
+    columns = {"old_logprobs": old, "reference_logprobs": reference, "entropy": entropy}
+    if models.critic:
+        columns["values"] = models.values_on(hidden) if models.value_on_policy else models.values(features)
+    return columns
 
 
 @torch.no_grad()
@@ -103,47 +108,39 @@ def features_at(
         rows: int64 vector on the CPU.
         by_length: neighbours in length go together, without their padding.
     """
-    whole = features_of(rollouts)
+    texts = features_of(rollouts)
     trunk: Tensor | None = None
-    for own in micro_batches(rows, whole, rows_at_once, by_length=by_length):
-        part = rollouts.rows(own)
-        found = models.features(part.trimmed() if by_length else part)
-        if found.hidden is None:
-            return whole
+    for index in micro_batches(rows, texts, rows_at_once, by_length=by_length):
+        part = rollouts.rows(index)
+        features = models.features(part.trimmed() if by_length else part)
+        if features.hidden is None:
+            return texts
         if trunk is None:
-            trunk = found.hidden.new_zeros(*whole.input_ids.shape, found.hidden.shape[-1])
-        put_rows(trunk, own, found.hidden, whole.prompt_width - found.prompt_width)
-    return dataclasses.replace(whole, hidden=trunk)
-
-
-def put_rows(trunk: Tensor, rows: Tensor, part: Tensor, first: int) -> None:
-    """The trunk's output of some rows into that of the whole batch, from column `first` on."""
-    trunk[on_device(rows, trunk.device), first : first + part.shape[1]] = part
+            trunk = features.hidden.new_zeros(*texts.input_ids.shape, features.hidden.shape[-1])
+        first, rows_on_device = texts.prompt_width - features.prompt_width, on_device(index, trunk.device)
+        trunk[rows_on_device, first : first + features.hidden.shape[1]] = features.hidden
+    return dataclasses.replace(texts, hidden=trunk)
 
 
 def training_batch(
-    rollouts: Rollouts, measured: Measured, scores: Tensor, kl_coef: float, config: AdvantagesConfig
+    algorithm: Algorithm, rollouts: Rollouts, measured: Measured, scores: Tensor, kl_coef: float
 ) -> TrainingBatch:
-    """Token rewards, GAE and whitening over the whole rollout batch.
+    """Token rewards, and what the algorithm makes of them, over the whole rollout batch.
 
     Args:
         scores: (B,), scaled and clipped.
-        kl_coef: beta of the KL penalty in the reward; 0 for every algorithm but PPO.
+        kl_coef: beta of the KL penalty in the reward.
     """
     mask = rollouts.mask
     token_kl = k1(measured.old_logprobs, measured.reference_logprobs)
     rewards = token_rewards(scores.to(mask.device), token_kl, mask, kl_coef)
-    advantages, returns = generalized_advantages(
-        rewards, measured.values, mask, gamma=config.gamma, gae_lambda=config.gae_lambda
-    )
-    if config.whiten_over == "rollout":
-        advantages = whiten(advantages, mask, config.whiten)
+    signal = algorithm.signal(rewards, measured.values, mask)
     return TrainingBatch(
         rows_in_rollout=torch.arange(len(mask)),
         mask=mask,
         old_logprobs=measured.old_logprobs,
         reference_logprobs=measured.reference_logprobs,
+        advantages=signal.advantages,
         old_values=measured.values,
-        advantages=advantages,
-        returns=returns,
+        returns=signal.returns,
     )

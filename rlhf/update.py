@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections import defaultdict
 from collections.abc import Callable, Mapping
@@ -10,15 +9,13 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
-from rlhf.algorithms import ALGORITHMS
-from rlhf.algorithms.value import value_loss
-from rlhf.batches import LossOutput, TrainingBatch
-from rlhf.beside import beside
-from rlhf.config import RunConfig
+from rlhf.algorithms import Algorithm
+from rlhf.algorithms.critic import value_loss
+from rlhf.batches import LossOutput, Totals, TrainingBatch
+from rlhf.config import CriticAlgoConfig, RunConfig
 from rlhf.config.sizes import forward_rows
 from rlhf.distributed import own_rows, sum_gradients, sum_numbers
 from rlhf.finite import NotFinite
-from rlhf.masked import whiten
 from rlhf.models import Features, PolicyModels
 from rlhf.models.features import micro_batches
 from rlhf.optimization import REMEDIES, clip_and_step, minibatches, schedule_factor, set_learning_rate
@@ -30,6 +27,7 @@ Skip = Callable[[NotFinite, int, Tensor], None]
 
 def update(
     config: RunConfig,
+    algorithm: Algorithm,
     models: PolicyModels,
     optimizer: torch.optim.Optimizer,
     batch: TrainingBatch,
@@ -54,39 +52,38 @@ def update(
         NotFinite: a loss or gradient is, and `skip` is None or raises it.
     """
     settings, sums, counts = config.optimization, defaultdict[str, float](float), defaultdict[str, int](int)
-    total_steps = num_optimizer_steps(config)
-    networks = {"policy": list(models.policy_parameters.values()), "value": list(models.value_parameters.values())}
+    total_steps, before, bad = num_optimizer_steps(config), step, 0
+    heads = [] if algorithm.heads is None else algorithm.heads.trained_parameters()
+    networks = {"policy": [*models.policy_parameters.values(), *heads], "value": [*models.value_parameters.values()]}
     networks = {name: parameters for name, parameters in networks.items() if parameters}
-    remedies, done, bad = remedies_for(config, models.value_on_policy), 0, 0
+    remedies = remedies_for(config, models.value_on_policy)
     for epoch in range(settings.epochs):
         for rows in minibatches_of(config, len(batch.mask), iteration, epoch):
-            minibatch = batch.rows(rows)
-            if config.advantages.whiten_over == "minibatch":
-                whitened = whiten(minibatch.advantages, minibatch.mask, config.advantages.whiten)
-                minibatch = dataclasses.replace(minibatch, advantages=whitened)
+            minibatch = algorithm.before_loss(batch.rows(rows))
             try:
-                metrics = sum_numbers(accumulate_gradients(config, models, minibatch, features))
-                check_losses(metrics, step + done, remedies)
+                metrics = sum_numbers(accumulate_gradients(config, algorithm, models, minibatch, features))
+                check_losses(metrics, step, remedies)
                 sum_gradients(parameter for parameters in networks.values() for parameter in parameters)
-                set_learning_rate(optimizer, schedule_factor(step + done, total_steps, 0, settings.schedule))
-                norms = clip_and_step(optimizer, networks, settings.max_grad_norm, step + done, models.scaler, remedies)
+                set_learning_rate(optimizer, schedule_factor(step, total_steps, 0, settings.schedule))
+                norms = clip_and_step(optimizer, networks, settings.max_grad_norm, step, models.scaler, remedies)
             except NotFinite as error:
                 if skip is None:
                     raise
                 optimizer.zero_grad(set_to_none=True)
-                skip(error, step + done, rows)
-                done, bad = done + 1, bad + 1
+                skip(error, step, rows)
+                step, bad = step + 1, bad + 1
                 continue
-            if norms:
-                metrics |= {"grad_norm": norms["policy"], "value_grad_norm": norms.get("value", norms["policy"])}
+            step += 1
+            if norms:  # none where float16 overflowed and the weights stayed as they were
+                algorithm.after_step(step)
+                metrics |= {"grad_norm" if name == "policy" else f"{name}_grad_norm": x for name, x in norms.items()}
             for name, value in metrics.items():
                 sums[name] += value
                 counts[name] += 1
-            done += 1
     means = {name: value / counts[name] for name, value in sums.items()}
     if models.scaler.enabled:
-        means["skipped_steps"] = float(done - bad - counts["grad_norm"])
-    return means, step + done
+        means["skipped_steps"] = float(step - before - bad - counts["grad_norm"])
+    return means, step
 
 
 def check_losses(metrics: Mapping[str, float], step: int, remedies: Mapping[str, str]) -> None:
@@ -103,18 +100,27 @@ def check_losses(metrics: Mapping[str, float], step: int, remedies: Mapping[str,
 
 def remedies_for(config: RunConfig, value_on_policy: bool) -> dict[str, str]:
     """By network, what may keep its loss and gradient finite."""
-    policy, value = REMEDIES["policy"], REMEDIES["value"]
-    if value_on_policy:
-        value = f"{policy} or value.coef"
-    if config.algo.name in ("apa", "awr"):
-        policy += " or a larger algo.lam"
-    return {"policy": policy, "value": value}
+    remedies = {"policy": REMEDIES["policy"] + (f" or {config.algo.remedy}" if config.algo.remedy else "")}
+    if config.algo.critic:
+        remedies["value"] = f"{REMEDIES['policy']} or value.coef" if value_on_policy else REMEDIES["value"]
+    return remedies
 
 
 def minibatches_of(config: RunConfig, count: int, iteration: int, epoch: int) -> list[Tensor]:
-    """Rows of each minibatch of an epoch over `count` responses, all ranks' together."""
-    order = permutation(config.seed, f"minibatches of epoch {epoch}", iteration, count)
-    return list(minibatches(order, config.optimization.minibatch_size))
+    """Rows of each minibatch of an epoch over `count` responses, all ranks' together; groups are shuffled whole."""
+    size = config.algo.group_size
+    groups = permutation(config.seed, f"minibatches of epoch {epoch}", iteration, count // size)
+    return list(minibatches(rows_of_groups(groups, size), config.optimization.minibatch_size))
+
+
+def rows_of_groups(groups: Tensor, size: int) -> Tensor:
+    """(N,) int64 groups -> (N size,) rows, those of a group one after the other."""
+    return (groups[:, None] * size + torch.arange(size)).flatten()
+
+
+def packs_by_length(config: RunConfig) -> bool:
+    """Whether micro-batches are of neighbours in length."""
+    return config.optimization.pack_by_length and config.algo.packs_by_length
 
 
 def own_micro_batches(config: RunConfig, minibatch: Tensor, features: Features) -> list[Tensor]:
@@ -124,8 +130,10 @@ def own_micro_batches(config: RunConfig, minibatch: Tensor, features: Features) 
         minibatch: its rows in the rollout.
         features: of the whole rollout batch.
     """
-    own, by_length = minibatch[own_rows(len(minibatch))], config.optimization.pack_by_length
-    return micro_batches(own, features, forward_rows(config), by_length=by_length)
+    group_size = config.algo.group_size
+    rows = minibatch[own_rows(len(minibatch), group_size)]
+    by_length = packs_by_length(config)
+    return micro_batches(rows, features, forward_rows(config), by_length=by_length, group_size=group_size)
 
 
 def first_micro_batches(config: RunConfig, features: Features, iteration: int) -> list[Tensor]:
@@ -141,67 +149,77 @@ def num_optimizer_steps(config: RunConfig) -> int:
 
 
 def accumulate_gradients(
-    config: RunConfig, models: PolicyModels, minibatch: TrainingBatch, features: Features
+    config: RunConfig, algorithm: Algorithm, models: PolicyModels, minibatch: TrainingBatch, features: Features
 ) -> dict[str, float]:
     """This rank's part of a minibatch's gradients, in micro-batches.
 
-    The mean is over the whole minibatch's tokens however it is cut, so that the parts' sums are the whole.
+    Means are over the whole minibatch however it is cut, so that the parts' sums are the whole.
     """
-    num_tokens = minibatch.mask.sum()
+    totals = Totals(minibatch.mask.sum(), len(minibatch.mask))
     sums = defaultdict[str, list[Tensor]](list)
-    by_length = config.optimization.pack_by_length
     place = {row: i for i, row in enumerate(minibatch.rows_in_rollout.tolist())}
     for rows in own_micro_batches(config, minibatch.rows_in_rollout, features):
-        part, own = minibatch.rows(torch.tensor([place[row] for row in rows.tolist()])), features.rows(rows)
-        if by_length:
-            own = own.trimmed()
-            part = part.first_columns(own.tokens.shape[1])
-        for name, value in _backward(config, models, part, own, num_tokens).items():
+        batch, part = minibatch.rows(torch.tensor([place[row] for row in rows.tolist()])), features.rows(rows)
+        if packs_by_length(config):
+            part = part.trimmed()
+            batch = batch.first_columns(part.tokens.shape[1])
+        for name, value in backward(config, algorithm, models, batch, part, totals).items():
             sums[name].append(value)
-    totals = torch.stack([torch.stack(values).sum() for values in sums.values()]).tolist()  # a GPU is waited for once
-    return dict(zip(sums, totals, strict=True))
+    added = torch.stack([torch.stack(values).sum() for values in sums.values()]).tolist()  # a GPU is waited for once
+    return dict(zip(sums, added, strict=True))
 
 
-def _backward(
-    config: RunConfig, models: PolicyModels, batch: TrainingBatch, features: Features, num_tokens: Tensor
+def backward(
+    config: RunConfig,
+    algorithm: Algorithm,
+    models: PolicyModels,
+    batch: TrainingBatch,
+    features: Features,
+    totals: Totals,
 ) -> dict[str, Tensor]:
-    """Backward through policy and value loss of one micro-batch.
+    """Backward through the losses of one micro-batch; each loss and the algorithm's metrics.
 
-    Separate networks go side by side on a CPU, and one after the other elsewhere, which halves the memory of their
-    graphs; a value head on the policy needs both losses on one graph.
+    Separate networks have a graph each, of which one is gone before the other is made where they do not run at once;
+    a value head on the policy needs both losses on one graph.
     """
+    scaled, coef = models.scaler.scaled, config.value.coef
 
-    def policy() -> tuple[Tensor, LossOutput]:
-        hidden = models.policy_hidden(features)
-        at = features.response_positions() if config.optimization.pack_by_length else None
-        logprobs = models.policy_logprobs(hidden, features.tokens, at)
-        return hidden, ALGORITHMS[config.algo.name](batch, logprobs, config.algo, num_tokens)
-
-    def trained_policy() -> LossOutput:
-        output = policy()[1]
-        models.scaler.scaled(output.loss).backward()
+    def train_policy() -> LossOutput:
+        output = policy_loss(algorithm, models, models.policy_hidden(features), batch, features, totals)
+        scaled(output.loss).backward()
         return output
 
-    def trained_values() -> Tensor:
-        critic = _value_loss(config, batch, models.values(features), num_tokens)
-        models.scaler.scaled(config.value.coef * critic).backward()
-        return critic
+    def train_values() -> Tensor:
+        loss = critic_loss(config, models.values(features), batch, totals)
+        scaled(coef * loss).backward()
+        return loss
 
+    if not models.critic:
+        output = train_policy()
+        return {"policy_loss": output.loss.detach(), **output.metrics}
     if models.value_on_policy:
-        hidden, output = policy()
-        critic = _value_loss(config, batch, models.values_on(hidden), num_tokens)
-        models.scaler.scaled(output.loss + config.value.coef * critic).backward()
+        hidden = models.policy_hidden(features)
+        output = policy_loss(algorithm, models, hidden, batch, features, totals)
+        critic = critic_loss(config, models.values_on(hidden), batch, totals)
+        scaled(output.loss + coef * critic).backward()
     else:
-        output, critic = beside(trained_policy, trained_values, at_once=models.apart)
+        output, critic = models.run_both(train_policy, train_values)
     return {"policy_loss": output.loss.detach(), "value_loss": critic.detach(), **output.metrics}
 
 
-def _value_loss(config: RunConfig, batch: TrainingBatch, values: Tensor, num_tokens: Tensor) -> Tensor:
-    return value_loss(
-        values,
-        batch.old_values,
-        batch.returns,
-        batch.mask,
-        value_clip=config.algo.value_clip,
-        num_tokens=num_tokens,
-    )
+def policy_loss(
+    algorithm: Algorithm, models: PolicyModels, hidden: Tensor, batch: TrainingBatch, features: Features, totals: Totals
+) -> LossOutput:
+    """The algorithm's loss from the policy's hidden states (B, T, d)."""
+    tokens, at = features.tokens, features.response_positions()
+    outputs = models.policy_logprobs(hidden, tokens, at)
+    if algorithm.heads is not None:
+        outputs = algorithm.heads.outputs(outputs, hidden, tokens, at)
+    return algorithm.loss(batch, outputs, totals)
+
+
+def critic_loss(config: RunConfig, values: Tensor, batch: TrainingBatch, totals: Totals) -> Tensor:
+    """The value loss of fresh values (B, T)."""
+    assert isinstance(config.algo, CriticAlgoConfig) and batch.old_values is not None and batch.returns is not None
+    clip, tokens = config.algo.value_clip, totals.tokens
+    return value_loss(values, batch.old_values, batch.returns, batch.mask, value_clip=clip, num_tokens=tokens)

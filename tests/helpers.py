@@ -146,9 +146,10 @@ def policy_models(
     recompute: bool = False,
     merge_adapters: bool = False,
     train: TrainableConfig | None = None,
+    critic: bool = True,
 ) -> PolicyModels:
     torch.manual_seed(0)
-    settings = value_settings() if value is None else value
+    settings = (value or value_settings()) if critic else None
     train = train or trainable(mode, last_k, merge_adapters)
     return build_models(model, train, settings, temperature=temperature, precision=precision, recompute=recompute)
 

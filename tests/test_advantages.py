@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from rlhf.advantages import generalized_advantages
+from rlhf.algorithms.critic import generalized_advantages
 from rlhf.random import generator
 
 

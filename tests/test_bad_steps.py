@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 import torch
 
-import rlhf.ilql_update as ilql_updating
 import rlhf.stages.supervised as supervised
 import rlhf.update as updating
+from rlhf.algorithms.ilql import ILQL
 from rlhf.bad_steps import BadSteps
 from rlhf.config.identity import input_runs, run_folder
 from rlhf.finite import NotFinite
@@ -98,20 +98,20 @@ def test_one_too_many_ends_the_run_and_more_may_be_allowed_later(tmp_path, cache
 
 def test_a_bad_loss_of_ilql_is_left_out_too(tmp_path, cache, monkeypatch):
     calls = []
-    original = ilql_updating.ilql
+    original = ILQL.loss
 
-    def ilql(*arguments: Any) -> Any:
+    def loss(*arguments: Any) -> Any:
         output = original(*arguments)
         calls.append(1)
         return output if len(calls) != 2 else type(output)(output.loss * float("nan"), output.metrics)
 
-    monkeypatch.setattr(ilql_updating, "ilql", ilql)
+    monkeypatch.setattr(ILQL, "loss", loss)
     run = tiny(tmp_path, cache, "ilql", "stage=offline", "rollout.iterations=1", "optimization.epochs=1")
     assert execute(run)["status"] == "finished"
     assert read_rows(run_folder(run))[-1]["train/bad_steps"] == 1.0
     (content,) = kept(run_folder(run)).values()
     assert "policy_loss is nan" in content["problem"]
-    assert all(answer["response"] and "reward" in answer for answer in content["batch"])
+    assert all(answer["response"] and "advantages" in answer for answer in content["batch"])
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import pytest
 
 from rlhf.chat import conversation, template_of, with_template
 from rlhf.data.examples import DataError, Demonstration, Preference, TextData
-from rlhf.evaluation import sample_rows
+from rlhf.evaluation import control_places
 from rlhf.marked_text import MarkedText
 from rlhf.text import encode_answer, encode_prompt
 from tests.data.collected import settings
@@ -108,4 +108,4 @@ def test_a_config_asks_for_a_template_by_default_where_texts_are_conversations()
 
 def test_samples_say_which_characters_are_control_tokens():
     texts = {"prompt": MarkedText("<s> hi <s>", [(0, 3)]), "response": "<s>", "reference": ""}
-    assert sample_rows([texts], {"step": 3}) == [{"step": 3, **texts, "prompt_control": [[0, 3]]}]
+    assert control_places(texts) == {"prompt_control": [[0, 3]]}

@@ -74,7 +74,7 @@ def spoil_a_gradient():
     def once(*given):
         updating.accumulate_gradients = original
         found = original(*given)
-        next(p for p in given[1].policy_parameters.values() if p.grad is not None).grad.view(-1)[0] = float("nan")
+        next(p for p in given[2].policy_parameters.values() if p.grad is not None).grad.view(-1)[0] = float("nan")
         return found
     updating.accumulate_gradients = once
 

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from rlhf.algorithms.ilql_heads import HEADS
 from rlhf.config import RunConfig
 from rlhf.config.identity import input_runs, run_folder, run_id
-from rlhf.models.ilql import HEADS
 from rlhf.models.loading import ModelError
 from rlhf.run import execute
 from rlhf.runs.state import read_rows

@@ -12,10 +12,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from rlhf.algorithms.ilql_heads import HEADS, ILQLHeads, load_heads
 from rlhf.answers import scored_once
 from rlhf.config.identity import input_runs, run_folder
 from rlhf.finite import NotFinite, check_loaded, check_metrics, not_finite
-from rlhf.models.ilql import HEADS, ILQLHeads, load_heads
 from rlhf.models.loading import ModelError
 from rlhf.models.reward_model import NORMALISATION, load_reward_model
 from rlhf.models.saving import save_model

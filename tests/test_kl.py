@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import pytest
@@ -9,7 +10,7 @@ import torch
 
 from rlhf.config import KLControlConfig
 from rlhf.config.build import ConfigError
-from rlhf.kl import CONTROLLERS, AdaptiveKLController, KLController, exact_kl, k1, k3, released_k3, sequence_kl
+from rlhf.kl import AdaptiveKLController, KLController, controller_of, exact_kl, k1, k3, released_k3, sequence_kl
 from rlhf.masked import entropy
 from rlhf.random import generator
 from tests.config.composed import config
@@ -124,18 +125,19 @@ def test_a_horizon_of_10000_moves_beta_by_5_percent_at_most_in_40_iterations_of_
     assert abs(controller.coef / 0.05 - 1) < 0.053
 
 
-def test_the_table_of_controllers_and_their_state():
+def test_the_controllers_by_their_name_and_their_state():
     settings = KLControlConfig(controller="adaptive", init_coef=0.1, target=2.0, horizon=100.0)
-    made = {name: make(settings) for name, make in CONTROLLERS.items()}
+    kinds = ("none", "fixed", "adaptive")
+    made = {kind: controller_of(dataclasses.replace(settings, controller=kind)) for kind in kinds}
     for controller in made.values():
         controller.update(4.0, 50)
     assert made["none"].coef == 0.0
     assert made["fixed"].coef == 0.1
     assert made["adaptive"].coef == pytest.approx(0.1 * (1 + 0.2 * 50 / 100))
-    fresh = CONTROLLERS["adaptive"](settings)
+    fresh = controller_of(settings)
     fresh.load_state_dict(made["adaptive"].state_dict())
     assert fresh.coef == made["adaptive"].coef
-    assert type(made["fixed"]) is KLController
+    assert type(made["fixed"]) is KLController and controller_of(None).coef == 0.0
 
 
 def test_a_horizon_that_could_turn_the_penalty_around_is_refused():

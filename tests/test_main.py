@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import main
+from rlhf.config import ALGO_CONFIGS
 from rlhf.config.build import option_types
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -26,7 +27,10 @@ def command(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     ("arguments", "lines"),
     [
         (["+algo.lamda=1"], ["config error: algo.lamda: no such option; did you mean algo.lam?"]),
-        (["-m", "algo=apo,ppo"], ["config error: algo=apo: no such option; there are apa, awr, ilql, ppo"]),
+        (
+            ["-m", "algo=apo,ppo"],
+            [f"config error: algo=apo: no such option; there are {', '.join(sorted(ALGO_CONFIGS))}"],
+        ),
         (["rollout=nonsense"], ["config error: rollout=nonsense: no such option; there are fast, plain"]),
         (
             ["rollout.sampling=nonsense"],

@@ -19,20 +19,22 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 import rlhf.answers
+from rlhf.algorithms import algorithm_of
+from rlhf.algorithms.ilql_heads import HEADS
 from rlhf.answers import Answers, scored_once, scores_file
-from rlhf.batches import ILQLBatch, Rollouts
+from rlhf.batches import Rollouts
 from rlhf.config import RunConfig
 from rlhf.config.build import ConfigError
 from rlhf.config.identity import run_folder, run_id
 from rlhf.data.examples import Preference
-from rlhf.ilql_update import accumulate_gradients
-from rlhf.models.ilql import HEADS
 from rlhf.models.loading import word_tokenizer
-from rlhf.rewards import RunningMoments
+from rlhf.random import generator
 from rlhf.run import execute
 from rlhf.runs.checkpoint import load_checkpoint
 from rlhf.runs.state import read_rows
-from rlhf.stages.offline import DataResponses, Untrained, _untrained_values
+from rlhf.stages.offline import DataResponses, UntrainedValues
+from rlhf.training_batch import measure_rollouts, training_batch
+from rlhf.update import accumulate_gradients
 from rlhf.waiting import Interrupted, request_stop, stopped_by_signals
 from tests.algorithms.test_ilql import heads_with
 from tests.config.composed import config, typed
@@ -108,15 +110,13 @@ def test_every_answer_has_its_turn_before_any_comes_again():
 def test_scores_are_z_scored_over_the_whole_data_set_and_clipped():
     raw = torch.tensor([1.0, 3.0, 5.0, 100.0] * 10)
     z = (raw.double() - raw.double().mean()) / raw.double().std()
-    scaled = data_responses(raw, "reward.clip=1.5").scaled(raw[:4], RunningMoments())
+    scaled = data_responses(raw, "reward.clip=1.5").scaled(raw[:4], 1.0)
     assert torch.allclose(scaled, z[:4].float().clamp(max=1.5))
     assert float(scaled[3]) == 1.5 < float(z[3])
-    unscaled = data_responses(raw, "offline.standardize_scores=false", "reward.clip=10").scaled(
-        raw[:4], RunningMoments()
-    )
+    unscaled = data_responses(raw, "offline.standardize_scores=false", "reward.clip=10").scaled(raw[:4], 1.0)
     assert unscaled.tolist() == [1.0, 3.0, 5.0, 10.0]
     same = torch.full((40,), 2.0)
-    assert not bool(data_responses(same).scaled(same[:4], RunningMoments()).any())
+    assert not bool(data_responses(same).scaled(same[:4], 1.0).any())
 
 
 # --- scores in the cache -------------------------------------------------------------------------------------------
@@ -245,8 +245,7 @@ def test_untrained_values_are_those_before_training_and_leave_no_trace(mode, net
     models = policy_models(tiny_model(), mode, value_settings(network))
     rollouts = random_rollouts([2, 3, 1, 2], [3, 4, 2, 1])
     before = measure_all(models, rollouts, 2, by_length=by_length)
-    untrained = _untrained_values(models)
-    assert isinstance(untrained, Untrained)
+    untrained = UntrainedValues(models)
     nudge(models.named_parameters())
     moved = {name: parameter.clone() for name, parameter in models.named_parameters().items()}
     now = measure_all(models, rollouts, 2, by_length=by_length)
@@ -358,27 +357,12 @@ def test_a_run_goes_on_as_if_never_stopped(never_stopped, monkeypatch, tmp_path,
     expected = never_stopped(*settings)
     run = tiny(tmp_path, cache, *settings)
     with monkeypatch.context() as patch:
-        stop_in_iteration(patch, 3)  # no checkpoint is due there
+        signal_at(patch, 3)  # no checkpoint is due there
         assert execute(run)["status"] == "interrupted"
     checkpoint = load_checkpoint(run_folder(run))
     assert checkpoint is not None and checkpoint.state["iteration"] == 3
     assert execute(run)["status"] == "finished"
     assert_same(run, expected)
-
-
-def stop_in_iteration(patch: pytest.MonkeyPatch, iteration: int) -> None:
-    """For APA and AWR by the shared loop, for ILQL by its own."""
-    import rlhf.stages.offline as offline
-
-    signal_at(patch, iteration)
-    original = offline.ilql_iteration
-
-    def ilql_iteration(config, setup, heads, responses, progress, now):
-        if now == iteration:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return original(config, setup, heads, responses, progress, now)
-
-    patch.setattr(offline, "ilql_iteration", ilql_iteration)
 
 
 def test_a_signal_while_answers_are_scored_keeps_what_is_scored(
@@ -425,20 +409,21 @@ def test_every_beta_is_evaluated_and_the_first_is_the_headline(never_stopped):
 
 def test_ilqls_gradients_do_not_depend_on_micro_batches():
     rollouts = random_rollouts([2, 3, 1, 2], [3, 4, 2, 1])
-    models, heads = policy_models(tiny_model(), "last_k", value_settings("head")), heads_with()
-    rewards = torch.randn(rollouts.mask.shape)
-    batch = ILQLBatch(torch.arange(4), rollouts.mask, torch.where(rollouts.mask, rewards, 0.0))
-    found = []
+    models, heads = policy_models(tiny_model(), "last_k", critic=False), heads_with()
+    results = []
     for size in (1, 4):
-        run = config(
-            "stage=offline", "algo=ilql", "optimization.minibatch_size=4", f"optimization.micro_batch_size={size}"
-        )
-        metrics = accumulate_gradients(run, models, heads, batch, models.features(rollouts))
+        sizes = ("optimization.minibatch_size=4", f"optimization.micro_batch_size={size}")
+        run = config("stage=offline", "algo=ilql", "rollout.num_responses=4", *sizes)
+        algorithm = algorithm_of(run)
+        algorithm.heads = heads
+        measured = measure_rollouts(run, models, rollouts, 1)
+        batch = training_batch(algorithm, rollouts, measured, torch.randn(4, generator=generator(0, "scores")), 0.0)
+        metrics = accumulate_gradients(run, algorithm, models, batch, measured.features)
         trained = [*models.policy_parameters.values(), *heads.trained_parameters()]
-        found.append((metrics, [p.grad for p in trained if p.grad is not None]))
+        results.append((metrics, [p.grad for p in trained if p.grad is not None]))
         for parameter in trained:
             parameter.grad = None
-    (metrics, gradients), (other_metrics, other_gradients) = found
+    (metrics, gradients), (other_metrics, other_gradients) = results
     assert metrics == pytest.approx(other_metrics, rel=1e-5)
     assert len(gradients) == len(other_gradients) > 8
     assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(gradients, other_gradients, strict=True))
@@ -447,8 +432,8 @@ def test_ilqls_gradients_do_not_depend_on_micro_batches():
 @pytest.mark.parametrize(
     ("settings", "line"),
     [
-        (("stage=online", "algo=ilql"), "stage.name: ilql learns from a data set"),
-        (("stage=offline", "algo=ppo"), "stage.name: ppo learns from its own rollouts"),
+        (("stage=online", "algo=ilql"), "stage.name: ilql cannot learn by stage=online; use stage=offline"),
+        (("stage=offline", "algo=ppo"), "stage.name: ppo cannot learn by stage=offline; use stage=online"),
         (("stage=offline", "algo=apa", "algo.anchor=old"), "algo.anchor: old is the policy that sampled"),
         (
             ("stage=offline", "algo=ilql", "offline.refresh_values=false"),

@@ -9,11 +9,12 @@ import pytest
 import torch
 
 import rlhf.models.network as network
+from rlhf.algorithms import algorithm_of
 from rlhf.evaluation import policy_distance
 from rlhf.kl import exact_kl
 from rlhf.masked import entropy
 from rlhf.models.features import Features, features_of, micro_batches
-from rlhf.training_batch import put_rows
+from rlhf.training_batch import features_at
 from rlhf.update import accumulate_gradients
 from tests.helpers import (
     MODES,
@@ -73,14 +74,12 @@ def test_trimmed_rollouts_and_features_agree():
 
 
 def test_a_trimmed_trunk_goes_back_where_it_was():
-    whole = some_features()
-    assert whole.hidden is not None
-    trunk = torch.zeros_like(whole.hidden)
-    for rows in micro_batches(torch.arange(5), whole, 2, by_length=True):
-        part = whole.rows(rows).trimmed()
-        assert part.hidden is not None
-        put_rows(trunk, rows, part.hidden, whole.prompt_width - part.prompt_width)
-    assert torch.equal(trunk[whole.mask], whole.hidden[whole.mask])
+    models, rollouts = policy_models(tiny_model(), "last_k"), random_rollouts(PROMPT_LENGTHS, RESPONSE_LENGTHS)
+    padded, trimmed = (
+        features_at(models, rollouts, torch.arange(5), 2, by_length=by_length) for by_length in (False, True)
+    )
+    assert padded.hidden is not None and trimmed.hidden is not None
+    torch.testing.assert_close(trimmed.hidden[padded.mask], padded.hidden[padded.mask], atol=1e-5, rtol=1e-5)
 
 
 def test_positions_of_response_tokens_are_those_of_the_mask():
@@ -100,7 +99,7 @@ def test_measured_columns_gradients_and_metrics_are_those_of_padded_micro_batche
         run = settings(algo, "optimization.micro_batch_size=2", f"optimization.pack_by_length={by_length}")
         models, _, measured, batch = prepared(run, mode, network=network)
         metrics = accumulate_gradients(
-            run, models, batch.rows(torch.tensor([4, 0, 7, 13, 1, 5, 8, 15])), measured.features
+            run, algorithm_of(run), models, batch.rows(torch.tensor([4, 0, 7, 13, 1, 5, 8, 15])), measured.features
         )
         results.append((measured, gradients(models), metrics))
     (padded, expected, theirs), (packed, found, ours) = results

@@ -15,21 +15,22 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import rlhf.stages.loop as loop
-from rlhf.batches import ILQLBatch
+from rlhf.algorithms import algorithm_of
+from rlhf.algorithms.ilql_heads import ILQLHeads
+from rlhf.batches import TrainingBatch
 from rlhf.config import RunConfig
 from rlhf.config.identity import input_runs, run_folder
-from rlhf.ilql_update import ilql_update
-from rlhf.models.ilql import ILQLHeads
 from rlhf.optimization import NotFinite, clip_and_step
 from rlhf.precision import LossScaler, autocast
 from rlhf.run import _set_up_torch, execute
 from rlhf.runs.provenance import peak_memory
 from rlhf.sampling.fast import Running
 from rlhf.sampling.graphs import Graphs
-from rlhf.stages.offline import _untrained_values
+from rlhf.stages.offline import UntrainedValues
 from rlhf.stages.online import EarlyScores
+from rlhf.update import update
 from tests.config.composed import config
-from tests.helpers import VOCAB, WIDTH, policy_models, random_rollouts, tiny_model, value_settings
+from tests.helpers import VOCAB, WIDTH, policy_models, random_rollouts, tiny_model
 from tests.test_run import tiny, without_time
 
 pytestmark = pytest.mark.usefixtures("torchs_switches")
@@ -158,26 +159,28 @@ def test_an_overflow_does_not_sync_ilqls_target_heads(overflow, monkeypatch):
     run, rollouts = config("algo=ilql", "stage=offline", "optimization.epochs=1"), random_rollouts([3, 2], [2, 4])
     settings = dataclasses.replace(run.optimization, minibatch_size=2, micro_batch_size=2)
     run = dataclasses.replace(run, optimization=settings, algo=dataclasses.replace(run.algo, sync_every=1, polyak=1.0))
-    models = policy_models(tiny_model(), "all", value_settings("head"), precision="fp16")
+    models, algorithm = policy_models(tiny_model(), "all", precision="fp16", critic=False), algorithm_of(run)
     heads = ILQLHeads(WIDTH, VOCAB, two_qs=False, init_std=0.1, device=models.device)
     with torch.no_grad():
         heads.v[2].weight.add_(1.0), heads.q[0][2].weight.add_(0.5)
-    syncs = []
+    algorithm.heads, syncs = heads, []
     monkeypatch.setattr(heads, "sync", syncs.append)
     models.scaler.factor = 2.0**60 if overflow else 2.0
-    batch = ILQLBatch(torch.arange(2), rollouts.mask, torch.where(rollouts.mask, 1.0, 0.0))
+    nothing, rewards = torch.zeros(rollouts.mask.shape), torch.where(rollouts.mask, 1.0, 0.0)
+    batch = TrainingBatch(torch.arange(2), rollouts.mask, nothing, nothing, rewards)
     trained = [*models.policy_parameters.values(), *heads.trained_parameters()]
     optimizer = torch.optim.SGD([{"params": trained, "initial_lr": 0.01}], lr=0.01)
-    metrics, step = ilql_update(run, models, heads, optimizer, batch, models.features(rollouts), iteration=1, step=0)
+    features = models.features(rollouts)
+    metrics, step = update(run, algorithm, models, optimizer, batch, features, iteration=1, step=0)
     assert step == 1 and metrics["skipped_steps"] == float(overflow)
     assert syncs == ([] if overflow else [1.0])
 
 
-def test_untrained_values_of_a_gpus_network_lie_on_the_cpu():
+def testUntrainedValues_of_a_gpus_network_lie_on_the_cpu():
     with FakeTensorMode():  # no GPU is needed to ask where a tensor lies
         network = {"value.w": nn.Parameter(torch.empty(2, device="cuda"))}
         models: Any = SimpleNamespace(value_parameters=network, policy_parameters={})
-        assert _untrained_values(models).initial["value.w"].device.type == "cpu"
+        assert UntrainedValues(models).initial["value.w"].device.type == "cpu"
 
 
 def test_a_gpus_memory_is_told_apart(monkeypatch):

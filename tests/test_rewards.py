@@ -47,19 +47,25 @@ def test_moments_survive_a_checkpoint_to_the_bit():
     assert again.state_dict() == moments.state_dict()
 
 
+def counted_and_scaled(scores: torch.Tensor, moments: RunningMoments, config: RewardConfig) -> torch.Tensor:
+    """As an iteration does it."""
+    moments.update(scores)
+    return scale_scores(scores, moments.std, config)
+
+
 @pytest.mark.parametrize("score", [0.1, -2.0, 0.0, 1e30])
 def test_equal_scores_are_divided_by_1(score):
     moments = RunningMoments()
     for size in (1, 3, 7):
-        scaled = scale_scores(torch.full((size,), score), moments, reward_config())
+        scaled = counted_and_scaled(torch.full((size,), score), moments, reward_config())
         assert torch.equal(scaled, torch.full((size,), score))
 
 
 def test_this_batch_counts_and_the_mean_stays():
     moments = RunningMoments()
     # std of (1, 3) is sqrt 2; with (5, 7) added, of (1, 3, 5, 7), sqrt(20 / 3)
-    first = scale_scores(torch.tensor([1.0, 3.0]), moments, reward_config())
-    second = scale_scores(torch.tensor([5.0, 7.0]), moments, reward_config())
+    first = counted_and_scaled(torch.tensor([1.0, 3.0]), moments, reward_config())
+    second = counted_and_scaled(torch.tensor([5.0, 7.0]), moments, reward_config())
     torch.testing.assert_close(first, torch.tensor([1.0, 3.0]) / 2**0.5)
     torch.testing.assert_close(second, torch.tensor([5.0, 7.0]) / (20 / 3) ** 0.5)
 
@@ -67,18 +73,16 @@ def test_this_batch_counts_and_the_mean_stays():
 def test_clipping_comes_after_scaling():
     # std of (-30, 0, 30) is 30, so that nothing is left to clip at 1; clipped first they would be (-1, 0, 1) / 1.
     scores = torch.tensor([-30.0, 0.0, 30.0])
-    assert scale_scores(scores, RunningMoments(), reward_config(clip=1.0)).tolist() == [-1.0, 0.0, 1.0]
+    assert counted_and_scaled(scores, RunningMoments(), reward_config(clip=1.0)).tolist() == [-1.0, 0.0, 1.0]
     moments = RunningMoments()
-    half = scale_scores(scores, moments, reward_config(clip=0.5))
+    half = counted_and_scaled(scores, moments, reward_config(clip=0.5))
     assert half.tolist() == [-0.5, 0.0, 0.5]
     assert moments.std == 30.0  # the raw scores were counted, not the clipped ones
 
 
-def test_without_scaling_the_moments_stay_empty():
-    moments = RunningMoments()
+def test_without_scaling_scores_are_clipped_alone():
     scores = torch.tensor([-30.0, 0.0, 4.0])
-    assert scale_scores(scores, moments, reward_config(scale="none", clip=10.0)).tolist() == [-10.0, 0.0, 4.0]
-    assert moments.count == 0
+    assert scale_scores(scores, 7.0, reward_config(scale="none", clip=10.0)).tolist() == [-10.0, 0.0, 4.0]
 
 
 def test_the_score_stands_on_the_last_valid_token_and_the_kl_on_every_one():

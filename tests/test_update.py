@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import rlhf.update as updating
-from rlhf.algorithms import ALGORITHMS
+from rlhf.algorithms import ALGORITHMS, algorithm_of
 from rlhf.algorithms.ppo import probability_ratio
 from rlhf.batches import Rollouts, TrainingBatch
 from rlhf.config import RunConfig
@@ -19,8 +19,7 @@ from rlhf.masked import token_logprobs
 from rlhf.models import PolicyModels
 from rlhf.optimization import NotFinite, adamw, clip_and_step, minibatches, schedule_factor, set_learning_rate
 from rlhf.random import generator
-from rlhf.stages.loop import measured_by_all
-from rlhf.training_batch import Measured, training_batch
+from rlhf.training_batch import Measured, measure_rollouts, training_batch
 from rlhf.update import accumulate_gradients, num_optimizer_steps, update
 from tests.config.composed import config
 from tests.helpers import (
@@ -58,9 +57,9 @@ def prepared(
     models = policy_models(tiny_model(architecture), mode, value_settings(network), precision=precision)
     nudge(models.named_parameters(), 0.1)
     rollouts = random_rollouts(PROMPTS, RESPONSES)
-    measured = measured_by_all(run, models, rollouts, 1)
+    measured = measure_rollouts(run, models, rollouts, 1)
     scores = torch.randn(len(PROMPTS), generator=generator(0, "scores"))
-    return models, rollouts, measured, training_batch(rollouts, measured, scores, kl_coef, run.advantages)
+    return models, rollouts, measured, training_batch(algorithm_of(run), rollouts, measured, scores, kl_coef)
 
 
 def optimizer_of(models: PolicyModels, run: RunConfig) -> torch.optim.AdamW:
@@ -69,7 +68,8 @@ def optimizer_of(models: PolicyModels, run: RunConfig) -> torch.optim.AdamW:
 
 
 def run_update(run: RunConfig, models: PolicyModels, batch: TrainingBatch, measured: Measured, iteration=1, step=0):
-    return update(run, models, optimizer_of(models, run), batch, measured.features, iteration=iteration, step=step)
+    optimizer = optimizer_of(models, run)
+    return update(run, algorithm_of(run), models, optimizer, batch, measured.features, iteration=iteration, step=step)
 
 
 class Spy:
@@ -77,13 +77,13 @@ class Spy:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, algo: str) -> None:
         self.seen: list[tuple[TrainingBatch, Tensor]] = []
-        loss = ALGORITHMS[algo]
+        loss = ALGORITHMS[algo].loss
 
-        def noting(batch, logprobs, algo_config, num_tokens):
+        def noting(algorithm, batch, logprobs, totals):
             self.seen.append((batch, logprobs.detach()))
-            return loss(batch, logprobs, algo_config, num_tokens)
+            return loss(algorithm, batch, logprobs, totals)
 
-        monkeypatch.setitem(ALGORITHMS, algo, noting)
+        monkeypatch.setattr(ALGORITHMS[algo], "loss", noting)
 
 
 # --- the first ratio -----------------------------------------------------------------------------------------------
@@ -159,8 +159,8 @@ def test_measured_columns_are_zero_on_padding_and_right_elsewhere():
             expected = torch.where(rollouts.mask, token_logprobs(logits, rollouts.response_ids), 0.0)
             torch.testing.assert_close(column, expected)
         torch.testing.assert_close(measured.values, torch.where(rollouts.mask, models.values(features), 0.0))
-    for field in dataclasses.fields(TrainingBatch)[2:]:
-        assert bool((getattr(batch, field.name)[~batch.mask] == 0).all()), field.name
+    for name, column in batch.numbers().items():
+        assert bool((column[~batch.mask] == 0).all()), name
 
 
 def test_the_return_of_the_first_token_is_the_score_less_the_kl_of_the_whole_response():
@@ -219,7 +219,7 @@ def test_micro_batches_of_unequal_lengths_give_the_gradient_of_the_whole_minibat
     results = {}
     for size in (8, 2, 1):
         cut = dataclasses.replace(run, optimization=dataclasses.replace(run.optimization, micro_batch_size=size))
-        metrics = accumulate_gradients(cut, models, minibatch, measured.features)
+        metrics = accumulate_gradients(cut, algorithm_of(cut), models, minibatch, measured.features)
         results[size] = gradients(models), metrics
     whole, metrics = results[8]
     for size in (2, 1):
@@ -232,7 +232,7 @@ def test_the_gradient_is_that_of_apas_formula_written_out(network):
     run = settings("apa", "algo.lam=0.5", "value.coef=0.3", "optimization.micro_batch_size=2")
     models, rollouts, measured, batch = prepared(run, network=network)
     rows = torch.tensor([3, 14, 5, 4, 9, 11, 2, 8])
-    metrics = accumulate_gradients(run, models, batch.rows(rows), measured.features)
+    metrics = accumulate_gradients(run, algorithm_of(run), models, batch.rows(rows), measured.features)
     found = gradients(models)
     part = batch.rows(rows)
     hidden, values = hidden_and_values(models, models.features(rollouts.rows(rows)))
@@ -256,7 +256,7 @@ def test_what_stands_in_padded_positions_of_the_features_gets_no_gradient():
             measured.features,
             input_ids=torch.where(measured.features.mask, measured.features.input_ids, filler),
         )
-        metrics = accumulate_gradients(run, models, batch, features)
+        metrics = accumulate_gradients(run, algorithm_of(run), models, batch, features)
         found.append((gradients(models), metrics))
     assert (found[0][0] - found[1][0]).norm() < 1e-6 * found[0][0].norm()
     assert found[0][1] == pytest.approx(found[1][1], rel=1e-6)
@@ -265,10 +265,10 @@ def test_what_stands_in_padded_positions_of_the_features_gets_no_gradient():
 def test_updates_on_one_batch_lower_the_loss_of_policy_and_values():
     run = settings("apa", "algo.lam=1.0", "optimization.epochs=20")
     models, _, measured, batch = prepared(run, "all")
-    before = accumulate_gradients(run, models, batch, measured.features)
+    before = accumulate_gradients(run, algorithm_of(run), models, batch, measured.features)
     gradients(models)
     run_update(run, models, batch, measured)
-    after = accumulate_gradients(run, models, batch, measured.features)
+    after = accumulate_gradients(run, algorithm_of(run), models, batch, measured.features)
     assert after["policy_loss"] < 0.3 * before["policy_loss"]
     assert after["value_loss"] < 0.3 * before["value_loss"]
 

@@ -1,31 +1,29 @@
-"""The algorithms: one module each, one pure loss each, and this table.
+"""The algorithms: one class and one module each, and this table.
 
 | name | module | loss | KL control |
 | --- | --- | --- | --- |
 | apa | apa.py | squared distance to log pi_init + A / lambda | lambda |
 | ppo | ppo.py | clipped ratio | penalty in the reward, fixed or adaptive |
 | awr | awr.py | weighted cross entropy | lambda, through the weights |
+| rloo | rloo.py | clipped ratio of whole responses, the group's others as baseline | penalty in the reward |
 | ilql | ilql.py | TD, expectile, CQL and cross entropy of Q and V heads | beta of its sampler |
-
-ILQL learns values in place of advantages and has an update of its own (rlhf/ilql_update.py): it is not in `ALGORITHMS`.
-
-To add one: a dataclass in rlhf/config/algo.py, conf/algo/<name>.yaml, a module here, a line in `ALGORITHMS`, a
-hand-worked case in tests/algorithms.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from rlhf.algorithms.algorithm import Algorithm
+from rlhf.algorithms.apa import APA
+from rlhf.algorithms.awr import AWR
+from rlhf.algorithms.ilql import ILQL
+from rlhf.algorithms.ppo import PPO
+from rlhf.algorithms.rloo import RLOO
+from rlhf.config import RunConfig
 
-from torch import Tensor
+__all__ = ["ALGORITHMS", "Algorithm", "algorithm_of"]
 
-from rlhf.algorithms.apa import apa
-from rlhf.algorithms.awr import awr
-from rlhf.algorithms.ppo import ppo
-from rlhf.batches import LossOutput, TrainingBatch
+ALGORITHMS: dict[str, type[Algorithm]] = {"apa": APA, "ppo": PPO, "awr": AWR, "ilql": ILQL, "rloo": RLOO}
 
-PolicyLoss = Callable[[TrainingBatch, Tensor, Any, Tensor], LossOutput]
-"""(micro-batch, fresh logprobs (B, T), the algorithm's config, valid tokens of the minibatch ()) -> LossOutput."""
 
-ALGORITHMS: dict[str, PolicyLoss] = {"apa": apa, "ppo": ppo, "awr": awr}
+def algorithm_of(config: RunConfig) -> Algorithm:
+    """The run's algorithm, without heads."""
+    return ALGORITHMS[config.algo.name](config.algo, config.advantages)

@@ -9,7 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from rlhf.batches import LossOutput, TrainingBatch
+from rlhf.algorithms.critic import CriticAlgorithm
+from rlhf.batches import LossOutput, Totals, TrainingBatch
 from rlhf.config import APAConfig
 from rlhf.masked import masked_mean
 
@@ -44,12 +45,16 @@ def infeasible_target_fraction(
     return masked_mean((anchor_logprobs + advantages / lam > 0).float(), mask, num_tokens)
 
 
-def apa(batch: TrainingBatch, logprobs: Tensor, config: APAConfig, num_tokens: Tensor) -> LossOutput:
-    """APA's loss on a micro-batch; see `apa_loss`."""
-    anchor = batch.reference_logprobs if config.anchor == "initial" else batch.old_logprobs
-    loss = apa_loss(logprobs, anchor, batch.advantages, batch.mask, lam=config.lam, num_tokens=num_tokens)
-    with torch.no_grad():
-        infeasible = infeasible_target_fraction(
-            anchor, batch.advantages, batch.mask, lam=config.lam, num_tokens=num_tokens
-        )
-    return LossOutput(loss, {"infeasible_target_fraction": infeasible})
+class APA(CriticAlgorithm):
+    config: APAConfig
+
+    def loss(self, batch: TrainingBatch, logprobs: Tensor, totals: Totals) -> LossOutput:
+        lam, anchor = self.config.lam, batch.reference_logprobs
+        if self.config.anchor == "old":
+            anchor = batch.old_logprobs
+        loss = apa_loss(logprobs, anchor, batch.advantages, batch.mask, lam=lam, num_tokens=totals.tokens)
+        with torch.no_grad():
+            infeasible = infeasible_target_fraction(
+                anchor, batch.advantages, batch.mask, lam=lam, num_tokens=totals.tokens
+            )
+        return LossOutput(loss, {"infeasible_target_fraction": infeasible})

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from rlhf.batches import LossOutput, TrainingBatch
+from rlhf.algorithms.critic import CriticAlgorithm
+from rlhf.batches import LossOutput, Totals, TrainingBatch
 from rlhf.config import AWRConfig
 from rlhf.masked import masked_mean
 
@@ -39,17 +40,13 @@ def awr_loss(
     return masked_mean(-weights * logprobs, mask, num_tokens)
 
 
-def awr(batch: TrainingBatch, logprobs: Tensor, config: AWRConfig, num_tokens: Tensor) -> LossOutput:
-    """AWR's loss on a micro-batch; see `awr_loss`."""
-    loss = awr_loss(
-        logprobs,
-        batch.advantages,
-        batch.mask,
-        lam=config.lam,
-        weight_clip=config.weight_clip,
-        num_tokens=num_tokens,
-    )
-    with torch.no_grad():
-        weights = awr_weights(batch.advantages, lam=config.lam, weight_clip=config.weight_clip)
-        mean_weight = masked_mean(weights, batch.mask, num_tokens)
-    return LossOutput(loss, {"mean_weight": mean_weight})
+class AWR(CriticAlgorithm):
+    config: AWRConfig
+
+    def loss(self, batch: TrainingBatch, logprobs: Tensor, totals: Totals) -> LossOutput:
+        lam, clip = self.config.lam, self.config.weight_clip
+        loss = awr_loss(logprobs, batch.advantages, batch.mask, lam=lam, weight_clip=clip, num_tokens=totals.tokens)
+        with torch.no_grad():
+            weights = awr_weights(batch.advantages, lam=lam, weight_clip=clip)
+            mean_weight = masked_mean(weights, batch.mask, totals.tokens)
+        return LossOutput(loss, {"mean_weight": mean_weight})

@@ -2,7 +2,7 @@
 
 One or two Q heads over the vocabulary and a V head sit on the policy's hidden states. Nothing here is a policy
 gradient: the language model learns by cross entropy and through the heads, and what follows the score is the sampler
-softmax(top_k(log pi + beta (min Q - V))) of `rlhf.models.ilql`.
+softmax(top_k(log pi + beta (min Q - V))) of `rlhf.algorithms.ilql_heads`.
 """
 
 from __future__ import annotations
@@ -10,9 +10,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from rlhf.batches import ILQLBatch, ILQLOutputs, LossOutput
+from rlhf.algorithms.algorithm import Algorithm
+from rlhf.algorithms.ilql_heads import ILQLHeads, ILQLOutputs, ILQLSampler, load_heads
+from rlhf.batches import LossOutput, Signal, Totals, TrainingBatch
 from rlhf.config import ILQLConfig
 from rlhf.masked import masked_mean
+from rlhf.models.policy import Policy
 
 
 def following_values(values: Tensor, mask: Tensor) -> Tensor:
@@ -82,23 +85,47 @@ def awac_loss(
     return masked_mean(-(beta * advantages).exp() * logprobs, mask, num_tokens)
 
 
-def ilql(batch: ILQLBatch, outputs: ILQLOutputs, config: ILQLConfig, num_tokens: Tensor) -> LossOutput:
-    """L = sum_heads L_Q + L_V + cql_scale sum_heads L_CQL + awac_scale L_AWAC on a micro-batch."""
-    mask = batch.mask
-    advantages = (outputs.target_q - outputs.values).detach()
-    q_loss = torch.stack(
-        [td_loss(q, batch.rewards, outputs.values, mask, gamma=config.gamma, num_tokens=num_tokens) for q in outputs.q]
-    ).sum()
-    v_loss = expectile_loss(outputs.values, outputs.target_q, mask, tau=config.tau, num_tokens=num_tokens)
-    cql = torch.stack([cql_loss(one, mask, num_tokens=num_tokens) for one in outputs.q_logprobs]).sum()
-    awac = awac_loss(outputs.logprobs, advantages, mask, beta=config.awac_beta, num_tokens=num_tokens)
-    loss = q_loss + v_loss + config.cql_scale * cql + config.awac_scale * awac
-    metrics = {
-        "q_loss": q_loss,
-        "value_loss": v_loss,
-        "cql_loss": cql,
-        "awac_loss": awac,
-        "target_q": masked_mean(outputs.target_q, mask, num_tokens),
-        "advantage": masked_mean(advantages, mask, num_tokens),
-    }
-    return LossOutput(loss, {name: value.detach() for name, value in metrics.items()})
+class ILQL(Algorithm):
+    config: ILQLConfig
+    heads: ILQLHeads
+
+    def signal(self, rewards: Tensor, values: Tensor | None, mask: Tensor) -> Signal:
+        """The token rewards themselves: min Q - V, the advantage, is worked out anew in every loss."""
+        return Signal(rewards)
+
+    def loss(self, batch: TrainingBatch, outputs: ILQLOutputs, totals: Totals) -> LossOutput:
+        """L = sum_heads L_Q + L_V + cql_scale sum_heads L_CQL + awac_scale L_AWAC on a micro-batch."""
+        config, rewards, mask, num_tokens = self.config, batch.advantages, batch.mask, totals.tokens
+        advantages = (outputs.target_q - outputs.values).detach()
+        td = [td_loss(q, rewards, outputs.values, mask, gamma=config.gamma, num_tokens=num_tokens) for q in outputs.q]
+        q_loss = torch.stack(td).sum()
+        v_loss = expectile_loss(outputs.values, outputs.target_q, mask, tau=config.tau, num_tokens=num_tokens)
+        cql = torch.stack([cql_loss(logprobs, mask, num_tokens=num_tokens) for logprobs in outputs.q_logprobs]).sum()
+        awac = awac_loss(outputs.logprobs, advantages, mask, beta=config.awac_beta, num_tokens=num_tokens)
+        loss = q_loss + v_loss + config.cql_scale * cql + config.awac_scale * awac
+        metrics = {
+            "q_loss": q_loss,
+            "value_loss": v_loss,
+            "cql_loss": cql,
+            "awac_loss": awac,
+            "target_q": masked_mean(outputs.target_q, mask, num_tokens),
+            "advantage": masked_mean(advantages, mask, num_tokens),
+        }
+        return LossOutput(loss, {name: value.detach() for name, value in metrics.items()})
+
+    def after_step(self, step: int) -> None:
+        if step % self.config.sync_every == 0:
+            self.heads.sync(self.config.polyak)
+
+    def policies(self, policy: Policy) -> dict[str, Policy]:
+        """The sampler at every beta of `algo.betas`."""
+        return {
+            f"beta_{beta:g}": ILQLSampler(policy, self.heads, beta=beta, top_k=self.config.top_k)
+            for beta in self.config.betas
+        }
+
+    def build_heads(self, width: int, vocabulary: int, *, init_std: float, device: torch.device) -> None:
+        self.heads = ILQLHeads(width, vocabulary, two_qs=self.config.two_qs, init_std=init_std, device=device)
+
+    def load_heads(self, folder: str, width: int, vocabulary: int, device: torch.device) -> None:
+        self.heads = load_heads(folder, width, vocabulary, device)

@@ -8,7 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from rlhf.batches import LossOutput, TrainingBatch
+from rlhf.algorithms.critic import CriticAlgorithm
+from rlhf.batches import LossOutput, Totals, TrainingBatch
 from rlhf.config import PPOConfig
 from rlhf.masked import masked_mean
 
@@ -43,18 +44,13 @@ def ppo_loss(
     return masked_mean(torch.maximum(-advantages * ratio, -advantages * clipped), mask, num_tokens)
 
 
-def ppo(batch: TrainingBatch, logprobs: Tensor, config: PPOConfig, num_tokens: Tensor) -> LossOutput:
-    """PPO's policy loss on a micro-batch; see `ppo_loss`."""
-    loss = ppo_loss(
-        logprobs,
-        batch.old_logprobs,
-        batch.advantages,
-        batch.mask,
-        ratio_clip=config.ratio_clip,
-        num_tokens=num_tokens,
-    )
-    with torch.no_grad():
-        ratio = probability_ratio(logprobs, batch.old_logprobs)
-        outside = ((ratio - 1.0).abs() > config.ratio_clip).float()
-        clip_fraction = masked_mean(outside, batch.mask, num_tokens)
-    return LossOutput(loss, {"clip_fraction": clip_fraction})
+class PPO(CriticAlgorithm):
+    config: PPOConfig
+
+    def loss(self, batch: TrainingBatch, logprobs: Tensor, totals: Totals) -> LossOutput:
+        clip, old = self.config.ratio_clip, batch.old_logprobs
+        loss = ppo_loss(logprobs, old, batch.advantages, batch.mask, ratio_clip=clip, num_tokens=totals.tokens)
+        with torch.no_grad():
+            outside = ((probability_ratio(logprobs, old) - 1.0).abs() > clip).float()
+            clip_fraction = masked_mean(outside, batch.mask, totals.tokens)
+        return LossOutput(loss, {"clip_fraction": clip_fraction})

@@ -4,7 +4,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from rlhf.config.algo import ALGO_CONFIGS, AlgoConfig, APAConfig, AWRConfig, ILQLConfig, KLControlConfig, PPOConfig
+from rlhf.config.algo import (
+    ALGO_CONFIGS,
+    CRITIC,
+    HEADS,
+    AlgoConfig,
+    APAConfig,
+    AWRConfig,
+    CriticAlgoConfig,
+    ILQLConfig,
+    KLControlConfig,
+    PPOConfig,
+)
 from rlhf.config.dataset import DatasetConfig
 from rlhf.config.hardware import HardwareConfig, SlurmConfig
 from rlhf.config.model import ModelConfig, TrainableConfig, ValueConfig
@@ -23,8 +34,6 @@ from rlhf.config.readers import (
     SCORING,
     SFT,
     TRAINING,
-    VALUE_NETWORK,
-    Is,
     Where,
     stages,
 )
@@ -41,6 +50,7 @@ __all__ = [
     "AdvantagesConfig",
     "AlgoConfig",
     "CheckpointConfig",
+    "CriticAlgoConfig",
     "DatasetConfig",
     "EvaluationConfig",
     "HardwareConfig",
@@ -66,7 +76,7 @@ __all__ = [
 
 @dataclass(kw_only=True)
 class RunConfig:
-    """One run, whole. `algo` is the dataclass that `ALGO_CONFIGS` names for `algo.name`."""
+    """All settings of one run. `algo` is the dataclass that `ALGO_CONFIGS` names for `algo.name`."""
 
     seed: int = setting(
         "seed of rollouts, prompt order, minibatches and value head", read_by=RL, also_called=("random_seed",), low=0
@@ -101,17 +111,17 @@ class RunConfig:
     stage: StageConfig = setting("which stage runs", read_by=ALWAYS)
     algo: AlgoConfig = setting(
         "the algorithm of stage=online and stage=offline",
-        read_by=RL | (stages("evaluate") & Is("algo.name", ("ilql",))),
+        read_by=RL | (stages("evaluate") & HEADS),
     )
     dataset: DatasetConfig = setting("prompts, SFT texts, preference pairs", read_by=ALWAYS)
     model: ModelConfig = setting("the policy", read_by=ALWAYS)
-    value: ValueConfig = setting("the value network", read_by=RL)
+    value: ValueConfig = setting("the value network", read_by=RL & (CRITIC | HEADS))
     reward: RewardConfig = setting("the score of a response", read_by=SCORING)
     sft: SFTConfig = setting("supervised fine-tuning", read_by=SFT)
     reward_model: RewardModelConfig = setting("reward-model training", read_by=REWARD_MODEL)
     rollout: RolloutConfig = setting("sampling", read_by=SCORING)
     offline: OfflineConfig = setting("what stage=offline does in place of sampling", read_by=stages("offline"))
-    advantages: AdvantagesConfig = setting("advantage estimation", read_by=RL & VALUE_NETWORK)
+    advantages: AdvantagesConfig = setting("advantage estimation", read_by=RL & CRITIC)
     optimization: OptimizationConfig = setting("policy updates", read_by=RL)
     evaluation: EvaluationConfig = setting("evaluation on held-out prompts", read_by=SCORING)
     checkpoint: CheckpointConfig = setting("checkpoints and the final weights", read_by=TRAINING)

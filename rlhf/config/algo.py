@@ -1,26 +1,58 @@
-"""Settings of the algorithms: one dataclass each; `ALGO_CONFIGS` is the table by `algo.name`."""
+"""The algorithms' settings and what each needs of the program; `ALGO_CONFIGS` is the table by `algo.name`."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
-from rlhf.config.readers import ALWAYS, RL, VALUE_NETWORK, Is
+from rlhf.config.readers import ALWAYS, RL, Is
 from rlhf.config.setting import setting
 
 
 @dataclass(kw_only=True)
 class AlgoConfig:
+    """One algorithm's settings. What has no `setting` is declared: the rest of the program asks for it, and for no
+    algorithm's name or type."""
+
     name: str = setting("the algorithm", read_by=ALWAYS)
+
+    critic = False
+    """A value network is trained, and its values are measured."""
+    heads = False
+    """Heads of the algorithm's own are trained on the policy's hidden states, and its evaluations sample by them."""
+    packs_by_length = True
+    """optimization.pack_by_length holds for its micro-batches."""
+    stages = ("online", "offline")
+    """The RL stages that it can learn in."""
+    group_size = 1
+    """Responses to one prompt, neighbours in every batch; nothing cuts a group."""
+    remedy = ""
+    """What may keep its policy's loss and gradient finite, beside a smaller learning rate."""
+
+    @property
+    def penalty(self) -> KLControlConfig | None:
+        """The KL penalty in the reward."""
+        return None
+
+    def problems(self, stage: str) -> list[str]:
+        """Settings of its own that cannot be in this stage, one line each."""
+        return []
+
+
+@dataclass(kw_only=True)
+class CriticAlgoConfig(AlgoConfig):
+    critic = True
     value_clip: float | None = setting(
         "largest move of a value from its rollout value inside the value loss (PPO2); null: no clipping",
-        read_by=VALUE_NETWORK,
+        read_by=ALWAYS,
         also_called=("cliprange_value", "vf_clip", "value_clip_range"),
         above=0,
     )
 
 
 @dataclass(kw_only=True)
-class APAConfig(AlgoConfig):
+class APAConfig(CriticAlgoConfig):
+    remedy = "a larger algo.lam"
     lam: float = setting(
         "lambda of eq. 9: standard deviations of the advantage (advantages.whiten=full) per nat; larger stays closer "
         "to the initial policy",
@@ -34,9 +66,15 @@ class APAConfig(AlgoConfig):
         choices=("initial", "old"),
     )
 
+    def problems(self, stage: str) -> list[str]:
+        if stage == "offline" and self.anchor == "old":
+            return ["algo.anchor: old is the policy that sampled, and nobody sampled a data set; use initial"]
+        return []
+
 
 @dataclass(kw_only=True)
-class AWRConfig(AlgoConfig):
+class AWRConfig(CriticAlgoConfig):
+    remedy = "a larger algo.lam"
     lam: float = setting(
         "lambda of eq. 6: the weight of a token is exp(A / lam)",
         read_by=ALWAYS,
@@ -75,7 +113,8 @@ class KLControlConfig:
 
 
 @dataclass(kw_only=True)
-class PPOConfig(AlgoConfig):
+class PPOConfig(CriticAlgoConfig):
+    stages = ("online",)
     ratio_clip: float = setting(
         "epsilon of the clipped probability ratio",
         read_by=ALWAYS,
@@ -83,14 +122,40 @@ class PPOConfig(AlgoConfig):
         above=0,
         high=1,
     )
-    kl: KLControlConfig = setting("the KL penalty in the reward, which PPO alone has", read_by=ALWAYS)
+    kl: KLControlConfig = setting("the KL penalty in the reward", read_by=ALWAYS)
+
+    @property
+    def penalty(self) -> KLControlConfig:
+        return self.kl
+
+
+@dataclass(kw_only=True)
+class RLOOConfig(AlgoConfig):
+    stages = ("online",)
+    group_size: int = setting(
+        "responses to one prompt, each of which has the others as its baseline",
+        read_by=ALWAYS,
+        also_called=("num_generations", "rloo_k", "responses_per_prompt"),
+        low=2,
+    )
+    ratio_clip: float = setting(
+        "epsilon of the clipped probability ratio of a whole response", read_by=ALWAYS, above=0, high=1
+    )
+    kl: KLControlConfig = setting("the KL penalty in the reward", read_by=ALWAYS)
+
+    @property
+    def penalty(self) -> KLControlConfig:
+        return self.kl
 
 
 @dataclass(kw_only=True)
 class ILQLConfig(AlgoConfig):
-    """Offline alone. Of `value` only head_init_std has a part in it (the heads' output layers); `value_clip` and
-    `advantages` have none."""
+    """Of `value` only head_init_std has a part in it (the heads' output layers)."""
 
+    heads = True
+    packs_by_length = False
+    stages = ("offline",)
+    remedy = "algo.awac_beta"
     gamma: float = setting("discount per token of the Q heads' target", read_by=RL, above=0, high=1)
     tau: float = setting("expectile that V regresses to", read_by=RL, above=0, high=1)
     two_qs: bool = setting("two Q heads, of which the smaller counts", read_by=RL)
@@ -108,5 +173,24 @@ class ILQLConfig(AlgoConfig):
         low=0,
     )
 
+    def problems(self, stage: str) -> list[str]:
+        return [] if self.betas else ["algo.betas: empty; the first is the headline"]
 
-ALGO_CONFIGS: dict[str, type[AlgoConfig]] = {"apa": APAConfig, "ppo": PPOConfig, "awr": AWRConfig, "ilql": ILQLConfig}
+
+ALGO_CONFIGS: dict[str, type[AlgoConfig]] = {
+    "apa": APAConfig,
+    "ppo": PPOConfig,
+    "awr": AWRConfig,
+    "ilql": ILQLConfig,
+    "rloo": RLOOConfig,
+}
+
+
+def algorithms_with(declared: Callable[[type[AlgoConfig]], bool]) -> Is:
+    """The condition that the algorithm is one of those whose config class declares so."""
+    return Is("algo.name", tuple(name for name, kind in ALGO_CONFIGS.items() if declared(kind)))
+
+
+CRITIC = algorithms_with(lambda kind: kind.critic)
+HEADS = algorithms_with(lambda kind: kind.heads)
+PACKS_BY_LENGTH = algorithms_with(lambda kind: kind.packs_by_length)

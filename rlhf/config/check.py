@@ -9,12 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from rlhf.config import (
+    ALGO_CONFIGS,
     RL_STAGES,
-    APAConfig,
-    ILQLConfig,
     KLControlConfig,
     OptimizationConfig,
-    PPOConfig,
     RunConfig,
     SupervisedConfig,
 )
@@ -32,6 +30,9 @@ SWEEP_NAME_LENGTH = 80  # W&B's ids end at 128, and hold the run's id and more b
 
 # The data sets with a made-up language, whose words are the tokenizer's of source=random.
 MADE_UP_LANGUAGES = ("letters",)
+
+# Chosen and rejected.
+ANSWERS_PER_PROMPT = 2
 
 LOCAL_SUFFIXES = (".jsonl", ".json", ".gz", ".gguf", ".safetensors", ".parquet", ".csv", ".txt", ".bin", ".pt")
 
@@ -148,9 +149,29 @@ def _algorithm(config: RunConfig) -> list[str]:
         problems.append(f"optimization.betas: {len(betas)} numbers; AdamW has two")
     if any(beta == 1 for beta in betas):
         problems.append("optimization.betas: 1 never forgets and cannot be corrected for its start; below 1 it must be")
-    if isinstance(config.algo, PPOConfig) and config.algo.kl.controller == "adaptive":
-        problems += _adaptive_controller(config.algo.kl, config.rollout.num_responses)
+    penalty = config.algo.penalty
+    if penalty is not None and penalty.controller == "adaptive":
+        problems += _adaptive_controller(penalty, config.rollout.num_responses)
+    if config.stage.name in RL_STAGES:
+        problems += _groups(config)
     return problems
+
+
+def _groups(config: RunConfig) -> list[str]:
+    """Batches that would cut a group of responses to one prompt."""
+    size, settings, ranks = config.algo.group_size, config.optimization, config.hardware.ranks
+    if config.stage.name == "offline" and size > ANSWERS_PER_PROMPT:
+        return [f"algo.group_size: {size}, but a data set has {ANSWERS_PER_PROMPT} answers to each prompt; use 2"]
+    batches = {"rollout.num_responses": config.rollout.num_responses}
+    batches |= {"optimization.minibatch_size": settings.minibatch_size}
+    batches |= {"optimization.micro_batch_size": settings.micro_batch_size}
+    if ranks > 1:
+        batches["hardware.ranks: optimization.minibatch_size / hardware.ranks"] = settings.minibatch_size // ranks
+    return [
+        f"{path}: {rows} is no multiple of algo.group_size = {size}, the responses to one prompt, which stay together"
+        for path, rows in batches.items()
+        if rows % size
+    ]
 
 
 def _adaptive_controller(kl: KLControlConfig, num_responses: int) -> list[str]:
@@ -179,7 +200,7 @@ def _frozen_weights(config: RunConfig) -> list[str]:
     ]
     if config.model.source == "random":
         problems.append(f"{kept} is what weights become as they are loaded; model.source=random draws them")
-    if config.value.network == "separate" and config.value.train == "all":
+    if config.algo.critic and config.value.network == "separate" and config.value.train == "all":
         problems.append(f"{kept} cannot be trained; use value.train=as_policy")
     return problems
 
@@ -206,29 +227,17 @@ def _reward(config: RunConfig) -> Iterator[str]:
 
 def _stage(config: RunConfig) -> list[str]:
     stage, algo = config.stage.name, config.algo
-    problems = []
-    if stage == "offline" and isinstance(algo, PPOConfig):
-        problems.append("stage.name: ppo learns from its own rollouts alone; stage=offline takes apa, awr and ilql")
-    if stage == "online" and isinstance(algo, ILQLConfig):
-        problems.append("stage.name: ilql learns from a data set; use stage=offline")
-    if stage == "offline":
-        problems += _offline(config)
-    if isinstance(algo, ILQLConfig) and not algo.betas:
-        problems.append("algo.betas: empty; the first is the headline")
+    problems = algo.problems(stage)
+    if stage in RL_STAGES and stage not in algo.stages:
+        others = [name for name, kind in ALGO_CONFIGS.items() if stage in kind.stages]
+        problems.append(
+            f"stage.name: {algo.name} cannot learn by stage={stage}; use stage={algo.stages[0]}, or for "
+            f"stage={stage} algo={' or algo='.join(others)}"
+        )
     if stage == "evaluate" and config.hardware.sharding == "fsdp":
         problems.append("hardware.sharding: stage=evaluate trains nothing, and each rank holds both models; use none")
-    if stage == "evaluate" and isinstance(algo, ILQLConfig) and config.evaluation.policy is None:
-        problems.append("evaluation.policy: missing; algo=ilql samples by the heads that a run has trained")
-    return problems
-
-
-def _offline(config: RunConfig) -> list[str]:
-    algo = config.algo
-    problems = []
-    if isinstance(algo, APAConfig) and algo.anchor == "old":
-        problems.append("algo.anchor: old is the policy that sampled, and nobody sampled a data set; use initial")
-    if isinstance(algo, ILQLConfig) and config.hardware.sharding == "fsdp":
-        problems.append("hardware.sharding: fsdp does not cut up ilql's heads; use none")
+    if stage == "evaluate" and algo.heads and config.evaluation.policy is None:
+        problems.append(f"evaluation.policy: missing; algo={algo.name} samples by the heads that a run has trained")
     return problems
 
 

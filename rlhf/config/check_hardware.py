@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from rlhf.config import ILQLConfig, RunConfig, TrainableConfig
+from rlhf.config import RunConfig, TrainableConfig
 
 
 def divides(inner: int, inner_path: str, outer: int, outer_path: str) -> list[str]:
@@ -44,8 +44,10 @@ def _fsdp(config: RunConfig) -> list[str]:
     section, train = _trained(config)
     if train.mode != "all":
         problems.append(f"hardware.sharding: fsdp is for {section}.mode=all; {train.mode} trains little, use none")
-    if isinstance(config.algo, ILQLConfig) or not config.offline.refresh_values:
-        problems.append("hardware.sharding: fsdp knows neither ilql nor offline.refresh_values=false; use none")
+    if config.algo.heads:
+        problems.append(f"hardware.sharding: fsdp does not cut up {config.algo.name}'s heads; use none")
+    if not config.offline.refresh_values:
+        problems.append("hardware.sharding: fsdp does not keep values for offline.refresh_values=false; use none")
     if config.checkpoint.save_final == "trained":
         problems.append("hardware.sharding: fsdp trains the whole policy; use checkpoint.save_final=full")
     return problems

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from rlhf.config.algo import CRITIC
 from rlhf.config.readers import (
     AFTER_SFT,
     ALWAYS,
@@ -11,7 +12,6 @@ from rlhf.config.readers import (
     RANDOM_MODEL,
     SCORING,
     TRAINING,
-    VALUE_NETWORK,
     Given,
     Is,
     stages,
@@ -112,23 +112,23 @@ class ModelConfig:
 class ValueConfig:
     network: str = setting(
         "a completely separate network (the paper), or a head on the policy's hidden states (its released PPO)",
-        read_by=VALUE_NETWORK,
+        read_by=CRITIC,
         choices=("separate", "head"),
     )
     train: str = setting(
         "which parameters the separate network trains: as the policy, or all (the released code)",
-        read_by=VALUE_NETWORK & _SEPARATE & Is("model.train.mode", _PART),
+        read_by=CRITIC & _SEPARATE & Is("model.train.mode", _PART),
         choices=("as_policy", "all"),
     )
     coef: float = setting(
         "eta, the weight of the value loss",
-        read_by=VALUE_NETWORK,
+        read_by=CRITIC,
         also_called=("vf_coef", "value_coef", "value_loss_coef"),
         above=0,
     )
     learning_rate: float = setting(
         "learning rate of the value network",
-        read_by=VALUE_NETWORK & _SEPARATE,
+        read_by=CRITIC & _SEPARATE,
         also_called=("critic_lr", "value_lr", "critic_learning_rate"),
         above=0,
     )

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from rlhf.config.readers import ALWAYS, RL, VALUE_NETWORK, Is, stages
+from rlhf.config.algo import CRITIC, PACKS_BY_LENGTH
+from rlhf.config.readers import ALWAYS, RL, Is, stages
 from rlhf.config.setting import setting
 
 
@@ -46,7 +47,7 @@ class OfflineConfig:
     refresh_values: bool = setting(
         "an iteration's values come from the value network as it is; false: from the untrained one for the whole run "
         "(the released code)",
-        read_by=VALUE_NETWORK,
+        read_by=CRITIC,
     )
     standardize_scores: bool = setting("scores get mean 0 and standard deviation 1 over the data set", read_by=ALWAYS)
 
@@ -112,8 +113,8 @@ class OptimizationConfig:
     )
     pack_by_length: bool = setting(
         "a minibatch's micro-batches are of neighbours in length, without their padding; false: all are as wide as the "
-        "rollout; ilql does not read it",
-        read_by=VALUE_NETWORK,
+        "rollout",
+        read_by=PACKS_BY_LENGTH,
     )
     max_grad_norm: float = setting(
         "gradients of each network are scaled down to this norm",

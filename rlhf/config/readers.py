@@ -173,7 +173,6 @@ HAS_INPUTS = Where(
     frozenset({"stage.name"}),
 )
 
-VALUE_NETWORK = Is("algo.name", ("apa", "ppo", "awr"))
 RANDOM_MODEL = Is("model.source", ("random",), remedy="model=tiny")
 LOADED_MODEL = Is("model.source", ("pretrained",), remedy="model=hub")
 

@@ -30,7 +30,7 @@ MODES: dict[str, type[PolicyModels]] = {"all": AllParameters, "last_k": LastBloc
 def build_models(
     model: PreTrainedModel,
     train: TrainableConfig,
-    value: ValueConfig,
+    value: ValueConfig | None,
     *,
     temperature: float,
     precision: str,
@@ -39,6 +39,7 @@ def build_models(
     """The networks of one run from its initial policy. Seed torch before: heads and adapters are random.
 
     Args:
+        value: of the value network; None: there is none.
         recompute: compute activations again in the backward pass (hardware.gradient_checkpointing).
     """
     return MODES[train.mode](model, train, value, temperature, precision, recompute)

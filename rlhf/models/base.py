@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 from rlhf.batches import Rollouts
 from rlhf.config import TrainableConfig, ValueConfig
 from rlhf.distributed import is_sharded
+from rlhf.models.at_once import A, B, run_at_once
 from rlhf.models.features import Features, features_of
 from rlhf.models.few_rows import sampling_head
 from rlhf.models.loading import language_head
@@ -31,47 +32,60 @@ class PolicyModels(ABC):
     """What the loop needs of the networks; see the module's table.
 
     `policy_parameters` and `value_parameters` are the trained parameters by name; where the value head sits on the
-    policy it is among the former and the latter is empty. They are float32; with precision bf16 or fp16 every
-    forward pass runs under autocast, but for the heads.
+    policy it is among the former and the latter is empty, as it is without a critic. They are float32; with precision
+    bf16 or fp16 every forward pass runs under autocast, but for the heads.
     """
 
     policy_parameters: Parameters
     value_parameters: Parameters
-    own_weights = True
-    """A separate value network shares with the policy what nothing changes alone."""
+    switches_adapters = False
+    """The networks are adapters of one base, of which one is on at a time."""
 
     def __init__(
         self,
         model: PreTrainedModel,
         train: TrainableConfig,
-        value: ValueConfig,
+        value: ValueConfig | None,
         temperature: float,
         precision: str,
         recompute: bool,
     ) -> None:
+        """
+        Args:
+            value: of the value network; None: there is none.
+        """
         self.model = model
         self.temperature = temperature
-        self.value_on_policy = value.network == "head"
+        self.critic = value is not None
+        self.value_on_policy = value is not None and value.network == "head"
         self.device = next(model.parameters()).device
         self.precision = precision
         self.scaler = LossScaler(precision)
         self.recompute = recompute
         self.language_head = language_head(model)
-        self.value_head = nn.Linear(model.config.hidden_size, 1, device=self.device)
-        nn.init.normal_(self.value_head.weight, std=value.head_init_std)
-        nn.init.zeros_(self.value_head.bias)
+        self.value_head: nn.Linear | None = None
+        if value is not None:
+            self.value_head = nn.Linear(model.config.hidden_size, 1, device=self.device)
+            nn.init.normal_(self.value_head.weight, std=value.head_init_std)
+            nn.init.zeros_(self.value_head.bias)
         model.requires_grad_(False)
         self._made: list[Network] = []
         self._shelf = Shelf()
-        self.policy_parameters, self.value_parameters = self._networks(train, value)
-        head = {f"value_head.{name}": p for name, p in self.value_head.named_parameters()}
-        (self.policy_parameters if self.value_on_policy else self.value_parameters).update(head)
+        self.policy_parameters, self.value_parameters = self._networks(
+            train, value.train if value is not None and value.network == "separate" else None
+        )
+        if self.value_head is not None:
+            head = {f"value_head.{name}": p for name, p in self.value_head.named_parameters()}
+            (self.policy_parameters if self.value_on_policy else self.value_parameters).update(head)
         for parameter in self.named_parameters().values():
             parameter.requires_grad_(True)
 
     @abstractmethod
-    def _networks(self, train: TrainableConfig, value: ValueConfig) -> tuple[Parameters, Parameters]:
+    def _networks(self, train: TrainableConfig, separate_value: str | None) -> tuple[Parameters, Parameters]:
         """Build policy, reference and value network from the frozen model.
+
+        Args:
+            separate_value: value.train of a value network of its own; None: there is none.
 
         Returns:
             What is trained, the value head left out: of the policy; of a separate value network, else empty.
@@ -136,8 +150,9 @@ class PolicyModels(ABC):
     def pieces(self, count: int) -> list[slice]:
         """range(count) of states in pieces whose logits fit into memory at once; in one where the head's weights are
         cut up among ranks, which gather them together."""
-        whole = is_sharded(self.language_head)
-        return [slice(0, count)] if whole else pieces(count, self.model.config.vocab_size)
+        if is_sharded(self.language_head):
+            return [slice(0, count)]
+        return pieces(count, self.model.config.vocab_size)
 
     @property
     def own_pass(self) -> str:
@@ -145,12 +160,23 @@ class PolicyModels(ABC):
         return next((network.own_pass for network in self._made if network.own_pass), "")
 
     @property
-    def apart(self) -> bool:
-        """Whether networks, and texts of one network, can be computed at once by two threads of one CPU.
+    def runs_at_once(self) -> bool:
+        """Whether `run_both` runs both at once: with a separate value network on a CPU.
 
-        Not where a model's own forward pass is used, which may keep angles from call to call.
+        Not where the networks are adapters of one base, nor where a model's own forward pass may keep angles from call
+        to call. Without such a network an update has nothing to run beside the policy, and measuring, whose logprobs
+        must be those of the update to the bit, uses as many threads as it does.
         """
-        return self.own_weights and self.device.type == "cpu" and not self.value_on_policy and not self.own_pass
+        separate = self.critic and not self.value_on_policy and not self.switches_adapters
+        return separate and self.device.type == "cpu" and not self.own_pass
+
+    def run_both(self, first: Callable[[], A], second: Callable[[], B]) -> tuple[A, B]:
+        """What two forward or backward passes give, of two networks or of two halves of the texts.
+
+        At once, by half of torch's threads each, where `runs_at_once`: small matrices on two threads wait for each
+        other after every product.
+        """
+        return run_at_once(first, second) if self.runs_at_once else (first(), second())
 
     def policy_logprobs(self, hidden: Tensor, tokens: Tensor, at: Tensor | None = None) -> Tensor:
         """(B, T) log pi of the tokens from `policy_hidden`, in chunks of logits.
@@ -180,6 +206,7 @@ class PolicyModels(ABC):
 
     def values_on(self, hidden: Tensor) -> Tensor:
         """The value head: (B, T, d) -> (B, T)."""
+        assert self.value_head is not None, "no critic"
         return self.value_head(hidden.float()).squeeze(-1)
 
     def named_parameters(self) -> Parameters:

@@ -52,8 +52,8 @@ class Features:
         columns = self.input_ids.shape[1] - self.prompt_width
         if int(self.response_lengths.min()) == columns:
             return None
-        held = torch.arange(columns) < self.response_lengths[:, None]
-        return on_device(held.flatten().nonzero().squeeze(1), self.mask.device)
+        valid = torch.arange(columns) < self.response_lengths[:, None]
+        return on_device(valid.flatten().nonzero().squeeze(1), self.mask.device)
 
     def trimmed(self) -> Features:
         """Without the columns in which every row is padding."""
@@ -69,15 +69,20 @@ class Features:
         )
 
 
-def micro_batches(index: Tensor, features: Features, size: int, *, by_length: bool) -> list[Tensor]:
+def micro_batches(
+    index: Tensor, features: Features, size: int, *, by_length: bool, group_size: int = 1
+) -> list[Tensor]:
     """Rows in pieces of at most `size`, neighbours in length together where asked for, so that little is padding.
 
     Args:
         index: int64 vector on the CPU of rows of `features`.
+        size: a multiple of `group_size`.
+        group_size: so many neighbours in `index` stay together, in their order; the longest counts.
     """
     if by_length:
-        total = features.prompt_lengths[index] + features.response_lengths[index]
-        index = index[total.argsort(stable=True)]
+        lengths = features.prompt_lengths[index] + features.response_lengths[index]
+        order = lengths.view(-1, group_size).amax(1).argsort(stable=True)
+        index = index.view(-1, group_size)[order].flatten()
     return list(index.split(size))
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from rlhf.config import TrainableConfig, ValueConfig
+from rlhf.config import TrainableConfig
 from rlhf.errors import reason
 from rlhf.models.base import Parameters, PolicyModels
 from rlhf.models.features import Features
@@ -28,14 +28,14 @@ def _named_top(role: str, top: nn.Module) -> Parameters:
     return {f"{role}.{i}": parameter for i, parameter in enumerate(top_parameters(top))}
 
 
-def _own_top(top: nn.Module) -> nn.Module:
+def _trainable_top(top: nn.Module) -> nn.Module:
     """A copy to be trained, in float32 whatever the original is held in."""
     twin = copy_top(top)
     to_float32(top_parameters(twin))
     return twin
 
 
-def _own_base(base: nn.Module) -> nn.Module:
+def _trainable_base(base: nn.Module) -> nn.Module:
     twin = copy.deepcopy(base)
     to_float32(twin.parameters())
     return twin
@@ -44,9 +44,9 @@ def _own_base(base: nn.Module) -> nn.Module:
 class AllParameters(PolicyModels):
     """Mode all: three whole models."""
 
-    def _networks(self, train: TrainableConfig, value: ValueConfig) -> tuple[Parameters, Parameters]:
+    def _networks(self, train: TrainableConfig, separate_value: str | None) -> tuple[Parameters, Parameters]:
         self.reference = copy.deepcopy(self.model)
-        self.value_base = None if self.value_on_policy else copy.deepcopy(self.model.base_model)
+        self.value_base = copy.deepcopy(self.model.base_model) if separate_value else None
         self._policy_run = self._trainable(self.model.base_model)
         self._reference_run = self._frozen(self.reference.base_model)
         self._value_run = None if self.value_base is None else self._trainable(self.value_base)
@@ -76,12 +76,12 @@ class AllParameters(PolicyModels):
 class LastBlocks(PolicyModels):
     """Mode last_k: one frozen trunk, three tops. With value.train=all the value network is a whole copy instead."""
 
-    def _networks(self, train: TrainableConfig, value: ValueConfig) -> tuple[Parameters, Parameters]:
+    def _networks(self, train: TrainableConfig, separate_value: str | None) -> tuple[Parameters, Parameters]:
         base = self.model.base_model
         self.trunk, self.reference_top = split(base, train.last_k)
         check_split(base, self.trunk, self.reference_top)
         self._trunk_run = self._frozen(self.trunk, whole=True)
-        self.policy_top = _own_top(self.reference_top)
+        self.policy_top = _trainable_top(self.reference_top)
         self._policy_run = self._trainable(self.policy_top, top=True)
         self._reference_run = self._frozen(self.reference_top, top=True)
         self._joined = joined(self.model, self.trunk, self.policy_top)
@@ -89,12 +89,12 @@ class LastBlocks(PolicyModels):
         self.value_base: nn.Module | None = None
         self._value_run = self._policy_run
         trained_value: Parameters = {}
-        if value.network == "separate" and value.train == "all":
-            self.value_base = _own_base(base)
+        if separate_value == "all":
+            self.value_base = _trainable_base(base)
             self._value_run = self._trainable(self.value_base)
             trained_value = _named("value", self.value_base)
-        elif value.network == "separate":
-            self.value_top = _own_top(self.reference_top)
+        elif separate_value:
+            self.value_top = _trainable_top(self.reference_top)
             self._value_run = self._trainable(self.value_top, top=True)
             trained_value = _named_top("value", self.value_top)
         return _named_top("policy", self.policy_top), trained_value
@@ -119,12 +119,11 @@ class LastBlocks(PolicyModels):
 class LoRA(PolicyModels):
     """Mode lora: one frozen base, an adapter each for policy and value network; the reference has them off."""
 
-    own_weights = False  # adapters of one base are switched
+    switches_adapters = True
 
-    def _networks(self, train: TrainableConfig, value: ValueConfig) -> tuple[Parameters, Parameters]:
-        own_base = value.network == "separate" and value.train == "all"
+    def _networks(self, train: TrainableConfig, separate_value: str | None) -> tuple[Parameters, Parameters]:
         # Copied before adapters are put in.
-        self.value_base = _own_base(self.model.base_model) if own_base else None
+        self.value_base = _trainable_base(self.model.base_model) if separate_value == "all" else None
         self._value_run = None if self.value_base is None else self._trainable(self.value_base)
         self.merge_adapters = train.merge_adapters
         self._active = ""
@@ -133,11 +132,13 @@ class LoRA(PolicyModels):
             adapted = get_peft_model(self.model, copy.deepcopy(adapters), adapter_name="policy")
         assert isinstance(adapted, PeftModel)
         self.peft = adapted
-        if value.network == "separate" and not own_base:
+        names = ["policy"]
+        if separate_value == "as_policy":
             self.peft.add_adapter("value", adapters)
+            names.append("value")
         self._runs = {
             adapter: self._trainable(self.model.base_model, again=lambda adapter=adapter: self._using(adapter))
-            for adapter in ("policy", "value")
+            for adapter in names
         }
         self._reference_run = self._frozen(self.model.base_model)
         trained = {n: p for n, p in self.peft.named_parameters() if "lora_" in n}
@@ -217,7 +218,7 @@ def lora_config(train: TrainableConfig, model: PreTrainedModel, option: str) -> 
             or nothing at all.
     """
     inside = set(model.base_model.modules())
-    layers = [name for name, one in model.named_modules() if isinstance(one, (nn.Linear, Conv1D)) and one in inside]
+    layers = [name for name, x in model.named_modules() if isinstance(x, (nn.Linear, Conv1D)) and x in inside]
     for target in train.lora_targets or []:
         if not any(name == target or name.endswith(f".{target}") for name in layers):
             known = sorted({name.rpartition(".")[2] for name in layers})
@@ -230,6 +231,8 @@ def lora_config(train: TrainableConfig, model: PreTrainedModel, option: str) -> 
         lora_alpha=train.lora_alpha,  # type: ignore[arg-type]  # peft scales by alpha / r, any number
         lora_dropout=0.0,
         target_modules=train.lora_targets or "all-linear",
-        fan_in_fan_out=any(isinstance(one, Conv1D) for one in inside),  # GPT-2's linear layers, whose weights are W^T
+        fan_in_fan_out=any(
+            isinstance(module, Conv1D) for module in inside
+        ),  # GPT-2's linear layers, whose weights are W^T
         task_type="CAUSAL_LM",
     )

@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
+from rlhf.algorithms import algorithm_of
 from rlhf.chat import template_of, with_template
-from rlhf.config import ILQLConfig
 from rlhf.data.examples import TextData
 from rlhf.data.tokenize import encode_prompts, prompt_report
-from rlhf.evaluation import Evaluator, ILQLEvaluator, sample_rows
+from rlhf.evaluation import Evaluator
 from rlhf.finite import check_metrics
-from rlhf.models.ilql import load_heads
-from rlhf.models.loading import held_for, load_base, load_pretrained, moved, own_code_of
+from rlhf.models.loading import load_pretrained, moved, own_code_of
 from rlhf.models.pair import PolicyPair, check_same_tokens
-from rlhf.random import seed_torch
 from rlhf.sampling.choose import say_where_plain
 from rlhf.scorers import load_scorer
 from rlhf.scorers.normalisation import parts_with_references
 from rlhf.stages.context import RunContext
-from rlhf.stages.setup import say_own_pass, stops_of
+from rlhf.stages.setup import initial_policy, report_own_pass, stops_of
 
 
 def run_evaluate(context: RunContext) -> dict[str, float]:
@@ -32,19 +30,18 @@ def run_evaluate(context: RunContext) -> dict[str, float]:
     context.say(prompt_report(config.dataset, tokenizer, data.eval_prompts, data.dropped, stops))
     scorer = load_scorer(config, context.inputs.get("reward_model"), context.device, data)
     prompts = encode_prompts(tokenizer, data.eval_prompts, config.dataset.max_prompt_tokens)
-    if isinstance(config.algo, ILQLConfig):
+    algorithm = algorithm_of(config)
+    if config.algo.heads:
         assert config.evaluation.policy is not None, "checked in rlhf.config.check"
         shape = models.policy.config
-        heads = load_heads(config.evaluation.policy, shape.hidden_size, shape.vocab_size, context.device)
-        evaluator = ILQLEvaluator(config, tokenizer, prompts, scorer, data.gold, heads, stop_strings=stops)
-    else:
-        evaluator = Evaluator(config, tokenizer, prompts, scorer, data.gold, stop_strings=stops)
+        algorithm.load_heads(config.evaluation.policy, shape.hidden_size, shape.vocab_size, context.device)
+    evaluator = Evaluator(config, algorithm, tokenizer, prompts, scorer, data.gold, stop_strings=stops)
     say_where_plain(config, models.policy, context.say)
-    say_own_pass(models.own_pass, context.say)
+    report_own_pass(models.own_pass, context.say)
     metrics, samples = evaluator.run(models)
     check_metrics(metrics, "another evaluation.policy")
     where = {"step": 0, "iteration": 0}
-    context.folder.log_samples(sample_rows(samples, where))
+    context.folder.log_samples([{**where, **sample} for sample in samples])
     context.folder.log({**where, "samples": 0, "seconds": context.seconds(), **metrics})
     return metrics
 
@@ -56,18 +53,18 @@ def _policies(context: RunContext, data: TextData) -> tuple[PolicyPair, PreTrain
     runs hold it.
     """
     config = context.config
-    reference, tokenizer = _initial_policy(context, data)
+    reference, tokenizer = initial_policy(context, data)
     template_of(tokenizer, config.dataset.template)  # which says how an answer ends
     policy, path = reference, config.evaluation.policy
     if path is not None:
-        policy, own_tokenizer = load_pretrained(
+        policy, its_tokenizer = load_pretrained(
             path,
             positions=config.dataset.max_total_length,
             own_code=own_code_of(config.model),
             option="evaluation.policy",
         )
-        template_of(own_tokenizer, config.dataset.template)
-        check_same_tokens(own_tokenizer, tokenizer, path)
+        template_of(its_tokenizer, config.dataset.template)
+        check_same_tokens(its_tokenizer, tokenizer, path)
         policy = moved(policy, context.device)
     pair = PolicyPair(
         policy,
@@ -76,13 +73,3 @@ def _policies(context: RunContext, data: TextData) -> tuple[PolicyPair, PreTrain
         autocast=context.autocast,
     )
     return pair, tokenizer
-
-
-def _initial_policy(context: RunContext, data: TextData) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """As `rlhf.stages.setup.build` begins."""
-    config = context.config
-    held, positions = held_for(config, config.model.train, context.device), config.dataset.max_total_length
-    if "sft" in context.inputs:
-        return load_pretrained(context.inputs["sft"], held, positions, own_code=own_code_of(config.model))
-    seed_torch(config.sft.seed, "sft model")
-    return load_base(config.model, data.words, positions, context.cache_dir, held)

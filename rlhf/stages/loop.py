@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -12,22 +12,18 @@ from torch import Tensor
 
 from rlhf.bad_steps import BadSteps
 from rlhf.batches import Rollouts, TrainingBatch
-from rlhf.config import PPOConfig, RunConfig
-from rlhf.distributed import count, sum_rows
-from rlhf.evaluation import sample_rows
+from rlhf.config import RunConfig
 from rlhf.finite import NotFinite, check_metrics, check_weights
-from rlhf.kl import CONTROLLERS, KLController, k1, k3, released_k3, sequence_kl
+from rlhf.kl import KLController, controller_of, k1, k3, released_k3, sequence_kl
 from rlhf.masked import masked_mean, masked_variance
-from rlhf.models import PolicyModels
-from rlhf.models.features import features_of
 from rlhf.models.saving import save_policy
 from rlhf.models.sharding import whole_weights
 from rlhf.rewards import RunningMoments
 from rlhf.runs.checkpoint import load_optimizer_tensors, load_parameter_tensors, optimizer_tensors, parameter_tensors
 from rlhf.stages.context import RunContext
 from rlhf.stages.setup import Setup
-from rlhf.training_batch import COLUMNS, Measured, measure, training_batch
-from rlhf.update import Skip, first_micro_batches, update
+from rlhf.training_batch import Measured, measure_rollouts, training_batch
+from rlhf.update import Skip, update
 
 
 class Responses(Protocol):
@@ -39,24 +35,24 @@ class Responses(Protocol):
         ...
 
     def rollouts(self, iteration: int) -> Rollouts:
-        """rollout.num_responses responses."""
+        """rollout.num_responses responses; those to one prompt are neighbours, algo.group_size of them."""
         ...
 
     def scores(self, rollouts: Rollouts, iteration: int) -> Tensor:
         """(B,) raw scores of them."""
         ...
 
-    def scaled(self, scores: Tensor, moments: RunningMoments) -> Tensor:
-        """(B,) what the token rewards are made of."""
+    def scaled(self, scores: Tensor, std: float) -> Tensor:
+        """(B,) what the token rewards are made of.
+
+        Args:
+            std: of all raw scores of the run so far.
+        """
         ...
 
-    def values(self, measured: Measured) -> Tensor:
-        """(B, T) what advantages take for V of the state before each token."""
+    def values(self, measured: Measured) -> Tensor | None:
+        """(B, T) what advantages take for V of the state before each token; None without a critic."""
         ...
-
-
-Iteration = Callable[[RunConfig, Setup, Responses, "Progress", int], dict[str, float]]
-"""(config, setup, responses, progress, iteration) -> the row that it logs; `one_iteration` for all but ILQL."""
 
 
 @dataclass
@@ -85,19 +81,14 @@ class Progress:
         self.moments.load_state_dict(state["moments"])
 
 
-def run_loop(
-    context: RunContext, setup: Setup, responses: Responses, iterate: Iteration | None = None
-) -> dict[str, float]:
-    """The whole run from its initial policy or its checkpoint; returns the last evaluation.
-
-    Args:
-        iterate: what an iteration does; None: `one_iteration`.
-    """
+def run_loop(context: RunContext, setup: Setup, responses: Responses) -> dict[str, float]:
+    """The whole run from its initial policy or its checkpoint; returns the last evaluation."""
     config = context.config
     progress = Progress(
-        new_controller(config), context.bad_steps("optimization.max_bad_steps", config.optimization.max_bad_steps)
+        controller_of(config.algo.penalty),
+        context.bad_steps("optimization.max_bad_steps", config.optimization.max_bad_steps),
     )
-    remedy = "a smaller optimization.learning_rate or value.learning_rate"
+    remedy = "a smaller optimization.learning_rate" + (" or value.learning_rate" if config.algo.critic else "")
     metrics: dict[str, float] = {}
     if (checkpoint := context.take_checkpoint()) is not None:
         load_parameter_tensors(setup.named_parameters(), checkpoint.tensors)
@@ -110,7 +101,7 @@ def run_loop(
         metrics = evaluate(context, setup, progress)
         context.folder.log({**counters(context, progress), **metrics})
     for iteration in range(progress.iteration + 1, config.rollout.iterations + 1):
-        row = (iterate or one_iteration)(config, setup, responses, progress, iteration)
+        row = one_iteration(config, setup, responses, progress, iteration)
         check_weights(setup.named_parameters(), f"after iteration {iteration}", remedy)
         if progress.bad_steps.count:
             row["train/bad_steps"] = float(progress.bad_steps.count)
@@ -128,59 +119,70 @@ def run_loop(
             context.save(progress.step, tensors, state)
             if not last:
                 context.stop_if_asked()
-    final, how = context.folder.final, config.checkpoint.save_final
+    final, how, heads = context.folder.final, config.checkpoint.save_final, setup.algorithm.heads
     weights = whole_weights(setup.models.sampler)
     context.folder.write(lambda: save_policy(setup.models, setup.tokenizer, final, how, weights))
+    if heads is not None and how != "none":
+        context.folder.write(lambda: heads.save(final))
     return metrics
 
 
 def one_iteration(
     config: RunConfig, setup: Setup, responses: Responses, progress: Progress, iteration: int
 ) -> dict[str, float]:
-    """The algorithm box: responses, scores, advantages, updates."""
-    began = time.monotonic()
+    """Algorithm 1 of the paper: sample responses, score them, estimate advantages, minimise the loss.
+
+    Returns:
+        train/* and perf/* of the row that is logged.
+    """
+    times = [time.monotonic()]
     rollouts = responses.rollouts(iteration)
-    sampled = time.monotonic()
+    times.append(time.monotonic())
+
     scores = responses.scores(rollouts, iteration)
-    if not bool(scores.isfinite().all()):
-        raise NotFinite("the reward gave a score that is not finite; look at reward.path or reward_model.*")
-    scaled = responses.scaled(scores, progress.moments)
-    measured = measured_by_all(config, setup.models, rollouts, iteration)
+    progress.moments.update(scores)
+    scaled = responses.scaled(scores, progress.moments.std)
+    times.append(time.monotonic())
+
+    measured = measure_rollouts(config, setup.models, rollouts, iteration)
     measured = dataclasses.replace(measured, values=responses.values(measured))
+    kl = float(sequence_kl(k1(measured.old_logprobs, measured.reference_logprobs), rollouts.mask))
     kl_coef = progress.controller.coef
-    batch = training_batch(rollouts, measured, scaled, kl_coef, config.advantages)
-    metrics = rollout_metrics(config, rollouts, measured, batch, scores, responses.sampled) | {"kl_coef": kl_coef}
+    batch = training_batch(setup.algorithm, rollouts, measured, scaled, kl_coef)
+    metrics = {"reward": float(scores.mean()), "kl_coef": kl_coef, **rollout_metrics(rollouts, measured, batch)}
     if responses.sampled:
-        progress.controller.update(metrics["kl"], len(scores))
-    prepared = time.monotonic()
+        progress.controller.update(kl, len(scores))
+        metrics |= {"kl": kl, **sampled_kl_metrics(config, rollouts, measured)}
+    else:
+        metrics["data_log_ratio"] = kl  # of a data set's responses: how far they have been learnt, no KL
+    times.append(time.monotonic())
+
+    skip = skip_of(setup, progress, rollouts, {"score": scores, **batch.numbers()})
     update_metrics, progress.step = update(
         config,
+        setup.algorithm,
         setup.models,
         setup.optimizer,
         batch,
         measured.features,
         iteration=iteration,
         step=progress.step,
-        skip=skipping(setup, progress, rollouts, {"score": scores, **batch.numbers()}),
+        skip=skip,
     )
     progress.iteration = iteration
-    ended = time.monotonic()
-    tokens = int(rollouts.lengths.sum())
+    times.append(time.monotonic())
+
     row = {f"train/{name}": value for name, value in {**metrics, **update_metrics}.items()}
-    row |= {
-        "perf/rollout_seconds": sampled - began,
-        "perf/scoring_seconds": prepared - sampled,
-        "perf/update_seconds": ended - prepared,
-        "perf/tokens_per_second": tokens / (ended - began),
-    }
+    stages = ("rollout", "scoring", "measuring", "update")
+    row |= {f"perf/{stage}_seconds": times[i + 1] - times[i] for i, stage in enumerate(stages)}
+    row["perf/tokens_per_second"] = int(rollouts.lengths.sum()) / (times[-1] - times[0])
     if responses.sampled:
-        row["perf/sampler_logprob_gap"] = float(
-            masked_mean((rollouts.sampler_logprobs - measured.old_logprobs).abs(), rollouts.mask)
-        )
+        gap = (rollouts.sampler_logprobs - measured.old_logprobs).abs()
+        row["perf/sampler_logprob_gap"] = float(masked_mean(gap, rollouts.mask))
     return row
 
 
-def skipping(setup: Setup, progress: Progress, rollouts: Rollouts, numbers: Mapping[str, Tensor]) -> Skip:
+def skip_of(setup: Setup, progress: Progress, rollouts: Rollouts, numbers: Mapping[str, Tensor]) -> Skip:
     """What an update tells of a bad step: its responses are written down, with these numbers of each.
 
     Args:
@@ -189,9 +191,9 @@ def skipping(setup: Setup, progress: Progress, rollouts: Rollouts, numbers: Mapp
 
     def described(row: int) -> dict[str, Any]:
         valid = rollouts.mask[row]
-        kept = {name: of[row] for name, of in numbers.items()}
         texts = {"row": row, "prompt": rollouts.prompts[row], "response": rollouts.responses[row]}
-        return texts | {name: one[valid.to(one.device)] if one.dim() else one for name, one in kept.items()}
+        of_row = {name: column[row] for name, column in numbers.items()}
+        return texts | {name: x[valid.to(x.device)] if x.dim() else x for name, x in of_row.items()}
 
     def skip(error: NotFinite, step: int, rows: Tensor) -> None:
         progress.bad_steps.skip(
@@ -201,54 +203,26 @@ def skipping(setup: Setup, progress: Progress, rollouts: Rollouts, numbers: Mapp
     return skip
 
 
-def measured_by_all(config: RunConfig, models: PolicyModels, rollouts: Rollouts, iteration: int) -> Measured:
-    """What the networks say of all rollouts, each rank having asked them for the rows that it trains on first."""
-    parts = first_micro_batches(config, features_of(rollouts), iteration)
-    measured = measure(
-        models,
-        rollouts,
-        parts,
-        rows_at_once=config.rollout.batch_size,
-        by_length=config.optimization.pack_by_length,
-    )
-    if count() == 1:
-        return measured
-    hidden = measured.features.hidden
-    return Measured(
-        features=dataclasses.replace(measured.features, hidden=None if hidden is None else sum_rows(hidden)),
-        **{name: sum_rows(getattr(measured, name)) for name in COLUMNS},
-    )
-
-
-def new_controller(config: RunConfig) -> KLController:
-    """PPO's controller; for the other algorithms a coefficient of 0, since their reward has no KL term."""
-    if isinstance(config.algo, PPOConfig):
-        return CONTROLLERS[config.algo.kl.controller](config.algo.kl)
-    return KLController(0.0)
-
-
-def rollout_metrics(
-    config: RunConfig, rollouts: Rollouts, measured: Measured, batch: TrainingBatch, scores: Tensor, sampled: bool
-) -> dict[str, float]:
-    """train/* of the responses; the KL is k1, what the penalty and the controller see.
-
-    On a data set's responses the same sum is no KL but says how far they have been learnt: `data_log_ratio`.
-    """
+def rollout_metrics(rollouts: Rollouts, measured: Measured, batch: TrainingBatch) -> dict[str, float]:
+    """train/* of any responses."""
     mask = rollouts.mask
-    pair = measured.old_logprobs, measured.reference_logprobs
-    residual = masked_variance(batch.returns - batch.old_values, mask)
-    log_ratio = float(sequence_kl(k1(*pair), mask))
-    kl = {"kl": log_ratio, "kl_k3": float(sequence_kl(k3(*pair), mask))} if sampled else {"data_log_ratio": log_ratio}
     metrics = {
-        "reward": float(scores.mean()),
-        **kl,
         "entropy": float(masked_mean(measured.entropy, mask)),
         "response_length": float(rollouts.lengths.double().mean()),
         "eos_rate": float(rollouts.ended.double().mean()),
-        "explained_variance": 1.0 - float(residual / (masked_variance(batch.returns, mask) + 1e-8)),
     }
-    if sampled and config.evaluation.released_k3:
-        metrics["kl_released_k3"] = float(sequence_kl(released_k3(*pair), mask))
+    if batch.returns is not None and batch.old_values is not None:
+        residual = masked_variance(batch.returns - batch.old_values, mask)
+        metrics["explained_variance"] = 1.0 - float(residual / (masked_variance(batch.returns, mask) + 1e-8))
+    return metrics
+
+
+def sampled_kl_metrics(config: RunConfig, rollouts: Rollouts, measured: Measured) -> dict[str, float]:
+    """Other estimates of the KL than k1, which the penalty and the controller see."""
+    pair = measured.old_logprobs, measured.reference_logprobs
+    metrics = {"kl_k3": float(sequence_kl(k3(*pair), rollouts.mask))}
+    if config.evaluation.released_k3:
+        metrics["kl_released_k3"] = float(sequence_kl(released_k3(*pair), rollouts.mask))
     return metrics
 
 
@@ -257,7 +231,7 @@ def evaluate(context: RunContext, setup: Setup, progress: Progress) -> dict[str,
     metrics, samples = setup.evaluator.run(setup.models)
     check_metrics(metrics, "a smaller optimization.learning_rate")
     where = {"step": progress.step, "iteration": progress.iteration}
-    context.folder.log_samples(sample_rows(samples, where))
+    context.folder.log_samples([{**where, **sample} for sample in samples])
     return metrics
 
 

@@ -17,7 +17,7 @@ from rlhf.config import RunConfig
 from rlhf.data.tokenize import Prompts
 from rlhf.distributed import gathered, own_rows
 from rlhf.random import endless_order, sampling_uniforms
-from rlhf.rewards import RunningMoments, checked_scores, scale_scores
+from rlhf.rewards import checked_scores, scale_scores
 from rlhf.rollout import generate
 from rlhf.scorers import Scorer
 from rlhf.stages.context import RunContext
@@ -42,7 +42,10 @@ def scores_early(config: RunConfig) -> bool:
 
 
 class PromptsAhead:
-    """The prompts of an iteration, next in an endless reshuffled order; tokenised while the one before is at work."""
+    """The prompts of an iteration, next in an endless reshuffled order, each as often as a group has responses.
+
+    They are tokenised while the iteration before is at work.
+    """
 
     def __init__(self, config: RunConfig, prompts: Prompts) -> None:
         self.config = config
@@ -59,9 +62,10 @@ class PromptsAhead:
         return batch
 
     def _of(self, iteration: int) -> PromptBatch:
-        count = self.config.rollout.num_responses
+        group_size = self.config.algo.group_size
+        count = self.config.rollout.num_responses // group_size
         order = endless_order(self.config.seed, "prompts", (iteration - 1) * count, count, len(self.prompts))
-        return self.prompts.rows(order)
+        return self.prompts.rows(order.repeat_interleave(group_size))
 
 
 class EarlyScores:
@@ -132,24 +136,24 @@ class Sampled:
         config, setup = self.config, self.setup
         count = config.rollout.num_responses
         uniforms = sampling_uniforms(config.seed, "rollout", iteration, count, config.dataset.max_new_tokens)
-        own = own_rows(count)
-        prompts = self.prompts.take(iteration).rows(own)  # padded as all of them are
+        rows = own_rows(count)
+        prompts = self.prompts.take(iteration).rows(rows)  # padded as all of them are
 
-        def as_sampled(rows: Tensor, texts: list[str]) -> None:
+        def as_sampled(batch: Tensor, texts: list[str]) -> None:
             if self.early is not None:
-                self.early.ask(rows, [prompts.texts[row] for row in rows.tolist()], texts)
+                self.early.ask(batch, [prompts.texts[row] for row in batch.tolist()], texts)
 
-        part = generate(
+        responses = generate(
             setup.models,
             setup.tokenizer,
             prompts,
-            uniforms[own],
+            uniforms[rows],
             sampling=config.rollout.sampling,
             batch_size=config.rollout.batch_size,
             stop_strings=setup.stop_strings,
             as_sampled=as_sampled,
         )
-        return gathered(part, count)
+        return gathered(responses, count)
 
     def scores(self, rollouts: Rollouts, iteration: int) -> Tensor:
         """(B,) raw scores, less those of the reference answers where reward.baseline asks for it.
@@ -157,20 +161,19 @@ class Sampled:
         reward.missing_eos_score stays what it is, whatever the reference.
         """
         config, scorer, count = self.config, self.setup.scorer, len(rollouts.mask)
-        own = rollouts.rows(own_rows(count))
-        raw = scorer.score(own.prompts, own.responses) if self.early is None else self.early.take()
-        scores = checked_scores(raw, own, config.reward.missing_eos_score)
+        part = rollouts.rows(own_rows(count))
+        raw = scorer.score(part.prompts, part.responses) if self.early is None else self.early.take()
+        missing_eos_score = config.reward.missing_eos_score
+        scores = checked_scores(raw, part, missing_eos_score)
         if config.reward.baseline == "reference":
-            references = scorer.score(own.prompts, own.references)
-            if config.reward.missing_eos_score is not None:
-                references = torch.where(own.ended.cpu(), references, 0.0)
-            scores = scores - references
+            references = scorer.score(part.prompts, part.references)
+            scores = scores - checked_scores(references, part, None if missing_eos_score is None else 0.0)
         return gathered(scores, count)
 
-    def scaled(self, scores: Tensor, moments: RunningMoments) -> Tensor:
+    def scaled(self, scores: Tensor, std: float) -> Tensor:
         """(B,) divided by the running standard deviation and clipped, as `reward` says."""
-        return scale_scores(scores, moments, self.config.reward)
+        return scale_scores(scores, std, self.config.reward)
 
-    def values(self, measured: Measured) -> Tensor:
+    def values(self, measured: Measured) -> Tensor | None:
         """(B, T) of the value network as it is."""
         return measured.values

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from rlhf.algorithms import Algorithm, algorithm_of
 from rlhf.chat import with_template
 from rlhf.config import RunConfig
 from rlhf.config.dataset import DatasetConfig
@@ -38,14 +39,14 @@ class Setup:
     scorer: Scorer
     optimizer: torch.optim.Optimizer
     evaluator: Evaluator
+    algorithm: Algorithm
     stop_strings: Sequence[str] = ()
     """What ends a response beside its EOS."""
-    heads: Parameters = field(default_factory=dict)
-    """What is kept in checkpoints beside `models`: ILQL's."""
 
     def named_parameters(self) -> Parameters:
         """Everything that a checkpoint keeps and the optimizer does not."""
-        return {**self.models.named_parameters(), **self.heads}
+        heads = self.algorithm.heads
+        return {**self.models.named_parameters(), **({} if heads is None else heads.named())}
 
 
 def build(context: RunContext) -> Setup:
@@ -53,33 +54,44 @@ def build(context: RunContext) -> Setup:
     config = context.config
     learned_from = "pairs" if config.stage.name == "offline" else "prompts"
     data = context.read_data(learned_from, "eval_prompts", *parts_with_references(config.reward.normalize))
-    limits = config.dataset.max_prompt_tokens, config.dataset.max_new_tokens
-    held = held_for(config, config.model.train, context.device)
-    if "sft" in context.inputs:
-        model, tokenizer = load_pretrained(context.inputs["sft"], held, sum(limits), own_code=own_code_of(config.model))
-    else:
-        seed_torch(config.sft.seed, "sft model")
-        model, tokenizer = load_base(config.model, data.words, sum(limits), context.cache_dir, held)
+    model, tokenizer = initial_policy(context, data)
     data = with_template(config.dataset, data, tokenizer)
     stops = stops_of(config.dataset, data, tokenizer)
     context.say(prompt_report(config.dataset, tokenizer, getattr(data, learned_from), data.dropped, stops))
     models = networks(config, moved(model, context.device))
+    algorithm = algorithm_of(config)
+    if config.algo.heads:
+        seed_torch(config.seed, f"{config.algo.name} heads")
+        shape, init_std = models.model.config, config.value.head_init_std
+        algorithm.build_heads(shape.hidden_size, shape.vocab_size, init_std=init_std, device=context.device)
     if config.hardware.sharding == "fsdp":
         shard(models)
     scorer = load_scorer(config, context.inputs.get("reward_model"), context.device, data)
     say_where_plain(config, models.sampler, context.say)
-    say_own_pass(models.own_pass, context.say)
-    eval_prompts = encode_prompts(tokenizer, data.eval_prompts, limits[0])
+    report_own_pass(models.own_pass, context.say)
+    longest = config.dataset.max_prompt_tokens
+    eval_prompts = encode_prompts(tokenizer, data.eval_prompts, longest)
     return Setup(
         data=data,
         tokenizer=tokenizer,
-        prompts=Prompts(tokenizer, data.prompts, limits[0]),
+        prompts=Prompts(tokenizer, data.prompts, longest),
         models=models,
         scorer=scorer,
-        optimizer=optimizer_of(config, models),
-        evaluator=Evaluator(config, tokenizer, eval_prompts, scorer, data.gold, stop_strings=stops),
+        optimizer=optimizer_of(config, models, algorithm),
+        algorithm=algorithm,
+        evaluator=Evaluator(config, algorithm, tokenizer, eval_prompts, scorer, data.gold, stop_strings=stops),
         stop_strings=stops,
     )
+
+
+def initial_policy(context: RunContext, data: TextData) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """What RL starts from, on the CPU: the SFT stage's policy, or `model` where no such stage was asked for."""
+    config, positions = context.config, context.config.dataset.max_total_length
+    frozen = held_for(config, config.model.train, context.device)
+    if "sft" in context.inputs:
+        return load_pretrained(context.inputs["sft"], frozen, positions, own_code=own_code_of(config.model))
+    seed_torch(config.sft.seed, "sft model")
+    return load_base(config.model, data.words, positions, context.cache_dir, frozen)
 
 
 def stops_of(config: DatasetConfig, data: TextData, tokenizer: PreTrainedTokenizerBase) -> Sequence[str]:
@@ -97,7 +109,7 @@ def stops_of(config: DatasetConfig, data: TextData, tokenizer: PreTrainedTokeniz
     return stops
 
 
-def say_own_pass(reason: str, say: Callable[[str], None]) -> None:
+def report_own_pass(reason: str, say: Callable[[str], None]) -> None:
     """One line where a model's layers are not known."""
     if reason:
         say(f"measuring and training by the model's own forward pass: {reason}")
@@ -109,19 +121,20 @@ def networks(config: RunConfig, model: PreTrainedModel) -> PolicyModels:
     return build_models(
         model,
         config.model.train,
-        config.value,
+        config.value if config.algo.critic else None,
         temperature=config.rollout.temperature,
         precision=config.hardware.precision,
         recompute=config.hardware.gradient_checkpointing,
     )
 
 
-def optimizer_of(config: RunConfig, models: PolicyModels) -> torch.optim.Optimizer:
-    """AdamW over policy and value network, each at its own learning rate."""
+def optimizer_of(config: RunConfig, models: PolicyModels, algorithm: Algorithm) -> torch.optim.Optimizer:
+    """AdamW over the policy with the algorithm's heads and over the value network, each at its own learning rate."""
     settings = config.optimization
+    heads = [] if algorithm.heads is None else algorithm.heads.trained_parameters()
     return adamw(
         [
-            (models.policy_parameters.values(), settings.learning_rate),
+            ([*models.policy_parameters.values(), *heads], settings.learning_rate),
             (models.value_parameters.values(), config.value.learning_rate),
         ],
         betas=settings.betas,

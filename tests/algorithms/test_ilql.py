@@ -10,13 +10,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from rlhf.algorithms.ilql import awac_loss, cql_loss, expectile_loss, following_values, ilql, td_loss
-from rlhf.batches import ILQLBatch, ILQLOutputs, PromptBatch
+from rlhf.algorithms.ilql import ILQL, awac_loss, cql_loss, expectile_loss, following_values, td_loss
+from rlhf.algorithms.ilql_heads import HEADS, ILQLHeads, ILQLOutputs, ILQLSampler, load_heads
+from rlhf.batches import LossOutput, PromptBatch, Totals, TrainingBatch
 from rlhf.config import ILQLConfig
 from rlhf.evaluation import policy_distance
 from rlhf.masked import token_logprobs
 from rlhf.models.features import features_of
-from rlhf.models.ilql import HEADS, ILQLHeads, ILQLSampler, load_heads
 from rlhf.models.loading import ModelError
 from rlhf.random import generator, sampling_uniforms
 from tests.helpers import EOS, MODES, SAMPLINGS, VOCAB, WIDTH, policy_models, random_rollouts, sample, tiny_model
@@ -34,7 +34,6 @@ TARGETS = torch.tensor([[1.5, 0.5]])
 def settings(**changes: float) -> ILQLConfig:
     given = ILQLConfig(
         name="ilql",
-        value_clip=None,
         gamma=0.5,
         tau=0.75,
         two_qs=True,
@@ -47,6 +46,15 @@ def settings(**changes: float) -> ILQLConfig:
         betas=[1.0],
     )
     return dataclasses.replace(given, **changes)
+
+
+def ilql(rewards: Tensor, mask: Tensor, outputs: ILQLOutputs, config: ILQLConfig) -> LossOutput:
+    """The loss of a minibatch of these token rewards."""
+    algorithm = ILQL(config, None)  # type: ignore[arg-type]  # it estimates no advantages
+    nothing = torch.zeros(mask.shape)
+    signal = algorithm.signal(rewards, None, mask)
+    batch = TrainingBatch(torch.arange(len(mask)), mask, nothing, nothing, signal.advantages)
+    return algorithm.loss(batch, outputs, Totals(mask.sum(), len(mask)))
 
 
 def by_hand(awac_beta: float) -> dict[str, float]:
@@ -73,8 +81,7 @@ def test_losses_are_those_worked_out_by_hand(awac_beta: float) -> None:
         q_logprobs=[table.log_softmax(-1).gather(-1, words).squeeze(-1) for table in tables],
         target_q=TARGETS,
     )
-    batch = ILQLBatch(torch.arange(1), MASK, REWARDS)
-    output = ilql(batch, outputs, settings(awac_beta=awac_beta), torch.tensor(2))
+    output = ilql(REWARDS, MASK, outputs, settings(awac_beta=awac_beta))
     expected = by_hand(awac_beta)
     for name, value in expected.items():
         assert float(output.metrics[name]) == pytest.approx(value, rel=1e-6), name
@@ -177,12 +184,12 @@ def test_the_loss_of_a_padded_batch_is_that_of_a_slow_loop(two_qs: bool) -> None
     mask = torch.arange(4) < torch.tensor(lengths)[:, None]
     rewards = torch.zeros(3, 4)
     rewards[torch.arange(3), torch.tensor(lengths) - 1] = torch.tensor(scores)
-    batch, at = ILQLBatch(torch.arange(3), mask, rewards), mask.flatten().nonzero().squeeze(1)
-    output = ilql(batch, heads.outputs(logprobs_of(logits, tokens, mask), hidden, tokens, at), config, mask.sum())
+    at = mask.flatten().nonzero().squeeze(1)
+    output = ilql(rewards, mask, heads.outputs(logprobs_of(logits, tokens, mask), hidden, tokens, at), config)
     expected = slow_loss(heads, logits, hidden, tokens, lengths, scores, config)
     assert float(output.loss.detach()) == pytest.approx(expected, rel=1e-5)
     hidden[~mask], logits[~mask] = 7.0, 9.0  # padding holds anything
-    again = ilql(batch, heads.outputs(logprobs_of(logits, tokens, mask), hidden, tokens, at), config, mask.sum())
+    again = ilql(rewards, mask, heads.outputs(logprobs_of(logits, tokens, mask), hidden, tokens, at), config)
     assert float(again.loss.detach()) == float(output.loss.detach())
 
 
@@ -191,8 +198,7 @@ def test_gradients_reach_heads_and_hidden_states_but_no_target_head() -> None:
     hidden = torch.randn(2, 3, WIDTH, requires_grad=True)
     logprobs = logprobs_of(torch.randn(2, 3, VOCAB), rows.response_ids, rows.mask)
     outputs = heads.outputs(logprobs, hidden, rows.response_ids, features_of(rows).response_positions())
-    batch = ILQLBatch(torch.arange(2), rows.mask, torch.ones(2, 3))
-    ilql(batch, outputs, settings(), rows.mask.sum()).loss.backward()
+    ilql(torch.ones(2, 3), rows.mask, outputs, settings()).loss.backward()
     assert all(p.grad is not None and bool(p.grad.any()) for p in heads.trained_parameters())
     assert all(p.grad is None for p in heads.target_q.parameters())
     assert hidden.grad is not None and bool(hidden.grad[rows.mask].any()) and not bool(hidden.grad[~rows.mask].any())

@@ -13,10 +13,10 @@ from torch import Tensor
 from rlhf.algorithms import ALGORITHMS
 from rlhf.algorithms.apa import apa_loss, infeasible_target_fraction
 from rlhf.algorithms.awr import awr_loss, awr_weights
+from rlhf.algorithms.critic import value_loss
 from rlhf.algorithms.ppo import ppo_loss, probability_ratio
-from rlhf.algorithms.value import value_loss
-from rlhf.batches import TrainingBatch
-from rlhf.config import APAConfig, AWRConfig, PPOConfig
+from rlhf.batches import Totals, TrainingBatch
+from rlhf.config import AdvantagesConfig, APAConfig, AWRConfig, PPOConfig
 from rlhf.random import generator
 
 FULL = torch.ones(1, 2, dtype=torch.bool)
@@ -165,8 +165,8 @@ def slow_ppo(batch: TrainingBatch, logprobs: Tensor, eps: float) -> float:
 def slow_value(batch: TrainingBatch, values: Tensor, eps: float | None) -> float:
     def token(b: int, t: int) -> float:
         new, old, target = float(values[b, t]), float(batch.old_values[b, t]), float(batch.returns[b, t])
-        held = new if eps is None else min(max(new, old - eps), old + eps)
-        return 0.5 * max((new - target) ** 2, (held - target) ** 2)
+        near = new if eps is None else min(max(new, old - eps), old + eps)
+        return 0.5 * max((new - target) ** 2, (near - target) ** 2)
 
     return slow_mean(batch, token)
 
@@ -177,8 +177,16 @@ PPO = PPOConfig(name="ppo", ratio_clip=0.2, value_clip=0.2, kl=None)  # type: ig
 CONFIGS = {"apa": APA, "awr": AWR, "ppo": PPO}
 
 
-def loss_of(config, batch: TrainingBatch, logprobs: Tensor, num_tokens: Tensor | None = None):
-    return ALGORITHMS[config.name](batch, logprobs, config, batch.mask.sum() if num_tokens is None else num_tokens)
+WHITENING = AdvantagesConfig(gamma=1.0, gae_lambda=0.95, whiten="full", whiten_over="rollout")
+
+
+def loss_of(config, batch: TrainingBatch, logprobs: Tensor, whole: TrainingBatch | None = None):
+    """Args:
+    whole: the minibatch that `batch` is a part of.
+    """
+    minibatch = batch if whole is None else whole
+    totals = Totals(minibatch.mask.sum(), len(minibatch.mask))
+    return ALGORITHMS[config.name](config, WHITENING).loss(batch, logprobs, totals)
 
 
 @pytest.mark.parametrize("seed", [0, 1])
@@ -268,8 +276,7 @@ def test_losses_and_metrics_add_up_over_micro_batches(name):
     batch, logprobs, _ = random_batch()
     whole = loss_of(CONFIGS[name], batch, logprobs)
     parts = [
-        loss_of(CONFIGS[name], batch.rows(rows), logprobs[rows], batch.mask.sum())
-        for rows in torch.arange(7).split([1, 4, 2])
+        loss_of(CONFIGS[name], batch.rows(rows), logprobs[rows], batch) for rows in torch.arange(7).split([1, 4, 2])
     ]
     assert sum(part.loss.item() for part in parts) == pytest.approx(whole.loss.item())
     for key, value in whole.metrics.items():

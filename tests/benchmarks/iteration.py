@@ -18,15 +18,12 @@ import copy
 import time
 
 import torch
-from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
-from rlhf.batches import Rollouts
 from rlhf.config import RunConfig
-from rlhf.stages.loop import Progress, measured_by_all, one_iteration
-from rlhf.stages.online import Sampled
+from rlhf.stages.loop import Progress, one_iteration
 from rlhf.stages.setup import Setup
-from rlhf.training_batch import training_batch
+from rlhf.training_batch import measure_rollouts, training_batch
 from rlhf.update import update
 from tests.benchmarks.measuring import (
     Machine,
@@ -49,30 +46,13 @@ DEFAULTS = {
 }
 
 
-class TimedScores:
-    """Responses that say apart what scoring takes, which the loop counts together with measuring."""
-
-    sampled = True
-
-    def __init__(self, responses: Sampled) -> None:
-        self.rollouts, self.scaled, self.values = responses.rollouts, responses.scaled, responses.values
-        self._scores = responses.scores
-        self.seconds = 0.0
-
-    def scores(self, rollouts: Rollouts, iteration: int) -> Tensor:
-        began = time.perf_counter()
-        scores = self._scores(rollouts, iteration)
-        self.seconds = time.perf_counter() - began
-        return scores
-
-
 class Ours:
     """Our iterations, one behind the other, with the seconds of each and of its stages."""
 
     def __init__(self, config: RunConfig, setup: Setup, progress: Progress, *, deterministic: bool = True) -> None:
         self.config, self.setup, self.progress = config, setup, progress
         self.deterministic = deterministic
-        self.responses = TimedScores(responses_of(config, setup))
+        self.responses = responses_of(config, setup)
         self.seconds: list[float] = []
         self.stages: dict[str, list[float]] = {stage: [] for stage in STAGES}
 
@@ -81,8 +61,7 @@ class Ours:
         with as_runs_do(CPU, deterministic=self.deterministic):
             row = one_iteration(self.config, self.setup, self.responses, self.progress, self.progress.iteration + 1)
         self.seconds.append(time.perf_counter() - began)
-        scoring = self.responses.seconds
-        taken = row["perf/rollout_seconds"], scoring, row["perf/scoring_seconds"] - scoring, row["perf/update_seconds"]
+        taken = [row[f"perf/{stage}_seconds"] for stage in ("rollout", *STAGES[1:])]
         for stage, seconds in zip(STAGES, taken, strict=True):
             self.stages[stage].append(seconds)
         wanted = self.config.dataset.max_new_tokens
@@ -185,10 +164,12 @@ def show_profile(config: RunConfig, setup: Setup) -> None:
         with profile(activities=[ProfilerActivity.CPU]) as seen:
             rollouts = responses.rollouts(1)
         _show(seen, "sampling")
-        measured = measured_by_all(config, setup.models, rollouts, 1)
-        batch = training_batch(rollouts, measured, torch.randn(len(rollouts.mask)), 0.0, config.advantages)
+        measured = measure_rollouts(config, setup.models, rollouts, 1)
+        batch = training_batch(setup.algorithm, rollouts, measured, torch.randn(len(rollouts.mask)), 0.0)
         with profile(activities=[ProfilerActivity.CPU]) as seen:
-            update(config, setup.models, setup.optimizer, batch, measured.features, iteration=1, step=0)
+            update(
+                config, setup.algorithm, setup.models, setup.optimizer, batch, measured.features, iteration=1, step=0
+            )
         _show(seen, "update")
 
 

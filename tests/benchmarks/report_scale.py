@@ -27,7 +27,14 @@ TRAIN = (
     *("reward", "kl", "kl_k3", "entropy", "response_length", "eos_rate", "explained_variance", "kl_coef"),
     *("policy_loss", "value_loss", "infeasible_target_fraction", "grad_norm", "value_grad_norm"),
 )
-PERF = ("rollout_seconds", "scoring_seconds", "update_seconds", "tokens_per_second", "sampler_logprob_gap")
+PERF = (
+    "rollout_seconds",
+    "scoring_seconds",
+    "measuring_seconds",
+    "update_seconds",
+    "tokens_per_second",
+    "sampler_logprob_gap",
+)
 EVAL = ("reward", "reward_std", "reward_even", "reward_odd", "kl", "entropy", "response_length", "eos_rate")
 
 

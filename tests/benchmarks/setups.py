@@ -25,18 +25,20 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from rlhf.algorithms import algorithm_of
 from rlhf.bad_steps import BadSteps
 from rlhf.config import RunConfig
 from rlhf.config.build import ConfigError
 from rlhf.data.examples import DataError, Demonstration, TextData
 from rlhf.data.tokenize import Prompts, encode_prompts
 from rlhf.evaluation import Evaluator
+from rlhf.kl import controller_of
 from rlhf.models.held import hold
 from rlhf.models.loading import language_head, load_base, moved, word_tokenizer
 from rlhf.models.reward_model import RewardModel
 from rlhf.random import generator, seed_torch
 from rlhf.scorers import Scorer
-from rlhf.stages.loop import Progress, new_controller
+from rlhf.stages.loop import Progress
 from rlhf.stages.online import EarlyScores, PromptsAhead, Sampled, scores_early
 from rlhf.stages.setup import Setup, networks, optimizer_of
 from rlhf.text import decode
@@ -191,18 +193,20 @@ def setup_of(
     """As `rlhf.stages.setup.build` makes it; takes the model."""
     limits = config.dataset.max_prompt_tokens
     examples = prompts_for(tokenizer, config.rollout.num_responses, limits)
-    models = networks(config, model)
+    models, algorithm = networks(config, model), algorithm_of(config)
+    held_out = encode_prompts(tokenizer, examples[:1], limits)
     setup = Setup(
         data=TextData([], [], [], [], examples, examples),
         tokenizer=tokenizer,
         prompts=Prompts(tokenizer, examples, limits),
         models=models,
         scorer=scorer,
-        optimizer=optimizer_of(config, models),
-        evaluator=Evaluator(config, tokenizer, encode_prompts(tokenizer, examples[:1], limits), scorer, None),
+        optimizer=optimizer_of(config, models, algorithm),
+        algorithm=algorithm,
+        evaluator=Evaluator(config, algorithm, tokenizer, held_out, scorer, None),
     )
     bad_steps = BadSteps(Path("unused"), "optimization.max_bad_steps", 0, lambda write: write())
-    return setup, Progress(new_controller(config), bad_steps)
+    return setup, Progress(controller_of(config.algo.penalty), bad_steps)
 
 
 def responses_of(config: RunConfig, setup: Setup) -> Sampled:

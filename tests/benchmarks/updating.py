@@ -17,9 +17,8 @@ from rlhf.batches import Rollouts
 from rlhf.config import RunConfig
 from rlhf.precision import AUTOCAST
 from rlhf.random import generator
-from rlhf.stages.loop import measured_by_all
 from rlhf.stages.setup import Setup
-from rlhf.training_batch import training_batch
+from rlhf.training_batch import measure_rollouts, training_batch
 from rlhf.update import update
 from tests.benchmarks.measuring import Machine, add_options, as_runs_do, begin, interleaved
 from tests.benchmarks.setups import MODELS, NoReward, config_for, policy_for, setup_of
@@ -88,13 +87,15 @@ def updates(config: RunConfig, setup: Setup, prompt: int) -> Callable[[], object
     """The same update again and again; the weights move, the batch stays."""
     rollouts = made_up(config, prompt, setup.models.model.config.vocab_size, setup.models.device)
     with as_runs_do(setup.models.device):
-        measured = measured_by_all(config, setup.models, rollouts, 1)
+        measured = measure_rollouts(config, setup.models, rollouts, 1)
     scores = torch.randn(len(rollouts.mask), generator=generator(0, "benchmark's scores"))
-    batch = training_batch(rollouts, measured, scores, 0.0, config.advantages)
+    batch = training_batch(setup.algorithm, rollouts, measured, scores, 0.0)
 
     def call() -> None:
         with as_runs_do(setup.models.device):
-            update(config, setup.models, setup.optimizer, batch, measured.features, iteration=1, step=0)
+            update(
+                config, setup.algorithm, setup.models, setup.optimizer, batch, measured.features, iteration=1, step=0
+            )
 
     return call
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
-from rlhf.config import APAConfig, PPOConfig
+from rlhf.config import ALGO_CONFIGS, APAConfig, PPOConfig
 from rlhf.config.build import ConfigError, build_config, config_to_mapping, no_such_option, option_paths
 from tests.config.composed import composed, config
 
@@ -53,7 +53,7 @@ def test_the_algorithm_chooses_its_dataclass(default):
         ("algo.lam", "1e-4x", "algo.lam: '1e-4x' is not a number"),
         ("algo.lam", float("nan"), "algo.lam: nan is not a number"),
         ("algo.anchor", "new", "algo.anchor: 'new' is not one of initial, old"),
-        ("algo.name", "apo", "algo.name: 'apo' is not one of apa, awr, ilql, ppo"),
+        ("algo.name", "apo", f"algo.name: 'apo' is not one of {', '.join(sorted(ALGO_CONFIGS))}"),
         ("algo.lamda", 0.1, "algo.lamda: no such option; did you mean algo.lam?"),
         ("optimization.lr", 0.1, "optimization.lr: no such option; did you mean optimization.learning_rate?"),
         ("gae_lambda", 0.1, "gae_lambda: no such option; did you mean advantages.gae_lambda?"),

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 import rlhf.config
-from rlhf.config import RunConfig
+from rlhf.config import ALGO_CONFIGS, RunConfig
 from rlhf.config.identity import input_runs, run_folder, run_id
 from rlhf.config.options import options
 from rlhf.run import execute
@@ -33,15 +33,19 @@ READ_ELSEWHERE = {
     "model.name": "tables and W&B name the model by it",
 }
 READ_IN_VAIN = {
+    "algo.name": "where the policy alone is evaluated",
     "advantages.whiten_over": "where nothing is whitened",
     "dataset.template": "where the tokenizer has no chat template",
     "model.trust_remote_code": "where the weights are those of an SFT run",
+    "optimization.pack_by_length": "where ilql takes its micro-batches as they come",
     "reward.overlap": "where scoring on this CPU would not be faster",
     "reward.path": "where the reward is no model",
     "reward_model.train.merge_adapters": "where there are none",
     "sft.seed": "where weights are loaded",
+    "value.coef": "where there is no value network",
     "value.learning_rate": "where there is no value network",
     "value.network": "where ilql has none",
+    "value.train": "where all parameters are trained anyhow",
 }
 """Options that a run reads where it has no use for them: another value changes nothing."""
 
@@ -50,6 +54,7 @@ COMBINATIONS = {
     "reward_model": ("stage=reward_model",),
     "online apa": (),
     "online ppo": ("algo=ppo", "algo.kl.controller=none", "value.network=head", "advantages.whiten=none"),
+    "online rloo": ("algo=rloo",),
     "offline awr": ("stage=offline", "algo=awr", "reward=sentiment", "model.train.mode=all"),
     "offline ilql": ("stage=offline", "algo=ilql"),
     "evaluate": ("stage=evaluate", "reward=sentiment", "evaluation.policy={sft}"),
@@ -67,7 +72,7 @@ class Watch:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.read: dict[str, str] | None = None
         self._sections: dict[int, tuple[str, Any]] = {}
-        for kind in vars(rlhf.config).values():
+        for kind in [*vars(rlhf.config).values(), *ALGO_CONFIGS.values()]:
             if isinstance(kind, type) and dataclasses.is_dataclass(kind) and kind.__name__.endswith("Config"):
                 monkeypatch.setattr(kind, "__getattribute__", self._reader({f.name for f in dataclasses.fields(kind)}))
 
@@ -149,7 +154,7 @@ def test_what_is_read_in_vain_changes_nothing(name, combination, tmp_path):
     runs = [run, *input_runs(run)]
     other = dataclasses.replace(run, output_dir=str(tmp_path))
     for option in list(options(run)):
-        in_vain = option.path in READ_IN_VAIN and option.path not in ("dataset.template", "reward.path")
+        in_vain = option.path in READ_IN_VAIN and option.path not in ("algo.name", "dataset.template", "reward.path")
         if in_vain and option.unread_by(runs) is not None:
             other = changed(other, option)
     assert run_id(other) == run_id(run)

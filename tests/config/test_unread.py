@@ -27,6 +27,7 @@ COMBINATIONS = {
     "online ppo, fixed controller": ("algo=ppo", "algo.kl.controller=fixed"),
     "online ppo, no penalty": ("algo=ppo", "algo.kl.controller=none"),
     "online awr, sentiment": ("algo=awr", "reward=sentiment"),
+    "online rloo": ("algo=rloo",),
     "online apa, server": ("reward=http", "reward.url=http://localhost/score"),
     "online apa, loaded": GIVEN,
     "online apa, head": ("value.network=head", "advantages.whiten=none"),
@@ -41,9 +42,11 @@ UNREAD = {
     "online apa, server": ("reward.precision", "reward_model.steps", "dataset.num_pairs", "reward.prefix"),
     "online apa, loaded": ("model.width", "sft.steps", "sft.seed", "dataset.label_noise_scale"),
     "sft of loaded weights": ("model.num_layers", "dataset.num_pairs", "dataset.num_eval_prompts"),
+    "online rloo": ("value.network", "value.coef", "value.head_init_std", "advantages.gamma", "advantages.whiten"),
     "slurm": ("tracking.project", "tracking.tags"),
 }
 READ = {
+    "online rloo": ("algo.group_size", "algo.kl.init_coef", "optimization.pack_by_length"),
     "online apa, server": ("reward.batch_size", "reward.overlap", "reward.retries"),
     "online apa, loaded": ("model.path", "dataset.max_bad_rows", "dataset.num_prompts", "reward.prefix"),
     "slurm": ("hardware.slurm.partition", "tracking.wandb"),

@@ -13,9 +13,9 @@ from transformers import GPTJConfig, GPTNeoXConfig, MistralConfig, PretrainedCon
 
 import rlhf.sampling.choose as choose
 import rlhf.sampling.fast as fast
+from rlhf.algorithms.ilql_heads import ILQLHeads, ILQLSampler
 from rlhf.batches import PromptBatch, pad
 from rlhf.models.decoder import Decoder
-from rlhf.models.ilql import ILQLHeads, ILQLSampler
 from rlhf.models.loading import word_tokenizer
 from rlhf.models.policy import Sampler
 from rlhf.random import generator, sampling_uniforms

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
+from rlhf.config import ALGO_CONFIGS
 from rlhf.config.build import ConfigError
 from sweeps.cells import Groups, cells
 from sweeps.overrides import refuse_unknown
@@ -29,7 +30,7 @@ from tests.config.composed import CONF
         ("num_epochs=1", "num_epochs: no such option; did you mean optimization.epochs?"),
         ("model_name_or_path=gpt2", "model_name_or_path: no such option; did you mean model.path?"),
         ("output=a", "output: no such option; did you mean output_dir?"),
-        ("algo=grpo", "algo=grpo: no such option; there are apa, awr, ilql, ppo"),
+        ("algo=grpo", f"algo=grpo: no such option; there are {', '.join(sorted(ALGO_CONFIGS))}"),
         ("model=Qwen/Qwen3-0.6B", "model=Qwen/Qwen3-0.6B: no such option; there are"),
         ("dataset=imdb", "dataset=imdb: no such option; there are"),
         ("model=null", "model=null: a run has one; there are"),

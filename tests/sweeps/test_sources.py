@@ -9,7 +9,7 @@ import pytest
 import yaml
 from omegaconf import OmegaConf
 
-from rlhf.config import APAConfig, PPOConfig, RunConfig
+from rlhf.config import ALGO_CONFIGS, APAConfig, PPOConfig, RunConfig
 from rlhf.config.build import ConfigError
 from sweeps.overrides import config_folders, refuse_unknown, without_null_groups
 from sweeps.sources import composed_run, with_settings_of_algo
@@ -119,7 +119,7 @@ def test_a_null_group_is_none_or_refused():
     assert without_null_groups(words, [CONF]) == ["seed=1", "~tuned", "algo=null"]
     with pytest.raises(ConfigError) as error:
         refuse_unknown(["algo=null"], [CONF])
-    assert error.value.problems == ["algo=null: a run has one; there are apa, awr, ilql, ppo"]
+    assert error.value.problems == [f"algo=null: a run has one; there are {', '.join(sorted(ALGO_CONFIGS))}"]
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -12,7 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from rlhf.batches import ILQLOutputs, Rollouts
+from rlhf.batches import Rollouts
 from rlhf.errors import reason
 from rlhf.files import write_whole
 from rlhf.finite import check_loaded
@@ -23,6 +24,23 @@ from rlhf.models.loading import ModelError
 from rlhf.models.policy import Policy, Sampler
 from rlhf.models.saving import save_tensors
 from rlhf.token_logprobs import chosen, spread
+
+
+@dataclass(frozen=True)
+class ILQLOutputs:
+    """What the policy and the heads say of the response tokens; (B, T) float32 each, 0 on padding but for V."""
+
+    logprobs: Tensor
+    """log pi_theta of the token."""
+    values: Tensor
+    """V of the state before the token."""
+    q: list[Tensor]
+    """Q of the token, of each head."""
+    q_logprobs: list[Tensor]
+    """log softmax of Q over the vocabulary, at the token, of each head."""
+    target_q: Tensor
+    """The smallest Q of the token among the target heads; without gradient."""
+
 
 HEADS = "ilql_heads.safetensors"
 """In final/, beside the language model."""

@@ -1,8 +1,4 @@
-"""Two pieces of work at once on one CPU, which write nothing that the other reads.
-
-Small matrices on two threads wait for each other after every product; policy and value network on a thread each, or two
-halves of the texts that are measured, do not.
-"""
+"""Two pieces of work at once on one CPU, which write nothing that the other reads."""
 
 from __future__ import annotations
 
@@ -17,8 +13,8 @@ A = TypeVar("A")
 B = TypeVar("B")
 
 
-def beside(first: Callable[[], A], second: Callable[[], B], *, at_once: bool) -> tuple[A, B]:
-    """What both give, each computed by half of torch's threads where `at_once`, else one after the other.
+def run_at_once(first: Callable[[], A], second: Callable[[], B]) -> tuple[A, B]:
+    """What both give, each computed by half of torch's threads; one after the other where torch has a single one.
 
     Gradient mode is as the caller has it; autocast is for each to enter.
 
@@ -26,7 +22,7 @@ def beside(first: Callable[[], A], second: Callable[[], B], *, at_once: bool) ->
         Exception: what either raised, once both have ended; the first's where both did.
     """
     threads = torch.get_num_threads()
-    if not at_once or threads < 2:
+    if threads < 2:
         return first(), second()
     pool, enabled = _pool(threads // 2), torch.is_grad_enabled()
     # OpenMP keeps a number by thread, which the workers have set; MKL keeps one for the process.
@@ -48,4 +44,4 @@ def _run(enabled: bool, work: Callable[[], A]) -> A:
 @functools.cache
 def _pool(threads: int) -> ThreadPoolExecutor:
     """Two threads of Python, each with so many of torch's."""
-    return ThreadPoolExecutor(2, "beside", initializer=torch.set_num_threads, initargs=(threads,))
+    return ThreadPoolExecutor(2, "at once", initializer=torch.set_num_threads, initargs=(threads,))
