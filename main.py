@@ -14,22 +14,26 @@ from typing import TYPE_CHECKING, Any, NoReturn
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
-CONF = Path(__file__).resolve().parent / "conf"
+ROOT = Path(__file__).resolve().parent
+CONF = ROOT / "conf"
 
 
-def run(config: DictConfig) -> float | None:
-    """One run in this process; what a sweeper that looks for good settings is told of it."""
+def run(config: DictConfig) -> None:
+    """One run: in this process, or as a SLURM job."""
     from hydra.core.hydra_config import HydraConfig
-    from hydra.types import RunMode
 
-    from sweeps.experiment import TUNED_METRIC, run_single
+    from sweeps.single import run_single
     from sweeps.sources import composed_run
 
     try:
-        return run_single(composed_run(config, HydraConfig.get())).get(TUNED_METRIC)
+        checked = composed_run(config, HydraConfig.get())
+        if checked.hardware.slurm is None:
+            run_single(checked)
+        else:
+            from sweeps.experiment import run_experiment
+
+            run_experiment([checked])
     except Exception as error:
-        if HydraConfig.get().mode == RunMode.MULTIRUN:
-            raise  # a foreign launcher books it as a failed job; leaving the process would end its sweep
         _leave(error)  # from here, or Hydra would add lines of its own
 
 
@@ -49,19 +53,26 @@ def _hydra(arguments: list[str]) -> None:
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
 
-    import sweeps
     from rlhf.config.build import ConfigError
     from sweeps.command_line import MULTIRUN, as_typed, flags_first
-    from sweeps.overrides import composition_problem, config_folders, refuse_unknown, without_null_groups
+    from sweeps.overrides import (
+        composition_problem,
+        config_folders,
+        refuse_unknown,
+        store_sweep_files,
+        without_null_groups,
+    )
     from sweeps.usage import asked_for_help, usage
 
     if (asked := asked_for_help(arguments)) is not None:
         sys.stdout.write(f"{usage(CONF, asked)}\n")
         return
+    # Hydra finds the sweeper in the namespace package hydra_plugins, a part of which lies here.
+    sys.path.append(str(ROOT / "sweeps" / "plugin"))
     # Hydra's own reports have tracebacks; errors come to main() instead.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     flags, overrides = flags_first(arguments)
-    sweeps.register(overrides)
+    store_sweep_files(overrides)
     folders = config_folders(flags, overrides, CONF)
     multirun = any(flag in MULTIRUN for flag in flags)
     overrides = as_typed(without_null_groups(overrides, folders), OverridesParser.create(), multirun)
@@ -103,7 +114,7 @@ def _exit_code(error: Exception) -> int:
     from rlhf.config.build import ConfigError
     from rlhf.errors import UserError, one_line
     from rlhf.terminal import complain
-    from sweeps.experiment import Stopped
+    from sweeps.runs import Stopped
 
     if isinstance(error, Stopped):
         return error.exit_code

@@ -1,38 +1,43 @@
 """Becoming the ranks of one run: they are started here, or by torchrun or SLURM, meet, and end together.
 
 Who starts them gives torchrun's variables (RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT). Where nobody has,
-`start_ranks` does, as processes of this machine: it hands them the config, passes requests to stop on to them, and
-when one dies it ends the others.
+`start_ranks` does, as processes of this machine, by torch.multiprocessing.
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import pickle
-import signal
 import socket
-import subprocess
 import sys
+import tempfile
 import threading
 import time
 import traceback
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
 from datetime import timedelta
-from multiprocessing.connection import Connection, Pipe, wait
+from multiprocessing import resource_tracker
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as distributed
 from torch.distributed import PrefixStore, TCPStore  # pyright: ignore[reportPrivateImportUsage]  # documented
+from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedException, spawn
 
 from rlhf.config import RunConfig
-from rlhf.config.build import build_config, config_to_mapping
-from rlhf.distributed import count, rank
+from rlhf.distributed import count
 from rlhf.errors import one_line, reason
-from rlhf.processes import ROOT, STOP_SIGNALS, TELL_AGAIN_SECONDS, RankFailed, how_it_died
+from rlhf.files import write_whole
+from rlhf.processes import (
+    TELL_AGAIN_SECONDS,
+    RankFailed,
+    how_it_died,
+    ignore_until_the_run_listens,
+    signals_held,
+    stop_without_parent,
+)
 from rlhf.terminal import complain
 from rlhf.waiting import stop_requested
 
@@ -54,13 +59,13 @@ def joined(config: RunConfig) -> Iterator[None]:
     Raises:
         RankFailed: the others did not come; or, out of the body, another rank has failed.
     """
-    global _heard
-    _heard = ""
+    global _failure_elsewhere
+    _failure_elsewhere = ""
     number, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     where = os.environ.get("MASTER_ADDR", "127.0.0.1"), int(os.environ.get("MASTER_PORT", "29500"))
     cuda = config.hardware.device == "cuda"
     if cuda:
-        torch.cuda.set_device(local_device())
+        torch.cuda.set_device(_local_device())
     hosts = number == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"  # torchrun has one up already
     try:
         server = TCPStore(*where, size, hosts, timedelta(seconds=MEET_SECONDS))
@@ -79,199 +84,129 @@ def joined(config: RunConfig) -> Iterator[None]:
     over = threading.Event()
     threading.Thread(target=_watch, args=(failures, over), daemon=True, name="rank-watch").start()
     try:
-        with _blaming(failures):
-            yield
-            distributed.barrier()  # rank 0 keeps the store up until all are through
+        yield
+        distributed.barrier()  # rank 0 keeps the store up until all are through
+    except BaseException as error:
+        if not isinstance(error, RankFailed):
+            with contextlib.suppress(Exception):  # the store has gone with rank 0
+                failures.compare_set(FAILURE, "", f"rank {number}: {one_line(error)}")
+        raise
     finally:
         over.set()
         distributed.destroy_process_group()
 
 
-@contextlib.contextmanager
-def _blaming(failures: PrefixStore) -> Iterator[None]:
-    """What a rank dies of is told to the others; a lost connection is told as what the lost one died of."""
-    try:
-        yield
-    except BaseException as error:
-        if not isinstance(error, RankFailed):
-            with contextlib.suppress(Exception):  # the store has gone with rank 0
-                failures.compare_set(FAILURE, "", f"rank {rank()}: {one_line(error)}")
-        raise
-
-
-def blamed(error: BaseException) -> BaseException:
+def root_failure(error: BaseException) -> BaseException:
     """The error itself; where it is no more than a connection lost, what the other rank died of."""
     lost = isinstance(error, distributed.DistError) or "gloo" in str(error)
     if count() == 1 or isinstance(error, RankFailed) or not isinstance(error, RuntimeError) or not lost:
         return error
     time.sleep(LOOK_SECONDS)  # for the watch to have looked once more
-    return RankFailed(_heard or f"another of the {count()} ranks is gone (killed, or out of memory)")
+    return RankFailed(_failure_elsewhere or f"another of the {count()} ranks is gone (killed, or out of memory)")
 
 
-_heard = ""
+_failure_elsewhere = ""
 """What another rank has said it died of."""
 
 
 def _watch(failures: PrefixStore, over: threading.Event) -> None:
     """End this process where another rank has failed and this one hangs in a collective with it."""
-    global _heard
+    global _failure_elsewhere
     while not over.wait(LOOK_SECONDS / 4):
         try:
             if not failures.check([FAILURE]):
                 continue
-            _heard = failures.get(FAILURE).decode()
+            _failure_elsewhere = failures.get(FAILURE).decode()
         except Exception:
-            _heard = _heard or "rank 0 is gone (killed, or out of memory)"
+            _failure_elsewhere = _failure_elsewhere or "rank 0 is gone (killed, or out of memory)"
         if not over.wait(GRACE_SECONDS):
-            complain(f"another rank has failed, this one ends: {_heard}")
+            complain(f"another rank has failed, this one ends: {_failure_elsewhere}")
             os._exit(1)
         return
 
 
-def local_device() -> int:
+def _local_device() -> int:
     """This rank's GPU; SLURM may show each task its own as the only one."""
     return int(os.environ.get("LOCAL_RANK", "0")) % max(1, torch.cuda.device_count())
 
 
-@dataclass
-class _Rank:
-    number: int
-    process: subprocess.Popen[bytes]
-    result: Connection
-    message: tuple[str, Any] | None = None
-    died: float | None = None
-
-    def look(self) -> None:
-        if self.died is None and self.process.poll() is not None:
-            self.died = time.monotonic()
-        with contextlib.suppress(EOFError, OSError):
-            if self.message is None and self.result.poll():
-                self.message = self.result.recv()
-
-    @property
-    def gone(self) -> str | None:
-        """How it ended, where it could not say so itself."""
-        code = self.process.returncode
-        return None if self.message is not None or code is None else how_it_died(code)
-
-
-def start_ranks(config: RunConfig) -> dict[str, Any]:
+def start_ranks(config: RunConfig, execute: Callable[[RunConfig], dict[str, Any]]) -> dict[str, Any]:
     """hardware.ranks processes of this machine do the run; returns rank 0's summary.
 
     They stay in this process's group, so that what kills it kills them; should it be killed alone, they checkpoint.
+
+    Args:
+        execute: what each of them calls; a function of a module.
 
     Raises:
         Exception: what the first rank that failed raised; RankFailed where one was killed.
     """
     size = config.hardware.ranks
     if config.hardware.device == "cuda" and torch.cuda.device_count() < size:
-        found = torch.cuda.device_count()
-        remedy = "use fewer ranks" if found else "use hardware=cpu"
-        raise RankFailed(f"hardware.ranks: {size}, one GPU each, but this machine shows {found}; {remedy}")
-    ranks: list[_Rank] = []
-    try:
-        port = _free_port()
-        for number in range(size):
-            ranks.append(_start(config, number, port))
-        _supervise(ranks)
-        return _result(ranks)
-    finally:
-        for one in ranks:
-            one.process.kill()
-            one.process.wait()
-            if one.process.stdin is not None:
-                with contextlib.suppress(OSError):
-                    one.process.stdin.close()
-            one.result.close()
+        there = torch.cuda.device_count()
+        remedy = "use fewer ranks" if there else "use hardware=cpu"
+        raise RankFailed(f"hardware.ranks: {size}, one GPU each, but this machine shows {there}; {remedy}")
+    with tempfile.TemporaryDirectory(prefix="ranks-") as results:
+        variables = {"WORLD_SIZE": str(size), "LOCAL_WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1"}
+        variables["MASTER_PORT"] = str(_free_port())
+        if sys.platform == "linux" and "GLOO_SOCKET_IFNAME" not in os.environ:
+            variables["GLOO_SOCKET_IFNAME"] = "lo"  # this machine's name need not resolve
+        resource_tracker.ensure_running()
+        with signals_held():
+            context = spawn(_be_rank, (execute, config, variables, results), nprocs=size, join=False)
+        assert context is not None
+        processes: list[Any] = list(context.processes)
+        first_dead, asked = 0, float("-inf")
+        try:
+            while not context.join(0.2, grace_period=2 * GRACE_SECONDS):
+                if stop_requested() and time.monotonic() - asked > TELL_AGAIN_SECONDS:
+                    asked = time.monotonic()
+                    for process in processes:
+                        process.terminate()  # to be asked is to checkpoint and stop
+        except (ProcessExitedException, ProcessRaisedException) as died:
+            first_dead = died.error_index
+        finally:
+            for process in processes:
+                process.kill()
+                process.join()
+        return _result(Path(results), [process.exitcode for process in processes], first_dead)
 
 
-def _start(config: RunConfig, number: int, port: int) -> _Rank:
-    size = str(config.hardware.ranks)
-    receiver, sender = Pipe(duplex=False)
-    environment = {
-        **os.environ,
-        "RANK": str(number),
-        "LOCAL_RANK": str(number),
-        "WORLD_SIZE": size,
-        "LOCAL_WORLD_SIZE": size,
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-        "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])),
-    }
-    if sys.platform == "linux":
-        environment.setdefault("GLOO_SOCKET_IFNAME", "lo")  # this machine's name need not resolve
-    words = [sys.executable, "-c", f"from rlhf.ranks import be_rank; be_rank({sender.fileno()})"]
-    # Inherited: what comes while python starts must not end it.
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
-    try:
-        process = subprocess.Popen(words, stdin=subprocess.PIPE, env=environment, pass_fds=[sender.fileno()])
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-    sender.close()
-    assert process.stdin is not None
-    with contextlib.suppress(BrokenPipeError):  # it has died, and `_supervise` will see
-        process.stdin.write(json.dumps(config_to_mapping(config)).encode() + b"\n")
-        process.stdin.flush()
-    return _Rank(number, process, receiver)
-
-
-def _supervise(ranks: list[_Rank]) -> None:
-    """Until all have ended: pass a request to stop on, and end what is left soon after the first death."""
-    told = float("-inf")
-    while any(one.died is None for one in ranks):
-        waiting = [one.result for one in ranks if one.message is None and one.died is None]
-        wait(waiting, 0.2) if waiting else time.sleep(0.05)
-        for one in ranks:
-            one.look()
-        if stop_requested() and time.monotonic() - told > TELL_AGAIN_SECONDS:
-            told = time.monotonic()
-            for one in ranks:
-                one.process.send_signal(signal.SIGTERM)
-        deaths = [one.died for one in ranks if one.died is not None and one.process.returncode != 0]
-        if deaths and time.monotonic() - min(deaths) > 2 * GRACE_SECONDS:
-            return
-
-
-def _result(ranks: list[_Rank]) -> dict[str, Any]:
-    ended = sorted((one for one in ranks if one.died is not None), key=lambda one: one.died or 0.0)
-    raised = [one.message[1] for one in ranks if one.message is not None and one.message[0] == "raised"]
-    own = [error for error in raised if not isinstance(error, RankFailed)]
-    if own:
-        raise own[0]
-    for one in ended:
-        if one.gone:
-            raise RankFailed(f"rank {one.number} of {len(ranks)} was {one.gone}")
+def _result(results: Path, exit_codes: list[int | None], first_dead: int) -> dict[str, Any]:
+    size = len(exit_codes)
+    ended = {n: pickle.loads(file.read_bytes()) for n in range(size) if (file := results / str(n)).is_file()}
+    raised = [error for error in ended.values() if isinstance(error, BaseException)]
+    for error in raised:
+        if not isinstance(error, RankFailed):
+            raise error
+    for number in sorted(range(size), key=lambda number: number != first_dead):
+        if number not in ended:
+            raise RankFailed(f"rank {number} of {size} was {how_it_died(exit_codes[number] or 0)}")
     if raised:
         raise raised[0]
-    assert ranks[0].message is not None
-    return ranks[0].message[1]
+    return ended[0]
 
 
-def be_rank(result: int) -> None:
-    """The whole life of a process that `start_ranks` started."""
-    sender = Connection(result, readable=False)
-    for number in STOP_SIGNALS:
-        signal.signal(number, signal.SIG_IGN)  # until the run listens, and after; the parent asks again
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
-    config = build_config(json.loads(sys.stdin.buffer.readline()))
-    threading.Thread(target=_stop_without_parent, daemon=True, name="parent-watch").start()
-    from rlhf.run import execute
-
+def _be_rank(
+    number: int,
+    execute: Callable[[RunConfig], dict[str, Any]],
+    config: RunConfig,
+    variables: Mapping[str, str],
+    results: str,
+) -> None:
+    """The whole life of a process that `start_ranks` started; leaves a summary or an exception in `results`."""
+    ignore_until_the_run_listens()
+    stop_without_parent()
+    os.environ.update({**variables, "RANK": str(number), "LOCAL_RANK": str(number)})
     try:
-        sender.send(("returned", execute(config)))
+        result: Any = execute(config)
     except BaseException as error:
         complain(traceback.format_exc())
-        sender.send(("raised", _portable(error)))
+        result = _portable(error)
+    write_whole(Path(results) / str(number), pickle.dumps(result))
+    if isinstance(result, BaseException):
         sys.stderr.flush()
         os._exit(1)
-
-
-def _stop_without_parent() -> None:
-    while os.read(0, 1):  # until the parent closes its end
-        pass
-    while True:
-        os.kill(os.getpid(), signal.SIGTERM)
-        time.sleep(TELL_AGAIN_SECONDS)
 
 
 def _portable(error: BaseException) -> BaseException:

@@ -20,7 +20,7 @@ from rlhf.files import file_error
 from rlhf.finite import check_metrics
 from rlhf.precision import without_cudnn_attention
 from rlhf.random import compute_the_same_again
-from rlhf.ranks import blamed, joined, start_ranks
+from rlhf.ranks import joined, root_failure, start_ranks
 from rlhf.runs.folder import RunFolder
 from rlhf.runs.lock import LockError
 from rlhf.runs.provenance import peak_memory, provenance
@@ -54,7 +54,7 @@ def execute(config: RunConfig) -> dict[str, Any]:
         if ranks == 1:
             return _execute(config)
         if present is None:
-            return finished(config) or start_ranks(config)
+            return finished(config) or start_ranks(config, execute)
         with joined(config):
             return _execute(config)
 
@@ -106,7 +106,7 @@ def _do_stage(config: RunConfig, folder: RunFolder, inputs: Mapping[str, Path]) 
             result = summary("interrupted") | {"error": str(stop)}
         folder.write_summary(result)
     except BaseException as raised:
-        error = blamed(raised)
+        error = root_failure(raised)
         status = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
         result = summary(status) | {"error": f"{type(error).__name__}: {error}"}
         with contextlib.suppress(OSError, LockError):  # a full disk must not hide the error itself

@@ -12,11 +12,12 @@ from pathlib import Path
 
 from rich.console import Console
 
+from rlhf.config import RunConfig
 from rlhf.config.identity import sweep_folder
 from rlhf.runs.state import OVER
 from rlhf.terminal import complain, tell
 from rlhf.terminal import console as made_console
-from sweeps.display import STATE_STYLES
+from sweeps.progress import STATE_STYLES
 from sweeps.status import AT_WORK, RunStatus, shows_logs, status_table, sweep_status
 
 # Wide enough that no log path is cut where the output is no terminal.
@@ -72,8 +73,8 @@ def _status(statuses: list[RunStatus], console: Console) -> int:
 
 
 def _cancel(statuses: list[RunStatus], console: Console) -> int:
-    from sweeps.records import stop_path
-    from sweeps.slurm_queue import scancel
+    from sweeps.runs import stop_path
+    from sweeps.slurm_commands import scancel
 
     at_work = [status for status in statuses if status.state in AT_WORK and not status.is_input]
     in_jobs = [status for status in at_work if status.job]
@@ -93,21 +94,21 @@ def _cancel(statuses: list[RunStatus], console: Console) -> int:
     else:
         stopped = [f"{len({status.job for status in in_jobs})} jobs"] * bool(in_jobs)
         stopped += [f"the driver {driver}" for driver in sorted(drivers)]
-        elsewhere = [status.name for status in at_work if not status.job and status.driver is None]
         tell(console, f"told to stop: {', '.join(stopped) or 'nothing'}; runs write a checkpoint first")
-        if elsewhere:
-            tell(console, f"{', '.join(elsewhere)}: driven from another machine; type this there")
-    inputs = [status for status in statuses if status.state in AT_WORK and status.is_input and status.job]
-    for status in inputs:
-        kept = f"{status.name} goes on, as other sweeps may wait for it, too"
-        tell(console, f"{kept}; python -m sweeps cancel {sweep_folder(status.run)} stops all inputs")
+    if elsewhere := [status.name for status in at_work if not status.job and status.driver is None]:
+        tell(console, f"{', '.join(elsewhere)}: driven from another machine; type this there")
+    for status in statuses:
+        if status.state in AT_WORK and status.is_input and status.job:
+            line = f"{status.name} goes on, as other sweeps may wait for it, too; python -m sweeps cancel "
+            tell(console, f"{line}{sweep_folder(status.run)} stops all inputs")
     return 1 if complaint else 0
 
 
 def _rerun(statuses: list[RunStatus], failed_only: bool, console: Console) -> int:
     from rlhf.config.build import ConfigError
     from rlhf.errors import one_line
-    from sweeps.experiment import Stopped, run_experiment
+    from sweeps.experiment import run_experiment
+    from sweeps.runs import Stopped
 
     states = ("failed", "lost") if failed_only else ("failed", "lost", "interrupted")
     # Inputs are started again by the runs that need them.
@@ -115,14 +116,13 @@ def _rerun(statuses: list[RunStatus], failed_only: bool, console: Console) -> in
     if not chosen:
         tell(console, f"no run of this sweep is {' or '.join(states)}")
         return 0
-    groups: list[list[RunStatus]] = []
+    groups: dict[tuple[str, str], list[RunConfig]] = {}
     for status in chosen:
-        alike = [one for one in groups if (one[0].target, one[0].run.hardware) == (status.target, status.run.hardware)]
-        alike[0].append(status) if alike else groups.append([status])
+        groups.setdefault((status.target, repr(status.run.hardware)), []).append(status.run)
     code = 0
-    for group in groups:
+    for (target, _), runs in groups.items():
         try:
-            run_experiment([status.run for status in group], group[0].target)
+            run_experiment(runs, target)
         except Stopped as stopped:
             code = max(code, stopped.exit_code)
         except ConfigError as error:

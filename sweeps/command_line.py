@@ -35,18 +35,18 @@ def flags_first(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     flags, overrides, problems, words = [], [], [], list(arguments)
     while words:
         word = words.pop(0)
-        name = word.partition("=")[0]
+        name, _, value = word.partition("=")
         if not word.startswith("-"):
             overrides.append(word)
         elif name in WITH_VALUE:
-            flags += [word] if "=" in word else [word, *words[:1]]
-            words = words if "=" in word else words[1:]
+            flags.append(word)
+            if "=" not in word and words:
+                flags.append(words.pop(0))
         elif name in WITHOUT_VALUE:
             flags.append(word)
             if name in ("--info", "-i") and words and "=" not in words[0]:
                 flags.append(words.pop(0))
         else:
-            value = word.partition("=")[2]
             if not value and words and not words[0].startswith("-") and "=" not in words[0]:
                 value = words.pop(0)
             meant = f"{name.lstrip('-').replace('-', '_')}={value or '...'}"
@@ -64,10 +64,10 @@ def as_typed(overrides: Iterable[str], parser: OverridesParser, multirun: bool) 
     Raises:
         ConfigError: where it cannot be told what was meant; the line has the form to type.
     """
-    kinds, done, problems = _text_options(), [], []
+    done, problems = [], []
     for override in overrides:
         try:
-            done.append(_as_typed(override, parser, multirun, kinds))
+            done.append(_as_typed(override, parser, multirun))
         except ConfigError as error:
             problems += error.problems
     if problems:
@@ -75,38 +75,37 @@ def as_typed(overrides: Iterable[str], parser: OverridesParser, multirun: bool) 
     return done
 
 
-def _text_options() -> dict[str, str]:
-    """{dotted path: "text" or "texts"} of the options that hold texts."""
-    kinds = {"hydra.sweeper.storage": "text"}
-    for path, kind in option_types().items():
-        if kind is str or str in typing.get_args(kind):
-            kinds[path] = "texts" if typing.get_origin(kind) is list else "text"
-        elif any(typing.get_origin(one) is list and str in typing.get_args(one) for one in typing.get_args(kind)):
-            kinds[path] = "texts"
-    return kinds
-
-
-def _as_typed(override: str, parser: OverridesParser, multirun: bool, kinds: dict[str, str]) -> str:
-    key, sign, raw = override.partition("=")
-    kind = kinds.get(key.lstrip("+").strip()) if sign and not key.startswith("~") else None
-    _refuse_interpolations(key, raw)
-    parsed = _parsed(override, parser)
-    if kind is None or not raw or "\n" in key:
-        if parsed is None:
-            raise ConfigError([_unparsable(override)])
-        return override
-    if kind == "texts":
-        return f"{key}={_list(key, raw, parsed)}"
-    return f"{key}={_text(key, raw, parsed, multirun)}"
-
-
-def _parsed(override: str, parser: OverridesParser) -> Override | None:
+def _as_typed(override: str, parser: OverridesParser, multirun: bool) -> str:
     from hydra.errors import HydraException
 
+    key, sign, raw = override.partition("=")
+    option = key.lstrip("+").strip()
+    _refuse_interpolations(key, raw)
     try:
-        return parser.parse_override(override)
+        parsed = parser.parse_override(override)
     except HydraException:
-        return None
+        parsed = None
+    is_text = sign and raw and not key.startswith("~") and "\n" not in key
+    if is_text and _holds_texts(option):
+        return f"{key}={_list(key, raw, parsed)}"
+    if is_text and (option == "hydra.sweeper.storage" or _holds_text(option)):
+        return f"{key}={_text(key, raw, parsed, multirun)}"
+    if parsed is None:
+        form = shlex.quote(f"{key}={quoted(raw)}")
+        cannot = f"{key}: Hydra cannot read {shown(raw)}; as one text it is typed {form}"
+        raise ConfigError([cannot if sign else f"{cut(override)}: not of the form key=value"])
+    return override
+
+
+def _holds_text(option: str) -> bool:
+    kind = option_types().get(option)
+    return kind is str or str in typing.get_args(kind)
+
+
+def _holds_texts(option: str) -> bool:
+    kind = option_types().get(option)
+    lists = [part for part in (kind, *typing.get_args(kind)) if typing.get_origin(part) is list]
+    return any(str in typing.get_args(part) for part in lists)
 
 
 def _text(key: str, raw: str, parsed: Override | None, multirun: bool) -> str:
@@ -120,15 +119,14 @@ def _text(key: str, raw: str, parsed: Override | None, multirun: bool) -> str:
         if not multirun:
             several = shlex.quote(f"{key}={quoted(raw)}")
             raise ConfigError([f"{key}: several values need -m; one text with commas is typed {several}"])
-        if parsed is None or not isinstance(parsed.value(), ChoiceSweep):
-            return ",".join(quoted(part) for part in raw.split(","))
-        values = parsed.value().list  # type: ignore[union-attr]
         parts = raw.split(",")
-        if len(parts) != len(values):  # quoted commas
+        if parsed is None or not isinstance(sweep := parsed.value(), ChoiceSweep):
+            return ",".join(map(quoted, parts))
+        if len(parts) != len(sweep.list):  # quoted commas
             return raw
         return ",".join(
             part if isinstance(value, QuotedString) or value is None or value == part.strip() else quoted(part)
-            for part, value in zip(parts, values, strict=True)
+            for part, value in zip(parts, sweep.list, strict=True)
         )
     if parsed is None:
         return quoted(raw)
@@ -149,11 +147,10 @@ def _list(key: str, raw: str, parsed: Override | None) -> str:
     values = parsed.value() if parsed is not None else None
     if isinstance(values, list) and all(isinstance(value, str) and value in inner for value in values):
         return raw
-    parts = [part.strip() for part in inner[1:-1].split(",")]
     if any(mark in inner for mark in "\"'\\") or any(mark in inner[1:-1] for mark in "[]{}"):
         form = shlex.quote(f'{key}=["first","second"]')
         raise ConfigError([f"{key}: {shown(raw)} is not read as a list of texts; put each into quotes, as in {form}"])
-    return f"[{','.join(quoted(part) for part in parts)}]"
+    return f"[{','.join(quoted(part.strip()) for part in inner[1:-1].split(','))}]"
 
 
 def quoted(text: str) -> str:
@@ -163,19 +160,10 @@ def quoted(text: str) -> str:
     return QuotedString(text=text, quote=Quote.double).with_quotes()
 
 
-def _unparsable(override: str) -> str:
-    key, sign, raw = override.partition("=")
-    if not sign:
-        return f"{cut(override)}: not of the form key=value"
-    form = shlex.quote(f"{key}={quoted(raw)}")
-    return f"{key}: Hydra cannot read {shown(raw)}; as one text it is typed {form}"
-
-
 def _refuse_interpolations(key: str, raw: str) -> None:
     """Of what the config does not have, as ${HOME}."""
     known = set(option_types()) | {path.rpartition(".")[0] for path in option_types()}
     for name in _INTERPOLATION.findall(raw):
-        if ":" in name or name.startswith(("hydra.", ".")) or name in known:
-            continue
-        line = f"{key}: ${{{name}}} stands for an option {name}, and there is none; write ${name}, or \\${{{name}}}"
-        raise ConfigError([line])
+        if ":" not in name and not name.startswith(("hydra.", ".")) and name not in known:
+            line = f"{key}: ${{{name}}} stands for an option {name}, and there is none; write ${name}, or \\${{{name}}}"
+            raise ConfigError([line])

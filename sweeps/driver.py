@@ -14,8 +14,7 @@ from rlhf.config import RunConfig
 from rlhf.config.identity import input_runs, run_folder
 from rlhf.runs.state import OVER, finished
 from sweeps.display import Display
-from sweeps.records import outcome_path, write_json
-from sweeps.runs import Outcome, RunLauncher
+from sweeps.runs import Outcome, RunLauncher, outcome_path, write_json
 
 
 class Driver:
@@ -50,16 +49,20 @@ class Driver:
 
     def add(self, runs: Iterable[RunConfig]) -> None:
         """Plan these runs and, before them, those inputs of theirs that are not finished; each once."""
-        wanted = {run_folder(run): run for run in runs}
-        inputs = {folder: {run_folder(need): need for need in input_runs(run)} for folder, run in wanted.items()}
-        distinct = {folder: run for given in inputs.values() for folder, run in given.items()}
-        missing = {folder: run for folder, run in distinct.items() if finished(run) is None}
-        planned = {folder: run for folder, run in (missing | wanted).items() if folder not in self._needs}
-        for folder, run in planned.items():
-            needed = inputs.get(folder) or {run_folder(need): need for need in input_runs(run)}
-            self._needs[folder] = [need for need in needed if need in missing]
-        self._waiting |= {folder: run for folder, run in planned.items() if not self.launcher.announce(run)}
-        self._display.add(planned.values())
+        planned: list[RunConfig] = []
+
+        def plan(run: RunConfig) -> None:
+            if run_folder(run) not in self._needs:
+                needed = [need for need in input_runs(run) if finished(need) is None]
+                self._needs[run_folder(run)] = [run_folder(need) for need in needed]
+                for need in needed:
+                    plan(need)
+                planned.append(run)
+
+        for run in runs:
+            plan(run)
+        self._waiting |= {run_folder(run): run for run in planned if not self.launcher.announce(run)}
+        self._display.add(planned)
 
     @property
     def busy(self) -> bool:
@@ -74,19 +77,19 @@ class Driver:
     def blocked(self) -> set[Path]:
         """Runs that wait for their inputs, and take no slot meanwhile; or wait in vain, until the next step."""
         done = {folder for folder, outcome in self.outcomes.items() if outcome.status == "finished"}
-        return {one for one in self._waiting if not done.issuperset(self._needs[one])}
+        return {folder for folder in self._waiting if not done.issuperset(self._needs[folder])}
 
-    def step(self, timeout: float = 0.2) -> dict[Path, Outcome]:
-        """Start what can start, wait up to `timeout` seconds for something to end; returns what has ended."""
-        before = set(self.outcomes)
+    def step(self, timeout: float = 0.2) -> None:
+        """Start what can start, and wait up to `timeout` seconds for something to end."""
         self._heed_requests()
-        for folder in [one for one in self._waiting if all(need in self.outcomes for need in self._needs[one])]:
+        ready = [folder for folder in self._waiting if all(need in self.outcomes for need in self._needs[folder])]
+        for folder in ready:
             run = self._waiting.pop(folder)
-            lacking = [self.outcomes[need] for need in self._needs[folder]]
-            lacking = [outcome for outcome in lacking if outcome.status != "finished"]
-            if lacking:
-                reason = f"its input {lacking[0].folder.name} {lacking[0].status}"
-                self._end(Outcome(run, lacking[0].status, reason))
+            needed = [self.outcomes[need] for need in self._needs[folder]]
+            missing = [outcome for outcome in needed if outcome.status != "finished"]
+            if missing:
+                reason = f"its input {missing[0].folder.name} {missing[0].status}"
+                self._end(Outcome(run, missing[0].status, reason))
             else:
                 self.launcher.submit(run)
         if self.launcher.busy:
@@ -96,11 +99,10 @@ class Driver:
             self._display.note(self.launcher.trouble)
         self._trouble = self.launcher.trouble
         self._display.update(self.launcher.running, self.outcomes.values())
-        return {folder: outcome for folder, outcome in self.outcomes.items() if folder not in before}
 
     def cancel(self, folders: Collection[Path]) -> None:
         """Stop these runs and start none of them."""
-        for folder in [one for one in self._waiting if one in folders]:
+        for folder in [folder for folder in self._waiting if folder in folders]:
             self._end(Outcome(self._waiting.pop(folder), "interrupted"))
         self.launcher.cancel(folders)
 

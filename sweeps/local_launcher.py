@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import multiprocessing
 import os
 import signal
+import sys
 import time
+import traceback
 from collections import deque
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -19,10 +22,20 @@ from typing import Any
 
 from rlhf.config import RunConfig
 from rlhf.config.identity import run_folder, run_id
-from rlhf.processes import HELD_SIGNALS, ROOT, TELL_AGAIN_SECONDS, how_it_died
-from sweeps.records import outcome_path, write_record
-from sweeps.resources import Room, check_device, room_for, thread_environment, threads_of
-from sweeps.runs import Outcome, log_path
+from rlhf.errors import one_line
+from rlhf.processes import (
+    ROOT,
+    TELL_AGAIN_SECONDS,
+    RankFailed,
+    how_it_died,
+    ignore_until_the_run_listens,
+    signals_held,
+    stop_without_parent,
+)
+from rlhf.runs.lock import WAIT_FOR_LOCK, LockError
+from rlhf.terminal import complain
+from sweeps.machine import Room, check_device, room_for, thread_environment, threads_of
+from sweeps.runs import EXECUTE, Outcome, RunLauncher, log_path
 
 # What multiprocessing says of every child once the forkserver is gone.
 SERVER_DIED = 255
@@ -38,21 +51,54 @@ class _Child:
     gpus: tuple[str, ...]
     """One for each rank; none where there are none to hand out."""
     message: tuple[str, Any] | None = None
-    told_at: float | None = None
-    """When it was last told to stop; None: never."""
+    asked_at: float | None = None
+    """When it was last asked to stop; None: never."""
+
+    def receive(self) -> None:
+        if self.message is None and self.result.poll():
+            try:
+                self.message = self.result.recv()
+            except EOFError:
+                self.message = ("died", None)
+
+    def ask_to_stop(self, number: signal.Signals = signal.SIGTERM) -> None:
+        self.asked_at = time.monotonic()
+        if self.process.is_alive() and self.process.pid is not None:
+            with contextlib.suppress(ProcessLookupError):  # it has ended since
+                # A killed one with all that it may have started.
+                (os.killpg if number == signal.SIGKILL else os.kill)(self.process.pid, number)
+
+    def outcome(self) -> Outcome:
+        """Of a process that has ended, which is let go."""
+        self.process.join()
+        self.result.close()
+        code, pid = self.process.exitcode, self.process.pid
+        self.process.close()
+        if code == SERVER_DIED and self.message is None and pid is not None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGTERM)  # it may live on, unseen
+        match self.message:
+            case ("returned", summary):
+                status = summary.get("status", "finished")
+                return Outcome(self.run, status, str(summary.get("error", "")) if status == "failed" else "", summary)
+            case ("raised" | "locked" | "rank failed" as cause, line):
+                status = "failed" if self.asked_at is None else "interrupted"
+                return Outcome(self.run, status, line, cause="" if cause == "raised" else cause)
+            case _ if self.asked_at is not None:
+                return Outcome(self.run, "interrupted")
+            case _:
+                lost = "lost with the process that started it (out of memory, or killed)"
+                return Outcome(self.run, "failed", lost if code in (None, SERVER_DIED) else how_it_died(code or 0))
 
 
 @dataclass
-class LocalRuns:
-    """The local `RunLauncher`: so many children at a time as threads, memory and GPUs carry."""
+class LocalRuns(RunLauncher):
+    """As many children at a time as threads, memory and GPUs carry."""
 
-    target: str = "rlhf.run:execute"
-    """module:function that takes a RunConfig and returns the run's summary."""
+    target: str = EXECUTE
     environment: Mapping[str, str] = field(default_factory=dict)
     """What every child has in its environment besides (ranks of a SLURM job)."""
     room: Room = field(default_factory=lambda: Room(1, 1))
-    leaves_on_interrupt: bool = False
-    trouble: str = ""
     _queue: deque[RunConfig] = field(default_factory=deque)
     _children: list[_Child] = field(default_factory=list)
     _dropped: list[Outcome] = field(default_factory=list)
@@ -74,11 +120,6 @@ class LocalRuns:
     def running(self) -> list[Path]:
         return [child.folder for child in self._children]
 
-    def announce(self, run: RunConfig) -> bool:
-        outcome_path(run).unlink(missing_ok=True)
-        write_record(run, self.target)
-        return False
-
     def submit(self, run: RunConfig) -> None:
         self._queue.append(run)
         self._fill()
@@ -87,29 +128,25 @@ class LocalRuns:
         if not self._dropped:
             open_results = [child.result for child in self._children if child.message is None]
             wait([*open_results, *(child.process.sentinel for child in self._children)], timeout)
-        ended = []
+        ended, self._dropped = self._dropped, []
         for child in list(self._children):
-            self._receive(child)
+            child.receive()
             if not child.process.is_alive():
-                self._receive(child)  # it may have sent between the two calls
+                child.receive()  # it may have sent between the two calls
                 self._children.remove(child)
-                ended.append(_outcome(child))
-            elif child.told_at is not None and time.monotonic() - child.told_at > TELL_AGAIN_SECONDS:
-                _tell(child, signal.SIGTERM)
+                ended.append(child.outcome())
+            elif child.asked_at is not None and time.monotonic() - child.asked_at > TELL_AGAIN_SECONDS:
+                child.ask_to_stop()
         self._fill()
-        dropped, self._dropped = self._dropped, []
-        return dropped + ended
+        return ended
 
     def cancel(self, folders: Collection[Path] | None = None, *, kill: bool = False) -> None:
-        queued, self._queue = self._queue, deque()
-        for run in queued:
-            if folders is None or run_folder(run) in folders:
-                self._dropped.append(Outcome(run, "interrupted"))
-            else:
-                self._queue.append(run)
+        dropped = [run for run in self._queue if folders is None or run_folder(run) in folders]
+        self._dropped += [Outcome(run, "interrupted") for run in dropped]
+        self._queue = deque(run for run in self._queue if run not in dropped)
         for child in self._children:
             if folders is None or child.folder in folders:
-                _tell(child, signal.SIGKILL if kill else signal.SIGTERM)
+                child.ask_to_stop(signal.SIGKILL if kill else signal.SIGTERM)
 
     def _fill(self) -> None:
         """Start what there is room for, in order; a run that wants more threads than there are goes alone."""
@@ -120,69 +157,24 @@ class LocalRuns:
             self._start(self._queue.popleft())
 
     def _start(self, run: RunConfig) -> None:
-        from sweeps.child import run_in_child
-
-        gpus = self._free_gpus(run.hardware.ranks)
+        taken = [gpu for child in self._children for gpu in child.gpus]
+        gpus = tuple(sorted(self.room.gpus, key=taken.count)[: run.hardware.ranks])  # those with the fewest runs
         environment = {**self.environment, **({"CUDA_VISIBLE_DEVICES": ",".join(gpus)} if gpus else {})}
         context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["sweeps.child", self.target.partition(":")[0]])
+        context.set_forkserver_preload([__name__, self.target.partition(":")[0]])
         receiver, sender = context.Pipe(duplex=False)
         process = context.Process(
-            target=run_in_child,
+            target=_run_in_child,
             args=(self.target, run, log_path(run), sender, environment),
             name=run_id(run),
             daemon=False,
         )
-        with _server_environment(run.hardware.threads):
+        resource_tracker.ensure_running()
+        with _server_environment(run.hardware.threads), signals_held():
             forkserver.ensure_running()
         process.start()  # returns once the server has imported its preloads and forked
         sender.close()
         self._children.append(_Child(run, run_folder(run), process, receiver, threads_of(run), gpus))
-
-    def _free_gpus(self, ranks: int) -> tuple[str, ...]:
-        """The GPUs with the fewest of these runs on them."""
-        taken = [gpu for child in self._children for gpu in child.gpus]
-        return tuple(sorted(self.room.gpus, key=taken.count)[:ranks])
-
-    @staticmethod
-    def _receive(child: _Child) -> None:
-        if child.message is None and child.result.poll():
-            try:
-                child.message = child.result.recv()
-            except EOFError:
-                child.message = ("died", None)
-
-
-def _tell(child: _Child, number: signal.Signals) -> None:
-    child.told_at = time.monotonic()
-    if child.process.is_alive() and child.process.pid is not None:
-        with contextlib.suppress(ProcessLookupError):  # it has ended since
-            if number == signal.SIGKILL:
-                os.killpg(child.process.pid, number)  # what it started, too
-            else:
-                os.kill(child.process.pid, number)
-
-
-def _outcome(child: _Child) -> Outcome:
-    child.process.join()
-    child.result.close()
-    code, pid = child.process.exitcode, child.process.pid
-    child.process.close()
-    if code == SERVER_DIED and child.message is None and pid is not None:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGTERM)  # it may live on, unseen
-    match child.message:
-        case ("returned", summary):
-            status = summary.get("status", "finished")
-            return Outcome(child.run, status, str(summary.get("error", "")) if status == "failed" else "", summary)
-        case ("raised" | "locked" | "rank failed" as cause, line):
-            status = "failed" if child.told_at is None else "interrupted"
-            return Outcome(child.run, status, line, cause="" if cause == "raised" else cause)
-        case _ if child.told_at is not None:
-            return Outcome(child.run, "interrupted")
-        case _:
-            lost = "lost with the process that started it (out of memory, or killed)"
-            return Outcome(child.run, "failed", lost if code is None or code == SERVER_DIED else how_it_died(code))
 
 
 @contextmanager
@@ -190,22 +182,45 @@ def _server_environment(threads: int) -> Iterator[None]:
     """What the forkserver, started by the first child, inherits and hands on to every child.
 
     PYTHONPATH and PYTHONSAFEPATH, because Python 3.11's forkserver imports its preloads with the current folder as
-    sys.path[0] and a missing module passes silently: each child would import torch by itself. The signals that ask
-    runs to stop are blocked there, so that one sent to all processes (Ctrl-C, a closed terminal, SLURM's) does not end
-    the server, by which the driver learns how its children ended; one for the driver waits until this is left.
+    sys.path[0] and a missing module passes silently: each child would import torch by itself. It also inherits blocked
+    signals, so that one sent to all processes (Ctrl-C, a closed terminal, SLURM's) does not end the server, by which
+    the driver learns how its children ended.
     """
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     settings = thread_environment(threads) | {"PYTHONPATH": path, "PYTHONSAFEPATH": "1"}
     before = {name: os.environ.get(name) for name in settings}
     os.environ.update(settings)
-    resource_tracker.ensure_running()  # by itself: to start it unblocks SIGINT and SIGTERM
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, HELD_SIGNALS)
     try:
         yield
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         for name, value in before.items():
             if value is None:
                 del os.environ[name]
             else:
                 os.environ[name] = value
+
+
+def _run_in_child(target: str, run: RunConfig, log: Path, result: Connection, environment: Mapping[str, str]) -> None:
+    """What a child does: call `target` with `run`, its output in a log file, and send ("returned", summary), or
+    ("raised" or a cause as `Outcome` has it, one line)."""
+    ignore_until_the_run_listens()
+    # A process group of its own: Ctrl-C in the terminal reaches the driver alone, which asks its children once.
+    os.setpgid(0, 0)
+    # For what this process may start; torch, imported by the server, takes its threads from the run's config.
+    os.environ.update({**thread_environment(run.hardware.threads), WAIT_FOR_LOCK: "1", **environment})
+    log.parent.mkdir(parents=True, exist_ok=True)
+    file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    for stream in (1, 2):  # what libraries write past Python, too; the terminal belongs to the display
+        os.dup2(file, stream)
+    os.close(file)
+    stop_without_parent()
+    try:
+        module, _, function = target.partition(":")
+        summary: dict[str, Any] = getattr(importlib.import_module(module), function)(run)
+        result.send(("returned", summary))
+    except Exception as error:
+        complain(traceback.format_exc())
+        cause = "locked" if isinstance(error, LockError) else "raised"
+        result.send(("rank failed" if isinstance(error, RankFailed) else cause, one_line(error)))
+    sys.stdout.flush()
+    sys.stderr.flush()

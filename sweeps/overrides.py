@@ -10,10 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 from rlhf.config import ALGO_CONFIGS
 from rlhf.config.build import ConfigError, cut, no_such_option, option_paths
-from sweeps.settings import SWEEPERS, unknown_settings
+from sweeps.settings import unknown_settings
 
 if TYPE_CHECKING:
     from hydra.core.override_parser.types import Override
+
+SWEEP_FILES = sorted(Path(__file__).parent.glob("*.yaml"))
+"""The options of `+sweep=`."""
 
 # Groups that a run can do without.
 OPTIONAL_GROUPS = ("experiment", "debug")
@@ -27,6 +30,19 @@ REMEDIES = {
 }
 
 
+def store_sweep_files(overrides: Sequence[str]) -> None:
+    """Make the files of this folder that overrides name known to Hydra, as options of the group `sweep`."""
+    from hydra.core.config_store import ConfigStore
+    from omegaconf import OmegaConf
+
+    for file in SWEEP_FILES:
+        if any(file.stem in text for text in overrides):
+            node: Any = OmegaConf.load(file)
+            if any(text.startswith("debug=") and text != "debug=null" for text in overrides):
+                node.pop("sweep_name", None)  # debug's own: its runs are none of the figure's
+            ConfigStore.instance().store(group="sweep", name=file.stem, node=node, package="_global_")
+
+
 def refuse_unknown(overrides: list[str], folders: Sequence[Path], multirun: bool = True) -> None:
     """Raise ConfigError for keys that no chosen algorithm has, for files that no group has, and for lists without -m.
 
@@ -34,11 +50,10 @@ def refuse_unknown(overrides: list[str], folders: Sequence[Path], multirun: bool
         overrides: as typed, e.g. ["algo=apa,ppo", "+sweep=lambda", "seed=0,1"].
         folders: the folders whose subfolders are the config groups, the project's own first.
     """
-    from hydra.core.config_store import ConfigStore
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
     groups = config_groups(folders)
-    groups["sweep"] = sorted(Path(name).stem for name in ConfigStore.instance().repo.get("sweep", {}))
+    groups["sweep"] = sorted(file.stem for file in SWEEP_FILES)
     parsed = OverridesParser.create().parse_overrides(overrides)
     algos = _chosen_algos(parsed) or [_default_algo(folders[0])]
     problems = [*_hidden_files(folders)]
@@ -51,9 +66,10 @@ def refuse_unknown(overrides: list[str], folders: Sequence[Path], multirun: bool
     problems += _unknown_settings(parsed)
     if not multirun:
         problems += [
-            f"{one.input_line}: several values need -m, as in python main.py -m {shlex.quote(one.input_line or '')}"
-            for one in parsed
-            if one.is_sweep_override()
+            f"{override.input_line}: several values need -m, as in python main.py -m "
+            + shlex.quote(override.input_line or "")
+            for override in parsed
+            if override.is_sweep_override()
         ]
     if problems:
         raise ConfigError(problems)
@@ -61,11 +77,11 @@ def refuse_unknown(overrides: list[str], folders: Sequence[Path], multirun: bool
 
 def config_groups(folders: Sequence[Path]) -> dict[str, list[str]]:
     """{group: its options} over all folders."""
-    found: dict[str, set[str]] = {}
+    groups: dict[str, set[str]] = {}
     for folder in folders:
         for group in sorted(path for path in folder.iterdir() if path.is_dir()):
-            found.setdefault(group.name, set()).update(file.stem for file in group.glob("*.yaml"))
-    return {group: sorted(names) for group, names in found.items()}
+            groups.setdefault(group.name, set()).update(file.stem for file in group.glob("*.yaml"))
+    return {group: sorted(names) for group, names in groups.items()}
 
 
 def config_folders(flags: Sequence[str], overrides: Sequence[str], conf: Path) -> list[Path]:
@@ -79,7 +95,7 @@ def config_folders(flags: Sequence[str], overrides: Sequence[str], conf: Path) -
     for override in overrides:
         key, _, value = override.partition("=")
         if key.lstrip("+") == "hydra.searchpath":
-            typed += [one.strip(" \"'").removeprefix("file://") for one in value.strip("[]").split(",")]
+            typed += [name.strip(" \"'").removeprefix("file://") for name in value.strip("[]").split(",")]
     folders = [Path(name) for name in typed if name and not name.startswith("pkg://")]
     if missing := [folder for folder in folders if not folder.is_dir()]:
         raise ConfigError([f"--config-dir: {folder} is no folder" for folder in missing])
@@ -107,20 +123,21 @@ def typed_paths(overrides: Sequence[str]) -> list[str]:
 
     from rlhf.config.unread import flat
 
-    found = []
+    paths = []
     for override in OverridesParser.create().parse_overrides(list(overrides)):
-        key = override.key_or_group
-        if _is_hydras(key) or override.is_delete():
-            continue
-        path = ".".join(part for part in key.split(".") if not part.isdigit())  # optimization.betas.0
-        value = override.value()
-        found += [one for one, _ in flat(_plain(value), path)]
-    return found
+        if not _is_hydras(override.key_or_group) and not override.is_delete():
+            paths += [path for path, _ in flat(_plain(override.value()), _path(override.key_or_group))]
+    return paths
+
+
+def _path(key: str) -> str:
+    """Of the option that a key sets, as optimization.betas of optimization.betas.0."""
+    return ".".join(part for part in key.split(".") if not part.isdigit())
 
 
 def _plain(value: Any) -> Any:
     """Hydra's parsed dict with texts for keys."""
-    return {str(key): _plain(one) for key, one in value.items()} if isinstance(value, dict) else value
+    return {str(key): _plain(inner) for key, inner in value.items()} if isinstance(value, dict) else value
 
 
 def composition_problem(error: Exception, overrides: Sequence[str] = ()) -> str:
@@ -142,22 +159,24 @@ def _is_hydras(key: str) -> bool:
 
 def _hidden_files(folders: Sequence[Path]) -> list[str]:
     """Files that Hydra would not open, for an earlier folder has one of the same name."""
-    own, *others = folders
+    first, *others = folders
     return [
-        f"{file}: {own.name}/{file.relative_to(folder)} is found before it; give it another name"
+        f"{file}: {first.name}/{file.relative_to(folder)} is found before it; give it another name"
         for folder in others
         for file in sorted(folder.rglob("*.yaml"))
-        if (own / file.relative_to(folder)).is_file()
+        if (first / file.relative_to(folder)).is_file()
     ]
 
 
 def _unknown_settings(overrides: list[Override]) -> list[str]:
-    """Keys of `hydra.sweeper` that our sweeper lacks; a foreign one has others."""
-    chosen = [override.value() for override in overrides if override.key_or_group == "hydra/sweeper"]
-    if any(name not in SWEEPERS for name in chosen):
-        return []
+    """Sweepers and launchers that are not this project's, and keys of `hydra.sweeper` that ours lacks."""
+    problems = [
+        f"{override.input_line}: only this project's own, harness; leave it out"
+        for override in overrides
+        if override.key_or_group in ("hydra/sweeper", "hydra/launcher") and override.value() != "harness"
+    ]
     keys = [override.key_or_group.split(".") for override in overrides]
-    return unknown_settings(key[2] for key in keys if key[:2] == ["hydra", "sweeper"] and len(key) > 2)
+    return problems + unknown_settings(key[2] for key in keys if key[:2] == ["hydra", "sweeper"] and len(key) > 2)
 
 
 def _chosen_algos(overrides: list[Override]) -> list[str]:
@@ -205,7 +224,7 @@ def _unknown_choices(override: Override, options: list[str]) -> list[str]:
 
 
 def _unknown_option(key: str, algos: list[str], groups: Mapping[str, list[str]]) -> list[str]:
-    path = ".".join(part for part in key.split(".") if not part.isdigit())  # optimization.betas.0
+    path = _path(key)
     lacking = [algo for algo in algos if path not in option_paths([algo])]
     if not lacking:
         return []

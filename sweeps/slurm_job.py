@@ -13,12 +13,13 @@ from dataclasses import dataclass
 
 from rlhf.config import RunConfig
 from rlhf.config.identity import run_folder, run_id
+from rlhf.errors import reason
 from rlhf.runs.state import OVER, times_emptied
 from rlhf.terminal import complain, say
 from sweeps.local_launcher import LocalRuns
-from sweeps.records import outcome_path, read_json, stop_path, write_json
-from sweeps.resources import Room, visible_gpus
-from sweeps.runs import Outcome
+from sweeps.machine import Room, visible_gpus
+from sweeps.runs import Outcome, outcome_path, read_json, stop_path, write_json
+from sweeps.slurm_commands import scontrol
 
 # sbatch --signal and preemption send it while there is time to checkpoint; the job then asks to be queued again.
 WARNING = signal.SIGUSR2
@@ -33,7 +34,7 @@ UMASK = "RLHF_UMASK"
 FIRST_PORT, PORTS = 20000, 20000
 
 
-# Seconds of a busy controller: each time waits two.
+# How often a busy controller is asked.
 ASK_TIMES = 5
 
 # Rank 0 says within these how the run ended, when another rank has failed; srun then ends it with the other's job step.
@@ -55,7 +56,7 @@ class PackedRuns:
     emptied: list[int]
     """How often each run had been started afresh when it was submitted."""
 
-    def _own_runs(self) -> list[RunConfig]:
+    def _runs_left(self) -> list[RunConfig]:
         """What this start of the job does: what ended before a requeue is not done again, nor emptied twice."""
         again = int(os.environ.get("SLURM_RESTART_COUNT", "0")) > 0
         left = []
@@ -107,9 +108,9 @@ class PackedRuns:
         local = LocalRuns(self.target, environment=rank_environment(), room=Room(len(self.runs), threads, gpus))
         outcomes: list[Outcome] = []
         heard = 0
-        own = self._own_runs()
-        stops = {run_folder(run): stop_path(run) for run in own}
-        for run in own:
+        left = self._runs_left()
+        stops = {run_folder(run): stop_path(run) for run in left}
+        for run in left:
             if _rank() == 0:
                 outcome_path(run).unlink(missing_ok=True)
             local.submit(run)
@@ -121,7 +122,7 @@ class PackedRuns:
             for outcome in local.poll(2.0):
                 outcomes.append(_as_asked(outcome, requests))
                 if _rank() == 0:
-                    _tell(outcomes[-1])
+                    _note(outcomes[-1])
         return outcomes
 
     def _await_first_rank(self) -> None:
@@ -139,13 +140,13 @@ def _as_asked(outcome: Outcome, requests: list[int]) -> Outcome:
     return dataclasses.replace(outcome, status="interrupted") if requests and caught else outcome
 
 
-def _tell(outcome: Outcome) -> None:
+def _note(outcome: Outcome) -> None:
     """Say how a run ended; not where another process has it, which will say so itself."""
     if outcome.cause == "locked":
         return
-    told = {"status": outcome.status, "reason": outcome.reason, "summary": outcome.summary}
+    note = {"status": outcome.status, "reason": outcome.reason, "summary": outcome.summary}
     with contextlib.suppress(OSError):  # a full disk must not end the other runs; the driver asks the queue then
-        write_json(outcome_path(outcome.run), told)
+        write_json(outcome_path(outcome.run), note)
 
 
 def rank_environment() -> Mapping[str, str]:
@@ -156,7 +157,7 @@ def rank_environment() -> Mapping[str, str]:
     tasks = int(os.environ.get("SLURM_NTASKS", "1"))
     if tasks == 1:
         return {}
-    first = _scontrol("show", "hostnames", os.environ["SLURM_JOB_NODELIST"]).split()[0]
+    first = scontrol("show", "hostnames", os.environ["SLURM_JOB_NODELIST"]).split()[0]
     address = _node_address(first)
     environment = {
         "RANK": os.environ["SLURM_PROCID"],
@@ -170,13 +171,12 @@ def rank_environment() -> Mapping[str, str]:
 
 
 def _node_address(node: str) -> str:
-    """Its name where the controller is too busy to say: all ranks of a large job ask at once."""
-    for _ in range(ASK_TIMES):
-        with contextlib.suppress(OSError, subprocess.SubprocessError):
-            words = _scontrol("show", "node", "-o", node).split()
-            return dict(word.split("=", 1) for word in words if "=" in word).get("NodeAddr", node)
-        time.sleep(2.0)
-    return node
+    """Its name where the controller is too busy to say: all ranks of a large job ask at the same time."""
+    try:
+        words = scontrol("show", "node", "-o", node, tries=ASK_TIMES).split()
+    except (OSError, subprocess.SubprocessError):
+        return node
+    return dict(word.split("=", 1) for word in words if "=" in word).get("NodeAddr", node)
 
 
 def job_name_in_queue() -> str:
@@ -191,23 +191,16 @@ def _rank() -> int:
 
 def _still_running() -> bool:
     """False once SLURM has cancelled the job or queued it again by itself."""
-    for _ in range(ASK_TIMES):
-        with contextlib.suppress(OSError, subprocess.SubprocessError):
-            return "JobState=RUNNING" in _scontrol("show", "job", job_name_in_queue())
-        time.sleep(2.0)
-    return True  # a controller too busy to say is busy with a mass preemption
+    try:
+        return "JobState=RUNNING" in scontrol("show", "job", job_name_in_queue(), tries=ASK_TIMES)
+    except (OSError, subprocess.SubprocessError):
+        return True  # a controller too busy to say is busy with a mass preemption
 
 
 def _requeue() -> None:
     """SLURM ends this process right after; where it refuses, it is requeueing the job already."""
-    for _ in range(ASK_TIMES):
-        done = subprocess.run(["scontrol", "requeue", job_name_in_queue()], capture_output=True, text=True, check=False)
-        complain(f"requeue: {done.stderr.strip() or 'asked'}")
-        if done.returncode == 0:
-            return
-        time.sleep(2.0)
-
-
-def _scontrol(*words: str) -> str:
-    """Raises: OSError, subprocess.SubprocessError: the controller does not answer."""
-    return subprocess.run(["scontrol", *words], capture_output=True, text=True, check=True, timeout=60).stdout
+    try:
+        scontrol("requeue", job_name_in_queue(), tries=ASK_TIMES)
+        complain("requeue: asked")
+    except (OSError, subprocess.SubprocessError) as error:
+        complain(f"requeue: {getattr(error, 'stderr', None) or reason(error)}")

@@ -16,13 +16,17 @@ from rlhf.config import RunConfig
 from rlhf.config.build import ConfigError
 from rlhf.config.identity import run_folder
 from rlhf.runs.state import OVER, read_summary
-from rlhf.terminal import complain
-from sweeps.records import outcome_path, read_json, record_path, stop_path, write_record
-from sweeps.runs import Outcome
-from sweeps.slurm_queue import Queue, has_slurm, scancel
-from sweeps.slurm_refusals import NeverStarts, SubmissionError, never_starts
-from sweeps.slurm_setup import SETUP_FAILED, setup_problem
-from sweeps.slurm_submission import job_log, largest_array, packs_of, slurm_of, submit, why_job_ended
+from sweeps.runs import EXECUTE, Outcome, RunLauncher, outcome_path, read_json, record_path, stop_path
+from sweeps.slurm_commands import (
+    NeverStarts,
+    Queue,
+    SubmissionError,
+    has_slurm,
+    largest_array,
+    never_starts,
+    scancel,
+)
+from sweeps.slurm_submission import SETUP_FAILED, job_log, packs_of, setup_problem, slurm_of, submit, why_job_ended
 
 # Jobs at a time where hardware.parallel_runs does not say.
 MANY = 1000
@@ -35,7 +39,6 @@ SUBMIT_AGAIN_SECONDS = 20.0
 IN_VAIN_SECONDS = 10.0
 # From the last word of a run to the end of its job.
 SUBMIT_AFTER_END_SECONDS = 5.0
-ANSWER_WITHIN_SECONDS = 120.0
 
 
 @dataclass
@@ -56,10 +59,10 @@ class _Job:
 
 
 @dataclass
-class SlurmRuns:
-    """The SLURM `RunLauncher`: runs go on without the driver; one whose job is in the queue is not submitted twice."""
+class SlurmRuns(RunLauncher):
+    """Runs go on without the driver; one whose job is in the queue is not submitted twice."""
 
-    target: str = "rlhf.run:execute"
+    target: str = EXECUTE
     leaves_on_interrupt: bool = True
     queue: Queue = field(default_factory=Queue)
     _unsent: list[RunConfig] = field(default_factory=list)
@@ -81,26 +84,10 @@ class SlurmRuns:
             )
         if problem := setup_problem(slurm.setup):
             raise ConfigError([f"hardware.slurm.setup: bash does not understand it ({problem})"])
-        self.await_answer()
+        self.queue.await_answer()
         self._slots = runs[0].hardware.parallel_runs or MANY
         packed = "" if slurm.pack == 1 else f", {slurm.pack} runs in each"
         return f"SLURM jobs{packed}, at most {self._slots} runs at a time"
-
-    def await_answer(self) -> None:
-        """Without the queue it cannot be told which runs an earlier command submitted.
-
-        Raises:
-            ConfigError: squeue fails for two minutes, or because no cluster is set up here.
-        """
-        deadline = time.monotonic() + ANSWER_WITHIN_SECONDS
-        self.queue.refresh()
-        while not self.queue.answers:
-            if time.monotonic() > deadline or "fatal" in self.queue.trouble:  # no cluster is set up here
-                raise ConfigError([f"hardware.slurm: squeue fails ({self.queue.trouble}); nothing was submitted"])
-            if deadline - time.monotonic() > ANSWER_WITHIN_SECONDS - 2:
-                complain(f"{self.trouble} for {ANSWER_WITHIN_SECONDS:.0f} s")
-            time.sleep(2.0)
-            self.queue.refresh()
 
     @property
     def slots(self) -> int:
@@ -111,10 +98,10 @@ class SlurmRuns:
         if self._refused:
             return self._refused
         if self.queue.trouble:
-            return f"squeue does not answer ({self.queue.trouble}); asking on"
-        held = {job.number for job in self._jobs} & self.queue.held
-        reasons = sorted({self.queue.jobs[number].reason for number in held})
-        return f"{len(held)} jobs are held back by SLURM: {', '.join(reasons)}" if held else ""
+            return self.queue.complaint
+        waiting = {job.number for job in self._jobs} & self.queue.held
+        reasons = sorted({self.queue.jobs[number].reason for number in waiting})
+        return f"{len(waiting)} jobs are held back by SLURM: {', '.join(reasons)}" if waiting else ""
 
     @property
     def unsent(self) -> list[RunConfig]:
@@ -138,9 +125,7 @@ class SlurmRuns:
         if number := self.job_in_queue(run):
             self._jobs.append(self._job(run, number))
             return True
-        outcome_path(run).unlink(missing_ok=True)
-        write_record(run, self.target)
-        return False
+        return super().announce(run)
 
     def submit(self, run: RunConfig) -> None:
         if number := self.job_in_queue(run):  # since it was announced, by another driver that waited for this input
@@ -257,13 +242,13 @@ class SlurmRuns:
             state = states[job.number]
             # Of several partitions, squeue gives the reason of the one that was tried last.
             waits = state is not None and state.state == "PENDING" and "," not in (slurm_of(job.run).partition or "")
-            in_vain = waits and state is not None and never_starts(state.reason)
-            job.in_vain_since = (job.in_vain_since or time.monotonic()) if in_vain else None
+            starts = not (waits and state is not None and never_starts(state.reason))
+            job.in_vain_since = None if starts else job.in_vain_since or time.monotonic()
         since = time.monotonic() - IN_VAIN_SECONDS
-        hopeless = {job.number for job in self._jobs if job.in_vain_since is not None and job.in_vain_since < since}
-        if hopeless:
-            scancel(hopeless)
-            raise NeverStarts(next(state.reason for number in hopeless if (state := states[number])))
+        in_vain = {job.number for job in self._jobs if job.in_vain_since is not None and job.in_vain_since < since}
+        if in_vain:
+            scancel(in_vain)
+            raise NeverStarts(next(state.reason for number in in_vain if (state := states[number])))
 
     def _with_room(self) -> list[RunConfig]:
         """What can be sent now: an array keeps to the limit by itself, several together do not."""
@@ -276,12 +261,9 @@ class SlurmRuns:
 
     def cancel(self, folders: Collection[Path] | None = None, *, kill: bool = False) -> None:
         """Of jobs at work the single run is asked to stop; a job leaves the queue when all its runs are to stop."""
-        unsent, self._unsent = self._unsent, []
-        for run in unsent:
-            if folders is None or run_folder(run) in folders:
-                self._dropped.append(Outcome(run, "interrupted"))
-            else:
-                self._unsent.append(run)
+        dropped = [run for run in self._unsent if folders is None or run_folder(run) in folders]
+        self._dropped += [Outcome(run, "interrupted") for run in dropped]
+        self._unsent = [run for run in self._unsent if run not in dropped]
         chosen = [job for job in self._jobs if folders is None or job.folder in folders]
         for job in chosen:
             job.stopping = True
@@ -293,15 +275,15 @@ class SlurmRuns:
         return _Job(run, run_folder(run), number, outcome_path(run), stop_path(run).exists(), self.queue.answers)
 
     def _state(self, job: _Job) -> str:
-        found = self.queue.jobs.get(job.number)
-        return found.state if found else ""
+        state = self.queue.jobs.get(job.number)
+        return state.state if state else ""
 
     def _ended(self, job: _Job) -> Outcome | None:
         """How the run ended, if it did; "interrupted" is no end while its job will run again."""
-        told = read_json(job.outcome)
-        status = told.get("status", "")
+        outcome = read_json(job.outcome)
+        status = outcome.get("status", "")
         if status in OVER or status == "failed" or (status == "interrupted" and job.stopping):
-            return Outcome(job.run, status, told.get("reason", ""), told.get("summary", {}))
+            return Outcome(job.run, status, outcome.get("reason", ""), outcome.get("summary", {}))
         if status != job.word:
             job.word, job.answers, job.gone_at = status, self.queue.answers, None
         state = self.queue.jobs.get(job.number)

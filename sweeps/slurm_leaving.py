@@ -1,4 +1,4 @@
-"""hardware.slurm.wait=false: everything is submitted at once, and the command ends."""
+"""hardware.slurm.wait=false: everything is submitted, and the command ends."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from rlhf.config import RunConfig
 from rlhf.config.identity import input_runs, run_folder, sweep_folder
 from rlhf.runs.state import finished
 from rlhf.terminal import tell
+from sweeps.slurm_commands import SubmissionError
 from sweeps.slurm_launcher import SlurmRuns
-from sweeps.slurm_refusals import SubmissionError
 
 
 def submit_and_leave(todo: Sequence[RunConfig], launcher: SlurmRuns, console: Console) -> int:
@@ -27,7 +27,7 @@ def submit_and_leave(todo: Sequence[RunConfig], launcher: SlurmRuns, console: Co
     after: dict[Path, str] = {}
     for needed in {run_folder(need): need for run in todo for need in input_runs(run)}.values():
         if finished(needed) is None:
-            before = [after[run_folder(one)] for one in input_runs(needed) if run_folder(one) in after]
+            before = [after[folder] for need in input_runs(needed) if (folder := run_folder(need)) in after]
             after[run_folder(needed)] = launcher.job_in_queue(needed) or _send_one(needed, launcher, before)
     earlier = {run_folder(run) for run in todo if launcher.job_in_queue(run)}
     for run in todo:
@@ -42,7 +42,7 @@ def submit_and_leave(todo: Sequence[RunConfig], launcher: SlurmRuns, console: Co
         refused = error.said
     numbers = [*after.values(), *launcher.submitted]
     if launcher.submitted:
-        tell(console, f"submitted as jobs {', '.join(dict.fromkeys(one.partition('_')[0] for one in numbers))}")
+        tell(console, f"submitted as jobs {', '.join(dict.fromkeys(number.partition('_')[0] for number in numbers))}")
     if earlier:
         tell(console, f"{len(earlier)} runs are in the queue since an earlier command")
     if refused:

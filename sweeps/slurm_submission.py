@@ -9,9 +9,9 @@ import contextlib
 import io
 import math
 import os
+import re
 import shlex
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
@@ -25,16 +25,28 @@ from rlhf.config import RunConfig, SlurmConfig
 from rlhf.config.identity import run_folder, run_id, sweep_folder
 from rlhf.errors import printable
 from rlhf.files import file_errors
-from rlhf.processes import HELD_SIGNALS, ROOT
+from rlhf.processes import ROOT, signals_held
 from rlhf.runs.state import times_emptied
-from sweeps.records import JOBS, outcome_path, stop_path, write_record
-from sweeps.resources import thread_environment
+from sweeps.machine import thread_environment
+from sweeps.runs import JOBS, outcome_path, stop_path, write_record
+from sweeps.slurm_commands import SubmissionError
 from sweeps.slurm_job import UMASK, PackedRuns
-from sweeps.slurm_refusals import SubmissionError
-from sweeps.slurm_setup import checked_setup, setup_failure
 
 SUBMITTED = "submitit"
 """The folder of all submissions, beside the runs' records."""
+
+SETUP_FAILED = "hardware.slurm.setup: "
+"""What the line begins with that such a job leaves in its log."""
+
+# bash runs this where a command of the script itself fails, not one inside a file that is sourced or a function, nor
+# one that is tested (if, &&, ||). `set -e` would end sites' own scripts; 141 is a program whose reader had enough.
+_ON_FAILURE = (
+    'rlhf_status=$?; [ "$rlhf_status" -eq 141 ] || [ "${#BASH_SOURCE[@]}" -gt 1 ] || '
+    f'{{ echo "{SETUP_FAILED}status $rlhf_status of: $(sed -n "${{LINENO}}p" "${{BASH_SOURCE[0]}}")" >&2; exit 1; }}'
+)
+
+# A pipe, and neither || nor >|.
+_PIPE = re.compile(r"(?<![|>])\|(?!\|)")
 
 
 def slurm_of(run: RunConfig) -> SlurmConfig:
@@ -71,7 +83,7 @@ def submit(packs: Sequence[PackedRuns], at_a_time: int, dependency: str | None) 
         outcome_path(run).unlink(missing_ok=True)
         stop_path(run).unlink(missing_ok=True)
     submitted_at = time.time()
-    with _undisturbed():
+    with signals_held():
         try:
             # submitit prints what sbatch complained of, which is in its error, too.
             with _private_files(), contextlib.redirect_stderr(io.StringIO()):
@@ -89,7 +101,7 @@ def parameters(run: RunConfig, packed: int, at_a_time: int, dependency: str | No
     """submitit's parameters for jobs of `packed` runs like `run`."""
     slurm = slurm_of(run)
     cpus = slurm.cpus_per_task or run.hardware.threads * packed
-    conditions = [one for one in (slurm.dependency, dependency) if one]
+    conditions = [condition for condition in (slurm.dependency, dependency) if condition]
     further = {name: value for name, _, value in (option.lstrip("-").partition("=") for option in slurm.sbatch)}
     given = {
         "partition": slurm.partition,
@@ -184,23 +196,31 @@ def _private_files() -> Iterator[None]:
         os.umask(before)
 
 
-def largest_array() -> int:
-    """MaxArraySize is one more than the largest index."""
+def setup_problem(lines: Sequence[str]) -> str:
+    """What bash would not understand in them; empty where there is nothing."""
     try:
-        shown = subprocess.run(
-            ["scontrol", "show", "config"], capture_output=True, text=True, check=True, timeout=60
-        ).stdout
+        done = subprocess.run(["bash", "-n"], input="\n".join([*lines, ""]), capture_output=True, text=True, timeout=60)
     except (OSError, subprocess.SubprocessError):
-        return 1000  # SLURM's default
-    found = [line.partition("=")[2].strip() for line in shown.splitlines() if line.startswith("MaxArraySize")]
-    return max(1, int(found[0]) - 1) if found and found[0].isdigit() else 1000
+        return ""  # no bash here says nothing about the nodes
+    return "" if done.returncode == 0 else printable(re.sub(r"(?m)^bash: ", "", done.stderr))
 
 
-@contextmanager
-def _undisturbed() -> Iterator[None]:
-    """Hold back what would end us, or sbatch, between a submission and its note."""
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, HELD_SIGNALS)
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+def checked_setup(lines: Sequence[str]) -> list[str]:
+    """The lines, and around them what ends the job where one fails."""
+    if not lines:
+        return []
+    guarded = []
+    # Between two lines of one command, or of a text that is given to one, nothing can be put.
+    divided = any("<<" in line or line.endswith("\\") or "pipefail" in line for line in lines)
+    for line in lines:
+        pipes = not divided and _PIPE.search(line) is not None and not setup_problem([line])
+        guarded += ["set -o pipefail", line, "set +o pipefail"] if pipes else [line]
+    return [f"trap '{_ON_FAILURE}' ERR", *guarded, "trap - ERR"]
+
+
+def setup_failure(log: Sequence[str]) -> str:
+    """The line of the setup that ended a job, as the last lines of its log tell it; empty where none did."""
+    for line in log[-3:]:
+        if line.startswith(SETUP_FAILED):
+            return f"{printable(line)} (append '|| true' where that does not matter)"
+    return ""

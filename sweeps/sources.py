@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 ALGOS = "algos"
 """Key of a file under which settings stand by algorithm: `algos: {apa: {lam: 0.3}}`."""
 
-# Groups whose files set options of other sections, in the order in which later ones win.
-BESIDE = ("tuned", "experiment", "debug")
+# Groups whose files set options of several sections, in the order in which later ones win.
+ACROSS_SECTIONS = ("tuned", "experiment", "debug")
 
 
 @dataclass(frozen=True)
@@ -32,8 +32,8 @@ class SettingsFile:
     label: str
     group: str
     values: dict[str, Any]
-    own: bool
-    """Whether it is the project's; the user's are outside conf/."""
+    is_ours: bool
+    """The project's; the user's are outside conf/."""
 
 
 def composed_run(config: DictConfig, hydra: Any) -> RunConfig:
@@ -62,7 +62,7 @@ def checked_run(mapping: dict[str, Any], files: Sequence[SettingsFile], override
     known = {path: file.label for file in files for path in file.values}
     try:
         run = build_config(mapping)
-        judged = [file for file in files if not (file.own and file.group in ("tuned", "debug"))]
+        judged = [file for file in files if not (file.is_ours and file.group in ("tuned", "debug"))]
         sources = {path: file.label for file in judged for path in file.values}
         sources |= dict.fromkeys(typed, COMMAND_LINE)
         if problems := check(run, sources):
@@ -76,12 +76,18 @@ def run_mapping(config: DictConfig) -> dict[str, Any]:
     """A composed config as plain values, without Hydra's own settings."""
     from omegaconf import OmegaConf
 
-    plain = OmegaConf.to_container(config)
-    assert isinstance(plain, dict)
-    own = OmegaConf.create({str(key): value for key, value in plain.items() if key != "hydra"})
-    resolved = OmegaConf.to_container(own, resolve=True)
+    resolved = OmegaConf.to_container(OmegaConf.create(unresolved_mapping(config)), resolve=True)
     assert isinstance(resolved, dict)
     return {str(key): value for key, value in resolved.items()}
+
+
+def unresolved_mapping(config: DictConfig) -> dict[str, Any]:
+    """The same, with the interpolations as they are written."""
+    from omegaconf import OmegaConf
+
+    plain = OmegaConf.to_container(config)
+    assert isinstance(plain, dict)
+    return {str(key): value for key, value in plain.items() if key != "hydra"}
 
 
 def settings_files(hydra: Any) -> list[SettingsFile]:
@@ -89,19 +95,13 @@ def settings_files(hydra: Any) -> list[SettingsFile]:
     runtime = hydra.runtime
     folders = [Path(source.path) for source in runtime.config_sources if source.schema == "file"]
     choices = {str(group): choice for group, choice in runtime.choices.items()}
-    groups = [group for group in choices if group not in BESIDE and not group.startswith("hydra/")]
-    found = []
-    for group in (*sorted(groups), *BESIDE):
-        for name in _names(choices.get(group)):
-            found += [one for one in _files(group, name, folders) if group in BESIDE or not one.own]
-    algo = choices.get("algo")
-    return [dataclasses.replace(one, values=_of_algo(one.values, algo)) for one in found]
-
-
-def _names(choice: Any) -> list[str]:
-    if choice is None:
-        return []
-    return [choice] if isinstance(choice, str) else [str(name) for name in choice]
+    groups = [group for group in choices if group not in ACROSS_SECTIONS and not group.startswith("hydra/")]
+    files: list[SettingsFile] = []
+    for group in (*sorted(groups), *ACROSS_SECTIONS):
+        chosen = choices.get(group) or []
+        for name in [chosen] if isinstance(chosen, str) else map(str, chosen):
+            files += [file for file in _files(group, name, folders) if group in ACROSS_SECTIONS or not file.is_ours]
+    return [dataclasses.replace(file, values=_of_algo(file.values, choices.get("algo"))) for file in files]
 
 
 def _files(group: str, name: str, folders: Sequence[Path]) -> Iterator[SettingsFile]:
@@ -115,9 +115,9 @@ def _files(group: str, name: str, folders: Sequence[Path]) -> Iterator[SettingsF
             for entry in content.get("defaults", []):
                 if isinstance(entry, str) and entry != "_self_":
                     yield from _files(group, entry, folders)
-            own = folder.resolve() == CONF
-            label = file.relative_to(folder.parent) if own else file
-            yield SettingsFile(label.as_posix(), group, dict(file_values(file, group)), own)
+            is_ours = folder.resolve() == CONF
+            label = file.relative_to(folder.parent) if is_ours else file
+            yield SettingsFile(label.as_posix(), group, dict(file_values(file, group)), is_ours)
             return
 
 
@@ -144,13 +144,12 @@ def with_settings_of_algo(mapping: dict[str, Any], overrides: Sequence[str]) -> 
     if problems := list(_wrong_tables(tables)):
         raise ConfigError(problems)
     for path, value in flat((tables or {}).get(mapping["algo"].get("name")) or {}):
-        if f"algo.{path}" in typed:
-            continue
-        *parents, name = path.split(".")
-        section = mapping["algo"]
-        for parent in parents:
-            section = section.setdefault(parent, {})
-        section[name] = value
+        if f"algo.{path}" not in typed:
+            *parents, name = path.split(".")
+            section = mapping["algo"]
+            for parent in parents:
+                section = section.setdefault(parent, {})
+            section[name] = value
     return mapping
 
 
@@ -176,9 +175,9 @@ def _for_another_model(run: RunConfig) -> Iterator[str]:
     """A line where the settings of a model in conf/ are used for other weights than its own."""
     model = run.model
     file = CONF / "model" / f"{model.name}.yaml"
-    own = dict(file_values(file, "model")).get("model.path") if file.is_file() else None
-    if own and model.source == "pretrained" and model.path != own:
-        yield f"model={model.name} is made for {own} and used for {model.path}; model=hub has settings for any model"
+    path = dict(file_values(file, "model")).get("model.path") if file.is_file() else None
+    if path and model.source == "pretrained" and model.path != path:
+        yield f"model={model.name} is made for {path} and used for {model.path}; model=hub has settings for any model"
 
 
 def _with_source(line: str, known: dict[str, str], typed: Sequence[str]) -> str:
@@ -206,7 +205,6 @@ def _what_files_set(run: RunConfig, files: Sequence[SettingsFile], typed: Sequen
 
 
 def _text(value: Any) -> str:
-    words = {None: "null", True: "true", False: "false"}
     if isinstance(value, bool) or value is None:
-        return words[value]
+        return {None: "null", True: "true", False: "false"}[value]
     return value if isinstance(value, str) and value else shown(value)

@@ -17,14 +17,12 @@ from rlhf.config.build import ConfigError, build_config
 from rlhf.config.identity import input_runs, run_folder, sweep_folder
 from rlhf.errors import FileError, reason
 from rlhf.runs.lock import process_start, seems_alive
-from rlhf.runs.state import LOCK, OVER, finished, read_summary
+from rlhf.runs.state import OVER, finished, read_summary
 from rlhf.terminal import Column, fitted_columns, fitted_table
-from sweeps.display import STATE_STYLES, RunProgress, number
-from sweeps.records import outcome_path, read_json, read_records, record_path
-from sweeps.runs import log_path
-from sweeps.slurm_queue import JobState, Queue, has_slurm
-from sweeps.slurm_setup import SETUP_FAILED
-from sweeps.slurm_submission import why_job_ended
+from sweeps.progress import STATE_STYLES, RunProgress, number
+from sweeps.runs import log_path, outcome_path, read_json, read_records, record_path
+from sweeps.slurm_commands import Queue, has_slurm
+from sweeps.slurm_submission import SETUP_FAILED, why_job_ended
 
 LOG = "log"
 AT_WORK = ("running", "pending", "queued")
@@ -60,92 +58,91 @@ class RunStatus:
 def sweep_status(folder: Path) -> tuple[list[RunStatus], list[str]]:
     """The inputs that are not finished, then every run that a sweep started into this folder, by name; and a line for
     each that cannot be read."""
-    records = read_records(folder)
-    queue = Queue()
-    if any(record.get("job_id") for record in records.values()) and has_slurm():
-        queue.refresh()
     statuses, unreadable = [], []
-    for name, record in records.items():
-        try:
-            statuses.append(_status(folder, name, record, queue))
-        except (ConfigError, FileError, KeyError) as error:
-            unreadable.append(_not_readable(folder / "jobs" / f"{name}.json", error))
-    return _unfinished_inputs(statuses, queue, unreadable) + statuses, unreadable
+    queue = Queue()
 
-
-def _unfinished_inputs(statuses: list[RunStatus], queue: Queue, unreadable: list[str]) -> list[RunStatus]:
-    needed = {run_folder(need): need for one in statuses if one.state not in OVER for need in input_runs(one.run)}
-    found = []
-    for folder, need in needed.items():
-        record = read_json(record_path(need))
-        if not record or finished(need) is not None:
-            continue
+    def add(to: list[RunStatus], file: Path, folder: Path, record: dict[str, Any], is_input: bool = False) -> None:
         if record.get("job_id") and not queue.answers and has_slurm():
             queue.refresh()
         try:
-            found.append(_status(sweep_folder(need), folder.name, record, queue))
+            to.append(_status(folder, file.stem, record, queue, is_input))
         except (ConfigError, FileError, KeyError) as error:
-            unreadable.append(_not_readable(record_path(need), error))
-    return [dataclasses.replace(one, is_input=True) for one in found]
+            other = f"{file}: not of this version of the program ({reason(error)})"
+            unreadable.append(str(error) if isinstance(error, FileError) else other)
+
+    for name, record in read_records(folder).items():
+        add(statuses, folder / "jobs" / f"{name}.json", folder, record)
+    inputs: list[RunStatus] = []
+    unfinished = [status.run for status in statuses if status.state not in OVER]
+    for need in {run_folder(need): need for run in unfinished for need in input_runs(run)}.values():
+        record = read_json(record_path(need))
+        if record and finished(need) is None:
+            add(inputs, record_path(need), sweep_folder(need), record, is_input=True)
+    return inputs + statuses, unreadable
 
 
-def _not_readable(record: Path, error: Exception) -> str:
-    if isinstance(error, FileError):
-        return str(error)
-    return f"{record}: not of this version of the program ({reason(error)})"
-
-
-def _status(folder: Path, name: str, record: dict[str, Any], queue: Queue) -> RunStatus:
+def _status(folder: Path, name: str, record: dict[str, Any], queue: Queue, is_input: bool) -> RunStatus:
     run = build_config(record["config"])
     # Where it lies now, from wherever this is typed.
     run = dataclasses.replace(run, output_dir=str(folder.absolute().parent), sweep_name=folder.absolute().name)
     progress = RunProgress(run)
     progress.look()
-    lock = read_json(progress.folder / LOCK)
+    lock = read_json(progress.folder / "lock.json")
     job = str(record.get("job_id", ""))
-    in_queue = queue.jobs.get(job)
     driver = _driver(record)
-    queued = driver is not None and not job
-    state, reason = _state(run, record, lock, in_queue, queued, bool(job and queue.trouble))
+    state, reason = _state(run, record, lock, queue, driver is not None and not job)
     progress.state = state
+    in_queue = queue.jobs.get(job)
     node = (in_queue.node if in_queue is not None else "") or str(lock.get("host", ""))
-    return RunStatus(run, name, state, reason, progress, job, node, log_path(run), driver, record["target"])
+    return RunStatus(run, name, state, reason, progress, job, node, log_path(run), driver, record["target"], is_input)
 
 
 def _state(
-    run: RunConfig,
-    record: dict[str, Any],
-    lock: dict[str, Any],
-    in_queue: JobState | None,
-    queued: bool,
-    unanswered: bool,
+    run: RunConfig, record: dict[str, Any], lock: dict[str, Any], queue: Queue, has_driver: bool
 ) -> tuple[str, str]:
-    summary = read_summary(run_folder(run))
+    """(state, reason)."""
+    summary, outcome = read_summary(run_folder(run)), read_json(outcome_path(run))
+    job = str(record.get("job_id", ""))
+    in_queue = queue.jobs.get(job)
     if summary.get("status") in OVER:
         return summary["status"], ""
-    told = read_json(outcome_path(run))
-    if told.get("status") == "failed":
-        return "failed", told["reason"]
+    if outcome.get("status") == "failed":
+        return "failed", _failed_input(run) or outcome["reason"]
     if seems_alive(lock):
         return "running", ""
     if in_queue is not None and not in_queue.ended:
-        return ("running", "") if in_queue.state == "RUNNING" else ("pending", _why_waiting(in_queue))
-    if told:
-        return told["status"], told["reason"]
-    if queued:
+        waits = in_queue.reason not in ("None", "Priority", "Resources")
+        why = f"waits for {in_queue.reason}" if waits else ""
+        return ("running", "") if in_queue.state == "RUNNING" else ("pending", why)
+    if outcome:
+        return outcome["status"], outcome["reason"]
+    if has_driver:
         return "queued", ""
     if summary.get("finished_at", 0.0) >= record["submitted_at"]:
         return summary["status"], str(summary.get("error", ""))
-    if unanswered:
+    if job and queue.trouble:
         return "unknown", "squeue does not answer"
-    if not record.get("job_id"):
-        return "lost", "its driver is gone"
-    why = why_job_ended(run, str(record["job_id"]))
+    return _lost(run, job)
+
+
+def _lost(run: RunConfig, job: str) -> tuple[str, str]:
+    """Of a run that ended without a word of its own."""
+    if failed := _failed_input(run):
+        return "failed", failed
+    if not job:
+        return "lost", "its driver is gone (killed, or the machine was restarted); the same command goes on"
+    why = why_job_ended(run, job)
     return ("failed", why) if why.startswith(SETUP_FAILED) else ("lost", f"its job ended without a word {why}".strip())
 
 
-def _why_waiting(job: JobState) -> str:
-    return "" if job.reason in ("None", "Priority", "Resources") else f"waits for {job.reason}"
+def _failed_input(run: RunConfig) -> str:
+    """Which of the runs that this one starts from has failed, why, and what to do."""
+    for need in input_runs(run):
+        outcome, summary = read_json(outcome_path(need)), read_summary(run_folder(need))
+        if outcome.get("status") == "failed" or summary.get("status") == "failed":
+            why = outcome.get("reason") or summary.get("error", "")
+            return f"its input {run_folder(need).name} failed ({why}); once that is mended, the same command goes on"
+    return ""
 
 
 def _driver(record: dict[str, Any]) -> int | None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from rlhf.config import ALGO_CONFIGS, AlgoConfig, RunConfig
-from rlhf.config.build import ConfigError, group_of, types_of
+from rlhf.config.build import ConfigError, leaf_fields, option_types
 
 WIDTH = 80
 
@@ -28,6 +28,7 @@ and single values on top.
 """
 TAIL = """
   -m             run every combination of comma lists
+  -m +sweep=NAME run a file of sweeps/, as +sweep=lambda
   --options [X]  every option, or those of a section, with type and meaning
   --config-dir X look for files of groups in X too, as X/model/mine.yaml
   --cfg job      print the composed config, and run nothing
@@ -57,61 +58,43 @@ def usage(conf: Path, asked: str) -> str:
 
 def _groups(conf: Path) -> Iterator[str]:
     for group in [*(field.name for field in dataclasses.fields(RunConfig)), "experiment", "debug"]:
-        names = sorted(file.stem for file in (conf / group).glob("*.yaml"))
-        if names:
-            yield textwrap.fill(
-                ", ".join(names),
-                WIDTH,
-                initial_indent=f"  {group:<11} ",
-                subsequent_indent=" " * 14,
-                break_on_hyphens=False,
-            )
+        if names := sorted(file.stem for file in (conf / group).glob("*.yaml")):
+            yield _filled(", ".join(names), f"  {group:<11} ", " " * 14)
+
+
+def _filled(text: str, first: str, indent: str) -> str:
+    return textwrap.fill(text, WIDTH, initial_indent=first, subsequent_indent=indent, break_on_hyphens=False)
 
 
 def _options(section: str) -> str:
-    lines = dict(_all_options())
-    chosen = {
-        path: line
-        for path, line in lines.items()
-        if section in ("all", path)
-        or path.startswith((f"{section}.", f"{section} "))
-        or section in path.split(" ")[0].split(".")
-    }
+    lines = _all_options()
+    chosen = [
+        line
+        for (path, algo), line in lines.items()
+        if section in ("all", path, f"{path} {algo}".strip(), *path.split(".")) or path.startswith(f"{section}.")
+    ]
     if not chosen:
-        sections = sorted({path.partition(".")[0] for path in lines})
-        near = difflib.get_close_matches(section, [*lines, *sections], n=1)
+        paths = {path for path, _ in lines}
+        sections = sorted({path.partition(".")[0] for path in paths})
+        near = difflib.get_close_matches(section, [*sorted(paths), *sections], n=1)
         hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(sections)}"
         raise ConfigError([f"--options {section}: no such option or section; {hint}"])
-    return "\n".join(chosen.values())
+    return "\n".join(chosen)
 
 
-def _all_options() -> Iterator[tuple[str, str]]:
-    """(path, text) of every option."""
-    yield from _of(RunConfig, "", "")
+def _all_options() -> dict[tuple[str, str], str]:
+    """{(path, algorithm that has it): text} of every option; what all algorithms share stands with the first."""
+    fields = {(path, ""): field for path, field in leaf_fields(RunConfig) if not path.startswith("algo.")}
     shared: set[str] = set()
     for name, kind in ALGO_CONFIGS.items():
-        own = [(path, text) for path, text in _of(kind, "algo.", f" (algo={name})") if path not in shared]
-        shared |= {f"algo.{field.name}" for field in dataclasses.fields(AlgoConfig)}
-        yield from ((f"{path} {name}", text) for path, text in own)
-
-
-def _of(kind: type, prefix: str, note: str) -> Iterator[tuple[str, str]]:
-    for field in dataclasses.fields(kind):
-        inner, path = types_of(kind)[field.name], f"{prefix}{field.name}"
-        group = group_of(inner)
-        if group is AlgoConfig:
-            continue
-        if group is not None:
-            yield from _of(group, f"{path}.", note)
-            continue
-        text = textwrap.fill(
-            field.metadata["meaning"],
-            WIDTH,
-            initial_indent="    ",
-            subsequent_indent="    ",
-            break_on_hyphens=False,
-        )
-        yield path, f"{path}{note}: {_kind(inner, field.metadata)}\n{text}"
+        fields |= {(path, name): field for path, field in leaf_fields(kind, "algo.") if path not in shared}
+        shared = {path for path, _ in leaf_fields(AlgoConfig, "algo.")}
+    texts = {}
+    for (path, algo), field in fields.items():
+        note = f" (algo={algo})" if algo else ""
+        meaning = _filled(field.metadata["meaning"], "    ", "    ")
+        texts[path, algo] = f"{path}{note}: {_kind(option_types()[path], field.metadata)}\n{meaning}"
+    return texts
 
 
 def _kind(kind: Any, stated: Any) -> str:

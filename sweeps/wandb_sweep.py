@@ -23,22 +23,22 @@ def log_sweep(run: RunConfig, folder: Path, comparison: Comparison) -> None:
         run: one of the sweep's runs, for `tracking`.
         folder: the sweep's.
     """
-    own = folder / FOLDER
-    records = [one.record for setting in comparison.settings for one in setting.runs]
+    curves = folder / FOLDER
+    records = [run.record for setting in comparison.settings for run in setting.runs]
     finished = sorted(record.id for record in records)
     times = sorted((record.id, record.summary.get("finished_at")) for record in records)
     state = hashlib.sha256(json.dumps(times).encode()).hexdigest()[:8]
-    marker = own / f"{state}.logged"
+    marker = curves / f"{state}.logged"
     if run.tracking.wandb == "off" or not finished or marker.exists():
         return
-    own.mkdir(exist_ok=True)
+    curves.mkdir(exist_ok=True)
     marker.touch()  # first: a command that is killed below would otherwise have every row logged twice
     from analysis.wandb_run import log_curves, sweep_curves
     from rlhf.runs.mirror import open_wandb_run
 
     wandb_run = open_wandb_run(
         run.tracking,
-        own,
+        curves,
         id=f"{run.sweep_name}-curves-{state}",
         name=f"{run.sweep_name} curves",
         group=run.sweep_name,

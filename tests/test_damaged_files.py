@@ -13,7 +13,7 @@ from rlhf.errors import FileError
 from rlhf.run import execute
 from rlhf.runs.mirror import SENT, rows_sent
 from rlhf.runs.state import finished, read_rows, read_summary, times_emptied
-from sweeps.records import read_json, read_records
+from sweeps.runs import read_json, read_records
 from tests.config.composed import config
 
 JUNK = ["", "[]", "null", "{", "\0\0\0", "\xff", "[" * 100_000]

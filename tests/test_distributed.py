@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
+import multiprocessing
 import os
 import queue
 import signal
@@ -20,7 +21,6 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-import rlhf.ranks
 from rlhf.config import RunConfig
 from rlhf.config.build import config_to_mapping
 from rlhf.config.identity import input_runs, run_folder
@@ -315,19 +315,17 @@ def watched(run: RunConfig, then: Callable[[], object]) -> Iterator[None]:
 # --- what goes wrong -----------------------------------------------------------------------------------------------
 
 
-def test_a_killed_rank_ends_the_others_and_the_run_in_one_line(pair, tmp_path, cache, monkeypatch):
+def test_a_killed_rank_ends_the_others_and_the_run_in_one_line(pair, tmp_path, cache):
     pair("apa", "model.train.mode=last_k")  # has made the inputs
     run = tiny(tmp_path, cache, "apa", "rollout.iterations=2000", "hardware.ranks=2")
-    pids, start = [], rlhf.ranks._start
+    pids: list[int] = []
 
-    def noting(*arguments):
-        rank = start(*arguments)
-        pids.append(rank.process.pid)
-        return rank
+    def kill_the_second() -> None:
+        pids.extend(sorted(child.pid for child in multiprocessing.active_children() if child.pid is not None))
+        os.kill(pids[1], signal.SIGKILL)
 
-    monkeypatch.setattr(rlhf.ranks, "_start", noting)
     with (
-        watched(run, lambda: os.kill(pids[1], signal.SIGKILL)),
+        watched(run, kill_the_second),
         pytest.raises(RankFailed, match=r"^rank 1 of 2 was killed by SIGKILL \(out of memory, or kill -9\)$"),
     ):
         execute(run)

@@ -13,11 +13,13 @@ import types
 import typing
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from rlhf.config import ALGO_CONFIGS, AlgoConfig, RunConfig
 from rlhf.errors import UserError, printable
 from rlhf.urls import secret_in
+
+T = TypeVar("T")
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
 
@@ -66,6 +68,22 @@ def build_config(mapping: dict[str, Any]) -> RunConfig:
     if config.model.name == NAMED_AFTER_PATH and config.model.path:
         config.model.name = _last_name(config.model.path)
     return config
+
+
+def build_group(kind: type[T], mapping: dict[str, Any], name: str) -> T:
+    """The dataclass `kind` of a mapping, checked as the options of a run are.
+
+    Args:
+        name: what the problems call it, as "hydra.sweeper".
+
+    Raises:
+        ConfigError: with all problems.
+    """
+    problems: list[str] = []
+    group = _build(kind, mapping, f"{name}.", problems)
+    if problems:
+        raise ConfigError(problems)
+    return group
 
 
 def _last_name(path: str) -> str:

@@ -10,11 +10,11 @@ from typing import Any
 import hydra
 from omegaconf import DictConfig, OmegaConf
 
-import sweeps
 from rlhf.config import RunConfig
 from rlhf.config.build import ConfigError, build_config
 from rlhf.config.check import check
 from rlhf.config.unread import COMMAND_LINE, Sources
+from sweeps.overrides import SWEEP_FILES, store_sweep_files
 from sweeps.sources import run_mapping, with_settings_of_algo
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
@@ -22,7 +22,7 @@ CONF = Path(__file__).resolve().parents[2] / "conf"
 
 @functools.cache
 def register() -> None:
-    sweeps.register()
+    store_sweep_files([file.stem for file in SWEEP_FILES])
 
 
 @functools.cache

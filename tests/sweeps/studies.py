@@ -7,27 +7,24 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import optuna
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.plugins.launcher import Launcher
 from omegaconf import OmegaConf
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 
 import main
-from sweeps.cells import Groups, cells
-from sweeps.experiment import Stopped
-from sweeps.launcher import HarnessLauncher
-from sweeps.settings import SweeperConf, study_settings
-from sweeps.studies.storage import open_storage
-from sweeps.studies.study import StoredStudy
-from sweeps.studies.study_spec import StudySpec
-from sweeps.studies.tuning import tune
+from sweeps.grid import Groups, cells
+from sweeps.runs import Stopped
+from sweeps.search import search as search_studies
+from sweeps.settings import DEFAULTS, study_settings
+from sweeps.study import StoredStudy
+from sweeps.study_spec import StudySpec
+from sweeps.study_storage import open_storage
 from tests.config.composed import CONF, composed
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -62,7 +59,7 @@ def specs(typed: list[str], search: bool = True) -> list[StudySpec]:
 @pytest.fixture
 def typed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Search:
     """`python main.py -m ...` in this process, without the report, which takes a second: exit code and stdout."""
-    monkeypatch.setattr("sweeps.experiment._report", lambda *_: None)
+    monkeypatch.setattr("sweeps.experiment.write_report", lambda *_: None)
 
     def run(*further: str) -> tuple[int, str]:
         monkeypatch.setattr(sys, "argv", ["main.py", *words(tmp_path, *further)])
@@ -79,17 +76,12 @@ def typed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captur
 @pytest.fixture
 def search(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Search:
     """The same beneath Hydra, which takes half a second: overrides as typed, settings of hydra.sweeper by name."""
-    monkeypatch.setattr("sweeps.experiment._report", lambda *_: None)
+    monkeypatch.setattr("sweeps.experiment.write_report", lambda *_: None)
     monkeypatch.setattr(sys, "argv", ["main.py", "-m"])
 
-    def run(*typed: str, launcher: Launcher | None = None, **settings: Any) -> tuple[int, str]:
-        given = {name: value for name, value in asdict(SweeperConf()).items() if name != "_target_"}
+    def run(*typed: str, target: str = TARGET, **settings: Any) -> tuple[int, str]:
         try:
-            tune(
-                specs(arguments(tmp_path, *typed)),
-                study_settings(given | settings),
-                launcher or HarnessLauncher(TARGET),
-            )
+            search_studies(specs(arguments(tmp_path, *typed)), study_settings(DEFAULTS | settings), target)
             code = 0
         except Stopped as stopped:
             code = stopped.exit_code
@@ -129,11 +121,10 @@ def spans(folder: Path, what: str, of: tuple[str, ...] = ("apa", "ppo", "awr")) 
 def stored(folder: Path, *typed: str, owner: str = "owner", **settings: Any) -> StoredStudy:
     """The study of a command of this folder, which goes no further than to open it."""
     (spec,) = specs(arguments(folder, *typed))
-    given = {name: value for name, value in asdict(SweeperConf()).items() if name != "_target_"}
     sweep = folder / "runs/default"
     sweep.mkdir(parents=True, exist_ok=True)
     (sweep / "study.owner").write_text(owner)
-    checked = study_settings(given | settings)
+    checked = study_settings(DEFAULTS | settings)
     return StoredStudy(spec, checked, open_storage(checked, sweep), owner)
 
 

@@ -9,7 +9,8 @@ import pytest
 from rich.console import Console
 
 from rlhf.config.identity import run_folder, run_id
-from sweeps.display import Display, RunProgress, duration
+from sweeps.display import Display
+from sweeps.progress import RunProgress, duration
 from sweeps.runs import Outcome
 from tests.config.composed import config
 
@@ -33,12 +34,13 @@ def test_speed_and_time_left(run):
     progress = RunProgress(run)
     progress.state = "running"
     progress.look()
-    assert progress.done == 0 and progress.seconds_left is None
+    assert progress.seconds_left is None and progress.described() == f"{run_id(run)} starting"
     write(run, row(0, **{"eval/reward": 0.5, "eval/kl": 0.0}), row(1, **{"train/reward": 0.7, "train/kl": 0.2}))
     progress.look()
     assert (progress.done, progress.reward, progress.kl) == (1, 0.7, 0.2)
     assert progress.responses_per_second == pytest.approx(16.0)
     assert progress.seconds_left == pytest.approx(36.0)
+    assert progress.described() == f"{run_id(run)} 1/10 reward 0.700 KL 0.200 16.0 responses/s, 0:36 left"
 
 
 def test_half_written_rows_wait_and_a_cut_file_is_read_again(run):

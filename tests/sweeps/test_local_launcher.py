@@ -14,8 +14,9 @@ import pytest
 
 from rlhf.config import RunConfig
 from rlhf.config.identity import run_folder, run_id
-from sweeps.experiment import Stopped, run_experiment
+from sweeps.experiment import run_experiment
 from sweeps.local_launcher import LocalRuns
+from sweeps.runs import Stopped
 from tests.config.composed import config
 
 TARGET = "tests.sweeps.stand_in:execute"
@@ -25,7 +26,7 @@ ROOT = Path(__file__).resolve().parents[2]
 @pytest.fixture
 def no_report(monkeypatch):
     """The report takes a second and is no part of what is tested."""
-    monkeypatch.setattr("sweeps.experiment._report", lambda folder, run, console: None)
+    monkeypatch.setattr("sweeps.experiment.write_report", lambda folder, run, console: None)
 
 
 def runs(folder: Path, *algos: str, overrides: tuple[str, ...] = ()) -> list[RunConfig]:
@@ -55,10 +56,10 @@ def test_inputs_first_and_once_then_all_runs_and_a_report(monkeypatch, tmp_path,
     assert {status(run)["threads"] for run in grid} == {"1"}
     assert os.getpid() not in {status(run)["pid"] for run in grid}
     printed = capsys.readouterr().out
-    assert "3 runs; at most 2 at a time (hardware.parallel_runs)" in printed
+    assert "3 runs, after 2 inputs (SFT, reward model); at most 2 at a time (hardware.parallel_runs)" in printed
     assert "3 of 3 runs finished" in printed and f"report: {tmp_path}/runs/default/report.html" in printed
 
-    monkeypatch.setattr("sweeps.experiment._report", lambda folder, run, console: None)
+    monkeypatch.setattr("sweeps.experiment.write_report", lambda folder, run, console: None)
     run_experiment(grid, TARGET)
     assert len(started(tmp_path)) == 5
     assert "all 3 runs finished" in capsys.readouterr().out

@@ -16,10 +16,10 @@ import pytest
 from rlhf.config import RunConfig
 from rlhf.config.build import ConfigError
 from rlhf.config.identity import input_runs, run_folder
-from sweeps import resources
+from sweeps import machine
 from sweeps.local_launcher import LocalRuns
-from sweeps.records import record_path, write_record
-from sweeps.resources import Room, room_for
+from sweeps.machine import Room, room_for
+from sweeps.runs import record_path, write_record
 from tests.config.composed import config
 
 COUNTING = "tests.sweeps.counting:execute"
@@ -44,10 +44,10 @@ def drain(launcher: LocalRuns) -> list[str]:
     return [outcome.status for outcome in ended]
 
 
-def machine(monkeypatch, *, cores: int, gib: float, gpus: tuple[str, ...] = ()) -> None:
-    monkeypatch.setattr(resources, "usable_cores", lambda: cores)
-    monkeypatch.setattr(resources, "available_gib", lambda: gib)
-    monkeypatch.setattr(resources, "visible_gpus", lambda: gpus)
+def pretend(monkeypatch, *, cores: int, gib: float, gpus: tuple[str, ...] = ()) -> None:
+    monkeypatch.setattr(machine, "usable_cores", lambda: cores)
+    monkeypatch.setattr(machine, "available_gib", lambda: gib)
+    monkeypatch.setattr(machine, "visible_gpus", lambda: gpus)
 
 
 @pytest.mark.parametrize(
@@ -73,20 +73,20 @@ def machine(monkeypatch, *, cores: int, gib: float, gpus: tuple[str, ...] = ()) 
     ],
 )
 def test_room_by_cores_and_gpus(monkeypatch, tmp_path, overrides, gpus, room, why):
-    machine(monkeypatch, cores=8, gib=100, gpus=gpus)
+    pretend(monkeypatch, cores=8, gib=100, gpus=gpus)
     assert room_for(run(tmp_path, *overrides)) == (room, why)
 
 
 def test_room_by_memory(monkeypatch, tmp_path):
-    machine(monkeypatch, cores=64, gib=2.3)
+    pretend(monkeypatch, cores=64, gib=2.3)
     assert room_for(run(tmp_path)) == (Room(3, 64), "2.3 GiB of free memory")
 
 
 def test_gpus_are_those_that_this_process_may_use(monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,MIG-4")
-    assert resources.visible_gpus() == ("3", "MIG-4")
+    assert machine.visible_gpus() == ("3", "MIG-4")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    assert resources.visible_gpus() == ()
+    assert machine.visible_gpus() == ()
 
 
 def test_runs_share_the_gpus_evenly(tmp_path):
@@ -260,6 +260,6 @@ def test_a_folder_without_a_sweep_is_one_line(tmp_path):
 
 
 def test_a_sweep_for_gpus_without_one_is_refused_at_once(tmp_path, monkeypatch):
-    monkeypatch.setattr("sweeps.resources.has_gpu", lambda: False)
+    monkeypatch.setattr("sweeps.machine.has_gpu", lambda: False)
     with pytest.raises(ConfigError, match=r"hardware\.device: cuda, but this machine shows no GPU"):
         LocalRuns(COUNTING).open([run(tmp_path, "hardware=gpu")])

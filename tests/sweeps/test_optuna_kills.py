@@ -10,10 +10,9 @@ from optuna.trial import FrozenTrial, TrialState
 
 from rlhf.config.build import ConfigError
 from rlhf.config.identity import input_runs, run_id
-from sweeps.launcher import HarnessLauncher
-from sweeps.studies import study as studies
-from sweeps.studies.study import OpenTrial
-from sweeps.studies.trials_report import told
+from sweeps import study as studies
+from sweeps.study import OpenTrial
+from sweeps.trials_report import line_on
 from tests.sweeps.studies import LR, behave, load, search, spans, states, stored, summary
 
 __all__ = ["search"]
@@ -27,7 +26,7 @@ def test_a_trial_that_was_to_be_pruned_is_so_after_a_kill(search, tmp_path):
     assert isinstance(decided, OpenTrial)
     first, second = decided.runs
     first.mkdir(parents=True)  # at work; the other waits
-    decided.stop(frozenset(decided.runs))  # and here the driver was killed, before it stopped them
+    decided.study.prune(decided, decided.runs)  # and here the driver was killed, before it stopped them
     code, _ = search("seed=0,1", LR, n_trials=2, pruner="median")
     assert (code, states(load(tmp_path))) == (0, ["PRUNED", "COMPLETE"])
     assert {note["run"] for note in spans(tmp_path, "begin")}.isdisjoint({first.name, second.name})
@@ -39,9 +38,9 @@ def test_a_pruned_trial_of_a_study_begun_afresh_is_forgotten(search, tmp_path):
     assert isinstance(old, OpenTrial)
     for folder in old.runs:
         folder.mkdir(parents=True)
-    old.stop(frozenset(old.runs))
-    old.study.settle(old, [])
-    (run,) = old.runs
+    old.study.prune(old, old.runs)
+    ((run, config),) = old.runs.items()
+    studies.mark_pruned(config)
     assert summary(tmp_path, run.name)["status"] == "pruned"
     stored(tmp_path, LR, "overwrite=true", n_trials=1)  # killed here; from now on without overwrite
     assert search(LR, n_trials=1)[0] == 0
@@ -88,7 +87,9 @@ def test_a_trial_whose_runs_ended_without_a_value_is_not_tried_again(search, tmp
     code, printed = search(LR, n_trials=1)
     assert code == 1 and "retry_failed" not in printed
     assert search(LR, n_trials=1, retry_failed=True)[0] == 1
-    assert states(load(tmp_path)) == ["FAIL"]
+    (trial,) = load(tmp_path).trials
+    assert trial.state == TrialState.FAIL
+    assert trial.user_attrs["reason"].endswith("no usable evaluation after the initial one")
 
 
 def test_what_a_run_reached_unseen_counts_for_later_trials(search, tmp_path):
@@ -105,10 +106,9 @@ def test_trials_that_wait_for_inputs_leave_their_slots_to_other_studies(search, 
     assert len(begun) == 2 and max(begun) < min(ended)
 
 
-@pytest.mark.parametrize("pruner", ["median", "halving"])
-def test_a_pruner_reads_both_seeds(search, tmp_path, pruner):
+def test_halving_reads_both_seeds(search, tmp_path):
     behave(tmp_path, seconds=0.05)
-    assert search("seed=0,1", LR, n_trials=2, pruner=pruner)[0] == 0
+    assert search("seed=0,1", LR, n_trials=2, pruner="halving")[0] == 0
     for trial in load(tmp_path).trials:
         assert set(trial.intermediate_values) <= {64, 128, 192, 256} and trial.intermediate_values
 
@@ -116,7 +116,9 @@ def test_a_pruner_reads_both_seeds(search, tmp_path, pruner):
 def test_values_that_cannot_be_together_are_not_tried_again(search, tmp_path):
     sizes = [f"optimization.{name}=tag(search,choice(8,16))" for name in ("minibatch_size", "micro_batch_size")]
     code, printed = search(*sizes, sampler="grid", n_trials=4)
-    assert code == 1 and states(load(tmp_path)).count("FAIL") == 1 and "retry_failed" not in printed
+    (bad,) = [trial for trial in load(tmp_path).trials if trial.state == TrialState.FAIL]
+    assert code == 1 and tuple(bad.params.values()) == (8, 16) and "retry_failed" not in printed
+    assert bad.user_attrs["reason"].startswith("optimization.micro_batch_size: 16 does not divide")
     behave(tmp_path, fates={"apa": "raise"})
     assert search(*sizes, "sweep_name=other", sampler="grid", n_trials=4)[0] == 1
     behave(tmp_path)
@@ -154,26 +156,20 @@ def test_a_trial_that_another_process_told_is_left_alone(search, tmp_path):
     assert states(load(tmp_path)) == ["FAIL", "COMPLETE"] and "trial 0: told by another process" in printed
 
 
-def test_a_failed_input_leaves_one_trial_of_each_study(search, tmp_path):
-    behave(tmp_path, fates={"sft": "raise"})
-    assert search("algo=apa,ppo", LR, n_trials=4)[0] == 1
-    assert states(load(tmp_path)) == states(load(tmp_path, "default/algo=ppo")) == ["RUNNING"]
-
-
 def test_a_grid_that_drivers_share_has_no_trial_too_many(tmp_path):
     storage = f"sqlite:///{tmp_path}/studies.db"
     here = stored(tmp_path, EPOCHS, sampler="grid", n_trials=4, storage=storage)
     assert all(isinstance(here.ask(), OpenTrial) for _ in range(4))
     surplus = here.ask()  # as a driver would that saw three
     assert isinstance(surplus, FrozenTrial) and surplus.state == TrialState.PRUNED
-    assert told(here, surplus).endswith("trial 4 not run: the grid has no point left")
+    assert line_on(here, surplus).endswith("trial 4 not run: the grid has no point left")
 
 
 @pytest.mark.parametrize(
     ("settings", "line"),
     [
         ({"storage": "{}/misspelt/there/study.journal"}, "hydra.sweeper.storage: "),
-        ({"launcher": HarnessLauncher("tests.sweeps.misspelt:execute")}, "hydra.launcher.target: tests.sweeps.missp"),
+        ({"target": "tests.sweeps.misspelt:execute"}, "hydra.launcher.target: tests.sweeps.missp"),
     ],
 )
 def test_misspelt_places_are_refused(search, tmp_path, settings, line):

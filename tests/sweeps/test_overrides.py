@@ -7,7 +7,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from rlhf.config import ALGO_CONFIGS
 from rlhf.config.build import ConfigError
-from sweeps.cells import Groups, cells
+from sweeps.grid import Groups, cells
 from sweeps.overrides import refuse_unknown
 from tests.config.composed import CONF
 
@@ -22,6 +22,7 @@ from tests.config.composed import CONF
         ("alg=ppo", "alg: no such option; did you mean algo?"),
         ("model=tiny,smol", "model=smol: no such option; there are"),
         ("+sweep=nothing", "sweep=nothing: no such option; there are"),
+        ("hydra/launcher=basic", "hydra/launcher=basic: only this project's own, harness; leave it out"),
         ("hydra.sweeper.ntrials=3", "hydra.sweeper.ntrials: no such option; did you mean hydra.sweeper.n_trials?"),
         ("optimization.lr=1", "optimization.lr: no such option; did you mean optimization.learning_rate?"),
         ("lr=1", "lr: no such option; did you mean optimization.learning_rate or "),
@@ -51,8 +52,7 @@ def test_refuses(overrides, problem):
         "algo.kl.target=3 algo=ppo",
         "experiment=null debug=one_step",
         "debug=[one_step,overfit]",
-        "hydra.sweeper.params.x=1 hydra/launcher=basic +hydra.job.env_set.A=b",
-        "hydra/sweeper=basic hydra.sweeper.max_batch_size=3",
+        "hydra.sweeper.params.x=1 hydra/launcher=harness +hydra.job.env_set.A=b",
         "~debug optimization.betas.0=0.8",
         "algo.kl={target:3} algo=ppo",
     ],

@@ -11,9 +11,9 @@ from rich.console import Console
 
 from rlhf.config.identity import input_runs, run_folder, run_id, sweep_folder
 from sweeps.__main__ import main
-from sweeps.experiment import Stopped, closing_lines, print_cached, print_result, print_sizes, report_sweeps
-from sweeps.records import outcome_path, write_json, write_record
-from sweeps.runs import Outcome, log_path
+from sweeps.experiment import closing_lines, report_sweeps
+from sweeps.runs import Outcome, Stopped, log_path, outcome_path, write_json, write_record
+from sweeps.single import print_cached, print_result, print_sizes
 from tests.config.composed import config
 
 HOSTILE = "[/red] [bold]x \x1b[31mred\u202e"
@@ -58,6 +58,18 @@ def test_status_of_folders_and_errors_that_look_like_markup(tmp_path, capsys, na
     row = next(line for line in printed.splitlines() if line.startswith(run_id(finished)))
     assert row.split()[1:5] == ["finished", f"1/{finished.rollout.iterations}", "-10.250", "123.456"]
     assert "\x1b" not in printed and "\u202e" not in printed
+
+
+def test_status_names_the_input_that_failed(tmp_path, capsys):
+    """Of a single run, whose input is done in the same process and has no record."""
+    run = made(tmp_path / "runs")
+    write_record(run, "rlhf.run:execute", driver_started="0")
+    sft = input_runs(run)[0]
+    run_folder(sft).mkdir(parents=True)
+    (run_folder(sft) / "summary.json").write_text(json.dumps({"status": "failed", "error": "RuntimeError: no room"}))
+    assert main(["status", str(sweep_folder(run))]) == 0
+    line = f"its input {run_id(sft)} failed (RuntimeError: no room); once that is mended, the same command goes on"
+    assert f"failed: {run_id(run)}: {line}" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("width", [60, 80, 200])

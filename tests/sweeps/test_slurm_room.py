@@ -15,11 +15,10 @@ import pytest
 from rlhf.config import RunConfig
 from rlhf.config.identity import run_folder
 from sweeps import slurm_launcher
-from sweeps.records import outcome_path, write_record
+from sweeps.runs import outcome_path, write_record
+from sweeps.slurm_commands import JobState, Queue, SubmissionError, never_starts, option_named_by
 from sweeps.slurm_launcher import SlurmRuns
-from sweeps.slurm_queue import JobState, Queue
-from sweeps.slurm_refusals import SubmissionError, never_starts, option_named_by
-from sweeps.slurm_setup import checked_setup, setup_failure, setup_problem
+from sweeps.slurm_submission import checked_setup, setup_failure, setup_problem
 from tests.config.composed import config
 
 LIMIT = """sbatch: error: QOSMaxSubmitJobPerUserLimit

@@ -34,28 +34,24 @@ class Measured:
     """At the last evaluation, nats."""
 
 
-def _gain_at_budget(points: Evaluations, budget: float) -> tuple[float, ...]:
-    return (float(_curve(points).gain(budget)),)
-
-
-def _kl_efficiency(points: Evaluations, budget: float) -> tuple[float, ...]:
-    return (_curve(points).efficiency(budget),)
-
-
-def _reward_and_kl(points: Evaluations, budget: float) -> tuple[float, ...]:
-    return float(points.reward[-1]), float(points.kl[-1])
-
-
 def _curve(points: Evaluations) -> GainCurve:
     from analysis.kl_efficiency import gain_curve
 
     return gain_curve(points.kl, points.reward_even, points.reward_odd)
 
 
-OBJECTIVES: dict[str, Objective] = {
-    "reward_at_budget": Objective(("gain",), ("maximize",), _gain_at_budget),
-    "kl_efficiency": Objective(("kl_efficiency",), ("maximize",), _kl_efficiency),
-    "reward_and_kl": Objective(("reward", "kl"), ("maximize", "minimize"), _reward_and_kl),
+OBJECTIVES = {
+    "reward_at_budget": Objective(
+        ("gain",), ("maximize",), lambda points, budget: (float(_curve(points).gain(budget)),)
+    ),
+    "kl_efficiency": Objective(
+        ("kl_efficiency",), ("maximize",), lambda points, budget: (_curve(points).efficiency(budget),)
+    ),
+    "reward_and_kl": Objective(
+        ("reward", "kl"),
+        ("maximize", "minimize"),
+        lambda points, _: (float(points.reward[-1]), float(points.kl[-1])),
+    ),
 }
 
 
@@ -83,7 +79,7 @@ def measure(folder: Path, objective: Objective, budget: float) -> Measured:
     return Measured(values, float(points.kl[-1]))
 
 
-class Progress:
+class ObjectiveSoFar:
     """The objective of a run at work, as each of its evaluations leaves it."""
 
     def __init__(self, folder: Path, objective: Objective, budget: float) -> None:
@@ -93,8 +89,8 @@ class Progress:
         self._budget = budget
         self._size = 0
 
-    def look(self) -> None:
-        """Read what was added since."""
+    def read(self) -> None:
+        """What was added since."""
         from analysis.evaluations import UnusableRunError, evaluations
         from analysis.load import load_run
 
@@ -114,9 +110,6 @@ class Progress:
 
 
 def _first(points: Evaluations, count: int) -> Evaluations:
-    arrays = {
-        one.name: value[:count]
-        for one in dataclasses.fields(points)
-        if one.name != "skipped" and (value := getattr(points, one.name)) is not None
-    }
+    names = [field.name for field in dataclasses.fields(points) if field.name != "skipped"]
+    arrays = {name: value[:count] for name in names if (value := getattr(points, name)) is not None}
     return dataclasses.replace(points, **arrays)

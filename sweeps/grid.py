@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import difflib
 import itertools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from rlhf.config.build import ConfigError
 from sweeps.overrides import OPTIONAL_GROUPS
-from sweeps.studies.space import Dimension, dimension, is_search
+from sweeps.search_space import Dimension, dimension, is_search
 
 if TYPE_CHECKING:
     from hydra.core.override_parser.types import Override
@@ -23,12 +23,38 @@ PLACES = ("sweep_name", "output_dir", "cache_dir", "overwrite")
 class Cell:
     """One point of the grid; with dimensions, a study."""
 
-    name: str
-    """The swept part: `algo=apa seed=0`."""
-    overrides: list[str]
+    swept: tuple[str, ...]
+    """Keys of the axes."""
+    values: Mapping[str, str]
+    """key -> text of the value; fixed ones too."""
+    written: Mapping[str, str]
+    """key -> override."""
     dimensions: tuple[Dimension, ...] = ()
     seeds: tuple[str, ...] = ()
     """Of each trial's runs; empty: the seed that is composed."""
+
+    @property
+    def name(self) -> str:
+        """The swept part: `algo=apa seed=0`."""
+        return " ".join(f"{key}={self.values[key]}" for key in self.swept)
+
+    @property
+    def overrides(self) -> list[str]:
+        """Hydra takes no null for a group; without one, a group that may be absent is."""
+        return [text for text in self.written.values() if text not in {f"{group}=null" for group in OPTIONAL_GROUPS}]
+
+    def with_space(self, inner: Cell) -> Cell:
+        """This cell with what a space adds; an override of the same key replaces the grid's."""
+        replaced = {*inner.values, *(dimension.key for dimension in inner.dimensions)}
+        kept = {key: text for key, text in self.written.items() if key not in replaced}
+        both = {dimension.key: dimension for dimension in (*self.dimensions, *inner.dimensions)}
+        return Cell(
+            (*(key for key in self.swept if key not in replaced), *inner.swept),
+            {**self.values, **inner.values},
+            {**kept, **inner.written},
+            tuple(dimension for key, dimension in both.items() if key not in inner.values),
+            self.seeds,
+        )
 
 
 @dataclass(frozen=True)
@@ -60,70 +86,50 @@ def cells(
     Raises:
         ConfigError: what cannot be an axis.
     """
-    base = _by_key([*params, *typed])
-    own = set(_by_key(typed))
-    extra = {label: [o for o in given if _key(o) not in own] for label, given in (spaces or {}).items()}
-    every = [*base.values(), *itertools.chain(*extra.values())]
+    base, on_command_line = _by_key([*params, *typed]), _by_key(typed)
+    extra = {
+        label: _by_key(o for o in given if _key(o) not in on_command_line) for label, given in (spaces or {}).items()
+    }
+    every = [*base.values(), *itertools.chain(*(given.values() for given in extra.values()))]
     search = search or any(is_search(override) for override in every)
     problems = [line for override in every if (line := _refusal(override, search, groups))]
-    problems += [
-        f"hydra.sweeper.spaces.{label}.seed: seeds stand beside the spaces, the same for all"
-        for label, given in extra.items()
-        if any(_key(override) == "seed" for override in given)
-    ]
-    problems += [line for label in extra if (line := _unknown_label(label, base, groups))]
+    for label, given in extra.items():
+        if "seed" in given:
+            problems.append(f"hydra.sweeper.spaces.{label}.seed: seeds stand beside the spaces, the same for all")
+        problems += _unknown_label(label, base, groups)
     if problems:
         raise ConfigError(problems)
-    file_keys = {_key(override) for override in params} - own
-    found = []
-    for point in _product(base, file_keys, groups, search):
-        entry = _by_key(o for label, given in extra.items() if _fits(label, point, groups) for o in given)
-        found += [_joined(point, inner) for inner in _product(entry, set(entry), groups, search)]
+    from_file = {_key(override) for override in params} - on_command_line.keys()
+    points = []
+    for point in _product(base, from_file, groups, search):
+        added: dict[str, Override] = {}
+        for label, given in extra.items():
+            added |= given if _fits(label, point, groups) else {}
+        points += [point.with_space(inner) for inner in _product(added, set(added), groups, search)]
     if search:
-        return _studies(found)
-    return [Cell(point.name, _without_nulls(point.overrides)) for point in found]
+        _refuse_mixed(points)
+    return points
 
 
-@dataclass(frozen=True)
-class _Point:
-    swept: tuple[str, ...]
-    values: Mapping[str, str]
-    """key -> text of the value; fixed ones too."""
-    overrides: list[str]
-    dimensions: tuple[Dimension, ...]
-    seeds: tuple[str, ...]
-
-    @property
-    def name(self) -> str:
-        return " ".join(self.swept)
-
-
-def _product(base: Mapping[str, Override], from_file: set[str], groups: Groups, search: bool) -> Iterable[_Point]:
-    axes: dict[str, list[str]] = {}
-    values: dict[str, list[str]] = {}
+def _product(base: Mapping[str, Override], from_file: set[str], groups: Groups, search: bool) -> Iterator[Cell]:
+    axes: dict[str, list[tuple[str, str]]] = {}
     dimensions, seeds = [], ()
     for key, override in base.items():
+        written = _written(override, from_file, groups)
         if override.is_sweep_override() and key == "seed" and search:
             seeds = tuple(dict.fromkeys(str(value) for value in override.sweep_string_iterator()))
         elif _is_dimension(override, search):
             dimensions.append(dimension(override))
         elif override.is_sweep_override():
-            values[key] = [str(value) for value in override.sweep_string_iterator()]
-            axes[key] = [f"{_written(override, from_file, groups)}={value}" for value in values[key]]
+            axes[key] = [(str(value), f"{written}={value}") for value in override.sweep_string_iterator()]
         else:
-            values[key] = ["" if override.is_delete() else str(override.get_value_element_as_str())]
-            given = f"{_written(override, from_file, groups)}={values[key][0]}"
-            axes[key] = [override.input_line or given if key not in from_file else given]
-    swept = [key for key in axes if base[key].is_sweep_override()]
-    for point in itertools.product(*(zip(axes[key], values[key], strict=True) for key in axes)):
-        chosen = {key: value for key, (_, value) in zip(axes, point, strict=True)}
-        yield _Point(
-            tuple(f"{key}={chosen[key]}" for key in swept),
-            chosen,
-            [text for text, _ in point],
-            tuple(dimensions),
-            seeds,
-        )
+            value = "" if override.is_delete() else str(override.get_value_element_as_str())
+            as_given = override.input_line if key not in from_file else None
+            axes[key] = [(value, as_given or f"{written}={value}")]
+    swept = tuple(key for key in axes if base[key].is_sweep_override())
+    for point in itertools.product(*axes.values()):
+        values, texts = ({key: pair[part] for key, pair in zip(axes, point, strict=True)} for part in (0, 1))
+        yield Cell(swept, values, texts, tuple(dimensions), seeds)
 
 
 def _written(override: Override, from_file: set[str], groups: Groups) -> str:
@@ -133,35 +139,14 @@ def _written(override: Override, from_file: set[str], groups: Groups) -> str:
     return f"++{element}" if plain and _key(override) in from_file else element
 
 
-def _joined(point: _Point, inner: _Point) -> _Point:
-    """A point of the grid with what the spaces add; an override of the same key replaces the grid's."""
-    dropped = {*inner.values, *(one.key for one in inner.dimensions)}
-    kept = [text for key, text in zip(point.values, point.overrides, strict=True) if key not in dropped]
-    dimensions = {one.key: one for one in (*point.dimensions, *inner.dimensions) if one.key not in inner.values}
-    return _Point(
-        (*(text for text in point.swept if text.partition("=")[0] not in dropped), *inner.swept),
-        {**point.values, **inner.values},
-        [*kept, *inner.overrides],
-        tuple(dimensions.values()),
-        point.seeds,
-    )
-
-
-def _studies(points: list[_Point]) -> list[Cell]:
-    lacking = [point.name for point in points if not point.dimensions]
-    if len(lacking) == len(points):
-        raise ConfigError(
-            ["hydra.sweeper.n_trials: there is no search space; interval(a, b), range(a, b, step) or a tag make one"]
-        )
-    if lacking:
+def _refuse_mixed(points: Sequence[Cell]) -> None:
+    without = [point.name for point in points if not point.dimensions]
+    if len(without) == len(points):
+        line = "there is no search space; interval(a, b), range(a, b, step) or a tag make one"
+        raise ConfigError([f"hydra.sweeper.n_trials: {line}"])
+    if without:
         line = "no search space, while other cells have one; see hydra.sweeper.spaces"
-        raise ConfigError([f"{name}: {line}" for name in lacking])
-    return [Cell(point.name, _without_nulls(point.overrides), point.dimensions, point.seeds) for point in points]
-
-
-def _without_nulls(overrides: Iterable[str]) -> list[str]:
-    """Hydra takes no null for a group; without one, a group that may be absent is."""
-    return [text for text in overrides if text not in {f"{group}=null" for group in OPTIONAL_GROUPS}]
+        raise ConfigError([f"{name}: {line}" for name in without])
 
 
 def _by_key(overrides: Iterable[Override]) -> dict[str, Override]:
@@ -203,20 +188,19 @@ def _refusal(override: Override, search: bool, groups: Groups) -> str | None:
     return None
 
 
-def _fits(label: str, point: _Point, groups: Groups) -> bool:
+def _fits(label: str, point: Cell, groups: Groups) -> bool:
     values = {**groups.chosen, **point.values}
     key, is_pair, value = label.partition("=")
     return values.get(key) == value if is_pair else any(values.get(group) == label for group in groups.options)
 
 
-def _unknown_label(label: str, base: Mapping[str, Override], groups: Groups) -> str | None:
-    """An option that this command does not choose is none: the command line may leave algorithms out."""
+def _unknown_label(label: str, base: Mapping[str, Override], groups: Groups) -> list[str]:
+    """An option that this command does not choose is known: the command line may leave algorithms out."""
     key, is_pair, value = label.partition("=")
-    if is_pair and (value in groups.options[key] if key in groups.options else key in base):
-        return None
-    known = {option for options in groups.options.values() for option in options}
-    if not is_pair and label in known:
-        return None
-    near = difflib.get_close_matches(label, sorted(known), n=1)
+    options = {option for options in groups.options.values() for option in options}
+    known = label in options
+    if is_pair:
+        known = value in groups.options[key] if key in groups.options else key in base
+    near = difflib.get_close_matches(label, sorted(options), n=1)
     hint = f"; did you mean {near[0]}?" if near else "; give an option (apa) or a value of an axis (dataset.seed=1)"
-    return f"hydra.sweeper.spaces.{label}: nothing of that name{hint}"
+    return [] if known else [f"hydra.sweeper.spaces.{label}: nothing of that name{hint}"]

@@ -23,11 +23,11 @@ from rlhf.config.build import ConfigError
 from rlhf.config.identity import REVISION, fingerprint, sweep_folder
 from rlhf.errors import reason
 from rlhf.files import file_errors, write_whole
-from rlhf.runs.state import SUMMARY, read_summary
+from rlhf.runs.state import read_summary
 from rlhf.waiting import acquired
+from sweeps.objective import OBJECTIVES
 from sweeps.settings import StudySettings
-from sweeps.studies.objective import OBJECTIVES
-from sweeps.studies.study_spec import StudySpec
+from sweeps.study_spec import StudySpec
 
 JOURNAL = "study.journal"
 DEFINITION = "definition"
@@ -38,8 +38,8 @@ FROM_ENVIRONMENT = "env:"
 # driver, or of one among several.
 OWN_LOCK_SECONDS, SHARED_LOCK_SECONDS = 3, 10
 
-# Differences named in the line that refuses another study.
-NAMED = 3
+MOST_DIFFERENCES = 3
+"""Named in the line that refuses another study."""
 
 
 @contextmanager
@@ -72,10 +72,14 @@ def owner_of(folder: Path) -> str:
 def open_storage(settings: StudySettings, folder: Path) -> BaseStorage:
     """Raises: ConfigError: the database cannot be reached, or the journal not be read."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    url = None
+    url = ""
     try:
-        if url := _database_url(settings):
-            return _database(url)
+        if url := _database_url(settings.storage or ""):
+            try:
+                return RDBStorage(url)
+            except Exception:  # of two drivers that make its tables at the same time one finds them a moment later
+                time.sleep(1.0)
+                return RDBStorage(url)
         # Resolved: Optuna's lock on a relative path cannot be broken after a kill, and waits for ever.
         path = (folder / JOURNAL if settings.storage is None else Path(settings.storage).expanduser()).resolve()
         path.parent.mkdir(exist_ok=True)  # not its parents: they may be misspelt
@@ -86,7 +90,11 @@ def open_storage(settings: StudySettings, folder: Path) -> BaseStorage:
     except ConfigError:
         raise
     except Exception as error:  # of SQLAlchemy, a database's driver, the file system
-        raise ConfigError([f"hydra.sweeper.storage: {_without_password(reason(error), url)}"]) from None
+        said = reason(error)  # in which a driver may say the URL again
+        password = urlsplit(url).password or ""
+        for secret in {url, password, unquote(password)} - {""}:
+            said = said.replace(secret, "***")
+        raise ConfigError([f"hydra.sweeper.storage: {said}"]) from None
 
 
 class _Journal(JournalFileBackend):
@@ -101,38 +109,19 @@ class _Journal(JournalFileBackend):
             super().append_logs(logs)
 
 
-def _database_url(settings: StudySettings) -> str | None:
-    """None where the study is a file.
+def _database_url(storage: str) -> str:
+    """Empty where the study is a file.
 
     Raises:
         ConfigError: the environment has no such variable.
     """
-    storage = settings.storage or ""
-    if storage.startswith(FROM_ENVIRONMENT):
-        name = storage.removeprefix(FROM_ENVIRONMENT)
-        if "://" not in os.environ.get(name, ""):
-            raise ConfigError(
-                [f"hydra.sweeper.storage: {storage}, but the environment has no database URL of that name"]
-            )
-        return os.environ[name]
-    return storage if "://" in storage else None
-
-
-def _without_password(text: str, url: str | None) -> str:
-    """A database's driver may say the URL again."""
-    password = urlsplit(url).password if url else None
-    for secret in {url, password, unquote(password or "")} - {None, ""}:
-        text = text.replace(str(secret), "***")
-    return text
-
-
-def _database(url: str) -> RDBStorage:
-    """Of two drivers that make its tables at once one is refused, and finds them there a moment later."""
-    try:
-        return RDBStorage(url)
-    except Exception:  # of SQLAlchemy or the database's driver
-        time.sleep(1.0)
-        return RDBStorage(url)
+    if not storage.startswith(FROM_ENVIRONMENT):
+        return storage if "://" in storage else ""
+    url = os.environ.get(storage.removeprefix(FROM_ENVIRONMENT), "")
+    if "://" not in url:
+        line = f"hydra.sweeper.storage: {storage}, but the environment has no database URL of that name"
+        raise ConfigError([line])
+    return url
 
 
 def _drop_half_line(journal: Path, lock: JournalFileSymlinkLock) -> None:
@@ -176,17 +165,17 @@ def open_study(
         pruner=pruner,
         load_if_exists=True,
     )
-    wanted = json.loads(json.dumps(definition(spec, settings)))
-    found = study.user_attrs.get(DEFINITION)
-    if found is None and not study.get_trials(deepcopy=False):
+    wanted = json.loads(json.dumps(_definition(spec, settings)))
+    stored = study.user_attrs.get(DEFINITION)
+    if stored is None and not study.get_trials(deepcopy=False):
         study.set_user_attr(DEFINITION, wanted)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
             study.set_metric_names(list(OBJECTIVES[settings.objective].values))  # optuna-dashboard shows them
-    elif found != wanted:
-        differing = ["it was not made by this command"] if found is None else _differences(found, wanted)
-        more = f" and {len(differing) - NAMED} more" if len(differing) > NAMED else ""
-        line = f"the study {spec.name} is another one: {'; '.join(differing[:NAMED])}{more}"
+    elif stored != wanted:
+        differing = ["it was not made by this command"] if stored is None else _differences(stored, wanted)
+        more = f" and {len(differing) - MOST_DIFFERENCES} more" if len(differing) > MOST_DIFFERENCES else ""
+        line = f"the study {spec.name} is another one: {'; '.join(differing[:MOST_DIFFERENCES])}{more}"
         raise ConfigError([f"sweep_name: {line}; choose another sweep_name, or overwrite=true starts afresh"])
     return study
 
@@ -196,7 +185,7 @@ def _forget_pruned(study: optuna.Study, folder: Path) -> None:
     for trial in study.get_trials(deepcopy=False):
         for name in trial.user_attrs.get("runs", {}).values():
             if read_summary(folder / name).get("status") == "pruned":
-                (folder / name / SUMMARY).unlink()
+                (folder / name / "summary.json").unlink()
 
 
 def budget_of(spec: StudySpec, settings: StudySettings) -> float:
@@ -204,18 +193,17 @@ def budget_of(spec: StudySpec, settings: StudySettings) -> float:
     return spec.middle[0].dataset.kl_budgets[0] if settings.kl_budget is None else float(settings.kl_budget)
 
 
-def definition(spec: StudySpec, settings: StudySettings) -> dict[str, Any]:
+def _definition(spec: StudySpec, settings: StudySettings) -> dict[str, Any]:
     """What trials must share to be compared; sampler, pruner and n_trials may change."""
-    runs = spec.middle
-    searched = {one.key for one in spec.cell.dimensions}
-    fixed = {key: value for key, value in _identifying(runs[0]) if key not in searched and key != "seed"}
+    searched = {dimension.key: str(dimension) for dimension in spec.cell.dimensions}
+    fixed = {key: value for key, value in _identifying(spec.middle[0]) if key not in (*searched, "seed")}
     return {
         "objective": settings.objective,
         "kl_budget": budget_of(spec, settings),
         "constraint": settings.constraint,
-        "seeds": [run.seed for run in runs],
+        "seeds": [run.seed for run in spec.middle],
         "revision of the code": REVISION,
-        "space": {one.key: str(one) for one in spec.cell.dimensions},
+        "space": searched,
         "settings": fixed,
     }
 
@@ -233,18 +221,14 @@ def _identifying(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield f"{prefix}{field.name}", fingerprint(value) if is_path else value
 
 
-def _differences(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
+def _differences(stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
     lines = []
-    for name in dict.fromkeys([*wanted, *found]):
-        old, new = found.get(name), wanted.get(name)
+    for name in dict.fromkeys([*wanted, *stored]):
+        old, new = stored.get(name), wanted.get(name)
         if isinstance(old, dict) and isinstance(new, dict):
             lines += _differences(old, new)
         elif old != new:
-            lines.append(f"{name} is {_shown(old)} there and {_shown(new)} here")
+            texts = [",".join(map(str, value)) if isinstance(value, list) else value for value in (old, new)]
+            there, here = ("not" if text is None else text for text in texts)
+            lines.append(f"{name} is {there} there and {here} here")
     return lines
-
-
-def _shown(value: Any) -> str:
-    if isinstance(value, list):
-        return ",".join(map(str, value))
-    return "not" if value is None else str(value)

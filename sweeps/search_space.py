@@ -42,8 +42,7 @@ class Dimension:
         if self.choices or (self.step is None and not self.integer):
             return list(self.choices) or None
         step = self.step or 1
-        count = round((self.high - self.low) / step) + 1
-        return [self._at(i, step) for i in range(count)]
+        return [self._at(i, step) for i in range(round((self.high - self.low) / step) + 1)]
 
     @property
     def middle(self) -> Any:
@@ -67,11 +66,6 @@ class Dimension:
         if self.step is None or self.integer or self.choices:
             return value
         return float(f"{value:.12g}")
-
-    def override(self, value: Any) -> str:
-        if self.choices:
-            return f"{self.key}={self.texts[self.choices.index(value)]}"
-        return f"{self.key}={self.setting(value)!r}"
 
 
 def is_search(override: Override) -> bool:
@@ -117,12 +111,12 @@ def _choices(override: Override, tags: set[str]) -> Dimension:
 def _interval(key: str, sweep: IntervalSweep) -> Dimension:
     assert sweep.start is not None and sweep.end is not None
     ends = (sweep.start, sweep.end)
-    integer = "int" in sweep.tags or all(isinstance(end, int) for end in ends)
-    if integer and all(math.isfinite(end) for end in ends):
+    log = "log" in sweep.tags
+    if ("int" in sweep.tags or all(isinstance(end, int) for end in ends)) and all(map(math.isfinite, ends)):
         if any(end != int(end) for end in ends):
             raise ValueError("the ends of an integer interval are whole numbers")
-        return Dimension(key, int(ends[0]), int(ends[1]), None, "log" in sweep.tags, True)
-    return Dimension(key, float(ends[0]), float(ends[1]), None, "log" in sweep.tags)
+        return Dimension(key, int(ends[0]), int(ends[1]), None, log, True)
+    return Dimension(key, float(ends[0]), float(ends[1]), None, log)
 
 
 def _range(key: str, sweep: RangeSweep) -> Dimension:

@@ -18,12 +18,13 @@ from rich.table import Table
 from rlhf.files import file_errors
 from rlhf.terminal import console as made_console
 from rlhf.terminal import tell
-from sweeps.display import duration
-from sweeps.experiment import Stopped, again, print_failed, report_sweeps
-from sweeps.runs import Outcome
-from sweeps.studies.objective import OBJECTIVES
-from sweeps.studies.storage import DEFINITION
-from sweeps.studies.study import STOPPED, OpenTrial, StoredStudy
+from sweeps.experiment import print_failed, report_sweeps
+from sweeps.objective import OBJECTIVES
+from sweeps.progress import duration
+from sweeps.runs import Outcome, Stopped
+from sweeps.single import again
+from sweeps.study import OpenTrial, StoredStudy
+from sweeps.study_storage import DEFINITION
 
 # Where the output is no terminal: settings are there to be copied.
 WIDTH = 400
@@ -33,7 +34,6 @@ WORDS = {
     TrialState.PRUNED: "pruned",
     TrialState.FAIL: "failed",
     TrialState.RUNNING: "at work",
-    TrialState.WAITING: "waiting",
 }
 
 
@@ -47,7 +47,7 @@ def count_trials(count: int) -> str:
     return f"{count} trial{'s' if count != 1 else ''}"
 
 
-def told(study: StoredStudy, trial: FrozenTrial) -> str:
+def line_on(study: StoredStudy, trial: FrozenTrial) -> str:
     """One line on a trial that has ended."""
     name = f"{study.spec.name} trial {trial.number}"
     if trial.state == TrialState.FAIL:
@@ -57,8 +57,11 @@ def told(study: StoredStudy, trial: FrozenTrial) -> str:
             return f"{name} not run: {trial.user_attrs['reason']}"
         if trial.last_step is not None:
             return f"{name} pruned after {trial.last_step} samples"
-        return f"{name} pruned {'unmeasured' if STOPPED in trial.user_attrs else 'as an earlier trial of its settings'}"
-    return f"{name}: {_values(study, trial)}; {_settings(trial)}"
+        return f"{name} pruned as an earlier trial of its settings"
+    values = zip(study.objective.values, trial.values, strict=True)
+    spread = _spread(study, trial)
+    measured = ", ".join(f"{name} {value:.3f}" for name, value in values) + (f" ({spread})" if spread else "")
+    return f"{name}: {measured}; {_settings(trial)}"
 
 
 def report_studies(studies: Sequence[StoredStudy], folder: Path, console: Console) -> None:
@@ -72,16 +75,22 @@ def report_studies(studies: Sequence[StoredStudy], folder: Path, console: Consol
         right = "right" if name in values else "left"
         table.add_column(name, no_wrap=name not in ("study", "settings"), justify=right, overflow="fold")
     for study in studies:
-        for row in _rows(study):
-            table.add_row(*row)
+        names = [study.spec.name, states_of(study.trials)]
+        rows = [
+            [str(trial.number), *(f"{value:.3f}" for value in trial.values), _spread(study, trial), _settings(trial)]
+            for trial in _best_trials(study)
+        ]
+        for row in rows or [["-"] * (len(values) + 3)]:
+            table.add_row(*names, *row)
+            names = ["", ""]
     tell(console, "Pareto front of each study:" if len(values) > 1 else "best trial of each study:")
     wide = console if console.is_terminal else made_console(file=console.file, width=WIDTH)
     wide.print(table)
-    write_trials(studies[0], folder / "trials.csv")
+    _write_trials(studies[0], folder / "trials.csv")
     tell(console, f"trials: {folder / 'trials.csv'}")
 
 
-def best_trials(study: StoredStudy) -> list[FrozenTrial]:
+def _best_trials(study: StoredStudy) -> list[FrozenTrial]:
     """The best, or the Pareto front by its second value; with a constraint, of those within it."""
     if len(study.objective.values) > 1:
         return sorted(study.study.best_trials, key=lambda trial: trial.values[1])
@@ -91,12 +100,13 @@ def best_trials(study: StoredStudy) -> list[FrozenTrial]:
         return []
 
 
-def write_trials(one: StoredStudy, file: Path) -> None:
-    """Of all studies of the sweep that `one` is of, those that this command left out too."""
-    storage, sweep = one.storage, one.spec.name.partition("/")[0]
+def _write_trials(study: StoredStudy, file: Path) -> None:
+    """Of all studies of its sweep, those that this command left out too."""
+    storage, sweep = study.storage, study.spec.name.partition("/")[0]
     names = sorted(name for name in get_all_study_names(storage) if name.startswith(f"{sweep}/"))
     studies = [load_study(study_name=name, storage=storage) for name in names]
-    rows = [_as_mapping(study, trial) for study in studies for trial in study.get_trials(deepcopy=False)]
+    begun = tuple(WORDS)
+    rows = [_as_mapping(study, trial) for study in studies for trial in study.get_trials(deepcopy=False, states=begun)]
     first, last = ("study", "number", "state"), ("runs", "reason")
     columns = dict.fromkeys(name for row in rows for name in row if name not in (*first, *last))
     with file_errors(file, "write it"), file.open("w", newline="") as stream:
@@ -107,14 +117,13 @@ def write_trials(one: StoredStudy, file: Path) -> None:
 
 def _as_mapping(study: Study, trial: FrozenTrial) -> dict[str, Any]:
     names = OBJECTIVES[study.user_attrs[DEFINITION]["objective"]].values
-    runs = " ".join(f"{seed}={run}" for seed, run in trial.user_attrs.get("runs", {}).items())
     return {
         "study": study.study_name,
         "number": trial.number,
         "state": trial.state.name,
         **dict(zip(names, trial.values or [""] * len(names), strict=True)),
         **trial.params,
-        "runs": runs,
+        "runs": " ".join(f"{seed}={run}" for seed, run in trial.user_attrs.get("runs", {}).items()),
         "reason": trial.user_attrs.get("reason", ""),
     }
 
@@ -122,48 +131,31 @@ def _as_mapping(study: Study, trial: FrozenTrial) -> dict[str, Any]:
 def closing_lines(
     studies: Sequence[StoredStudy],
     interrupted: Sequence[OpenTrial],
-    lacking: Mapping[Path, Outcome],
+    failed_inputs: Mapping[Path, Outcome],
     seconds: float,
     console: Console,
 ) -> None:
     """How many trials there are; which failed, why, and what to type. Raises Stopped unless all is well."""
     trials = [trial for study in studies for trial in study.trials]
     tell(console, f"{count_trials(len(trials))} in {duration(seconds)}: {states_of(trials)}")
-    print_failed(lacking.values(), console)
+    print_failed(failed_inputs.values(), console)
     failed = [(study, trial) for study in studies for trial in study.failed()]
     for study, trial in failed:
-        tell(console, told(study, trial))
+        tell(console, line_on(study, trial))
     words = [word for word in sys.argv if not word.startswith(("overwrite=", "hydra.sweeper.retry_failed="))]
-    if lacking:
+    if failed_inputs:
         tell(console, f"no trial can run without these; then: python {shlex.join(words)}")
         raise Stopped(1)
     if any(study.worth_retrying() for study in studies):
         words.append("hydra.sweeper.retry_failed=true")
         tell(console, f"failed trials count; to try their settings again: python {shlex.join(words)}")
     if interrupted:
-        in_order = sorted(interrupted, key=lambda one: (studies.index(one.study), one.trial.number))
-        names = ", ".join(one.name for one in in_order)
+        in_order = sorted(interrupted, key=lambda opened: (studies.index(opened.study), opened.trial.number))
+        names = ", ".join(opened.name for opened in in_order)
         tell(console, f"interrupted: {names}; {again()} goes on where they stopped")
         raise Stopped(130)
     if failed:
         raise Stopped(1)
-
-
-def _rows(study: StoredStudy) -> list[list[str]]:
-    """Of the table; the first names the study."""
-    rows = [
-        [str(trial.number), *(f"{value:.3f}" for value in trial.values), _spread(study, trial), _settings(trial)]
-        for trial in best_trials(study)
-    ]
-    nothing = ["-", *["-"] * len(study.objective.values), "-", "-"]
-    names = [[study.spec.name, states_of(study.trials)], *[["", ""]] * len(rows)]
-    return [[*name, *row] for name, row in zip(names, rows or [nothing], strict=False)]
-
-
-def _values(study: StoredStudy, trial: FrozenTrial) -> str:
-    pairs = zip(study.objective.values, trial.values, strict=True)
-    spread = _spread(study, trial)
-    return ", ".join(f"{name} {value:.3f}" for name, value in pairs) + (f" ({spread})" if spread else "")
 
 
 def _spread(study: StoredStudy, trial: FrozenTrial) -> str:
@@ -171,7 +163,7 @@ def _spread(study: StoredStudy, trial: FrozenTrial) -> str:
     per_seed: Mapping[str, Mapping[str, Any]] = trial.user_attrs.get("per_seed", {})
     if len(per_seed) < 2:
         return ""
-    columns = [[own[name] for own in per_seed.values()] for name in study.objective.values]
+    columns = [[of_seed[name] for of_seed in per_seed.values()] for name in study.objective.values]
     return ", ".join(f"{min(column):.3f} to {max(column):.3f}" for column in columns)
 
 
