@@ -94,14 +94,17 @@ def scores_file(config: RunConfig, reward_model: Path | None, answers: Answers) 
         reward_model: folder of its weights; None where it has none.
     """
     hardware, reward = config.hardware, config.reward
-    references = read_by_stage(config, "reward_model", "dataset")
+    references = None
+    if reward.normalize != "none":
+        references = read_by_stage(config, "reward_model", "dataset")
+        references |= {"dataset.num_prompts": config.dataset.num_prompts, "dataset.num_sft": config.dataset.num_sft}
     depends_on = {
         "revision": REVISION,
         "reward": read_by_stage(config, "evaluate", "reward"),  # without what the loop does with scores
         # Another server may score otherwise; one with a name is the same wherever it is.
         "url": address(reward.url) if reward.name == "http" and reward.url and reward.server is None else None,
         "reward_model": None if reward_model is None else fingerprint(str(reward_model)),
-        "references": None if config.reward.normalize == "none" else references,
+        "references": references,
         "answers": on_first_rank(answers.fingerprint),  # which reads all of them
         "hardware": [hardware.device, hardware.threads, hardware.ranks],
     }

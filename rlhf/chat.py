@@ -5,20 +5,18 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Generic, TypeVar, overload
+from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
 from rlhf.config.dataset import DatasetConfig
-from rlhf.data.examples import DataError, Demonstration, Preference, TextData
+from rlhf.data.examples import DataError, Demonstration, Mapped, Preference, TextData
 from rlhf.errors import reason
 from rlhf.marked_text import MarkedText, control_spans, joined, part
 from rlhf.text import end_with, special_control, spelled_control, spoken_control
 
 Message = Mapping[str, Any]
 """{"role": "system", "user" or "assistant", "content": its text}, and whatever else a template reads."""
-
-Example = TypeVar("Example", Demonstration, Preference)
 
 _TURN = re.compile(r"\n\n(Human|Assistant):")
 _ROLES = {"Human": "user", "Assistant": "assistant"}
@@ -72,22 +70,22 @@ def template_of(tokenizer: PreTrainedTokenizerBase, choice: str) -> ChatTemplate
         raise DataError("dataset.template: chat, but the model's tokenizer has no chat template; use none")
     question = {"role": "user", "content": _QUESTION}
     asked = str(_render(tokenizer, [question], prompt=True))
-    whole = _render(tokenizer, [question, {"role": "assistant", "content": _ANSWER}], prompt=False)
-    place = whole.rfind(_ANSWER)
+    answered = _render(tokenizer, [question, {"role": "assistant", "content": _ANSWER}], prompt=False)
+    place = answered.rfind(_ANSWER)
     if place < 0:
         raise DataError("dataset.template: the chat template leaves an assistant's answer out; use none")
-    before, after = str(whole)[:place], place + len(_ANSWER)
-    behind = [span for span in control_spans(whole) if span[0] >= after]
-    end = str(whole)[slice(*behind[0])] if behind and not str(whole)[after : behind[0][0]].strip() else None
+    before, after = str(answered)[:place], place + len(_ANSWER)
+    behind = [span for span in control_spans(answered) if span[0] >= after]
+    end = str(answered)[slice(*behind[0])] if behind and not str(answered)[after : behind[0][0]].strip() else None
     if end is not None:
         end_with(tokenizer, end)
-    found = ChatTemplate(tokenizer)
+    plain = ChatTemplate(tokenizer)
     if asked.startswith(before):
-        return replace(found, opened=asked[len(before) :])
+        return replace(plain, opened=asked[len(before) :])
     if before.startswith(asked):
         more = before[len(asked) :]
-        return replace(found, inner=more) if more.strip() else replace(found, blanks=more)
-    return found
+        return replace(plain, inner=more) if more.strip() else replace(plain, blanks=more)
+    return plain
 
 
 def with_template(config: DatasetConfig, data: TextData, tokenizer: PreTrainedTokenizerBase) -> TextData:
@@ -104,12 +102,12 @@ def with_template(config: DatasetConfig, data: TextData, tokenizer: PreTrainedTo
     demonstration, preference = _demonstration(template), _preference(template)
     return replace(
         data,
-        sft=_InChat(data.sft, demonstration),
-        test_sft=_InChat(data.test_sft, demonstration),
-        pairs=_InChat(data.pairs, preference),
-        test_pairs=_InChat(data.test_pairs, preference),
-        prompts=_InChat(data.prompts, demonstration),
-        eval_prompts=_InChat(data.eval_prompts, demonstration),
+        sft=Mapped(data.sft, demonstration),
+        test_sft=Mapped(data.test_sft, demonstration),
+        pairs=Mapped(data.pairs, preference),
+        test_pairs=Mapped(data.test_pairs, preference),
+        prompts=Mapped(data.prompts, demonstration),
+        eval_prompts=Mapped(data.eval_prompts, demonstration),
         stop_strings=(),
     )
 
@@ -128,37 +126,17 @@ def conversation(prompt: str) -> list[Message]:
     return list(turns)
 
 
-class _InChat(Sequence[Example], Generic[Example]):
-    """Examples, each written by the template when it is asked for."""
-
-    def __init__(self, examples: Sequence[Example], write: Callable[[Example], Example]) -> None:
-        self._examples = examples
-        self._write = write
-
-    def __len__(self) -> int:
-        return len(self._examples)
-
-    @overload
-    def __getitem__(self, index: int) -> Example: ...
-    @overload
-    def __getitem__(self, index: slice) -> _InChat[Example]: ...
-    def __getitem__(self, index: int | slice) -> Example | _InChat[Example]:
-        if isinstance(index, slice):
-            return _InChat(self._examples[index], self._write)
-        return self._write(self._examples[index])
-
-
 def _demonstration(template: ChatTemplate) -> Callable[[Demonstration], Demonstration]:
-    return lambda one: Demonstration(
-        template.prompt(conversation(one.prompt)), _answer(template, one.prompt, one.response)
+    return lambda example: Demonstration(
+        template.prompt(conversation(example.prompt)), _answer(template, example.prompt, example.response)
     )
 
 
 def _preference(template: ChatTemplate) -> Callable[[Preference], Preference]:
-    return lambda one: Preference(
-        template.prompt(conversation(one.prompt)),
-        _answer(template, one.prompt, one.chosen),
-        _answer(template, one.prompt, one.rejected),
+    return lambda example: Preference(
+        template.prompt(conversation(example.prompt)),
+        _answer(template, example.prompt, example.chosen),
+        _answer(template, example.prompt, example.rejected),
     )
 
 
@@ -170,17 +148,17 @@ def _answer(template: ChatTemplate, prompt: str, answer: str) -> str:
 
 def _plain_message(message: Message) -> dict[str, Any]:
     """A message of which every value is Python's own (parquet gives arrays) and the content is a text."""
-    plain = {str(key): _own(value) for key, value in dict(message).items()}
+    plain = {str(key): _plain_value(value) for key, value in dict(message).items()}
     plain["content"] = "" if plain.get("content") is None else plain["content"]
     return plain
 
 
-def _own(value: Any) -> Any:
+def _plain_value(value: Any) -> Any:
     if isinstance(value, Mapping):
-        return {str(key): _own(inner) for key, inner in value.items()}
+        return {str(key): _plain_value(inner) for key, inner in value.items()}
     if hasattr(value, "tolist"):
         value = value.tolist()
-    return [_own(inner) for inner in value] if isinstance(value, list | tuple) else value
+    return [_plain_value(inner) for inner in value] if isinstance(value, list | tuple) else value
 
 
 def _render(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, Any]], *, prompt: bool) -> str:
@@ -209,11 +187,11 @@ def _restored(text: str, mark: str, spelled: Sequence[str]) -> str:
     """`text` with the spelled-out tokens back in place of their marks."""
     plain, spans, shift, last = "", [], 0, 0
     control = control_spans(text)
-    for found in re.finditer(f"{mark}(\\d+){mark}", text):
-        spans += [(a + shift, b + shift) for a, b in control if last <= a < found.start()]
-        token = spelled[int(found.group(1))]
-        plain += str(text)[last : found.start()] + token
-        shift, last = shift + len(token) - len(found.group()), found.end()
+    for place in re.finditer(f"{mark}(\\d+){mark}", text):
+        spans += [(a + shift, b + shift) for a, b in control if last <= a < place.start()]
+        token = spelled[int(place.group(1))]
+        plain += str(text)[last : place.start()] + token
+        shift, last = shift + len(token) - len(place.group()), place.end()
     spans += [(a + shift, b + shift) for a, b in control if a >= last]
     return MarkedText(plain + str(text)[last:], spans)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,6 +16,7 @@ from rlhf.config import RunConfig
 from rlhf.data.examples import GoldScorer
 from rlhf.distributed import gathered, own_rows
 from rlhf.kl import exact_kl
+from rlhf.marked_text import control_spans
 from rlhf.masked import entropy, masked_mean
 from rlhf.models.features import features_of, micro_batches
 from rlhf.models.policy import Policy
@@ -100,6 +101,7 @@ class Evaluator:
                 "reward": float(scores[i]),
                 "ended": bool(rollouts.ended[i]),
             }
+            row |= control_places(row)
             rows.append(row if gold is None else {**row, "gold_reward": gold[i]})
         return rows
 
@@ -128,3 +130,12 @@ def policy_distance(models: Policy, rollouts: Rollouts, batch_size: int) -> tupl
         kl[place, :width] = spread(columns[0].double(), part.mask, at)
         entropies[place, :width] = spread(columns[1], part.mask, at)
     return kl, entropies
+
+
+def control_places(sample: Mapping[str, Any]) -> dict[str, Any]:
+    """`prompt_control` and the like: which characters of a text are a control token, as [first, end] of each.
+
+    The same characters elsewhere are somebody's words. A text without a control token has no such entry.
+    """
+    spans = {name: control_spans(sample[name]) for name in ("prompt", "response", "reference")}
+    return {f"{name}_control": [list(span) for span in places] for name, places in spans.items() if places}

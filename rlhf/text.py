@@ -56,11 +56,11 @@ class _Facts:
     """What it puts behind every text."""
     control: dict[int, str]
     """Its control tokens, as they are spelled; the unknown token is none, since any text can hold it."""
-    spoken: re.Pattern[str] | None
+    spoken: re.Pattern[str]
     """Any of those that the tokenizer does not call special, which an assistant's own text may hold (<think>)."""
     unspoken: frozenset[int]
     """Special tokens that no text of a response shows: BOS, EOS, padding, unknown."""
-    pattern: re.Pattern[str] | None
+    pattern: re.Pattern[str]
     """Any control token, spelled out."""
     blank_first: bool
     """Whether it puts a blank before every text, which its decoder takes away."""
@@ -72,14 +72,14 @@ _FACTS: WeakKeyDictionary[PreTrainedTokenizerBase, _Facts] = WeakKeyDictionary()
 def _facts(tokenizer: PreTrainedTokenizerBase) -> _Facts:
     known = _FACTS.get(tokenizer)
     if known is None:
-        known = _FACTS[tokenizer] = _found_out(tokenizer)
+        known = _FACTS[tokenizer] = _facts_of(tokenizer)
     return known
 
 
-def _found_out(tokenizer: PreTrainedTokenizerBase) -> _Facts:
+def _facts_of(tokenizer: PreTrainedTokenizerBase) -> _Facts:
     word = _any_word(tokenizer)
-    plain, whole = tokenizer(word, add_special_tokens=False)["input_ids"], tokenizer(word)["input_ids"]
-    before = next((i for i in range(len(whole)) if whole[i : i + len(plain)] == plain), 0)
+    plain, around = tokenizer(word, add_special_tokens=False)["input_ids"], tokenizer(word)["input_ids"]
+    before = next((i for i in range(len(around)) if around[i : i + len(plain)] == plain), 0)
     named = {token: tokenizer.convert_tokens_to_ids(token) for token in tokenizer.all_special_tokens}
     added = {str(token): i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
     marks = {str(token): i for i, token in tokenizer.added_tokens_decoder.items() if _is_mark(tokenizer, str(token))}
@@ -89,8 +89,8 @@ def _found_out(tokenizer: PreTrainedTokenizerBase) -> _Facts:
     unspoken = (getattr(tokenizer, f"{name}_token_id", None) for name in ("bos", "eos", "pad", "unk"))
     ordinary = [token for token in marks if token not in added and token not in named]
     return _Facts(
-        start=whole[:before],
-        end=whole[before + len(plain) :],
+        start=around[:before],
+        end=around[before + len(plain) :],
         control=control,
         unspoken=frozenset(i for i in unspoken if isinstance(i, int)),
         spoken=_any_of(token for token in ordinary if marks[token] != _rowless(tokenizer)),
@@ -106,9 +106,9 @@ def _is_mark(tokenizer: PreTrainedTokenizerBase, token: str) -> bool:
     return written or looks or token == tokenizer.init_kwargs.get(_ROWLESS)
 
 
-def _any_of(tokens: Iterable[str]) -> re.Pattern[str] | None:
-    longest_first = sorted(tokens, key=len, reverse=True)
-    return re.compile("|".join(map(re.escape, longest_first))) if longest_first else None
+def _any_of(tokens: Iterable[str]) -> re.Pattern[str]:
+    """Matches any of them, the longest first; without any it matches nothing."""
+    return re.compile("|".join(map(re.escape, sorted(tokens, key=len, reverse=True))) or "(?!)")
 
 
 def _any_word(tokenizer: PreTrainedTokenizerBase) -> str:
@@ -193,22 +193,20 @@ def _rowless(tokenizer: PreTrainedTokenizerBase) -> int | None:
 
 def special_control(tokenizer: PreTrainedTokenizerBase, text: str) -> str:
     """`text` of a template: every control token that it spells out is one."""
-    pattern = _facts(tokenizer).pattern
-    spans = [found.span() for found in pattern.finditer(text)] if pattern else []
+    spans = [match.span() for match in _facts(tokenizer).pattern.finditer(text)]
     return MarkedText(text, spans) if spans else text
 
 
 def spelled_control(tokenizer: PreTrainedTokenizerBase, text: str) -> list[str]:
     """The control tokens that `text` spells out and that are none, since nobody but its author put them there."""
-    pattern, spans = _facts(tokenizer).pattern, set(control_spans(text))
-    return [found.group() for found in pattern.finditer(text) if found.span() not in spans] if pattern else []
+    spans = set(control_spans(text))
+    return [match.group() for match in _facts(tokenizer).pattern.finditer(text) if match.span() not in spans]
 
 
 def spoken_control(tokenizer: PreTrainedTokenizerBase, text: str) -> str:
     """`text` of an assistant, whose <think> and <tool_call> are meant; what its tokenizer calls special is not."""
-    spoken, spans = _facts(tokenizer).spoken, control_spans(text)
-    found = [] if spoken is None else [found.span() for found in spoken.finditer(text)]
-    return MarkedText(text, sorted({*spans, *found})) if found else text
+    spoken = [match.span() for match in _facts(tokenizer).spoken.finditer(text)]
+    return MarkedText(text, sorted({*control_spans(text), *spoken})) if spoken else text
 
 
 # --- text -> tokens ------------------------------------------------------------------------------------------------
@@ -224,11 +222,12 @@ def encode(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     meant = [control[text[a:b]] for a, b in spans]
     if [i for i in ids if i in _facts(tokenizer).control] == meant:
         return ids
-    pieces, last = [], 0  # somebody has spelled out a control token between the template's own
-    for token, (first, end) in zip(meant, spans, strict=True):
-        pieces += [*_piece(tokenizer, str(text)[last:first], last), token]
-        last = end
-    return pieces + _piece(tokenizer, str(text)[last:], last)
+    # Somebody has spelled out a control token between the template's own.
+    pieces = encode(tokenizer, str(text)[: spans[0][0]])
+    ends = [first for first, _ in spans[1:]] + [len(text)]
+    for token, (_, first), end in zip(meant, spans, ends, strict=True):
+        pieces += [token, *encode_next(tokenizer, str(text)[first:end])]
+    return pieces
 
 
 def encode_next(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
@@ -242,9 +241,9 @@ def _behind(
     if not _facts(tokenizer).blank_first or not text:
         return encoder(tokenizer, text)
     for anchor in _ANCHORS:
-        alone, whole = encoder(tokenizer, anchor), encoder(tokenizer, joined(anchor, text))
-        if whole[: len(alone)] == alone:
-            return whole[len(alone) :]
+        alone, both = encoder(tokenizer, anchor), encoder(tokenizer, joined(anchor, text))
+        if both[: len(alone)] == alone:
+            return both[len(alone) :]
     return encoder(tokenizer, text)
 
 
@@ -279,8 +278,8 @@ def answer_text(tokenizer: PreTrainedTokenizerBase, answer: str) -> str:
     eos = tokenizer.eos_token
     if not isinstance(eos, str) or eos not in answer:
         return answer
-    found = re.search(rf"(?:{re.escape(eos)}\s*)+\Z", answer)
-    return part(answer, 0, found.start()) if found else answer
+    ending = re.search(rf"(?:{re.escape(eos)}\s*)+\Z", answer)
+    return part(answer, 0, ending.start()) if ending else answer
 
 
 def encode_whole(tokenizer: PreTrainedTokenizerBase, text: str, longest: int) -> list[int]:
@@ -290,8 +289,8 @@ def encode_whole(tokenizer: PreTrainedTokenizerBase, text: str, longest: int) ->
         text = part(text, spans[0][1])  # another tokenizer's BOS
     ids = encode(tokenizer, _without_start(tokenizer, text))
     room = max(longest - len(facts.start) - len(facts.end), 0)
-    whole = [*facts.start, *ids[max(len(ids) - room, 0) :], *facts.end]
-    return whole[max(len(whole) - longest, 0) :]
+    tokens = [*facts.start, *ids[max(len(ids) - room, 0) :], *facts.end]
+    return tokens[max(len(tokens) - longest, 0) :]
 
 
 def encode_judged(
@@ -318,11 +317,11 @@ def encode_judged(
 def _plain(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     facts = _facts(tokenizer)
     ids = _split(tokenizer, text)
-    if facts.pattern is None or not any(i in facts.control for i in ids):
+    if not any(i in facts.control for i in ids):
         return ids
     # The vocabulary itself, or an added token that is not called special, holds it as a word: its letters are encoded
     # apart.
-    cuts = [0, *(found.start() + 1 for found in facts.pattern.finditer(text)), len(text)]
+    cuts = [0, *(match.start() + 1 for match in facts.pattern.finditer(text)), len(text)]
     pieces = [text[a:b] for a, b in pairwise(cuts)]
     encoded = [_split(tokenizer, pieces[0]), *(_behind(tokenizer, piece, _split) for piece in pieces[1:])]
     return [i for piece in encoded for i in piece if i not in facts.control]
@@ -331,10 +330,6 @@ def _plain(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
 def _split(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     ids: list[int] = tokenizer(str(text), add_special_tokens=False, split_special_tokens=True)["input_ids"]
     return ids
-
-
-def _piece(tokenizer: PreTrainedTokenizerBase, text: str, at: int) -> list[int]:
-    return encode_next(tokenizer, text) if at else encode(tokenizer, text)
 
 
 def _without_start(tokenizer: PreTrainedTokenizerBase, text: str) -> str:

@@ -9,6 +9,8 @@ import pytest
 
 from rlhf.chat import conversation, template_of, with_template
 from rlhf.data.examples import DataError, Demonstration, Preference, TextData
+from rlhf.evaluation import control_places
+from rlhf.marked_text import MarkedText
 from rlhf.text import encode_answer, encode_prompt
 from tests.data.collected import settings
 from tests.tokenizer_kinds import CHATML, KINDS, WITH_TEMPLATE
@@ -102,3 +104,8 @@ def test_a_config_asks_for_a_template_by_default_where_texts_are_conversations()
     assert settings("hh").template == settings("tldr").template == "auto"
     assert settings("reviews").template == "none"
     assert replace(settings("hh"), template="none").template == "none"
+
+
+def test_samples_say_which_characters_are_control_tokens():
+    texts = {"prompt": MarkedText("<s> hi <s>", [(0, 3)]), "response": "<s>", "reference": ""}
+    assert control_places(texts) == {"prompt_control": [[0, 3]]}

@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 
 from rlhf.config.build import ConfigError, config_to_mapping
-from rlhf.config.check import checked_config
 from rlhf.config.identity import run_folder, run_id
 from rlhf.scorers.http import RewardServerError
 from rlhf.urls import secret_in, secret_in_url
@@ -18,7 +17,7 @@ from sweeps.experiment import run_folders
 from sweeps.settings import DEFAULTS, study_settings
 from sweeps.single import run_single
 from sweeps.study_storage import open_storage
-from tests.config.composed import composed, config
+from tests.config.composed import checked, composed, config
 from tests.scorers.made_up import Server, says, scores_of, serving
 from tests.test_run import tiny
 
@@ -60,7 +59,9 @@ def test_a_secret_in_an_address_is_refused_without_showing_it(url: str):
 )
 def test_a_plain_address_is_taken(url: str):
     assert secret_in_url(url) is None
-    checked_config(composed("reward=http") | {"reward": {**composed("reward=http")["reward"], "url": url}})
+    mapping = composed("reward=http")
+    mapping["reward"] |= {"url": url, "server": "mine"}
+    checked(mapping, {})
 
 
 @pytest.mark.parametrize(
@@ -91,7 +92,7 @@ def test_secrets_are_found_in_any_option(text: str):
             place = place[part]
         place[name] = ["module load x", text]
         with pytest.raises(ConfigError) as error:
-            checked_config(mapping)
+            checked(mapping, {})
         assert any(line.startswith(f"{path}: ") for line in error.value.problems)
         assert all(CANARY not in line for line in error.value.problems)
 
@@ -131,7 +132,7 @@ def test_a_short_password_is_found_where_a_shell_reads_it():
     mapping = composed("hardware=slurm", "tracking=none")
     mapping["hardware"]["slurm"]["setup"] = ["export DB_PASSWORD=hunter22"]
     with pytest.raises(ConfigError, match=r"hardware.slurm.setup: ") as error:
-        checked_config(mapping)
+        checked(mapping, {})
     assert "hunter22" not in str(error.value)
 
 
@@ -139,7 +140,7 @@ def test_a_secret_in_a_wrong_place_is_not_shown():
     mapping = composed("reward=http")
     mapping["reward"] |= {"batch_size": f"http://me:{CANARY}@host/", "scale": f"TOKEN={CANARY}"}
     with pytest.raises(ConfigError, match="a text with a secret is not") as error:
-        checked_config(mapping)
+        checked(mapping, {})
     assert len(error.value.problems) == 2 and CANARY not in str(error.value)
 
 

@@ -106,6 +106,7 @@ class RunConfig:
         "files beside the groups' own that set values, and what each sets; the program fills it in",
         read_by=Where(lambda _: False, "the program, which fills it in,", "", frozenset()),
         identity=False,
+        filled_in=True,
     )
     stage: StageConfig = setting("which stage runs", read_by=ALWAYS)
     algo: AlgoConfig = setting(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import difflib
 import functools
@@ -98,72 +99,10 @@ def config_to_mapping(config: RunConfig) -> dict[str, Any]:
     return dataclasses.asdict(config)
 
 
-def option_paths(algos: Iterable[str] = ALGO_CONFIGS) -> set[str]:
-    """Dotted paths of all options and groups of options, `algo.*` being those that one of `algos` has."""
-    paths = {path for path in _paths(RunConfig) if not path.startswith("algo.")}
-    return paths.union(*(_paths(ALGO_CONFIGS[algo], "algo.") for algo in algos))
-
-
-@functools.cache
-def option_types() -> dict[str, Any]:
-    """{dotted path: type} of all options of all algorithms, groups of options left out."""
-    found = _leaf_types(RunConfig)
-    for kind in ALGO_CONFIGS.values():
-        found |= _leaf_types(kind, "algo.")
-    return found
-
-
-def paths_without_effect() -> set[str]:
-    """Dotted paths of the options that can change no result, and of the groups that hold nothing else."""
-    found = _without_effect(RunConfig)
-    return found.union(*(_without_effect(kind, "algo.") for kind in ALGO_CONFIGS.values()))
-
-
-def no_such_option(path: str, known: Iterable[str]) -> str:
-    """The line that refuses `path`, with the nearest of the `known` paths, or what goes by that name elsewhere."""
-    known = set(known)
-    parent, _, name = path.rpartition(".")
-    siblings = {p.rpartition(".")[2]: p for p in sorted(known) if p.rpartition(".")[0] == parent}
-    elsewhere = [p for p in sorted(known) if p.rpartition(".")[2] == name]
-    near = [siblings[match] for match in difflib.get_close_matches(name, siblings, n=1)]
-    initials = [p for sibling, p in siblings.items() if name == "".join(word[0] for word in sibling.split("_"))]
-    misspelt_parent = [] if parent in known else difflib.get_close_matches(path, sorted(known), n=1)
-    also = _also_called().get(name, [])
-    also = [p for p in also if p.startswith(f"{parent}.")] or sorted(also, key=_before_rl)
-    found = initials or also or near or elsewhere or misspelt_parent
-    names = [p if p in known or p not in option_types() else f"{p} ({_algos_with(p)})" for p in found[:3]]
-    return f"{cut(path)}: no such option" + (f"; did you mean {' or '.join(names)}?" if names else "")
-
-
-def _before_rl(path: str) -> bool:
-    return path.startswith(("sft.", "reward_model."))
-
-
-def _algos_with(path: str) -> str:
-    return f"algo={' or '.join(name for name in ALGO_CONFIGS if path in option_paths([name]))}"
-
-
-@functools.cache
-def _also_called() -> dict[str, list[str]]:
-    """{a name that others give an option: its paths}."""
-    found: dict[str, list[str]] = {}
-    for kind, prefix in [(RunConfig, ""), *((kind, "algo.") for kind in ALGO_CONFIGS.values())]:
-        for path, field in leaf_fields(kind, prefix):
-            for name in field.metadata["also_called"]:
-                paths = found.setdefault(name, [])
-                if path not in paths:
-                    paths.append(path)
-    return found
-
-
-def leaf_fields(kind: type, prefix: str = "") -> Iterator[tuple[str, dataclasses.Field[Any]]]:
-    """(dotted path, field) of every option below a dataclass; `algo` has those that all algorithms share."""
-    for field in dataclasses.fields(kind):
-        group = group_of(types_of(kind)[field.name])
-        if group is None:
-            yield prefix + field.name, field
-        else:
-            yield from leaf_fields(group, f"{prefix}{field.name}.")
+def group_of(kind: Any) -> type | None:
+    """The dataclass of a field that is a group of options, or may be (X | None)."""
+    candidates = typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
+    return next((part for part in candidates if isinstance(part, type) and dataclasses.is_dataclass(part)), None)
 
 
 @functools.cache
@@ -172,38 +111,62 @@ def types_of(kind: type) -> dict[str, Any]:
     return typing.get_type_hints(kind)
 
 
-def _paths(kind: type, prefix: str = "") -> set[str]:
-    paths = set()
-    for name, inner in types_of(kind).items():
-        paths.add(prefix + name)
-        if group := group_of(inner):
-            paths |= _paths(group, f"{prefix}{name}.")
-    return paths
-
-
-def _leaf_types(kind: type, prefix: str = "") -> dict[str, Any]:
-    found = {}
-    for name, inner in types_of(kind).items():
-        group = group_of(inner)
-        found |= {prefix + name: inner} if group is None else _leaf_types(group, f"{prefix}{name}.")
-    return found
-
-
-def _without_effect(kind: type, prefix: str = "") -> set[str]:
-    found = set()
+def _fields(kind: type, prefix: str = "") -> Iterator[tuple[str, Any, dataclasses.Field[Any]]]:
+    """(dotted path, type, field) of every option and group below a dataclass that a user can set."""
     for field in dataclasses.fields(kind):
-        path, group = prefix + field.name, group_of(types_of(kind)[field.name])
-        inner = _without_effect(group, f"{path}.") if group else set()
-        if field.metadata["identity"] is False or (group and inner >= _paths(group, f"{path}.")):
-            found.add(path)
-        found |= inner
-    return found
+        inner = types_of(kind)[field.name]
+        if field.default_factory is dataclasses.MISSING:
+            yield prefix + field.name, inner, field
+        if group := group_of(inner):
+            yield from _fields(group, f"{prefix}{field.name}.")
 
 
-def group_of(kind: Any) -> type | None:
-    """The dataclass of a field that is a group of options, or may be (X | None)."""
-    candidates = typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
-    return next((one for one in candidates if isinstance(one, type) and dataclasses.is_dataclass(one)), None)
+@functools.cache
+def _all_fields(algo: str | None = None) -> dict[str, tuple[Any, dataclasses.Field[Any]]]:
+    """`_fields` of a run by path; `algo.*` are those of one algorithm, or without a name of all."""
+    fields = [field for field in _fields(RunConfig) if not field[0].startswith("algo.")]
+    for kind in ALGO_CONFIGS.values() if algo is None else [ALGO_CONFIGS[algo]]:
+        fields += _fields(kind, "algo.")
+    return {path: (kind, field) for path, kind, field in fields}
+
+
+def option_paths(algos: Iterable[str] = ALGO_CONFIGS) -> set[str]:
+    """Dotted paths of all options and groups of options, `algo.*` being those that one of `algos` has."""
+    shared = {path for path in _all_fields() if not path.startswith("algo.")}
+    return shared.union(*(_all_fields(algo) for algo in algos))
+
+
+@functools.cache
+def option_types() -> dict[str, Any]:
+    """{dotted path: type} of all options of all algorithms, groups of options left out."""
+    return {path: kind for path, (kind, _) in _all_fields().items() if group_of(kind) is None}
+
+
+def paths_without_effect() -> set[str]:
+    """Dotted paths of the options that can change no result, and of the groups that hold nothing else."""
+    with_effect = {path for path in option_types() if _all_fields()[path][1].metadata["identity"] is not False}
+    return {path for path in _all_fields() if not any(f"{other}.".startswith(f"{path}.") for other in with_effect)}
+
+
+def no_such_option(path: str, known: Iterable[str]) -> str:
+    """The line that refuses `path`, with the nearest of the `known` paths, or what goes by that name elsewhere."""
+    known = sorted(known)
+    parent, _, name = path.rpartition(".")
+    siblings = {p.rpartition(".")[2]: p for p in known if p.rpartition(".")[0] == parent}
+    elsewhere = [p for p in known if p.rpartition(".")[2] == name]
+    near = [siblings[match] for match in difflib.get_close_matches(name, siblings, n=1)]
+    initials = [p for sibling, p in siblings.items() if name == "".join(word[0] for word in sibling.split("_"))]
+    misspelt_parent = [] if parent in known else difflib.get_close_matches(path, known, n=1)
+    also = [p for p, (_, field) in _all_fields().items() if name in field.metadata["also_called"]]
+    before_rl = ("sft.", "reward_model.")
+    also = [p for p in also if p.startswith(f"{parent}.")] or sorted(also, key=lambda p: p.startswith(before_rl))
+    meant = initials or also or near or elsewhere or misspelt_parent
+    names = [p if p in known or p not in option_types() else f"{p} ({_algos_with(p)})" for p in meant[:3]]
+    return f"{cut(path)}: no such option" + (f"; did you mean {' or '.join(names)}?" if names else "")
+
+
+def _algos_with(path: str) -> str:
+    return f"algo={' or '.join(name for name in ALGO_CONFIGS if path in _all_fields(name))}"
 
 
 def _build(kind: type, mapping: Any, prefix: str, problems: list[str]) -> Any:
@@ -224,7 +187,9 @@ def _build(kind: type, mapping: Any, prefix: str, problems: list[str]) -> Any:
     values = {}
     for field in dataclasses.fields(kind):
         value = mapping.get(field.name, "???")
-        if value == "???":  # OmegaConf's mark of a value that must be given
+        if field.name not in mapping and field.default_factory is not dataclasses.MISSING:
+            values[field.name] = field.default_factory()
+        elif value == "???":  # OmegaConf's mark of a value that must be given
             problems.append(f"{prefix}{field.name}: missing")
         elif value is None and type(None) in typing.get_args(known[field.name]):
             values[field.name] = None
@@ -238,7 +203,7 @@ def _build(kind: type, mapping: Any, prefix: str, problems: list[str]) -> Any:
 def _checked(value: Any, kind: Any, prefix: str, field: dataclasses.Field[Any], problems: list[str]) -> Any:
     """`value` as the field's type and within its range; of a path, the one that ~ stands for."""
     word = "on" if value is True else "off" if value is False else None
-    if word in (field.metadata.get("choices") or ()):
+    if word in (field.metadata["choices"] or ()):
         value = word  # YAML 1.1 and Hydra read the bare words as true and false
     try:
         converted = _convert(value, kind)
@@ -261,42 +226,29 @@ def _convert(value: Any, kind: Any) -> Any:
         if not isinstance(value, list):
             raise ValueError(f"{shown(value)} is not a list; square brackets make one")
         return [_convert(item, typing.get_args(kind)[0]) for item in value]
-    if kind is bool:
-        if isinstance(value, bool):
-            return value
-        raise ValueError(f"{shown(value)} is not true or false")
     number = isinstance(value, int | float) and not isinstance(value, bool)
-    if kind is int:
-        if number and isinstance(value, int):
-            return value
-        raise ValueError(f"{shown(value)} is not an integer")
-    if kind is float:
-        return _number(value, number)
-    assert kind is str, kind
-    if isinstance(value, str) or (number and isinstance(value, int)):
+    if kind is float and (number or isinstance(value, str)):  # YAML 1.1 reads 1e-4 as a text
+        with contextlib.suppress(ValueError, OverflowError):
+            if math.isfinite(result := float(value)):
+                return result
+    elif kind is str and number and isinstance(value, int):
         return str(value)  # sweep_name=2026 comes as an integer
-    raise ValueError(f"{shown(value)} is not a text; put it into quotes if it is meant as one")
-
-
-def _number(value: Any, number: bool) -> float:
-    """YAML 1.1 reads 1e-4 as a text, so that a text which spells a number counts as one."""
-    try:
-        result = float(value) if number or isinstance(value, str) else math.nan
-    except (ValueError, OverflowError):
-        result = math.nan
-    if not math.isfinite(result):
-        raise ValueError(f"{shown(value)} is not a number")
-    return result
+    elif kind is not float and type(value) is kind:
+        return value
+    text = "a text; put it into quotes if it is meant as one"
+    what = {bool: "true or false", int: "an integer", float: "a number", str: text}[kind]
+    raise ValueError(f"{shown(value)} is not {what}")
 
 
 def _check_range(value: Any, bounds: typing.Mapping[str, Any]) -> None:
-    if value is None or not bounds:
+    choices, low, above, high = (bounds[name] for name in ("choices", "low", "above", "high"))
+    if value is None:
         return
-    if bounds["choices"] is not None and value not in bounds["choices"]:
-        raise ValueError(f"{shown(value)} is not one of {', '.join(bounds['choices'])}")
-    if bounds["low"] is not None and value < bounds["low"]:
-        raise ValueError(f"{shown(value)} is below {bounds['low']}")
-    if bounds["above"] is not None and value <= bounds["above"]:
-        raise ValueError(f"{shown(value)} is not above {bounds['above']}")
-    if bounds["high"] is not None and value > bounds["high"]:
-        raise ValueError(f"{shown(value)} is above {bounds['high']}")
+    if choices is not None and value not in choices:
+        raise ValueError(f"{shown(value)} is not one of {', '.join(choices)}")
+    if low is not None and value < low:
+        raise ValueError(f"{shown(value)} is below {low}")
+    if above is not None and value <= above:
+        raise ValueError(f"{shown(value)} is not above {above}")
+    if high is not None and value > high:
+        raise ValueError(f"{shown(value)} is above {high}")

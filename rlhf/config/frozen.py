@@ -29,7 +29,8 @@ def edited(folder: Path, config: RunConfig) -> str:
     there = _read(file)
     if there is None:
         return "it is no config of a run"
-    differing = [path for path, *_ in _differences(there, config) if path not in _paths_by_content(config)]
+    by_content = {option.path for option in options(config) if option.stated["content"]}  # what lies there counts
+    differing = [path for path, *_ in _differences(there, config) if path not in by_content]
     return f"{', '.join(differing[:MOST_SHOWN])} had been edited" if differing else ""
 
 
@@ -54,13 +55,13 @@ def starts_anew(runs: Sequence[RunConfig]) -> str:
         start = run_id(run).rpartition("-")[0]
         if folder.exists() or not folder.parent.is_dir():
             continue
-        found = []
+        near = []
         for other in sorted(folder.parent.glob(f"{start}-*/{FILE}")):
             there = _read(other)
             if there is not None and (differing := _differences(there, run)):
-                found.append((len(differing), other.parent.name, differing))
-        if found:
-            _, name, differing = min(found)
+                near.append((len(differing), other.parent.name, differing))
+        if near:
+            _, name, differing = min(near)
             words = [f"{path} ({_value(ours)} here, {_value(theirs)} there)" for path, theirs, ours in differing]
             more = f" and {len(words) - MOST_SHOWN} more" if len(words) > MOST_SHOWN else ""
             verb = "differs" if len(words) == 1 else "differ"
@@ -92,9 +93,4 @@ def _differences(there: RunConfig, config: RunConfig) -> list[tuple[str, Any, An
 
 def _results(config: RunConfig) -> dict[str, Any]:
     runs = [config, *input_runs(config)]
-    return {one.path: one.value for one in options(config) if any(one.changes(run) for run in runs)}
-
-
-def _paths_by_content(config: RunConfig) -> set[str]:
-    """Paths that may differ in one run, for what lies there counts."""
-    return {option.path for option in options(config) if option.stated["content"]}
+    return {each.path: each.value for each in options(config) if any(each.changes(run) for run in runs)}

@@ -5,60 +5,42 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from rlhf.config.readers import ALWAYS, HAS_INPUTS, TRAINING, Is
-from rlhf.config.setting import setting
+from rlhf.config.setting import scheduling, setting
 
 
 @dataclass(kw_only=True)
 class SlurmConfig:
     """What sbatch is told, named as there; none of it changes a run's results."""
 
-    partition: str | None = setting("partition; null: the cluster's default", read_by=ALWAYS, identity=False)
-    account: str | None = setting("account charged", read_by=ALWAYS, identity=False)
-    qos: str | None = setting("quality of service", read_by=ALWAYS, identity=False)
-    time_minutes: int = setting(
+    partition: str | None = scheduling("partition; null: the cluster's default")
+    account: str | None = scheduling("account charged")
+    qos: str | None = scheduling("quality of service")
+    time_minutes: int = scheduling(
         "time limit of a job, minutes; a run that meets it checkpoints and is requeued",
-        read_by=ALWAYS,
         also_called=("time", "time_limit", "timeout_min", "walltime"),
         low=1,
-        identity=False,
     )
-    nodes: int = setting("nodes of one job", read_by=ALWAYS, low=1, identity=False)
-    tasks_per_node: int = setting("processes (ranks) of one run on each node", read_by=ALWAYS, low=1, identity=False)
-    gpus_per_node: int | None = setting(
-        "GPUs of a job on each node; null: none are asked for",
-        read_by=ALWAYS,
-        also_called=("gres",),
-        low=1,
-        identity=False,
+    nodes: int = scheduling("nodes of one job", low=1)
+    tasks_per_node: int = scheduling("processes (ranks) of one run on each node", low=1)
+    gpus_per_node: int | None = scheduling(
+        "GPUs of a job on each node; null: none are asked for", also_called=("gres",), low=1
     )
-    cpus_per_task: int | None = setting(
-        "null: hardware.threads for each of the packed runs",
-        read_by=ALWAYS,
-        also_called=("cpus",),
-        low=1,
-        identity=False,
+    cpus_per_task: int | None = scheduling(
+        "null: hardware.threads for each of the packed runs", also_called=("cpus",), low=1
     )
-    memory_gb: float | None = setting(
-        "memory of a job on each node, GB; null: the default",
-        read_by=ALWAYS,
-        also_called=("mem", "mem_gb", "memory"),
-        above=0,
-        identity=False,
+    memory_gb: float | None = scheduling(
+        "memory of a job on each node, GB; null: the default", also_called=("mem", "mem_gb", "memory"), above=0
     )
-    constraint: str | None = setting("node features", read_by=ALWAYS, identity=False)
-    dependency: str | None = setting("a condition for all jobs, as afterok:123", read_by=ALWAYS, identity=False)
-    exclusive: bool = setting("share nodes with no other job", read_by=ALWAYS, identity=False)
-    mail_user: str | None = setting("who gets mail", read_by=ALWAYS, identity=False)
-    mail_type: str | None = setting("of what, as END,FAIL", read_by=ALWAYS, identity=False)
-    sbatch: list[str] = setting("further options, as nice=100 or reboot", read_by=ALWAYS, identity=False)
-    setup: list[str] = setting("shell lines before the run, as module load cuda", read_by=ALWAYS, identity=False)
-    signal_seconds: int = setting(
-        "warning before the time limit, seconds: one iteration must fit", read_by=ALWAYS, low=1, identity=False
-    )
-    pack: int = setting("runs of one job side by side", read_by=ALWAYS, low=1, identity=False)
-    wait: bool = setting(
-        "false: submit and leave; the same command picks the results up", read_by=ALWAYS, identity=False
-    )
+    constraint: str | None = scheduling("node features")
+    dependency: str | None = scheduling("a condition for all jobs, as afterok:123")
+    exclusive: bool = scheduling("share nodes with no other job")
+    mail_user: str | None = scheduling("who gets mail")
+    mail_type: str | None = scheduling("of what, as END,FAIL")
+    sbatch: list[str] = scheduling("further options, as nice=100 or reboot")
+    setup: list[str] = scheduling("shell lines before the run, as module load cuda")
+    signal_seconds: int = scheduling("warning before the time limit, seconds: one iteration must fit", low=1)
+    pack: int = scheduling("runs of one job side by side", low=1)
+    wait: bool = scheduling("false: submit and leave; the same command picks the results up")
 
 
 @dataclass(kw_only=True)

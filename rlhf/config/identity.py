@@ -109,8 +109,7 @@ def identifying(config: RunConfig, runs: Sequence[RunConfig]) -> dict[str, Any]:
 def read_by_stage(config: RunConfig, stage: str, section: str) -> dict[str, Any]:
     """`identifying` for one stage and one section of the config, inputs left out."""
     run = dataclasses.replace(config, stage=StageConfig(name=stage))
-    found = identifying(config, [run])
-    return {path: value for path, value in found.items() if path.startswith(f"{section}.")}
+    return {path: value for path, value in identifying(config, [run]).items() if path.startswith(f"{section}.")}
 
 
 def fingerprint(name: str) -> str:

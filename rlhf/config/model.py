@@ -22,6 +22,11 @@ _PART = ("last_k", "lora")
 _INPUT_FREEZES = (stages("sft") & Is("sft.train.mode", _PART)) | (
     stages("reward_model") & Is("reward_model.train.mode", _PART)
 )
+_ANY_LAST_K = (
+    (SCORING & Is("model.train.mode", ("last_k",)))
+    | (stages("sft") & Is("sft.train.mode", ("last_k",)))
+    | (stages("reward_model") & Is("reward_model.train.mode", ("last_k",)))
+)
 _LAST_K = TRAINING & Is(".mode", ("last_k",))
 _LORA = TRAINING & Is(".mode", ("lora",))
 _SEPARATE = Is("value.network", ("separate",))
@@ -85,15 +90,14 @@ class ModelConfig:
     )
     frozen_weights: str = setting(
         "how weights that are not trained are held in memory; int8 and int4 need bitsandbytes and train.mode=lora",
-        read_by=SCORING | _INPUT_FREEZES,
+        read_by=(SCORING & Is("model.train.mode", _PART)) | _INPUT_FREEZES,
         also_called=("load_in_8bit", "load_in_4bit", "quantization"),
-        identity=(SCORING & Is("model.train.mode", _PART)) | _INPUT_FREEZES,
         choices=("float32", "bfloat16", "float16", "int8", "int4"),
     )
     num_layers: int | None = setting(
         "transformer blocks: what source=random draws; of other weights, what last_k is checked against before they "
         "are loaded; null: not before",
-        read_by=ALWAYS,
+        read_by=RANDOM_MODEL | _ANY_LAST_K,
         identity=RANDOM_MODEL,
         low=1,
     )
@@ -113,7 +117,7 @@ class ValueConfig:
     )
     train: str = setting(
         "which parameters the separate network trains: as the policy, or all (the released code)",
-        read_by=CRITIC & _SEPARATE,
+        read_by=CRITIC & _SEPARATE & Is("model.train.mode", _PART),
         choices=("as_policy", "all"),
     )
     coef: float = setting(

@@ -32,12 +32,10 @@ class Option:
 
     def unread_by(self, runs: Iterable[Any]) -> Failure | None:
         """Why none of `runs`, the first of which is the one asked for, reads it; None where one does."""
-        failures = []
-        for run in runs:
-            if (failure := self.failure(run)) is None:
-                return None
-            failures.append(failure)
-        return next((failure for failure in failures if not failure.by_stage), failures[0])
+        failures = [self.failure(run) for run in runs]
+        if None in failures:
+            return None
+        return next((failure for failure in failures if failure and not failure.by_stage), failures[0])
 
     def changes(self, run: Any) -> bool:
         """Whether it can change the results of this stage."""
@@ -51,8 +49,9 @@ def options(config: Any, section: str = "", conditions: tuple[tuple[Condition, s
     """Every option of a config or of one of its sections that holds a value; null sections count as options."""
     for field in dataclasses.fields(config):
         value, path = getattr(config, field.name), f"{section}.{field.name}".lstrip(".")
-        own = field.metadata["read_by"]
-        chain = ((own, section),) if isinstance(own, Regardless) else (*conditions, (own, section))
+        condition = field.metadata["read_by"]
+        outer = () if isinstance(condition, Regardless) else conditions
+        chain = (*outer, (condition, section))
         if dataclasses.is_dataclass(value):
             yield from options(value, path, chain)
         else:

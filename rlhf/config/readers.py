@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Failure:
         return self.options == {"stage.name"}
 
 
-class Condition(Protocol):
+class Condition:
     def failure(self, config: Any, section: str) -> Failure | None:
         """None where the condition holds.
 
@@ -36,25 +36,17 @@ class Condition(Protocol):
             config: the run's `RunConfig`.
             section: dotted path of the section that the option stands in; "" at the top.
         """
-        ...
-
-
-class _Combined:
-    def __and__(self, other: Condition) -> Both:
-        return Both(self, other)  # type: ignore[arg-type]
-
-    def __or__(self, other: Condition) -> Either:
-        return Either(self, other)  # type: ignore[arg-type]
-
-
-@dataclass(frozen=True)
-class Always(_Combined):
-    def failure(self, config: Any, section: str) -> None:
         return None
 
+    def __and__(self, other: Condition) -> Both:
+        return Both(self, other)
+
+    def __or__(self, other: Condition) -> Either:
+        return Either(self, other)
+
 
 @dataclass(frozen=True)
-class Both(_Combined):
+class Both(Condition):
     first: Condition
     second: Condition
 
@@ -63,25 +55,24 @@ class Both(_Combined):
 
 
 @dataclass(frozen=True)
-class Either(_Combined):
+class Either(Condition):
     first: Condition
     second: Condition
 
     def failure(self, config: Any, section: str) -> Failure | None:
-        failures = [one.failure(config, section) for one in (self.first, self.second)]
-        found = [failure for failure in failures if failure is not None]
-        if len(found) < len(failures):
+        first, second = self.first.failure(config, section), self.second.failure(config, section)
+        if first is None or second is None:
             return None
-        found = [failure for failure in found if not failure.by_stage] or found[:1]  # the nearer reason
+        near = [failure for failure in (first, second) if not failure.by_stage] or [first]
         return Failure(
-            " with ".join(dict.fromkeys(failure.found for failure in found)),
-            " or ".join(dict.fromkeys(failure.wanted for failure in found)),
-            frozenset[str]().union(*(failure.options for failure in found)),
+            " with ".join(dict.fromkeys(failure.found for failure in near)),
+            " or ".join(dict.fromkeys(failure.wanted for failure in near)),
+            frozenset[str]().union(*(failure.options for failure in near)),
         )
 
 
 @dataclass(frozen=True)
-class Is(_Combined):
+class Is(Condition):
     """A setting has one of some values; a `path` that begins with a dot is an option of the same section."""
 
     path: str
@@ -94,47 +85,34 @@ class Is(_Combined):
         value = setting_at(config, path)
         if value in self.values:
             return None
-        wanted = self.remedy or " or ".join(_typed(path, one) for one in self.values)
+        wanted = self.remedy or " or ".join(_typed(path, allowed) for allowed in self.values)
         return Failure(_typed(path, value), wanted, frozenset({path}))
 
 
 @dataclass(frozen=True)
-class Given(_Combined):
+class Given(Condition):
     """A setting is not null."""
 
     path: str
-    remedy: str = ""
 
     def failure(self, config: Any, section: str) -> Failure | None:
         if setting_at(config, self.path) is not None:
             return None
-        return Failure(f"{self.path}=null", self.remedy or f"{self.path}=...", frozenset({self.path}))
+        return Failure(f"{self.path}=null", f"{self.path}=...", frozenset({self.path}))
 
 
 @dataclass(frozen=True)
-class Absent(_Combined):
-    """A setting is null."""
-
-    path: str
-
-    def failure(self, config: Any, section: str) -> Failure | None:
-        if setting_at(config, self.path) is None:
-            return None
-        return Failure(f"{self.path}=...", f"{self.path}=null", frozenset({self.path}))
-
-
-@dataclass(frozen=True)
-class Regardless(_Combined):
+class Regardless(Condition):
     """A condition of an option that may hold where its section's does not."""
 
-    own: Condition
+    condition: Condition
 
     def failure(self, config: Any, section: str) -> Failure | None:
-        return self.own.failure(config, section)
+        return self.condition.failure(config, section)
 
 
 @dataclass(frozen=True)
-class Where(_Combined):
+class Where(Condition):
     """A condition that takes a function."""
 
     holds: Callable[[Any], bool]
@@ -155,7 +133,7 @@ def setting_at(config: Any, path: str) -> Any:
 
 def _typed(path: str, value: Any) -> str:
     section, _, name = path.rpartition(".")
-    text = {None: "null", True: "true", False: "false"}.get(value, value) if not isinstance(value, list) else value
+    text = {None: "null", True: "true", False: "false"}.get(value, value)
     return f"{section if name == 'name' else path}={text}"
 
 
@@ -165,16 +143,14 @@ def stages(*names: str, remedy: str = "") -> Is:
 
 def input_stages(config: Any) -> list[str]:
     """The stages that must be finished before the config's own, in order."""
-    found = []
-    if config.stage.name != "sft" and config.model.sft:
-        found.append("sft")
+    stages = ["sft"] if config.stage.name != "sft" and config.model.sft else []
     scores = config.stage.name in ("online", "offline", "evaluate")
     if scores and config.reward.name == "learned" and config.reward.path is None:
-        found.append("reward_model")
-    return found
+        stages.append("reward_model")
+    return stages
 
 
-ALWAYS = Always()
+ALWAYS = Condition()
 """Read wherever the section is that the option stands in."""
 
 RL = stages("online", "offline")
@@ -183,6 +159,12 @@ TRAINING = stages("online", "offline", "sft", "reward_model")
 AFTER_SFT = stages("online", "offline", "evaluate", "reward_model")
 SFT = stages("sft", remedy="model.sft=true or stage=sft")
 REWARD_MODEL = stages("reward_model", remedy="reward=learned or stage=reward_model")
+
+PAIRS = REWARD_MODEL | stages("offline")
+REFERENCES = (stages("reward_model") & Is("reward_model.normalize", ("mean", "mean_std"))) | (
+    SCORING & Is("reward.normalize", ("mean", "mean_std"))
+)
+"""Runs that normalise scores on reference answers."""
 
 HAS_INPUTS = Where(
     lambda config: bool(input_stages(config)),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from rlhf.config.readers import Condition
+from rlhf.config.readers import ALWAYS, Condition
 
 
 def setting(
@@ -20,6 +20,7 @@ def setting(
     path: bool = False,
     content: bool = False,
     also_called: tuple[str, ...] = (),
+    filled_in: bool = False,
 ) -> Any:
     """A config field without a default: values stand in conf/ alone.
 
@@ -33,8 +34,10 @@ def setting(
         path: True for a file or folder (or a hub name): a leading ~ becomes the home folder when the config is built.
         content: True for an input path: it enters the identity by a fingerprint of what it holds.
         also_called: its names elsewhere, for whoever types one of them.
+        filled_in: True for a list that the program fills in and nobody types; empty until then.
     """
     return dataclasses.field(
+        default_factory=list if filled_in else dataclasses.MISSING,  # type: ignore[arg-type]
         metadata={
             "meaning": meaning,
             "read_by": read_by,
@@ -46,5 +49,10 @@ def setting(
             "path": path or content,
             "content": content,
             "also_called": also_called,
-        }
+        },
     )
+
+
+def scheduling(meaning: str, **stated: Any) -> Any:
+    """A `setting` that launchers read; it changes no run's results."""
+    return setting(meaning, read_by=ALWAYS, identity=False, **stated)

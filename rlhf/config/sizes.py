@@ -20,8 +20,7 @@ def derived_sizes(config: RunConfig) -> list[Size]:
         return _rl(config)
     if config.stage.name == "evaluate":
         return _evaluation(config)
-    stage = config.stage.name
-    return _supervised(config, stage, config.sft if stage == "sft" else config.reward_model)
+    return _supervised(config, config.stage.name, getattr(config, config.stage.name))
 
 
 def sizes_in_words(config: RunConfig) -> str:
@@ -33,12 +32,15 @@ def sizes_in_words(config: RunConfig) -> str:
         return f"{sizes['prompts']:,} prompts, {room}"
     if config.stage.name in RL_STAGES:
         responses, steps = sizes["responses per iteration"], sizes["optimizer steps per iteration"]
-        count = config.rollout.iterations
-        rounds = f"{count:,} iteration{'s' if count != 1 else ''} of {responses:,} responses"
-        return f"{rounds} and {steps:,} optimizer step{'s' if steps != 1 else ''}, {room}"
-    stage = config.sft if config.stage.name == "sft" else config.reward_model
+        rounds = f"{_counted(config.rollout.iterations, 'iteration')} of {responses:,} responses"
+        return f"{rounds} and {_counted(steps, 'optimizer step')}, {room}"
+    stage = getattr(config, config.stage.name)
     what = "pairs" if config.stage.name == "reward_model" else "examples"
     return f"{stage.steps:,} optimizer steps of {stage.batch_size:,} {what}, {room}"
+
+
+def _counted(number: int, what: str) -> str:
+    return f"{number:,} {what}{'s' if number != 1 else ''}"
 
 
 def _rl(config: RunConfig) -> list[Size]:
@@ -46,7 +48,6 @@ def _rl(config: RunConfig) -> list[Size]:
     responses, rows = rollout.num_responses, forward_rows(config)
     minibatches = responses // settings.minibatch_size
     steps = settings.epochs * minibatches
-    part = settings.minibatch_size // ranks
     most = max(responses // ranks, -(-config.dataset.num_eval_prompts // ranks))
     sizes = [
         ("responses in all", rollout.iterations * responses, "rollout.iterations x rollout.num_responses"),
@@ -60,36 +61,34 @@ def _rl(config: RunConfig) -> list[Size]:
         ("minibatches per epoch", minibatches, "rollout.num_responses / optimization.minibatch_size"),
         ("optimizer steps per iteration", steps, "x optimization.epochs"),
         ("optimizer steps in all", rollout.iterations * steps, "x rollout.iterations"),
-        ("micro-batches per minibatch and rank", part // rows, _micro("optimization.minibatch_size", ranks)),
-        *_longest(config, rows, "micro-batch", " of an update"),
-        *_longest(
-            config, min(rollout.batch_size, most), "rollout.batch_size", " of the frozen trunk and of evaluations"
-        ),
+        _micro_batches("minibatch", settings.minibatch_size, rows, ranks, "optimization.minibatch_size"),
+        _tokens(config, rows, "micro-batch", " of an update"),
+        _tokens(config, min(rollout.batch_size, most), "rollout.batch_size", " of the frozen trunk and of evaluations"),
     ]
 
 
 def _supervised(config: RunConfig, stage: str, settings: SupervisedConfig) -> list[Size]:
-    ranks = config.hardware.ranks
-    part = settings.batch_size // ranks
-    rows = min(settings.micro_batch_size, part)
+    ranks, size = config.hardware.ranks, settings.batch_size
+    rows = min(settings.micro_batch_size, size // ranks)
     what, texts = ("pairs", 2) if stage == "reward_model" else ("examples", 1)
     return [
-        (f"{what} in all", settings.steps * settings.batch_size, f"{stage}.steps x {stage}.batch_size"),
-        (f"{what} per optimizer step", settings.batch_size, f"{stage}.batch_size"),
-        *_per_rank(f"{what} per optimizer step and rank", settings.batch_size, ranks),
-        ("micro-batches per optimizer step and rank", part // rows, _micro(f"{stage}.batch_size", ranks)),
-        *_longest(config, rows * texts, "micro-batch of both texts" if texts == 2 else "micro-batch"),
+        (f"{what} in all", settings.steps * size, f"{stage}.steps x {stage}.batch_size"),
+        (f"{what} per optimizer step", size, f"{stage}.batch_size"),
+        *_per_rank(f"{what} per optimizer step and rank", size, ranks),
+        _micro_batches("optimizer step", size, rows, ranks, f"{stage}.batch_size"),
+        _tokens(config, rows * texts, "micro-batch of both texts" if texts == 2 else "micro-batch"),
     ]
 
 
 def _evaluation(config: RunConfig) -> list[Size]:
     ranks, prompts = config.hardware.ranks, config.dataset.num_eval_prompts
     each = -(-prompts // ranks)
+    at_once = min(config.rollout.batch_size, each)
     return [
         ("prompts", prompts, "dataset.num_eval_prompts"),
         *([("prompts per rank", each, "/ hardware.ranks, rounded up")] if ranks > 1 else []),
-        ("sampled at once", min(config.rollout.batch_size, each), "rollout.batch_size"),
-        *_longest(config, min(config.rollout.batch_size, each), "sampled at once"),
+        ("sampled at once", at_once, "rollout.batch_size"),
+        _tokens(config, at_once, "sampled at once"),
     ]
 
 
@@ -97,12 +96,11 @@ def _per_rank(name: str, total: int, ranks: int) -> list[Size]:
     return [(name, total // ranks, "/ hardware.ranks")] if ranks > 1 else []
 
 
-def _micro(whole: str, ranks: int) -> str:
-    """The options that the number of forward passes comes from."""
-    section = whole.partition(".")[0]
-    return f"{whole} / {'hardware.ranks / ' if ranks > 1 else ''}{section}.micro_batch_size"
+def _micro_batches(step: str, size: int, rows: int, ranks: int, option: str) -> Size:
+    divided = f"{option} / {'hardware.ranks / ' if ranks > 1 else ''}{option.partition('.')[0]}.micro_batch_size"
+    return f"micro-batches per {step} and rank", size // ranks // rows, divided
 
 
-def _longest(config: RunConfig, rows: int, what: str, of: str = "") -> list[Size]:
+def _tokens(config: RunConfig, rows: int, what: str, of: str = "") -> Size:
     tokens = rows * config.dataset.max_total_length
-    return [(f"tokens per forward pass{of}, at most", tokens, f"{what} x dataset.max_total_length")]
+    return f"tokens per forward pass{of}, at most", tokens, f"{what} x dataset.max_total_length"

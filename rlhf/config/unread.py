@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from rlhf.config import RunConfig
-from rlhf.config.build import CONF
 from rlhf.config.identity import input_runs
-from rlhf.config.options import Option, options
+from rlhf.config.options import options
 from rlhf.config.readers import Failure
 
 COMMAND_LINE = ""
@@ -20,54 +18,35 @@ Sources = Mapping[str, str]
 """{dotted path of an option or a group: the file that set it, or COMMAND_LINE}."""
 
 
-def unread(config: RunConfig, sources: Sources | None) -> dict[str, str]:
+def unread(config: RunConfig, sources: Sources) -> dict[str, str]:
     """{path: the line that refuses it} of options that were set and that neither the run nor its inputs read.
 
     What was typed must be read. What a file sets may be meant for another stage, or have lost its reader to something
     typed (`experiment=mine model=tiny`).
 
     Args:
-        sources: what was set, and by what; None: unknown, so that an option counts as set where its value is none that
-            conf/ gives it.
+        sources: what was set, and by what.
     """
     runs = [config, *input_runs(config)]
     lines = {}
     for option in options(config):
-        source = _source(option, sources)
+        source = sources.get(option.path)
         failure = option.unread_by(runs) if source is not None else None
-        if failure is None or (source and _tolerated(failure, sources or {})):
+        if failure is None or (source and _tolerated(failure, sources)):
             continue
-        lines[option.path] = refusal(option.path, failure, source or COMMAND_LINE)
+        lines[option.path] = refusal(option.path, failure, source)
     return lines
 
 
-def refusal(path: str, failure: Failure, source: str = COMMAND_LINE) -> str:
+def refusal(path: str, failure: Failure, source: str | None) -> str:
     where = f" ({source} sets it)" if source else ""
     remedy = f", or add {failure.wanted}" if failure.wanted else ""
     return f"{path}: {failure.found} does not read it{where}; leave it out{remedy}"
 
 
-def _source(option: Option, sources: Sources | None) -> str | None:
-    """What set the option; None where nothing did."""
-    if sources is not None:
-        return sources.get(option.path)
-    neutral = option.value is None or option.value in ("", [])
-    return None if neutral or option.value in conf_values().get(option.path, []) else COMMAND_LINE
-
-
 def _tolerated(failure: Failure, sources: Sources) -> bool:
     typed = {path for path, source in sources.items() if source == COMMAND_LINE}
     return failure.by_stage or any(path in typed or path.partition(".")[0] in typed for path in failure.options)
-
-
-@functools.cache
-def conf_values() -> dict[str, list[Any]]:
-    """Every value that a file of conf/ gives to an option, by its dotted path."""
-    found: dict[str, list[Any]] = {}
-    for file in sorted(CONF.rglob("*.yaml")):
-        for path, value in file_values(file, file.parent.relative_to(CONF).as_posix()):
-            found.setdefault(path, []).append(value)
-    return found
 
 
 def file_values(file: Path, group: str) -> Iterator[tuple[str, Any]]:

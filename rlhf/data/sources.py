@@ -108,8 +108,8 @@ def hub_source(name: str, option: str, wanted: Wanted = Wanted(), configuration:
             f"{option}={name}: the hub did not give it ({_why(error, repository)}); set {wanted.prefix}hub_config to "
             f"one of its configurations, {wanted.prefix}path to local files, or HF_TOKEN where access must be granted"
         ) from None
-    found = {str(part): _dataset_part(str(part), rows, f"{name} {part}") for part, rows in parts.items()}
-    return _source(found, option, name, wanted)
+    named = {str(part): _dataset_part(str(part), rows, f"{name} {part}") for part, rows in parts.items()}
+    return _source(named, option, name, wanted)
 
 
 def _why(error: Exception, repository: str) -> str:

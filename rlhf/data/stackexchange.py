@@ -15,12 +15,13 @@ import importlib
 import math
 import random
 import re
+from collections.abc import Collection
 from functools import partial
 from itertools import combinations
 from typing import Any, NamedTuple
 
 from rlhf.config.dataset import DatasetConfig
-from rlhf.data.examples import DataError, Demonstration, Preference, TextData
+from rlhf.data.examples import PARTS, DataError, Demonstration, Preference, TextData
 from rlhf.data.form import INSTALL, Form, MalformedRow, load_form, texts
 
 MAX_PAIRS = 10
@@ -41,9 +42,9 @@ class Answer(NamedTuple):
     score: int
 
 
-def load_stackexchange(config: DatasetConfig) -> TextData:
+def load_stackexchange(config: DatasetConfig, parts: Collection[str] = tuple(PARTS)) -> TextData:
     pairs = partial(preferences, seed=config.seed)
-    return load_form(config, Form(f"stackexchange {config.seed}", pairs, demonstration, MAX_PAIRS))
+    return load_form(config, parts, Form(f"stackexchange {config.seed}", pairs, demonstration, MAX_PAIRS))
 
 
 def answer_score(upvotes: int, accepted: bool) -> int:
@@ -117,7 +118,7 @@ def _answers(row: Any) -> list[Answer]:
     listed = row.get("answers") if isinstance(row, dict) else None
     if not isinstance(listed, list):
         raise MalformedRow("a row must be an object with response_j and response_k, or with a list of answers")
-    return [_answer(one) for one in listed]
+    return [_answer(answer) for answer in listed]
 
 
 def _answer(row: Any) -> Answer:

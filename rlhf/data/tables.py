@@ -10,15 +10,16 @@ import dataclasses
 import errno
 import functools
 import hashlib
+import itertools
 import json
 import os
 import random
 import shutil
 from array import array
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, TypeVar, overload
+from typing import Any, overload
 
 import datasets
 import datasets.config
@@ -40,7 +41,6 @@ NAMED = 10
 ROWS_AT_ONCE = 1000
 
 Index = NDArray[np.int64]
-Example = TypeVar("Example", bound=Demonstration | Preference)
 
 
 @dataclass(frozen=True)
@@ -58,25 +58,30 @@ class Table:
         return len(self.keys)
 
 
-class View(Sequence[Example], Generic[Example]):
-    """Rows of a table in some order, each made an example when it is asked for."""
+class View(Sequence[dict[str, str]]):
+    """Rows of a table in some order, each read when it is asked for."""
 
-    def __init__(self, table: Table, index: Index, make: Callable[[dict[str, str]], Example]) -> None:
+    def __init__(self, table: Table, index: Index) -> None:
         self._table = table
         self._index = index
-        self._make = make
 
     def __len__(self) -> int:
         return len(self._index)
 
     @overload
-    def __getitem__(self, index: int) -> Example: ...
+    def __getitem__(self, index: int) -> dict[str, str]: ...
     @overload
-    def __getitem__(self, index: slice) -> View[Example]: ...
-    def __getitem__(self, index: int | slice) -> Example | View[Example]:
+    def __getitem__(self, index: slice) -> View: ...
+    def __getitem__(self, index: int | slice) -> dict[str, str] | View:
         if isinstance(index, slice):
-            return View(self._table, self._index[index], self._make)
-        return self._make(self._table.rows[int(self._index[index])])
+            return View(self._table, self._index[index])
+        return self._table.rows[int(self._index[index])]
+
+    def at_most(self, limit: int | None) -> View:
+        """The first `limit` rows of each prompt."""
+        if limit is None:
+            return self
+        return View(self._table, self._index[at_most_of_each(self._table.keys[self._index], limit)])
 
 
 def preference(row: dict[str, str]) -> Preference:
@@ -92,9 +97,9 @@ def preferred(row: dict[str, str]) -> Demonstration:
     return Demonstration(row["prompt"], row["chosen"])
 
 
-@dataclass(frozen=True)
+@dataclass
 class BadRows:
-    """How many malformed rows a data set may have, and how many its other tables have."""
+    """How many malformed rows a data set may have, and how many the tables that were read before have."""
 
     allowed: int
     elsewhere: int = 0
@@ -144,9 +149,9 @@ def table_of(
 
 def _read(folder: Path, kind: type[Demonstration | Preference], bad_rows: BadRows) -> Table:
     try:
-        known = read_json_object(folder / "dropped.json") or {}
-        num_read = int(known.pop("num_read"))
-        counts: dict[str, Any] = {**known, "named": tuple(known["named"])}
+        counts: dict[str, Any] = read_json_object(folder / "dropped.json") or {}
+        num_read = int(counts.pop("num_read"))
+        counts["named"] = tuple(counts["named"])
         dropped = Dropped(**counts)
         rows = datasets.Dataset.from_file(str(folder / "rows.arrow"))
         keys = rows.data.column("key").to_numpy()
@@ -154,6 +159,7 @@ def _read(folder: Path, kind: type[Demonstration | Preference], bad_rows: BadRow
     except Exception as error:  # whatever pyarrow and datasets raise on damaged files
         raise DataError(f"{folder}: the converted data is damaged ({reason(error)}); delete this folder") from error
     bad_rows.check(dropped)
+    bad_rows.elsewhere += dropped.malformed
     return Table(columns, keys, dropped, num_read)
 
 
@@ -182,70 +188,56 @@ def _convert(
     schema = pa.schema([*texts, ("key", pa.int64())])
     dropped, num_read = Dropped(), 0
 
-    def counted() -> Iterator[Row]:
-        nonlocal num_read
+    def examples() -> Iterator[tuple[Any, ...]]:
+        nonlocal dropped, num_read
         for row in part.rows():
             num_read += 1
-            yield row
+            for example in _examples_of(row, parse):
+                if isinstance(example, Dropped):
+                    dropped += example
+                    dropped = dataclasses.replace(dropped, named=dropped.named[:NAMED])
+                    bad_rows.check(dropped)
+                else:
+                    yield (*vars(example).values(), prompt_key(example.prompt))
 
-    lines: list[tuple[Any, ...]] = []
+    rows = examples()
+    batches = iter(lambda: list(itertools.islice(rows, ROWS_AT_ONCE)), [])
     with pa.OSFile(str(folder / "rows.arrow"), "wb") as file, pa.ipc.new_stream(file, schema) as writer:
-
-        def flush() -> None:
-            columns = zip(*lines, strict=True) if lines else [()] * len(schema)
+        for batch in itertools.chain(batches, [[]]):  # an empty one too, lest there be none
+            columns = zip(*batch, strict=True) if batch else [()] * len(schema)
             arrays = [pa.array(column, field.type) for column, field in zip(columns, schema, strict=True)]
             writer.write_batch(pa.record_batch(arrays, schema=schema))
-            lines.clear()
-
-        for found in _found(counted(), parse):
-            if isinstance(found, Dropped):
-                dropped += found
-                dropped = dataclasses.replace(dropped, named=dropped.named[:NAMED])
-                bad_rows.check(dropped)
-                continue
-            lines.append((*vars(found).values(), prompt_key(found.prompt)))
-            if len(lines) == ROWS_AT_ONCE:
-                flush()
-        flush()
     (folder / "dropped.json").write_text(json.dumps({"num_read": num_read, **dataclasses.asdict(dropped)}))
 
 
-def _found(rows: Iterable[Row], parse: Parse) -> Iterator[Demonstration | Preference | Dropped]:
-    """Each example, or why there is none."""
-    for row in rows:
-        examples: Sequence[Demonstration | Preference | Dropped] = ()
-        problem = row.problem
-        if problem is None:
-            try:
-                examples = parse(row.value)
-                for example in examples:
-                    if not isinstance(example, Dropped):
-                        "".join(vars(example).values()).encode()
-            except MalformedRow as error:
-                problem = str(error)
-            except UnicodeEncodeError:
-                problem = "a text holds half a surrogate pair"
-        if problem is not None:
-            yield Dropped(malformed=1, named=(f"{row.where}: {problem}",))
-        elif not examples:
-            yield Dropped(no_preference=1)
-        else:
-            yield from map(_kept, examples)
+def _examples_of(row: Row, parse: Parse) -> list[Demonstration | Preference | Dropped]:
+    """Each example of a row, or why there is none."""
+    examples: Sequence[Demonstration | Preference | Dropped] = ()
+    problem = row.problem
+    if problem is None:
+        try:
+            examples = parse(row.value)
+            for example in examples:
+                if not isinstance(example, Dropped):
+                    "".join(vars(example).values()).encode()
+        except MalformedRow as error:
+            problem = str(error)
+        except UnicodeEncodeError:
+            problem = "a text holds half a surrogate pair"
+    if problem is not None:
+        return [Dropped(malformed=1, named=(f"{row.where}: {problem}",))]
+    return [_unless_empty(example) for example in examples] or [Dropped(no_preference=1)]
 
 
-def _kept(example: Demonstration | Preference | Dropped) -> Demonstration | Preference | Dropped:
+def _unless_empty(example: Demonstration | Preference | Dropped) -> Demonstration | Preference | Dropped:
     if isinstance(example, Dropped):
         return example
     if not example.prompt.strip():
         return Dropped(empty_prompts=1)
-    return example if _teaches(example) else Dropped(no_preference=1)
-
-
-def _teaches(example: Demonstration | Preference) -> bool:
     if isinstance(example, Demonstration):
-        return bool(example.response.strip())
-    answers = example.chosen.strip(), example.rejected.strip()
-    return all(answers) and example.chosen.rstrip() != example.rejected.rstrip()
+        return example if example.response.strip() else Dropped(no_preference=1)
+    teaches = example.chosen.strip() and example.rejected.strip()
+    return example if teaches and example.chosen.rstrip() != example.rejected.rstrip() else Dropped(no_preference=1)
 
 
 def prompt_key(prompt: str) -> int:

@@ -11,17 +11,18 @@ RL prompts and reference answers are those of the SFT texts.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 from rlhf.config.dataset import DatasetConfig
-from rlhf.data.examples import Demonstration, Preference, TextData
+from rlhf.data.examples import PARTS, Demonstration, Preference, TextData
 from rlhf.data.form import Form, load_form, texts
 
 CUE = "TL;DR:"
 
 
-def load_tldr(config: DatasetConfig) -> TextData:
-    return load_form(config, Form("tldr", preferences, demonstration))
+def load_tldr(config: DatasetConfig, parts: Collection[str] = tuple(PARTS)) -> TextData:
+    return load_form(config, parts, Form("tldr", preferences, demonstration))
 
 
 def preferences(row: Any) -> list[Preference]:

@@ -5,7 +5,8 @@ Prompt and answer are tokenised apart: a response starts at the same token in ev
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor
@@ -16,6 +17,9 @@ from rlhf.config.dataset import DatasetConfig
 from rlhf.data.examples import Demonstration, Dropped, Preference
 from rlhf.errors import printable
 from rlhf.text import answer_text, encode_answer, encode_prompt, eos_id, pad_id, shown_prompt, spelled_control
+
+Example = TypeVar("Example")
+Batch = TypeVar("Batch")
 
 
 def encode_prompts(
@@ -28,52 +32,44 @@ def encode_prompts(
     return PromptBatch(ids, mask, [text for _, text in rows], references)
 
 
-class Prompts:
-    """A data set's prompts, tokenised as they are asked for: a large set never lies in memory as tensors."""
+class _Examples(Generic[Example, Batch]):
+    """Examples, tokenised as they are asked for: a large set never lies in memory as tensors."""
+
+    def __init__(self, examples: Sequence[Example], encode: Callable[[Sequence[Example]], Batch]) -> None:
+        self._examples = examples
+        self._encode = encode
+
+    def __len__(self) -> int:
+        return len(self._examples)
+
+    def rows(self, index: Tensor) -> Batch:
+        """The examples that `index` (an int64 vector) names, in its order, padded to the longest of them."""
+        return self._encode([self._examples[i] for i in index.tolist()])
+
+
+class Prompts(_Examples[Demonstration, PromptBatch]):
+    """A data set's prompts."""
 
     def __init__(
         self, tokenizer: PreTrainedTokenizerBase, examples: Sequence[Demonstration], max_prompt_tokens: int
     ) -> None:
-        self.tokenizer = tokenizer
-        self.examples = examples
-        self.max_prompt_tokens = max_prompt_tokens
-
-    def __len__(self) -> int:
-        return len(self.examples)
-
-    def rows(self, index: Tensor) -> PromptBatch:
-        """The prompts that `index` (an int64 vector) names, in its order, padded to the longest of them."""
-        return encode_prompts(self.tokenizer, [self.examples[i] for i in index.tolist()], self.max_prompt_tokens)
+        super().__init__(examples, lambda picked: encode_prompts(tokenizer, picked, max_prompt_tokens))
 
 
-class Demonstrations:
-    """SFT examples, tokenised as they are asked for."""
+class Demonstrations(_Examples[Demonstration, DemonstrationBatch]):
+    """SFT examples; arguments as of `encode_demonstrations`."""
 
     def __init__(
-        self,
-        tokenizer: PreTrainedTokenizerBase,
-        examples: Sequence[Demonstration],
-        max_prompt_tokens: int,
-        max_new_tokens: int,
-        *,
-        loss_on_prompt: bool,
+        self, tokenizer: PreTrainedTokenizerBase, examples: Sequence[Demonstration], *limits: int, loss_on_prompt: bool
     ) -> None:
-        self.tokenizer = tokenizer
-        self.examples = examples
-        self.limits = max_prompt_tokens, max_new_tokens
-        self.loss_on_prompt = loss_on_prompt
-
-    def __len__(self) -> int:
-        return len(self.examples)
-
-    def rows(self, index: Tensor) -> DemonstrationBatch:
-        """The examples that `index` (an int64 vector) names, in its order, padded to the longest of them."""
-        picked = [self.examples[i] for i in index.tolist()]
-        return encode_demonstrations(self.tokenizer, picked, *self.limits, loss_on_prompt=self.loss_on_prompt)
+        super().__init__(
+            examples,
+            lambda picked: encode_demonstrations(tokenizer, picked, *limits, loss_on_prompt=loss_on_prompt),
+        )
 
 
-class Preferences:
-    """Preference pairs, tokenised as they are asked for."""
+class Preferences(_Examples[Preference, PreferenceBatch]):
+    """Preference pairs; arguments as of `encode_preferences`."""
 
     def __init__(
         self,
@@ -82,16 +78,8 @@ class Preferences:
         max_prompt_tokens: int,
         max_new_tokens: int,
     ) -> None:
-        self.tokenizer = tokenizer
-        self.examples = examples
-        self.limits = max_prompt_tokens, max_new_tokens
-
-    def __len__(self) -> int:
-        return len(self.examples)
-
-    def rows(self, index: Tensor) -> PreferenceBatch:
-        """The pairs that `index` (an int64 vector) names, in its order, each side padded to the longest of it."""
-        return encode_preferences(self.tokenizer, [self.examples[i] for i in index.tolist()], *self.limits)
+        limits = max_prompt_tokens, max_new_tokens
+        super().__init__(examples, lambda picked: encode_preferences(tokenizer, picked, *limits))
 
 
 REPORTED_PROMPTS = 2_000
@@ -124,10 +112,10 @@ def prompt_report(
         " malformed rows skipped": dropped.malformed,
         " answers cut at the next turn": dropped.cut_answers,
     }
-    told = [f"{len(examples):,} prompts", *(f"{count:,}{what}" for what, count in counts.items() if count)]
+    said = [f"{len(examples):,} prompts", *(f"{count:,}{what}" for what, count in counts.items() if count)]
     if stop_strings:
-        told.append(f"responses end at {', '.join(map(repr, stop_strings))} too")
-    lines = [f"data: {config.name}: {', '.join(told)}", *(f"data: skipped {row}" for row in dropped.named)]
+        said.append(f"responses end at {', '.join(map(repr, stop_strings))} too")
+    lines = [f"data: {config.name}: {', '.join(said)}", *(f"data: skipped {row}" for row in dropped.named)]
     lines += _spelled_out(config, tokenizer, prompts)
     tokens, _ = encode_prompt(tokenizer, prompts[0], longest)
     return "\n".join([*lines, f"data: the first prompt, {len(tokens):,} tokens: {shown_prompt(tokenizer, tokens)}"])
@@ -135,12 +123,14 @@ def prompt_report(
 
 def _spelled_out(config: DatasetConfig, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str]) -> list[str]:
     """A line where prompts spell out control tokens."""
-    found = [tokens for prompt in prompts if (tokens := spelled_control(tokenizer, prompt))]
-    if not found:
+    spelled = [tokens for prompt in prompts if (tokens := spelled_control(tokenizer, prompt))]
+    if not spelled:
         return []
-    told = f"data: {len(found):,} prompts spell out special tokens, as {printable(found[0][0])}; they stay plain text"
+    line = (
+        f"data: {len(spelled):,} prompts spell out special tokens, as {printable(spelled[0][0])}; they stay plain text"
+    )
     remedy = "; to put them where the model expects them is what dataset.template=chat is for"
-    return [told + (remedy if tokenizer.chat_template and config.template == "none" else "")]
+    return [line + (remedy if tokenizer.chat_template and config.template == "none" else "")]
 
 
 def encode_demonstrations(

@@ -54,7 +54,8 @@ def load_scorer(config: RunConfig, trained: Path | None, device: torch.device, d
         data: whose reference answers the scores are normalised on, where reward.normalize asks for it.
     """
     reward = config.reward
-    if reward.baseline == "reference" and not any(example.response for example in data.prompts):
+    answered = config.stage.name != "online" or any(example.response for example in data.prompts)
+    if not answered and reward.baseline == "reference":
         raise DataError(f"reward.baseline=reference: dataset={config.dataset.name} has no reference answers; use none")
     scorer = SCORERS[reward.name](config, trained, device)
     if reward.normalize == "none":
@@ -90,6 +91,11 @@ def mean_and_std(scorer: Scorer, references: Sequence[Demonstration], how: str) 
         )
     # One reference, or the same score for all: nothing to scale by.
     return mean, std or 1.0 if how == "mean_std" else 1.0
+
+
+def parts_with_references(how: str) -> Sequence[str]:
+    """The parts of the data that `reference_answers` reads, where scores are normalised."""
+    return () if how == "none" else ("prompts", "sft")
 
 
 def reference_answers(data: TextData, seed: int) -> list[Demonstration]:

@@ -101,7 +101,8 @@ def load_learned(config: RunConfig, trained: Path | None, device: torch.device) 
     if reward.path is not None and not (trained / NORMALISATION).is_file():
         model = load_classifier(reward.path, reward.precision, reward.base, _own_code(config))
         return TextClassifier(config, model, device)
-    for option in ("prefix", "suffix"):
+    given = reward.path is not None
+    for option in ("prefix", "suffix") if given else ():
         if getattr(reward, option):
             raise ModelError(f"reward.{option}: {trained} was trained here, on texts without one; leave it empty")
     reward_model = load_reward_model(
@@ -111,9 +112,9 @@ def load_learned(config: RunConfig, trained: Path | None, device: torch.device) 
         max_tokens=reward.max_tokens,
         batch_size=reward.batch_size,
         precision=reward.precision,
-        base=reward.base,
-        tokenizer=reward.tokenizer,
-        own_code=_own_code(config) if reward.path is not None else own_code_of(config.model),
+        base=reward.base if given else None,
+        tokenizer=reward.tokenizer if given else None,
+        own_code=_own_code(config) if given else own_code_of(config.model),
     )
     moved(reward_model.model, device)
     return reward_model

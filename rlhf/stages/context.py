@@ -64,9 +64,10 @@ class RunContext:
         if rank() == 0:
             say(text)
 
-    def read_data(self) -> TextData:
-        """The run's data set; where it was read from stands in the log. DataError where it is not as configured."""
-        data = load_text_data(self.config.dataset)
+    def read_data(self, *parts: str) -> TextData:
+        """These parts of the run's data set; where it was read from stands in the log. DataError where it is not as
+        configured."""
+        data = load_text_data(self.config.dataset, parts)
         for line in data.sources:
             self.say(line)
         return data

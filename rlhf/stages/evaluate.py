@@ -13,7 +13,7 @@ from rlhf.finite import check_metrics
 from rlhf.models.loading import load_pretrained, moved, own_code_of
 from rlhf.models.pair import PolicyPair, check_same_tokens
 from rlhf.sampling.fast import say_where_plain
-from rlhf.scorers import load_scorer
+from rlhf.scorers import load_scorer, parts_with_references
 from rlhf.stages.context import RunContext
 from rlhf.stages.setup import initial_policy, report_own_pass, stops_of
 
@@ -21,7 +21,8 @@ from rlhf.stages.setup import initial_policy, report_own_pass, stops_of
 def run_evaluate(context: RunContext) -> dict[str, float]:
     """eval/* of evaluation.policy, as the last row of the run that trained it has them; of the initial policy where
     none is given."""
-    config, data = context.config, context.read_data()
+    config = context.config
+    data = context.read_data("eval_prompts", *parts_with_references(config.reward.normalize))
     models, tokenizer = _policies(context, data)
     data = with_template(config.dataset, data, tokenizer)
     stops = stops_of(config.dataset, data, tokenizer)

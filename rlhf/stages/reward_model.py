@@ -29,7 +29,7 @@ from rlhf.models.reward_model import new_reward_model
 from rlhf.models.saving import merge_adapters, save_model, write_folder
 from rlhf.models.sharding import sharded, whole_weights
 from rlhf.random import seed_torch
-from rlhf.scorers import mean_and_std, reference_answers
+from rlhf.scorers import mean_and_std, parts_with_references, reference_answers
 from rlhf.stages.context import RunContext
 from rlhf.stages.supervised import SupervisedTask, select_parameters, train
 from rlhf.text import add_padding
@@ -73,8 +73,9 @@ def preference_metrics(chosen: Tensor, rejected: Tensor) -> dict[str, float]:
 
 def run_reward_model(context: RunContext) -> dict[str, float]:
     """Train from the SFT policy, evaluate on held-out pairs, normalise on reference answers, write final/."""
-    config, data = context.config, context.read_data()
+    config = context.config
     settings = config.reward_model
+    data = context.read_data("pairs", "test_pairs", *parts_with_references(settings.normalize))
     limits = {name: getattr(config.dataset, name) for name in ("max_prompt_tokens", "max_new_tokens")}
     held = frozen_weights(config, settings.train, context.device)
     policy = _initial_policy(context, data, held)

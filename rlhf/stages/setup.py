@@ -22,7 +22,7 @@ from rlhf.models.sharding import shard
 from rlhf.optimization import adamw
 from rlhf.random import seed_torch
 from rlhf.sampling.fast import say_where_plain
-from rlhf.scorers import Scorer, load_scorer
+from rlhf.scorers import Scorer, load_scorer, parts_with_references
 from rlhf.stages.context import RunContext
 from rlhf.text import unreachable_stop
 
@@ -50,11 +50,13 @@ class Setup:
 
 def build(context: RunContext) -> Setup:
     """Data, networks and optimizer of a run. Random heads and adapters are drawn from the run's seed."""
-    config, data = context.config, context.read_data()
+    config = context.config
+    learned_from = "pairs" if config.stage.name == "offline" else "prompts"
+    data = context.read_data(learned_from, "eval_prompts", *parts_with_references(config.reward.normalize))
     model, tokenizer = initial_policy(context, data)
     data = with_template(config.dataset, data, tokenizer)
     stops = stops_of(config.dataset, data, tokenizer)
-    context.say(prompt_report(config.dataset, tokenizer, data.prompts, data.dropped, stops))
+    context.say(prompt_report(config.dataset, tokenizer, getattr(data, learned_from), data.dropped, stops))
     models = networks(config, moved(model, context.device))
     algorithm = algorithm_of(config)
     if config.algo.heads:

@@ -43,7 +43,7 @@ def response_cross_entropy(model: PreTrainedModel, batch: DemonstrationBatch | P
 
 def run_sft(context: RunContext) -> dict[str, float]:
     """Train, evaluate on held-out demonstrations, write final/."""
-    config, data = context.config, context.read_data()
+    config, data = context.config, context.read_data("sft", "test_sft")
     settings, limits = config.sft, (config.dataset.max_prompt_tokens, config.dataset.max_new_tokens)
     seed_torch(settings.seed, "sft model")
     held = frozen_weights(config, settings.train, context.device)

@@ -11,8 +11,9 @@ import hydra
 from omegaconf import DictConfig, OmegaConf
 
 from rlhf.config import RunConfig
-from rlhf.config.check import checked_config
-from rlhf.config.unread import COMMAND_LINE
+from rlhf.config.build import ConfigError, build_config
+from rlhf.config.check import check
+from rlhf.config.unread import COMMAND_LINE, Sources
 from sweeps.overrides import SWEEP_FILES, store_sweep_files
 from sweeps.sources import run_mapping, with_settings_of_algo
 
@@ -37,16 +38,24 @@ def composed(*overrides: str) -> dict[str, Any]:
     return copy.deepcopy(_compose(overrides))
 
 
+def checked(mapping: dict[str, Any], sources: Sources) -> RunConfig:
+    """The run of a mapping, refused as main.py refuses it."""
+    run = build_config(mapping)
+    if problems := check(run, sources):
+        raise ConfigError(problems)
+    return run
+
+
 def config(*overrides: str) -> RunConfig:
     """Checked, but options that nothing reads may be set: tests share settings. Hydra composes the groups alone, once
     each, since it takes its time, and the values are put on top."""
-    return checked_config(_with_values(overrides)[0], {})
+    return checked(_with_values(overrides)[0], {})
 
 
 def typed(*overrides: str) -> RunConfig:
     """Checked as what was typed: every option that is set must be read."""
     mapping, paths = _with_values(overrides)
-    return checked_config(mapping, dict.fromkeys(paths, COMMAND_LINE))
+    return checked(mapping, dict.fromkeys(paths, COMMAND_LINE))
 
 
 def _with_values(overrides: tuple[str, ...]) -> tuple[dict[str, Any], list[str]]:

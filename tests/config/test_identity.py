@@ -137,60 +137,6 @@ def test_weights_that_are_drawn_and_go_without_sft_have_a_seed(stage):
     assert identity(*loaded) == identity(*loaded, "sft.seed=1")
 
 
-GIVEN = ("model=pythia_125m", "model.path=owner/policy", "dataset=hh", "model.sft=false", "reward.path=owner/reward")
-
-
-@pytest.mark.parametrize(
-    "override",
-    [
-        "algo=ppo",
-        "seed=1",
-        "rollout.iterations=41",
-        "rollout.num_responses=128",
-        "reward.scale=none",
-        "reward.clip=3",
-        "reward.baseline=reference",
-        "evaluation.eval_every=7",
-        "evaluation.released_k3=true",
-        "checkpoint.save_final=none",
-        "dataset.kl_budgets=[1]",
-        "model.train.last_k=1",
-        "value.coef=0.3",
-        "optimization.minibatch_size=32",
-        "optimization.micro_batch_size=8",
-        "optimization.pack_by_length=false",
-        "hardware.gradient_checkpointing=true",
-        "hardware.input_threads=1",
-    ],
-)
-def test_an_evaluation_is_the_same_whatever_else_a_training_run_has(override):
-    evaluation = ("stage=evaluate", *GIVEN)
-    assert run_id(config(*evaluation, override)) == run_id(config(*evaluation))
-
-
-@pytest.mark.parametrize(
-    ("override", "also"),
-    [
-        ("rollout.batch_size=8", []),
-        ("rollout.temperature=0.7", []),
-        ("rollout.sampling=plain", []),
-        ("evaluation.seed=1", []),
-        ("reward.missing_eos_score=-3", []),
-        ("dataset.num_eval_prompts=8", []),
-        ("hardware.threads=7", []),
-        ("algo.top_k=7", ["algo=ilql", "evaluation.policy=owner/trained"]),
-    ],
-)
-def test_what_an_evaluation_reads_is_part_of_it(override, also):
-    evaluation = ("stage=evaluate", *GIVEN, *also)
-    assert run_id(config(*evaluation, override)) != run_id(config(*evaluation))
-
-
-def test_what_trains_ilql_does_not_move_its_evaluation():
-    evaluation = ("stage=evaluate", *GIVEN, "algo=ilql", "evaluation.policy=owner/trained")
-    assert run_id(config(*evaluation, "algo.tau=0.55")) == run_id(config(*evaluation))
-
-
 def test_an_evaluation_still_has_the_inputs_that_an_option_makes():
     first, other = (config("stage=evaluate", *more) for more in ([], ["hardware.gradient_checkpointing=true"]))
     assert run_id(input_runs(first)[0]) != run_id(input_runs(other)[0]) and run_id(first) != run_id(other)

@@ -25,20 +25,6 @@ RL = (
 UPDATE = ("optimization.minibatch_size=16", "optimization.micro_batch_size=4")
 
 
-def test_an_online_run_of_one_rank():
-    assert sizes(*RL, *UPDATE) == {
-        "responses in all": 640,
-        "responses per iteration": 64,
-        "sampled at once": 48,
-        "minibatches per epoch": 4,
-        "optimizer steps per iteration": 12,
-        "optimizer steps in all": 120,
-        "micro-batches per minibatch and rank": 4,
-        "tokens per forward pass of an update, at most": 4 * 40,
-        "tokens per forward pass of the frozen trunk and of evaluations, at most": 48 * 40,
-    }
-
-
 def test_ranks_share_the_global_batches_and_not_the_steps():
     assert sizes(*RL, *UPDATE, "hardware.ranks=2") == {
         "responses in all": 640,
