@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from rlhf.config import ALGO_CONFIGS, AlgoConfig, RunConfig
-from rlhf.config.build import ConfigError, leaf_fields, option_types
+from rlhf.config.build import ConfigError, group_of, option_fields, option_types
 
 WIDTH = 80
 
 HEAD = """\
-apa-rlhf compares RLHF algorithms (APA, PPO, AWR, ILQL): reward gained within a
+apa-rlhf compares RLHF algorithms (APA, PPO, AWR, RLOO, ILQL): reward gained within a
 budget of KL to the initial policy. A run is one option of each group below,
 and single values on top.
 
@@ -84,11 +84,15 @@ def _options(section: str) -> str:
 
 def _all_options() -> dict[tuple[str, str], str]:
     """{(path, algorithm that has it): text} of every option; what all algorithms share stands with the first."""
-    fields = {(path, ""): field for path, field in leaf_fields(RunConfig) if not path.startswith("algo.")}
+
+    def leaves(kind: type, prefix: str = "") -> list[tuple[str, dataclasses.Field[Any]]]:
+        return [(path, field) for path, inner, field in option_fields(kind, prefix) if group_of(inner) is None]
+
+    fields = {(path, ""): field for path, field in leaves(RunConfig) if not path.startswith("algo.")}
     shared: set[str] = set()
     for name, kind in ALGO_CONFIGS.items():
-        fields |= {(path, name): field for path, field in leaf_fields(kind, "algo.") if path not in shared}
-        shared = {path for path, _ in leaf_fields(AlgoConfig, "algo.")}
+        fields |= {(path, name): field for path, field in leaves(kind, "algo.") if path not in shared}
+        shared = {path for path, _ in leaves(AlgoConfig, "algo.")}
     texts = {}
     for (path, algo), field in fields.items():
         note = f" (algo={algo})" if algo else ""

@@ -111,22 +111,22 @@ def types_of(kind: type) -> dict[str, Any]:
     return typing.get_type_hints(kind)
 
 
-def _fields(kind: type, prefix: str = "") -> Iterator[tuple[str, Any, dataclasses.Field[Any]]]:
+def option_fields(kind: type, prefix: str = "") -> Iterator[tuple[str, Any, dataclasses.Field[Any]]]:
     """(dotted path, type, field) of every option and group below a dataclass that a user can set."""
     for field in dataclasses.fields(kind):
         inner = types_of(kind)[field.name]
         if field.default_factory is dataclasses.MISSING:
             yield prefix + field.name, inner, field
         if group := group_of(inner):
-            yield from _fields(group, f"{prefix}{field.name}.")
+            yield from option_fields(group, f"{prefix}{field.name}.")
 
 
 @functools.cache
 def _all_fields(algo: str | None = None) -> dict[str, tuple[Any, dataclasses.Field[Any]]]:
-    """`_fields` of a run by path; `algo.*` are those of one algorithm, or without a name of all."""
-    fields = [field for field in _fields(RunConfig) if not field[0].startswith("algo.")]
+    """`option_fields` of a run by path; `algo.*` are those of one algorithm, or without a name of all."""
+    fields = [field for field in option_fields(RunConfig) if not field[0].startswith("algo.")]
     for kind in ALGO_CONFIGS.values() if algo is None else [ALGO_CONFIGS[algo]]:
-        fields += _fields(kind, "algo.")
+        fields += option_fields(kind, "algo.")
     return {path: (kind, field) for path, kind, field in fields}
 
 
