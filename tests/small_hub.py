@@ -150,7 +150,7 @@ def in_place_of_the_hub(hub: Path, experiment: str) -> list[str]:
         data = "tldr.jsonl"
         overrides.append(f"dataset.sft_path={hub / 'tldr_sft.jsonl'}")
     if experiment == "stackexchange_7b":
-        overrides += ["dataset.num_sft=40", "dataset.num_pairs=40"]
+        overrides += ["dataset.num_sft=40", "dataset.num_pairs=40", "dataset.num_test_pairs=4"]
     else:
         reward = hub / "reward"
         overrides += [f"reward.{key}={reward}" for key in ("path", "base", "tokenizer")]
@@ -158,7 +158,6 @@ def in_place_of_the_hub(hub: Path, experiment: str) -> list[str]:
     return [
         *overrides,
         f"dataset.path={hub / data}",
-        "dataset.num_test_pairs=4",
         "dataset.max_new_tokens=6",
         "dataset.max_total_length=48",
     ]

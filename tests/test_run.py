@@ -458,7 +458,7 @@ def test_a_failed_run_says_why_and_can_be_typed_again(never_stopped, monkeypatch
     score = online.checked_scores
 
     with monkeypatch.context() as patch:
-        patch.setattr(online, "checked_scores", lambda *arguments: score(*arguments) * float("nan"))
+        patch.setattr(online, "checked_scores", lambda scores, *rest: score(scores * float("nan"), *rest))
         with pytest.raises(NotFinite, match="the reward gave"):
             execute(run)
     summary = json.loads((run_folder(run) / "summary.json").read_text())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,10 @@ from rlhf.config.unread import COMMAND_LINE, Sources
 from sweeps.overrides import SWEEP_FILES, store_sweep_files
 from sweeps.sources import run_mapping, with_settings_of_algo
 
-CONF = Path(__file__).resolve().parents[2] / "conf"
+ROOT = Path(__file__).resolve().parents[2]
+CONF = ROOT / "conf"
+
+sys.path.append(str(ROOT / "sweeps" / "plugin"))  # as main.py does
 
 
 @functools.cache

@@ -116,13 +116,13 @@ def test_the_split_by_hand(tmp_path: Path):
 
 
 def test_real_dialogues():
-    """The 1,800 pairs beside the repository, where they are: 4 preferred answers are empty, 2 prompts come twice."""
+    """The 1,800 pairs beside the repository, where they are: 4 preferred answers are empty, 2 hold a next turn, 2 prompts come twice."""
     path = Path(__file__).parents[3] / "shared" / "data" / "hh-harmless-pairs.jsonl.gz"
     if not path.exists():
         pytest.skip(f"{path} is not there")
     data = load("hh", path, num_test_pairs=256, num_eval_prompts=128)
     whole = load("hh", path, num_test_pairs=360, num_eval_prompts=128)
-    assert data.dropped == Dropped(no_preference=4)
+    assert data.dropped == Dropped(no_preference=4, cut_answers=2)
     assert (len(data.pairs), len(data.sft), len(data.test_sft)) == (1436, 1435, 359)
     assert len(whole.pairs) + len(whole.test_pairs) == 1796
     for pair in [*whole.pairs, *whole.test_pairs]:
