@@ -8,9 +8,10 @@ TESTS ?= tests
 help:  ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/'
 
-check:  ## what CI checks before the tests: format, lint, types
+check:  ## what CI checks before the tests: format, lint, imports, types
 	ruff format --check .
 	ruff check .
+	lint-imports
 	pyright
 
 format:  ## rewrite files in the project's format

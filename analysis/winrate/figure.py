@@ -11,7 +11,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from analysis.winrate.output import rate_text
+from analysis.winrate.intervals import rate_text
 from analysis.winrate.results import PairResult
 
 # Dark, light and middle, and the last hatched: told apart in grey print and by colour-blind readers.

@@ -23,6 +23,14 @@ class Rate:
     prompts: int
 
 
+def rate_text(rate: Rate | None) -> str:
+    """`0.62 [0.51, 0.72]`; the value alone where there is no interval, a dash where there is no value."""
+    if rate is None:
+        return "\N{EN DASH}"
+    interval = "" if rate.low is None or rate.high is None else f" [{rate.low:.2f}, {rate.high:.2f}]"
+    return f"{rate.value:.2f}{interval}"
+
+
 def mean_rate(scores: Sequence[float], level: float = LEVEL) -> Rate:
     """The mean of one score in [0, 1] per prompt."""
     return share_rate(scores, [1.0] * len(scores), level)

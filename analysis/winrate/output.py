@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from analysis.winrate.errors import WinrateError
-from analysis.winrate.intervals import MIN_SEEDS, Rate
+from analysis.winrate.intervals import MIN_SEEDS, Rate, rate_text
 from analysis.winrate.judgements import Asked, Judgement
 from analysis.winrate.results import PairResult, Results
 
@@ -19,14 +19,6 @@ if TYPE_CHECKING:
 
 _COUNTS = ("prompts", "seeds", "comparisons", "wins", "ties", "losses", "inconsistent", "unparsed", "identical")
 _RATES = {"win_rate": "", "position_bias": "position_bias_", "agreement": "agreement_"}
-
-
-def rate_text(rate: Rate | None) -> str:
-    """`0.62 [0.51, 0.72]`; the value alone where there is no interval, a dash where there is no value."""
-    if rate is None:
-        return "\N{EN DASH}"
-    interval = "" if rate.low is None or rate.high is None else f" [{rate.low:.2f}, {rate.high:.2f}]"
-    return f"{rate.value:.2f}{interval}"
 
 
 def _percent_text(rate: Rate) -> str:

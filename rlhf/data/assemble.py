@@ -6,12 +6,12 @@ import random
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from rlhf.config.dataset import DatasetConfig
-from rlhf.data.examples import DataError, Demonstration, Dropped, Mapped, Preference, TextData, of_size
-from rlhf.data.form import Form, Parse
+from rlhf.data.examples import DataError, Demonstration, Dropped, Mapped, Parse, Preference, TextData, of_size
 from rlhf.data.sources import Part, Source, Wanted, hub_source, local_source
 from rlhf.data.tables import (
     BadRows,
@@ -26,6 +26,9 @@ from rlhf.data.tables import (
     table_of,
 )
 from rlhf.errors import printable
+
+if TYPE_CHECKING:
+    from rlhf.data.form import Form
 
 HELD_OUT_SHARE = 0.2
 SAMPLE = 100

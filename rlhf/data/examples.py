@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
-from typing import Generic, TypeVar, overload
+from typing import Any, Generic, TypeVar, overload
 
 from rlhf.config.dataset import DatasetConfig
 from rlhf.errors import UserError
@@ -62,6 +62,14 @@ class Dropped:
             self.cut_answers + other.cut_answers,
             self.named + other.named,
         )
+
+
+class MalformedRow(ValueError):
+    """What is wrong with a row; whoever reads the file knows where it stands."""
+
+
+Parse = Callable[[Any], Sequence[Demonstration | Preference | Dropped]]
+"""A row -> its examples, and counts of what was left out of them. It raises MalformedRow."""
 
 
 class Mapped(Sequence[Out], Generic[In, Out]):

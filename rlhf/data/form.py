@@ -12,17 +12,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from rlhf.config.dataset import DatasetConfig
-from rlhf.data.examples import DataError, Demonstration, Dropped, Preference, TextData
+from rlhf.data.examples import DataError, Demonstration, MalformedRow, Parse, TextData
 
 INSTALL = "pip install -e '.[hub]'"
-
-
-class MalformedRow(ValueError):
-    """What is wrong with a row; whoever reads the file knows where it stands."""
-
-
-Parse = Callable[[Any], Sequence[Demonstration | Preference | Dropped]]
-"""A row -> its examples, and counts of what was left out of them. It raises MalformedRow."""
 
 
 @dataclass(frozen=True)

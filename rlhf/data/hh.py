@@ -21,8 +21,8 @@ from collections.abc import Collection, Sequence
 from typing import Any
 
 from rlhf.config.dataset import DatasetConfig
-from rlhf.data.examples import PARTS, Demonstration, Dropped, Preference, TextData
-from rlhf.data.form import Form, MalformedRow, load_form, texts
+from rlhf.data.examples import PARTS, Demonstration, Dropped, MalformedRow, Preference, TextData
+from rlhf.data.form import Form, load_form, texts
 
 ANSWER_TURN = "\n\nAssistant:"
 _NEXT_TURN = re.compile("\n\n(?:Human|Assistant):")

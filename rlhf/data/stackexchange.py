@@ -21,8 +21,8 @@ from itertools import combinations
 from typing import Any, NamedTuple
 
 from rlhf.config.dataset import DatasetConfig
-from rlhf.data.examples import PARTS, DataError, Demonstration, Preference, TextData
-from rlhf.data.form import INSTALL, Form, MalformedRow, load_form, texts
+from rlhf.data.examples import PARTS, DataError, Demonstration, MalformedRow, Preference, TextData
+from rlhf.data.form import INSTALL, Form, load_form, texts
 
 MAX_PAIRS = 10
 """Of one question."""

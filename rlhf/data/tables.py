@@ -28,8 +28,7 @@ import pyarrow as pa
 import pyarrow.compute as compute
 from numpy.typing import NDArray
 
-from rlhf.data.examples import DataError, Demonstration, Dropped, Preference
-from rlhf.data.form import MalformedRow, Parse
+from rlhf.data.examples import DataError, Demonstration, Dropped, MalformedRow, Parse, Preference
 from rlhf.data.rows import Row
 from rlhf.data.sources import Part
 from rlhf.errors import FileError, reason

@@ -5,8 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from rlhf.data.examples import DataError, Demonstration, Dropped, Preference
-from rlhf.data.form import MalformedRow
+from rlhf.data.examples import DataError, Demonstration, Dropped, MalformedRow, Preference
 from rlhf.data.hh import demonstration, preferences
 from tests.data.collected import contents, dialogues, load, write
 
@@ -116,7 +115,8 @@ def test_the_split_by_hand(tmp_path: Path):
 
 
 def test_real_dialogues():
-    """The 1,800 pairs beside the repository, where they are: 4 preferred answers are empty, 2 hold a next turn, 2 prompts come twice."""
+    """The 1,800 pairs beside the repository, where they are: 4 preferred answers are empty, 2 hold a next turn, and 2
+    prompts come twice."""
     path = Path(__file__).parents[3] / "shared" / "data" / "hh-harmless-pairs.jsonl.gz"
     if not path.exists():
         pytest.skip(f"{path} is not there")

@@ -7,8 +7,7 @@ from typing import Any
 
 import pytest
 
-from rlhf.data.examples import DataError, Demonstration, Dropped, Preference
-from rlhf.data.form import MalformedRow
+from rlhf.data.examples import DataError, Demonstration, Dropped, MalformedRow, Preference
 from rlhf.data.stackexchange import answer_score, demonstration, preferences, to_markdown
 from tests.data.collected import contents, every_pair, load, write
 

@@ -4,8 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from rlhf.data.examples import DataError, Demonstration, Dropped, Preference
-from rlhf.data.form import MalformedRow
+from rlhf.data.examples import DataError, Demonstration, Dropped, MalformedRow, Preference
 from rlhf.data.tldr import demonstration, preferences
 from tests.data.collected import contents, every_pair, load, write
 
