@@ -35,7 +35,7 @@ def no_wandb_service_of_another_file() -> None:
 
 @pytest.fixture(autouse=True)
 def families_that_fit(request: pytest.FixtureRequest) -> None:
-    """A test of one architecture is skipped where our layers do not fit it; tests/models/test_families.py says why."""
+    """A test of one architecture is skipped where our layers do not fit it; tests/models/test_network.py says why."""
     name = getattr(getattr(request.node, "callspec", None), "params", {}).get("architecture")
     if name is not None:
         from tests.helpers import base_class, skip_where_moved

@@ -94,7 +94,7 @@ def model_of(config: PretrainedConfig, seed: int = 0, scale: float = 0.25) -> Pr
 
 
 def skip_where_moved(base: str) -> None:
-    """Skip a test of our layers where this base model's class does not fit; tests/models/test_families.py fails."""
+    """Skip a test of our layers where this base model's class does not fit; tests/models/test_network.py fails."""
     if base in KNOWN and (line := misfit(base)):
         pytest.skip(line)
 

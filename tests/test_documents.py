@@ -38,6 +38,17 @@ def test_developing_names_every_part_of_the_tree() -> None:
         assert (f"{path.name}/" if path.is_dir() else path.name) in text, path.name
 
 
+def test_every_file_that_a_text_names_is_there() -> None:
+    texts = [ROOT / ".ci" / "run", *ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *(ROOT / "sweeps").glob("*.md")]
+    for place in ("rlhf", "sweeps", "analysis", "tests", "conf"):
+        texts += [path for path in (ROOT / place).rglob("*") if path.suffix in (".py", ".md", ".yaml")]
+    for text in texts:
+        for name in re.findall(
+            r"(?<![\w/])(?:tests|rlhf|sweeps|analysis|docs|conf)/[\w/.-]*\.(?:py|md|yaml)\b", text.read_text()
+        ):
+            assert (ROOT / name).is_file(), (text, name)
+
+
 def test_everything_is_printed_by_one_module() -> None:
     """What goes past it would be markup, or obeyed by the terminal."""
     for path in [
