@@ -151,7 +151,8 @@ def _read(path: Path, rows: int) -> Tensor:
     try:
         with file_errors(path, "read it"), np.load(path, allow_pickle=False) as archive:
             scores = archive["scores"]
-        if scores.ndim != 1 or scores.dtype != np.float32 or (len(scores) % CHUNK and len(scores) != rows):
+        parts = scores.ndim == 1 and (len(scores) == rows or (len(scores) < rows and len(scores) % CHUNK == 0))
+        if scores.dtype != np.float32 or not parts:
             raise ValueError(f"it does not hold {rows} scores")
         if not np.isfinite(scores).all():
             raise ValueError("it holds scores that are not finite")

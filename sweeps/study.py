@@ -194,7 +194,7 @@ class StoredStudy:
             self.study.tell(opened.trial.number, state=TrialState.PRUNED, skip_if_finished=True)
             return TrialState.PRUNED
         if failed:
-            if any(outcome.reason.startswith("LockError:") for outcome in failed):
+            if any(outcome.cause == "locked" for outcome in failed):
                 return TrialState.RUNNING  # the child of a driver that was killed a moment ago is at work on it
             return self._fail(opened.trial, _why_failed(failed, len(outcomes)))
         return self._complete(opened) if statuses == {"finished"} else TrialState.RUNNING

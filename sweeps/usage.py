@@ -17,9 +17,9 @@ from rlhf.config.build import ConfigError, group_of, option_fields, option_types
 WIDTH = 80
 
 HEAD = """\
-apa-rlhf compares RLHF algorithms (APA, PPO, AWR, RLOO, ILQL): reward gained
-within a budget of KL to the initial policy. A run is one option of each group
-below, and single values on top.
+apa-rlhf compares RLHF algorithms: reward gained within a budget of KL to the
+initial policy. A run is one option of each group below, and single values on
+top.
 
   python main.py -m algo=apa,ppo,awr seed=0,100    six runs and their report
   python main.py algo=ppo seed=3 algo.kl.target=4  one run

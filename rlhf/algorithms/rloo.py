@@ -11,9 +11,11 @@ import torch
 from torch import Tensor
 
 from rlhf.algorithms.algorithm import Algorithm
-from rlhf.algorithms.ppo import probability_ratio
 from rlhf.batches import LossOutput, Signal, Totals, TrainingBatch
 from rlhf.config.algo import RLOOConfig
+
+MAX_LOG_RATIO = 40.0
+"""Of a whole response; e^40 still has a square in float32, as the norm of a gradient needs."""
 
 
 def leave_one_out(rewards: Tensor, group_size: int) -> Tensor:
@@ -27,7 +29,7 @@ def rloo_loss(ratios: Tensor, advantages: Tensor, *, ratio_clip: float, num_resp
     """L = 1/N sum_i max(-A_i rho_i, -A_i clip(rho_i, 1 - eps, 1 + eps)).
 
     Args:
-        ratios: (B,), rho = pi_theta(y|x) / pi_old(y|x) of whole responses.
+        ratios: (B,), rho = pi_theta(y|x) / pi_old(y|x) of whole responses, at most e^40.
         advantages: (B,).
         ratio_clip: eps.
         num_responses: N, of the whole minibatch when these rows are a part of it.
@@ -45,7 +47,7 @@ class RLOO(Algorithm):
     def loss(self, batch: TrainingBatch, logprobs: Tensor, totals: Totals) -> LossOutput:
         clip, count = self.config.ratio_clip, totals.responses
         responses, old = (torch.where(batch.mask, x, 0.0).sum(1) for x in (logprobs, batch.old_logprobs))
-        ratios = probability_ratio(responses, old)
+        ratios = (responses - old).clamp(max=MAX_LOG_RATIO).exp()
         loss = rloo_loss(ratios, batch.advantages, ratio_clip=clip, num_responses=count)
         outside = ((ratios.detach() - 1.0).abs() > clip).float()
         return LossOutput(loss, {"clip_fraction": outside.sum() / count})

@@ -111,7 +111,12 @@ class RunConfig:
     stage: StageConfig = setting("which stage runs", read_by=ALWAYS)
     algo: AlgoConfig = setting(
         "the algorithm of stage=online and stage=offline",
-        read_by=RL | (stages("evaluate") & HEADS),
+        read_by=Where(
+            lambda config: config.stage.name in RL.values or (config.stage.name == "evaluate" and config.algo.heads),
+            "a stage that trains no policy",
+            "stage=online or stage=offline",
+            frozenset({"stage.name"}),
+        ),
     )
     dataset: DatasetConfig = setting("prompts, SFT texts, preference pairs", read_by=ALWAYS)
     model: ModelConfig = setting("the policy", read_by=ALWAYS)

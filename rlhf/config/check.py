@@ -152,7 +152,7 @@ def _algorithm(config: RunConfig) -> list[str]:
     penalty = config.algo.penalty
     if penalty is not None and penalty.controller == "adaptive":
         problems += _adaptive_controller(penalty, config.rollout.num_responses)
-    if config.stage.name in RL_STAGES:
+    if config.stage.name in RL_STAGES and config.stage.name in config.algo.stages:
         problems += _groups(config)
     return problems
 
@@ -168,7 +168,8 @@ def _groups(config: RunConfig) -> list[str]:
     if ranks > 1:
         batches["hardware.ranks: optimization.minibatch_size / hardware.ranks"] = settings.minibatch_size // ranks
     return [
-        f"{path}: {rows} is no multiple of algo.group_size = {size}, the responses to one prompt, which stay together"
+        f"{path}: {rows} is no multiple of algo.group_size = {size}, the responses to one prompt, which stay together; "
+        f"{size * (rows // size + 1)} is one"
         for path, rows in batches.items()
         if rows % size
     ]

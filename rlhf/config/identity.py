@@ -15,7 +15,7 @@ from rlhf.config.build import build_config, config_to_mapping
 from rlhf.config.options import options
 from rlhf.config.readers import input_stages
 
-REVISION = 5
+REVISION = 6
 """Raised whenever code changes results under the same config: cached inputs and finished runs then no longer match."""
 
 # The folder of cache_dir that holds the SFT and reward-model runs which other runs start from.

@@ -25,10 +25,10 @@ class Option:
 
     def failure(self, run: Any) -> Failure | None:
         """Why the stage of `run`, a `RunConfig`, does not read it; None where it does."""
-        for condition, section in self.conditions:
-            if (failure := condition.failure(run, section)) is not None:
-                return failure
-        return None
+        failures = [condition.failure(run, section) for condition, section in self.conditions]
+        failures = [failure for failure in failures if failure is not None]
+        # The inner condition is the narrower one: what it wants suits the outer ones that the same settings decide.
+        return next((failure for failure in reversed(failures) if failure.options == failures[0].options), None)
 
     def unread_by(self, runs: Iterable[Any]) -> Failure | None:
         """Why none of `runs`, the first of which is the one asked for, reads it; None where one does."""

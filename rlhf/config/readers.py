@@ -77,15 +77,17 @@ class Is(Condition):
 
     path: str
     values: tuple[Any, ...]
-    remedy: str = ""
-    """What to type so that it has; empty: `path=value`, a group's name by the group."""
+    remedy: str | Callable[[Any], str] = ""
+    """What to type so that it has, or a function of the config that says so; empty: `path=value`, a group's name by the
+    group."""
 
     def failure(self, config: Any, section: str) -> Failure | None:
         path = f"{section}{self.path}" if self.path.startswith(".") else self.path
         value = setting_at(config, path)
         if value in self.values:
             return None
-        wanted = self.remedy or " or ".join(_typed(path, allowed) for allowed in self.values)
+        remedy = self.remedy if isinstance(self.remedy, str) else self.remedy(config)
+        wanted = remedy or " or ".join(_typed(path, allowed) for allowed in self.values)
         return Failure(_typed(path, value), wanted, frozenset({path}))
 
 
@@ -137,7 +139,7 @@ def _typed(path: str, value: Any) -> str:
     return f"{section if name == 'name' else path}={text}"
 
 
-def stages(*names: str, remedy: str = "") -> Is:
+def stages(*names: str, remedy: str | Callable[[Any], str] = "") -> Is:
     return Is("stage.name", names, remedy)
 
 
@@ -158,7 +160,16 @@ SCORING = stages("online", "offline", "evaluate")
 TRAINING = stages("online", "offline", "sft", "reward_model")
 AFTER_SFT = stages("online", "offline", "evaluate", "reward_model")
 SFT = stages("sft", remedy="model.sft=true or stage=sft")
-REWARD_MODEL = stages("reward_model", remedy="reward=learned or stage=reward_model")
+REWARD_MODEL = stages(
+    "reward_model",
+    remedy=lambda config: (
+        "stage=reward_model"
+        if config.stage.name not in SCORING.values
+        else "reward=learned or stage=reward_model"
+        if config.reward.name != "learned"
+        else "reward.path=null or stage=reward_model"
+    ),
+)
 
 PAIRS = REWARD_MODEL | stages("offline")
 REFERENCES = (stages("reward_model") & Is("reward_model.normalize", ("mean", "mean_std"))) | (

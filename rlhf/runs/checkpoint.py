@@ -74,6 +74,8 @@ def save_checkpoint(folder: Path, step: int, tensors: Mapping[str, Tensor], stat
         write_folder(final, write)
     except FileError as error:
         raise CheckpointError(str(error)) from error
+    except SafetensorError as error:
+        raise CheckpointError(f"{final}: cannot write it ({reason(error)}); type the command again") from error
     for old in _checkpoints(folder)[:-KEPT]:
         shutil.rmtree(old, ignore_errors=True)
     return final

@@ -132,7 +132,7 @@ class Sampled:
     sampled = True
 
     def rollouts(self, iteration: int) -> Rollouts:
-        """The iteration's prompts with a response each."""
+        """The iteration's prompts, each with a group of responses."""
         config, setup = self.config, self.setup
         count = config.rollout.num_responses
         uniforms = sampling_uniforms(config.seed, "rollout", iteration, count, config.dataset.max_new_tokens)
@@ -166,7 +166,8 @@ class Sampled:
         missing_eos_score = config.reward.missing_eos_score
         scores = checked_scores(raw, part, missing_eos_score)
         if config.reward.baseline == "reference":
-            references = scorer.score(part.prompts, part.references)
+            group = config.algo.group_size  # one reference answer to its prompt
+            references = scorer.score(part.prompts[::group], part.references[::group]).repeat_interleave(group)
             scores = scores - checked_scores(references, part, None if missing_eos_score is None else 0.0)
         return gathered(scores, count)
 

@@ -39,6 +39,17 @@ def test_the_ratio_of_a_whole_response_is_clipped():
     assert float(loss) == pytest.approx((-2 * 1.2 + math.exp(-0.1)) / 2)
 
 
+def test_a_bad_response_that_has_run_away_is_pulled_back():
+    mask = torch.ones(2, 3, dtype=torch.bool)
+    old = torch.zeros(2, 3)
+    logprobs = torch.full((2, 3), 9.0, requires_grad=True)  # 27 nats more likely than when it was sampled
+    batch = TrainingBatch(torch.arange(2), mask, old, old, torch.tensor([1.0, -1.0]))
+    loss_of(batch, logprobs, 2).loss.backward()
+    assert logprobs.grad is not None
+    good, bad = logprobs.grad
+    assert not good.any() and bool((bad > 0).all()) and bool(bad.isfinite().all())
+
+
 def random_batch(rows: int = 6, width: int = 4) -> tuple[TrainingBatch, torch.Tensor]:
     draws = generator(0, "rloo")
     mask = torch.arange(width) < torch.tensor([4, 1, 3, 2, 4, 4])[:rows, None]

@@ -7,7 +7,7 @@ import dataclasses
 
 import pytest
 
-from rlhf.config.build import config_to_mapping, paths_without_effect
+from rlhf.config.build import ConfigError, config_to_mapping, paths_without_effect
 from rlhf.config.check import check
 from rlhf.config.identity import input_runs, run_id
 from rlhf.config.options import options
@@ -84,6 +84,30 @@ def test_what_is_not_read_is_no_part_of_the_id(name: str):
 def test_an_option_that_does_not_say_who_reads_it_cannot_be_declared():
     with pytest.raises(TypeError, match="read_by"):
         setting("a new option")  # type: ignore[call-arg]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "remedy"),
+    [
+        (("stage=sft", "dataset.num_pairs=7"), "stage=reward_model"),
+        (("reward=sentiment", "dataset.num_pairs=7"), "reward=learned or stage=reward_model"),
+        (("algo=rloo", "value.coef=2"), "algo=apa or algo=ppo or algo=awr"),
+        (("stage=evaluate", "evaluation.policy=owner/trained", "algo=rloo", "algo.group_size=4"), "stage=online"),
+    ],
+)
+def test_what_a_refusal_tells_to_add_makes_the_option_read(overrides: tuple[str, ...], remedy: str):
+    with pytest.raises(ConfigError) as error:
+        typed(*overrides)
+    path = overrides[-1].partition("=")[0]
+    (problem,) = [line for line in error.value.problems if line.startswith(f"{path}: ")]
+    additions = problem.partition(", or add ")[2]
+    assert additions.startswith(remedy)
+    for addition in additions.split(" or "):
+        kept = [text for text in overrides if text.partition("=")[0] != addition.partition("=")[0]]
+        try:
+            typed(*kept, addition)
+        except ConfigError as still:
+            assert not any(f"{path}:" in line for line in still.problems), (addition, still.problems)
 
 
 def test_a_file_may_set_what_another_stage_reads():

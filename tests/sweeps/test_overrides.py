@@ -26,7 +26,7 @@ from tests.config.composed import CONF
         ("hydra.sweeper.ntrials=3", "hydra.sweeper.ntrials: no such option; did you mean hydra.sweeper.n_trials?"),
         ("optimization.lr=1", "optimization.lr: no such option; did you mean optimization.learning_rate?"),
         ("lr=1", "lr: no such option; did you mean optimization.learning_rate or "),
-        ("kl_coef=1", "kl_coef: no such option; did you mean algo.kl.init_coef (algo=ppo or rloo)?"),
+        ("kl_coef=1", "kl_coef: no such option; did you mean algo.kl.init_coef (algo=ppo or "),
         ("algo=ppo kl_coef=1", "kl_coef: no such option; did you mean algo.kl.init_coef?"),
         ("num_epochs=1", "num_epochs: no such option; did you mean optimization.epochs?"),
         ("model_name_or_path=gpt2", "model_name_or_path: no such option; did you mean model.path?"),

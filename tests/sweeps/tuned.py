@@ -16,10 +16,7 @@ import yaml
 from rlhf.config import RunConfig
 from rlhf.config.build import config_to_mapping
 from rlhf.config.identity import run_folder, run_id
-
-
-class LockError(RuntimeError):
-    """Of the name that rlhf.runs.lock's has."""
+from rlhf.runs.lock import LockError
 
 
 def execute(run: RunConfig) -> dict[str, Any]:
