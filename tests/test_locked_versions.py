@@ -43,5 +43,5 @@ def test_a_pin_for_some_pythons_alone_is_found(tmp_path: Path):
     assert problems(tmp_path) == [f"torch is not in it for Python {python}" for python in ("3.11", "3.12", "3.13")]
     with_marker = LOCKED.replace("\nwandb==", "\nwandb==0.0.1 ; python_full_version < '3.12'\nwandb-moved==")
     (tmp_path / LOCK).write_text(with_marker)
-    assert "wandb 0.0.1 is not <1,>=0.28.2" in problems(tmp_path)
+    assert any(line.startswith("wandb 0.0.1 is not <1,>=") for line in problems(tmp_path))
     assert "wandb is not in it for Python 3.12" in problems(tmp_path)
