@@ -135,6 +135,24 @@ def test_all_damaged_is_one_clear_error(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (SafetensorError("Error while serializing: I/O error: File too large (os error 27)"), "ulimit -f"),
+        (SafetensorError("InvalidHeaderDeserialization"), "cannot write it (InvalidHeaderDeserialization)"),
+    ],
+)
+def test_what_safetensors_raises_is_told_with_the_path(tmp_path, monkeypatch, error, told):
+    def failing(*_):
+        raise error
+
+    monkeypatch.setattr(rlhf.runs.checkpoint, "save_file", failing)
+    with pytest.raises(CheckpointError) as problem:
+        save(tmp_path, 1)
+    assert str(problem.value).startswith(str(tmp_path)) and told in str(problem.value)
+    assert "free space" not in str(problem.value)
+
+
+@pytest.mark.parametrize(
     "error", [OSError(errno.ENOSPC, "No space left on device"), SafetensorError("I/O error: No space left on device")]
 )
 def test_a_full_disk_leaves_earlier_checkpoints_whole_and_nothing_half_written(tmp_path, monkeypatch, error):

@@ -177,3 +177,17 @@ def test_misspelt_places_are_refused(search, tmp_path, settings, line):
     with pytest.raises(ConfigError) as error:
         search(LR, n_trials=1, **settings)
     assert error.value.problems[0].startswith(line) and not (tmp_path / "misspelt").exists()
+
+
+@pytest.mark.parametrize("pruner", ["median", "halving"])
+def test_a_pruner_reads_both_seeds(search, tmp_path, pruner):
+    behave(tmp_path, seconds=0.05)
+    assert search("seed=0,1", LR, n_trials=2, pruner=pruner)[0] == 0
+    for trial in load(tmp_path).trials:
+        assert set(trial.intermediate_values) <= {64, 128, 192, 256} and trial.intermediate_values
+
+
+def test_a_failed_input_leaves_one_trial_of_each_study(search, tmp_path):
+    behave(tmp_path, fates={"sft": "raise"})
+    assert search("algo=apa,ppo", LR, n_trials=4)[0] == 1
+    assert states(load(tmp_path)) == states(load(tmp_path, "default/algo=ppo")) == ["RUNNING"]

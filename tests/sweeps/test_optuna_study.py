@@ -270,3 +270,19 @@ def test_samplers_and_storages_that_cannot_be(search, tmp_path, typed, settings,
         search(typed, **settings)
     assert len(error.value.problems) == 1 and error.value.problems[0].startswith(problem)
     assert not (tmp_path / "spans.jsonl").exists()
+
+
+def test_a_reward_that_is_no_number_fails_the_trial(search, tmp_path):
+    behave(tmp_path, fates={"apa": "nan"})
+    assert search(LR, n_trials=1)[0] == 1
+    assert load(tmp_path).trials[0].user_attrs["reason"].endswith("no usable evaluation after the initial one")
+
+
+def test_values_that_cannot_be_together_fail_their_trial_alone(search, tmp_path):
+    sizes = [f"optimization.{name}=tag(search,choice(8,16,32))" for name in ("minibatch_size", "micro_batch_size")]
+    code, _ = search(*sizes, sampler="grid", n_trials=9)
+    trials = load(tmp_path).trials
+    bad = [trial for trial in trials if trial.state.name == "FAIL"]
+    assert code == 1 and len(trials) == 9
+    assert [tuple(trial.params.values()) for trial in bad] == [(8, 16), (8, 32), (16, 32)]
+    assert bad[0].user_attrs["reason"].startswith("optimization.micro_batch_size: 16 does not divide")
