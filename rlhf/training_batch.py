@@ -44,7 +44,7 @@ def measure_rollouts(config: RunConfig, models: PolicyModels, rollouts: Rollouts
         models,
         rollouts,
         first_micro_batches(config, features_of(rollouts), iteration),
-        rows_at_once=config.rollout.batch_size,
+        rows_per_pass=config.rollout.batch_size,
         by_length=packs_by_length(config),
     )
     if count() == 1:
@@ -57,7 +57,7 @@ def measure_rollouts(config: RunConfig, models: PolicyModels, rollouts: Rollouts
 
 @torch.no_grad()
 def measure(
-    models: PolicyModels, rollouts: Rollouts, parts: Sequence[Tensor], *, rows_at_once: int, by_length: bool
+    models: PolicyModels, rollouts: Rollouts, parts: Sequence[Tensor], *, rows_per_pass: int, by_length: bool
 ) -> Measured:
     """Old and reference logprobs by the update's own function; 0 in rows that no part names.
 
@@ -66,10 +66,10 @@ def measure(
     Args:
         parts: rows that are computed together. Those of the update's first epoch make its first ratio exactly 1: the
             same texts at the same padded shape give the same bits.
-        rows_at_once: of the trunk, whose output the update reads as it is.
+        rows_per_pass: of the trunk, whose output the update reads as it is.
         by_length: optimization.pack_by_length; parts are trimmed of their padding.
     """
-    features = features_at(models, rollouts, torch.cat(list(parts)), rows_at_once, by_length=by_length)
+    features = features_at(models, rollouts, torch.cat(list(parts)), rows_per_pass, by_length=by_length)
     names = ["old_logprobs", "reference_logprobs", "entropy", *(["values"] if models.critic else [])]
     columns = {name: torch.zeros(rollouts.mask.shape, device=rollouts.mask.device) for name in names}
 
@@ -100,7 +100,7 @@ def measure_part(models: PolicyModels, features: Features) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def features_at(
-    models: PolicyModels, rollouts: Rollouts, rows: Tensor, rows_at_once: int, *, by_length: bool
+    models: PolicyModels, rollouts: Rollouts, rows: Tensor, rows_per_pass: int, *, by_length: bool
 ) -> Features:
     """The whole texts with the trunk's output of these rows, 0 in others; None where there is no trunk.
 
@@ -110,7 +110,7 @@ def features_at(
     """
     texts = features_of(rollouts)
     trunk: Tensor | None = None
-    for index in micro_batches(rows, texts, rows_at_once, by_length=by_length):
+    for index in micro_batches(rows, texts, rows_per_pass, by_length=by_length):
         part = rollouts.rows(index)
         features = models.features(part.trimmed() if by_length else part)
         if features.hidden is None:

@@ -74,7 +74,7 @@ def two_threads() -> Iterator[None]:
 
 
 @pytest.fixture
-def own_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+def fallback_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every network is measured and trained by its model's own forward pass, as an architecture that is not known."""
     from rlhf.models import network
 

@@ -218,7 +218,7 @@ def measure_all(models: PolicyModels, rollouts: Rollouts, micro_batch_size: int,
     parts = micro_batches(
         torch.arange(len(rollouts.mask)), features_of(rollouts), micro_batch_size, by_length=by_length
     )
-    return measure(models, rollouts, parts, rows_at_once=4, by_length=by_length)
+    return measure(models, rollouts, parts, rows_per_pass=4, by_length=by_length)
 
 
 def policy_logits(models: PolicyModels, features: Features) -> Tensor:

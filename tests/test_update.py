@@ -123,7 +123,7 @@ def test_the_first_ratio_is_exactly_1_where_two_threads_share_the_work(monkeypat
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_the_first_ratio_is_exactly_1_by_the_models_own_forward_pass(monkeypatch, own_pass, two_threads, mode):
+def test_the_first_ratio_is_exactly_1_by_the_models_own_forward_pass(monkeypatch, fallback_reason, two_threads, mode):
     assert_first_ratio_is_1(monkeypatch, settings("ppo"), mode)
 
 

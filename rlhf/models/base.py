@@ -15,12 +15,12 @@ from transformers import PreTrainedModel
 from rlhf.batches import Rollouts
 from rlhf.config import TrainableConfig, ValueConfig
 from rlhf.distributed import is_sharded
-from rlhf.models.at_once import A, B, run_at_once
+from rlhf.models.concurrency import A, B, run_concurrently
 from rlhf.models.features import Features, features_of
 from rlhf.models.layers import sampling_head
 from rlhf.models.loading import language_head
 from rlhf.models.network import Again, Network
-from rlhf.models.policy import Sampler, Shelf
+from rlhf.models.policy import Sampler, SamplerCache
 from rlhf.precision import LossScaler, autocast
 from rlhf.token_logprobs import measured_logprobs, pieces, trained_logprobs
 
@@ -70,7 +70,7 @@ class PolicyModels(ABC):
             nn.init.zeros_(self.value_head.bias)
         model.requires_grad_(False)
         self._made: list[Network] = []
-        self._shelf = Shelf()
+        self._sampler_cache = SamplerCache()
         self.policy_parameters, self.value_parameters = self._networks(
             train, value.train if value is not None and value.network == "separate" else None
         )
@@ -113,7 +113,7 @@ class PolicyModels(ABC):
     def sampling(self) -> Iterator[Sampler]:
         """The policy as it is, without gradient and under its autocast."""
         with torch.no_grad(), self._autocast():
-            yield Sampler(self.sampler, sampling_logits(self.language_head, self.temperature), self._shelf)
+            yield Sampler(self.sampler, sampling_logits(self.language_head, self.temperature), self._sampler_cache)
 
     def features(self, rollouts: Rollouts) -> Features:
         """What the frozen part makes of prompts and responses; computed once per rollout."""
@@ -155,12 +155,12 @@ class PolicyModels(ABC):
         return pieces(count, self.model.config.vocab_size)
 
     @property
-    def own_pass(self) -> str:
+    def fallback_reason(self) -> str:
         """Why a network is measured and trained by the model's own forward pass; empty where all layers are known."""
-        return next((network.own_pass for network in self._made if network.own_pass), "")
+        return next((network.fallback_reason for network in self._made if network.fallback_reason), "")
 
     @property
-    def runs_at_once(self) -> bool:
+    def runs_concurrently(self) -> bool:
         """Whether `run_both` runs both at once: with a separate value network on a CPU.
 
         Not where the networks are adapters of one base, nor where a model's own forward pass may keep angles from call
@@ -168,15 +168,15 @@ class PolicyModels(ABC):
         must be those of the update to the bit, uses as many threads as it does.
         """
         separate = self.critic and not self.value_on_policy and not self.switches_adapters
-        return separate and self.device.type == "cpu" and not self.own_pass
+        return separate and self.device.type == "cpu" and not self.fallback_reason
 
     def run_both(self, first: Callable[[], A], second: Callable[[], B]) -> tuple[A, B]:
         """What two forward or backward passes give, of two networks or of two halves of the texts.
 
-        At once, by half of torch's threads each, where `runs_at_once`: small matrices on two threads wait for each
+        At once, by half of torch's threads each, where `runs_concurrently`: small matrices on two threads wait for each
         other after every product.
         """
-        return run_at_once(first, second) if self.runs_at_once else (first(), second())
+        return run_concurrently(first, second) if self.runs_concurrently else (first(), second())
 
     def policy_logprobs(self, hidden: Tensor, tokens: Tensor, at: Tensor | None = None) -> Tensor:
         """(B, T) log pi of the tokens from `policy_hidden`, in chunks of logits.

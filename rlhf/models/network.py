@@ -50,7 +50,7 @@ class Network:
 
     def __call__(self, features: Features) -> Tensor:
         start = features.hidden if self.top else None
-        if self.own_pass:
+        if self.fallback_reason:
             hidden = run_base(self._own_forward, features, start)
             return hidden if self.whole else before_response(hidden, features)
         if self._decoder is None:  # as late as this: adapters are put in after a network is made
@@ -58,7 +58,7 @@ class Network:
         return states(self._decoder, features, start, self.again, whole=self.whole)
 
     @property
-    def own_pass(self) -> str:
+    def fallback_reason(self) -> str:
         """Why the model's own forward pass is used; empty where it is not."""
         return misfit(self.base)
 

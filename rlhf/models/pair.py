@@ -14,7 +14,7 @@ from rlhf.models.base import float32_logits, sampling_logits
 from rlhf.models.features import Features, features_of
 from rlhf.models.loading import ModelError, language_head
 from rlhf.models.network import Network
-from rlhf.models.policy import Sampler, Shelf
+from rlhf.models.policy import Sampler, SamplerCache
 from rlhf.text import eos_id, pad_id
 from rlhf.token_logprobs import pieces
 
@@ -41,17 +41,17 @@ class PolicyPair:
         self.language_head = language_head(policy)
         self._policy_run, self._reference_run = Network(policy.base_model), Network(reference.base_model)
         self._autocast = autocast
-        self._shelf = Shelf()
+        self._sampler_cache = SamplerCache()
 
     @property
-    def own_pass(self) -> str:
-        """As `PolicyModels.own_pass`."""
-        return self._policy_run.own_pass or self._reference_run.own_pass
+    def fallback_reason(self) -> str:
+        """As `PolicyModels.fallback_reason`."""
+        return self._policy_run.fallback_reason or self._reference_run.fallback_reason
 
     @contextlib.contextmanager
     def sampling(self) -> Iterator[Sampler]:
         with torch.no_grad(), self._autocast():
-            yield Sampler(self.policy, sampling_logits(self.language_head, self.temperature), self._shelf)
+            yield Sampler(self.policy, sampling_logits(self.language_head, self.temperature), self._sampler_cache)
 
     def features(self, rollouts: Rollouts) -> Features:
         """The whole texts: the two models need not share anything."""

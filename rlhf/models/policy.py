@@ -16,10 +16,10 @@ from rlhf.models.features import Features
 
 
 @dataclass
-class Shelf:
+class SamplerCache:
     """Where `rlhf.sampling` keeps what it has made of a policy, a GPU's captured graphs, from rollout to rollout."""
 
-    kept: object = None
+    content: object = None
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Sampler:
     logits: Callable[[Tensor], Tensor]
     """Hidden states (..., d) -> (..., V) float32 logits at the sampling temperature; -inf where the policy never
     goes."""
-    shelf: Shelf = field(default_factory=Shelf)
+    cache: SamplerCache = field(default_factory=SamplerCache)
     """The policy's own; its tensors stay where they are, but for those that `rlhf.sampling` casts."""
 
 

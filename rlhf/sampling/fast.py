@@ -83,17 +83,17 @@ def fast_sampler(
 ) -> FastSampler:
     """The fast sampler of a policy that it fits; see `FastSampler` for the arguments.
 
-    Where steps are captured it stays on the policy's shelf, graphs, cache and all, and serves later rollouts too.
+    Where steps are captured it stays in the policy's cache, graphs, cache and all, and serves later rollouts too.
     """
-    kept = sampler.shelf.kept
+    kept = sampler.cache.content
     if isinstance(kept, FastSampler) and kept.serves(rows, prompt_width, response_width, eos_id, pad_id):
         kept.weights.refresh()
         return kept
-    kept = sampler.shelf.kept = None  # what it holds makes room first
+    kept = sampler.cache.content = None  # what it holds makes room first
     sizes = {"rows": rows, "prompt_width": prompt_width, "response_width": response_width}
     made = FastSampler(sampler, **sizes, eos_id=eos_id, pad_id=pad_id)
     if made.graphs is not None:
-        sampler.shelf.kept = made
+        sampler.cache.content = made
     return made
 
 
@@ -103,7 +103,7 @@ class FastSampler:
     def __init__(
         self, sampler: Sampler, *, rows: int, prompt_width: int, response_width: int, eos_id: int, pad_id: int
     ) -> None:
-        self.logits = sampler.logits  # the sampler itself holds the shelf that this may lie on
+        self.logits = sampler.logits  # the sampler itself holds the cache that this may lie on
         device = next(sampler.model.parameters()).device
         cast = torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else None
         self.weights = CastWeights(sampler.model.base_model, cast)

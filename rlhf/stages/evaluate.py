@@ -15,7 +15,7 @@ from rlhf.models.pair import PolicyPair, check_same_tokens
 from rlhf.sampling.fast import say_where_plain
 from rlhf.scorers import load_scorer, parts_with_references
 from rlhf.stages.context import RunContext
-from rlhf.stages.setup import initial_policy, report_own_pass, stops_of
+from rlhf.stages.setup import initial_policy, report_fallback, stops_of
 
 
 def run_evaluate(context: RunContext) -> dict[str, float]:
@@ -36,7 +36,7 @@ def run_evaluate(context: RunContext) -> dict[str, float]:
         algorithm.load_heads(config.evaluation.policy, shape.hidden_size, shape.vocab_size, context.device)
     evaluator = Evaluator(config, algorithm, tokenizer, prompts, scorer, data.gold, stop_strings=stops)
     say_where_plain(config, models.policy, context.say)
-    report_own_pass(models.own_pass, context.say)
+    report_fallback(models.fallback_reason, context.say)
     metrics, samples = evaluator.run(models)
     check_metrics(metrics, "another evaluation.policy")
     where = {"step": 0, "iteration": 0}

@@ -67,7 +67,7 @@ def build(context: RunContext) -> Setup:
         shard(models)
     scorer = load_scorer(config, context.inputs.get("reward_model"), context.device, data)
     say_where_plain(config, models.sampler, context.say)
-    report_own_pass(models.own_pass, context.say)
+    report_fallback(models.fallback_reason, context.say)
     longest = config.dataset.max_prompt_tokens
     eval_prompts = encode_prompts(tokenizer, data.eval_prompts, longest)
     return Setup(
@@ -108,7 +108,7 @@ def stops_of(config: DatasetConfig, data: TextData, tokenizer: PreTrainedTokeniz
     return stops
 
 
-def report_own_pass(reason: str, say: Callable[[str], None]) -> None:
+def report_fallback(reason: str, say: Callable[[str], None]) -> None:
     """One line where a model's layers are not known."""
     if reason:
         say(f"measuring and training by the model's own forward pass: {reason}")

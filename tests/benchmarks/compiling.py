@@ -34,7 +34,7 @@ def main(arguments: list[str] | None = None) -> None:
     models = build_models(model, config.model.train, config.value, temperature=1.0, precision="fp32")
     rollouts = made_up(config, 16, MODELS["tiny"](0).vocab_size, CPU)
     features = models.features(rollouts)
-    assert not models.own_pass  # tried before anything is compiled
+    assert not models.fallback_reason  # tried before anything is compiled
     compiled = torch.compile(models.policy_hidden)
 
     def as_it_is() -> None:

@@ -216,7 +216,7 @@ def activations(config: RunConfig, models: PolicyModels) -> int:
         kept_by(lambda: models.policy_logprobs(models.policy_hidden(features), features.tokens, at)),
         kept_by(lambda: models.values(features)),
     ]
-    return sum(networks) if models.runs_at_once and torch.get_num_threads() > 1 else max(networks)
+    return sum(networks) if models.runs_concurrently and torch.get_num_threads() > 1 else max(networks)
 
 
 def needed_by(config: RunConfig, setup: Setup, judge: nn.Module | None) -> Needed:

@@ -61,7 +61,7 @@ def test_states_and_gradients_are_those_of_the_models_own_forward_pass(variant):
     run = Network(base)
     for features in (PADDED, EVEN):
         states, expected = run(features), before_response(run_base(base, features, None), features)
-        assert run.own_pass == ""
+        assert run.fallback_reason == ""
         valid = features.mask[:, features.prompt_width :]
         torch.testing.assert_close(states[valid], expected[valid], atol=1e-5, rtol=1e-5)
         ours, theirs = gradients_of(base, states, features), gradients_of(base, expected, features)
@@ -81,7 +81,7 @@ def test_a_top_goes_on_from_the_trunk(variant):
             below, run = Network(trunk, whole=True), Network(top, top=True)
             hidden = below(PADDED)
             states = run(dataclasses.replace(PADDED, hidden=hidden))
-        assert below.own_pass == run.own_pass == ""
+        assert below.fallback_reason == run.fallback_reason == ""
         torch.testing.assert_close(
             hidden[PADDED.mask], run_base(trunk, PADDED, None)[PADDED.mask], atol=1e-5, rtol=1e-5
         )
@@ -95,7 +95,7 @@ def test_known_in_every_mode_and_precision_and_near_the_own_forward_pass(monkeyp
     if dtype is not None:
         compute_in_float32(model.to(dtype))
     models = policy_models(model, mode, precision=precision)
-    assert models.own_pass == ""
+    assert models.fallback_reason == ""
     features = models.features(ROLLOUTS)
 
     def measured() -> list[Tensor]:
@@ -104,7 +104,7 @@ def test_known_in_every_mode_and_precision_and_near_the_own_forward_pass(monkeyp
 
     ours = measured()
     monkeypatch.setattr(network, "misfit", lambda _: "asked for")
-    assert models.own_pass == "asked for"
+    assert models.fallback_reason == "asked for"
     close = 1e-5 if precision == "fp32" else 0.05
     for states, expected in zip(ours, measured(), strict=True):
         assert states.dtype == expected.dtype
@@ -251,7 +251,7 @@ def test_every_known_class_has_an_example():
 def assert_runs_by_itself(base: torch.nn.Module) -> str:
     run = Network(base)
     assert torch.equal(run(PADDED), before_response(run_base(base, PADDED, None), PADDED))
-    return run.own_pass
+    return run.fallback_reason
 
 
 @pytest.mark.parametrize("family", helpers.FAMILIES)
@@ -344,7 +344,7 @@ def test_whatever_the_value_network_and_whichever_adapter_was_on_last(mode, valu
 
 
 @pytest.mark.parametrize(("architecture", "mode"), [("gpt_neo", "all"), ("llama", "last_k"), ("gptj", "lora")])
-def test_the_same_gradients_by_the_models_own_forward_pass(own_pass, architecture, mode):
+def test_the_same_gradients_by_the_models_own_forward_pass(fallback_reason, architecture, mode):
     assert_same_gradients(architecture, mode, together=True)
 
 

@@ -22,7 +22,7 @@ from rlhf.models.features import Features, micro_batches
 from rlhf.models.layers import compute_in_float32
 from rlhf.models.loading import moved
 from rlhf.models.pair import PolicyPair
-from rlhf.models.policy import Sampler, Shelf
+from rlhf.models.policy import Sampler, SamplerCache
 from rlhf.precision import without_cudnn_attention
 from rlhf.random import generator, sampling_uniforms
 from rlhf.sampling.fast import FastSampler, fast_sampler, unfit
@@ -205,7 +205,7 @@ def test_graphs_of_one_rollout_serve_the_next_with_the_weights_of_then(monkeypat
         with models.sampling() as sampler:
             made = made_for(sampler)
             tokens, logprobs = made.sample(*given)
-            once = made_for(dataclasses.replace(sampler, shelf=Shelf())).sample(*given)
+            once = made_for(dataclasses.replace(sampler, cache=SamplerCache())).sample(*given)
         assert torch.equal(tokens, once[0]) and torch.equal(logprobs, once[1])
         first = first or made
         assert made is first and made.graphs is not None
@@ -231,7 +231,7 @@ def test_a_kept_sampler_serves_smaller_batches_and_makes_room_for_larger_ones(mo
 
 def test_without_graphs_nothing_is_kept():
     sampler = sampler_of(tiny_model())
-    assert made_for(sampler) is not made_for(sampler) and sampler.shelf.kept is None
+    assert made_for(sampler) is not made_for(sampler) and sampler.cache.content is None
 
 
 def test_a_kept_sampler_goes_with_its_policy(monkeypatch):

@@ -13,7 +13,7 @@ A = TypeVar("A")
 B = TypeVar("B")
 
 
-def run_at_once(first: Callable[[], A], second: Callable[[], B]) -> tuple[A, B]:
+def run_concurrently(first: Callable[[], A], second: Callable[[], B]) -> tuple[A, B]:
     """What both give, each computed by half of torch's threads; one after the other where torch has a single one.
 
     Gradient mode is as the caller has it; autocast is for each to enter.

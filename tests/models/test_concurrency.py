@@ -11,7 +11,7 @@ from torch import Tensor
 from rlhf import training_batch
 from rlhf.algorithms import algorithm_of
 from rlhf.models import PolicyModels
-from rlhf.models.at_once import run_at_once
+from rlhf.models.concurrency import run_concurrently
 from rlhf.training_batch import measure
 from rlhf.update import accumulate_gradients
 from tests.helpers import policy_models, random_rollouts, tiny_model, value_settings
@@ -27,7 +27,7 @@ def test_both_run_at_once_with_half_the_threads_each():
         meeting.wait()
         return threading.current_thread().name, torch.get_num_threads()
 
-    (one, threads), (other, others) = run_at_once(work, work)
+    (one, threads), (other, others) = run_concurrently(work, work)
     assert one != other and threading.current_thread().name not in (one, other)
     assert threads == others == 1 and torch.get_num_threads() == 2
 
@@ -36,13 +36,13 @@ def test_one_after_the_other_in_this_thread_where_torch_has_a_single_one():
     name = threading.current_thread().name
     who = lambda: threading.current_thread().name  # noqa: E731
     torch.set_num_threads(1)
-    assert run_at_once(who, who) == (name, name)
+    assert run_concurrently(who, who) == (name, name)
 
 
 @pytest.mark.parametrize("enabled", [False, True])
 def test_the_gradient_mode_is_the_callers(enabled):
     with torch.set_grad_enabled(enabled):
-        found = run_at_once(torch.is_grad_enabled, torch.is_grad_enabled)
+        found = run_concurrently(torch.is_grad_enabled, torch.is_grad_enabled)
     assert found == (enabled, enabled)
 
 
@@ -58,18 +58,20 @@ def test_an_error_comes_once_both_have_ended():
         raise ValueError("the second")
 
     with pytest.raises(ArithmeticError, match="the first"):
-        run_at_once(fails, lasts)
+        run_concurrently(fails, lasts)
     assert ended.is_set()
     with pytest.raises(ValueError, match="the second"):
-        run_at_once(lambda: None, lasts)
+        run_concurrently(lambda: None, lasts)
 
 
 def test_networks_run_at_once_where_they_share_nothing_that_one_of_them_changes():
-    assert policy_models(tiny_model(), "all").runs_at_once and policy_models(tiny_model(), "last_k").runs_at_once
-    assert not policy_models(tiny_model(), "lora").runs_at_once  # one base, whose adapters are switched
+    assert (
+        policy_models(tiny_model(), "all").runs_concurrently and policy_models(tiny_model(), "last_k").runs_concurrently
+    )
+    assert not policy_models(tiny_model(), "lora").runs_concurrently  # one base, whose adapters are switched
     for mode in ("all", "last_k", "lora"):
-        assert not policy_models(tiny_model(), mode, value_settings("head")).runs_at_once
-        assert not policy_models(tiny_model(), mode, critic=False).runs_at_once
+        assert not policy_models(tiny_model(), mode, value_settings("head")).runs_concurrently
+        assert not policy_models(tiny_model(), mode, critic=False).runs_concurrently
 
 
 def one_after_the_other(models: PolicyModels, first, second):
@@ -106,18 +108,18 @@ def test_halves_of_the_rollouts_are_measured_at_once_to_the_bits_of_each_part_al
     models = policy_models(tiny_model(), mode)
     rollouts = random_rollouts([4, 2, 3, 1, 4, 2, 3, 1, 5, 5], [3, 5, 1, 2, 4, 3, 5, 1, 2, 4])
     parts = list(torch.randperm(10, generator=torch.Generator().manual_seed(0)).split(10 // num_parts))
-    measured = measure(models, rollouts, parts, rows_at_once=1, by_length=True)
+    measured = measure(models, rollouts, parts, rows_per_pass=1, by_length=True)
     assert len(threads) == min(num_parts, 2) and threading.current_thread().name not in threads
     trunk = measured.features.hidden
     assert (trunk is None) == (mode == "all")
     for rows in parts:
-        alone = measure(models, rollouts, [rows], rows_at_once=1, by_length=True)
+        alone = measure(models, rollouts, [rows], rows_per_pass=1, by_length=True)
         for name, column in measured.columns.items():
             assert torch.equal(column[rows], alone.columns[name][rows])
         if trunk is not None and alone.features.hidden is not None:
             torch.testing.assert_close(trunk[rows], alone.features.hidden[rows], atol=1e-6, rtol=1e-6)
 
 
-def test_nothing_runs_at_once_with_a_models_own_forward_pass_which_may_keep_angles_from_call_to_call(own_pass):
-    assert not policy_models(tiny_model(), "all").runs_at_once
-    assert not policy_models(tiny_model(), "last_k").runs_at_once
+def test_nothing_runs_at_once_with_a_models_own_forward_pass_which_may_keep_angles_from_call_to_call(fallback_reason):
+    assert not policy_models(tiny_model(), "all").runs_concurrently
+    assert not policy_models(tiny_model(), "last_k").runs_concurrently
