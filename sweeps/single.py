@@ -26,7 +26,7 @@ from rlhf.terminal import console as made_console
 from rlhf.terminal import tell
 from rlhf.waiting import stop_requested
 from sweeps.machine import check_device, thread_environment
-from sweeps.runs import EXECUTE, Outcome, Stopped, write_record
+from sweeps.runs import EXECUTE, Outcome, Stopped, announce, note_interrupted
 
 # Of a file's values, how many the first lines show.
 MOST_VALUES = 8
@@ -53,16 +53,21 @@ def run_single(run: RunConfig) -> None:
         return
     check_device(run)
     check_inputs([run])
-    if first:
-        write_record(run, EXECUTE)
+    planned = [*(need for need in input_runs(run) if finished(need) is None), run] if first else []
+    for one in planned:
+        announce(one, EXECUTE)
     print_start([run], console)
     os.environ.update(thread_environment(run.hardware.threads))  # before torch is imported
-    from rlhf.run import execute
+    try:
+        from rlhf.run import execute
 
-    shown = [*(need for need in input_runs(run) if finished(need) is None), run]
-    with _watching(shown, console, lambda: stop_requested() is not None) if first else contextlib.nullcontext():
-        summary = execute(run)
+        with _watching(planned, console, lambda: stop_requested() is not None) if first else contextlib.nullcontext():
+            summary = execute(run)
+    except KeyboardInterrupt:  # before the run listens, or the second one
+        note_interrupted(planned)
+        raise
     if summary.get("status") == "interrupted":
+        note_interrupted(one for one in planned if run_id(one) != summary.get("run_id"))  # that one has said so itself
         tell(console, f"{run_id(run)} interrupted; {again()} goes on where it stopped", "yellow")
         raise Stopped(130)
     print_result(run, summary, console)
