@@ -21,6 +21,7 @@ from rlhf.terminal import console as made_console
 from rlhf.terminal import tell
 from sweeps.display import count_inputs
 from sweeps.driver import Driver
+from sweeps.machine import check_places
 from sweeps.progress import STATE_STYLES, duration
 from sweeps.runs import EXECUTE, Outcome, RunLauncher, Stopped, log_path
 from sweeps.single import again, print_start, report_command, torchrun_rank
@@ -55,6 +56,7 @@ def run_experiment(runs: Sequence[RunConfig], target: str = EXECUTE) -> list[Out
     else:
         earlier = f", {len(outcomes)} finished earlier" if outcomes else ""
         launcher = launcher_for(todo, target)
+        check_places(todo)
         if target == EXECUTE:
             check_inputs(todo)
         tell(console, f"{count_runs(len(distinct))}{earlier}{_inputs_first(todo)}; {launcher.open(todo)}")

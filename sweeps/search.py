@@ -19,6 +19,7 @@ from rlhf.terminal import console as made_console
 from rlhf.terminal import tell
 from sweeps.driver import Driver
 from sweeps.experiment import count_runs, jobs_go_on, launcher_for
+from sweeps.machine import check_places
 from sweeps.objective import ObjectiveSoFar
 from sweeps.runs import Outcome, stop_path
 from sweeps.settings import StudySettings
@@ -46,6 +47,7 @@ def search(specs: Sequence[StudySpec], settings: StudySettings, target: str) -> 
     distinct = list({spec.name: spec for spec in specs}.values())
     if problems := [line for spec in distinct for line in _sampler_problems(spec, settings)]:
         raise ConfigError(list(dict.fromkeys(problems)))
+    check_places([run for spec in distinct for run in spec.middle])
     folder = sweep_folder(distinct[0].middle[0])
     with only_driver(folder):
         storage, owner = open_storage(settings, folder), owner_of(folder)

@@ -21,11 +21,11 @@ from rlhf.config.frozen import starts_anew
 from rlhf.config.identity import input_runs, run_folder, run_id, sweep_folder
 from rlhf.config.inputs import check_inputs
 from rlhf.config.sizes import derived_sizes, sizes_in_words
-from rlhf.runs.state import SUMMARY, finished, read_summary
+from rlhf.runs.state import SUMMARY, finished, read_summary, unfinished_inputs
 from rlhf.terminal import console as made_console
 from rlhf.terminal import tell
 from rlhf.waiting import stop_requested
-from sweeps.machine import check_device, thread_environment
+from sweeps.machine import check_device, check_places, thread_environment
 from sweeps.runs import EXECUTE, Outcome, Stopped, announce, note_interrupted
 
 # Of a file's values, how many the first lines show.
@@ -52,8 +52,9 @@ def run_single(run: RunConfig) -> None:
         tell(console, f"{run_id(run)} is finished ({run_folder(run)}); overwrite=true would start afresh")
         return
     check_device(run)
+    check_places([run])
     check_inputs([run])
-    planned = [*(need for need in input_runs(run) if finished(need) is None), run] if first else []
+    planned = [*unfinished_inputs(run), run] if first else []
     for one in planned:
         announce(one, EXECUTE)
     print_start([run], console)

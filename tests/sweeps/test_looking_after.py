@@ -18,8 +18,9 @@ from rlhf.config import RunConfig
 from rlhf.config.build import ConfigError
 from rlhf.config.identity import input_runs, run_folder, run_id, sweep_folder
 from sweeps import machine
+from sweeps.experiment import run_experiment
 from sweeps.local_launcher import LocalRuns
-from sweeps.machine import Room, room_for
+from sweeps.machine import Room, check_places, room_for
 from sweeps.runs import Stopped, read_json, record_path, write_json, write_record
 from sweeps.single import run_single
 from sweeps.status import sweep_status
@@ -297,3 +298,20 @@ def test_a_sweep_for_gpus_without_one_is_refused_at_once(tmp_path, monkeypatch):
     monkeypatch.setattr("sweeps.machine.has_gpu", lambda: False)
     with pytest.raises(ConfigError, match=r"hardware\.device: cuda, but this machine shows no GPU"):
         LocalRuns(COUNTING).open([run(tmp_path, "hardware=gpu")])
+
+
+@pytest.mark.parametrize("option", ["output_dir", "cache_dir"])
+def test_a_place_that_cannot_be_written_is_refused_before_anything_starts(tmp_path, monkeypatch, option):
+    """As /proc, where nobody may make a folder; another folder of it that is there is no reason to refuse."""
+    refused = run(tmp_path, "model.sft=true", f"{option}=/proc/x/y")
+    line = f"^{option}: /proc/x/y: cannot write in /proc \\(.*\\); give a folder that can be written, {option}=FOLDER$"
+    for start in (run_single, lambda one: run_experiment([one], COUNTING)):
+        with pytest.raises(ConfigError, match=line):
+            start(refused)
+    assert [path.name for path in tmp_path.rglob("*")] == ["reward"]
+    without_inputs = run(tmp_path, "cache_dir=/proc/x/y")  # a shared cache that has them need not be written
+    check_places([without_inputs, run(tmp_path)])
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigError, match=f"^{option}: {tmp_path}/file: .*Not a directory"):
+        run_single(run(tmp_path, "model.sft=true", f"{option}={tmp_path}/file"))
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["file", "reward"]
