@@ -16,7 +16,7 @@ from rlhf.config.build import ConfigError
 from rlhf.config.identity import input_runs, run_folder, sweep_folder
 from rlhf.config.inputs import check_inputs
 from rlhf.errors import one_line
-from rlhf.runs.state import OVER, finished
+from rlhf.runs.state import OVER, finished, unfinished_inputs
 from rlhf.terminal import console as made_console
 from rlhf.terminal import tell
 from sweeps.display import count_inputs
@@ -58,7 +58,7 @@ def run_experiment(runs: Sequence[RunConfig], target: str = EXECUTE) -> list[Out
         launcher = launcher_for(todo, target)
         check_places(todo)
         if target == EXECUTE:
-            check_inputs(todo)
+            check_inputs([*(need for run in todo for need in unfinished_inputs(run)), *todo])
         tell(console, f"{count_runs(len(distinct))}{earlier}{_inputs_first(todo)}; {launcher.open(todo)}")
         print_start(todo, console)
         outcomes |= drive(todo, launcher, console)

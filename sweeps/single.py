@@ -53,8 +53,9 @@ def run_single(run: RunConfig) -> None:
         return
     check_device(run)
     check_places([run])
-    check_inputs([run])
-    planned = [*unfinished_inputs(run), run] if first else []
+    to_do = [*unfinished_inputs(run), run]
+    check_inputs(to_do)
+    planned = to_do if first else []
     for one in planned:
         announce(one, EXECUTE)
     print_start([run], console)
