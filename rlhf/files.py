@@ -122,7 +122,7 @@ def read_json_object(path: Path) -> dict[str, Any] | None:
     with file_errors(path, "read it"):
         try:
             value = json.loads(path.read_bytes())
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return None
         except (ValueError, RecursionError) as error:
             raise FileError(f"{path}: holds no readable JSON; delete it, or put back what was there") from error

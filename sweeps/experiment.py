@@ -16,11 +16,12 @@ from rlhf.config.build import ConfigError
 from rlhf.config.identity import input_runs, run_folder, sweep_folder
 from rlhf.config.inputs import check_inputs
 from rlhf.errors import one_line
-from rlhf.runs.state import OVER, finished
+from rlhf.runs.state import OVER, finished, unfinished_inputs
 from rlhf.terminal import console as made_console
 from rlhf.terminal import tell
 from sweeps.display import count_inputs
 from sweeps.driver import Driver
+from sweeps.machine import check_places
 from sweeps.progress import STATE_STYLES, duration
 from sweeps.runs import EXECUTE, Outcome, RunLauncher, Stopped, log_path
 from sweeps.single import again, print_start, report_command, torchrun_rank
@@ -55,8 +56,9 @@ def run_experiment(runs: Sequence[RunConfig], target: str = EXECUTE) -> list[Out
     else:
         earlier = f", {len(outcomes)} finished earlier" if outcomes else ""
         launcher = launcher_for(todo, target)
+        check_places(todo)
         if target == EXECUTE:
-            check_inputs(todo)
+            check_inputs([*(need for run in todo for need in unfinished_inputs(run)), *todo])
         tell(console, f"{count_runs(len(distinct))}{earlier}{_inputs_first(todo)}; {launcher.open(todo)}")
         print_start(todo, console)
         outcomes |= drive(todo, launcher, console)

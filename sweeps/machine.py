@@ -1,15 +1,20 @@
-"""How many runs this machine carries at a time."""
+"""What this machine has: room for so many runs at a time, a GPU, folders that can be written."""
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import subprocess
+import tempfile
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from rlhf.config import RunConfig
 from rlhf.config.build import ConfigError
+from rlhf.config.identity import sweep_folder
+from rlhf.runs.state import unfinished_inputs
 
 # Working set of one run beside what it shares with the forkserver, GiB: measured for the tiny model, a safe guess
 # (weights, reference, value network, reward model, optimizer states) for real ones.
@@ -126,3 +131,31 @@ def thread_environment(threads: int) -> dict[str, str]:
     """
     names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
     return {**{name: str(threads) for name in names}, "GOMP_SPINCOUNT": "10000", "TOKENIZERS_PARALLELISM": "false"}
+
+
+def check_places(runs: Iterable[RunConfig]) -> None:
+    """Refuse runs whose output_dir or, where they have inputs to make, cache_dir cannot be written.
+
+    Raises:
+        ConfigError: with all problems, one a line.
+    """
+    places = {("output_dir", run.output_dir, sweep_folder(run)): None for run in runs}
+    for run in runs:
+        places |= {("cache_dir", run.cache_dir, sweep_folder(need)): None for need in unfinished_inputs(run)}
+    if problems := [line for place in places if (line := _unwritable(*place))]:
+        raise ConfigError(problems)
+
+
+def _unwritable(option: str, folder: str, below: Path) -> str:
+    """Why nothing can be made in `below`, or in the nearest folder above it that is there; empty where it can."""
+    there = below.absolute()
+    try:
+        while not there.exists():
+            there = there.parent
+        with tempfile.TemporaryDirectory(prefix=".writable", dir=there):  # rights alone do not tell, as in /proc
+            return ""
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return ""  # the folder is right; whoever writes there says how to go on
+        why = f"cannot write in {there} ({error.strerror})"
+        return f"{option}: {folder}: {why}; give a folder that can be written, {option}=FOLDER"

@@ -23,7 +23,7 @@ OPTIONAL_GROUPS = ("experiment", "debug")
 
 # What to type where a group has no such option.
 REMEDIES = {
-    "model": "any model of the hub or a folder: model=hub model.path={name}",
+    "model": "any model of the hub or a folder: model=hub model.path={hub_name}",
     "dataset": "pairs of your own: dataset=hh dataset.path=pairs.jsonl, or dataset.hub=owner/name",
     "reward": "a reward model of your own: reward.path=owner/name",
     "experiment": "a file of your own: --config-dir FOLDER, with FOLDER/experiment/{name}.yaml",
@@ -217,10 +217,18 @@ def _unknown_choices(override: Override, options: list[str]) -> list[str]:
         if name == "null":
             lines += [] if group in (*OPTIONAL_GROUPS, "tuned") else [f"{group}=null: a run has one; {listed}"]
         elif name not in options:
-            line = f"{group}={cut(name)}: no such option; {listed}"
-            remedy = REMEDIES.get(group, "").format(name=name if "/" in name else f"owner/{name}")
-            lines.append(line + (f"; {remedy}" if remedy else ""))
+            remedy = REMEDIES.get(group, "").format(name=name, hub_name=name if "/" in name else f"owner/{name}")
+            near = _nearest(name, options)
+            there = f"did you mean {' or '.join(near)}? There{listed.removeprefix('there')}" if near else listed
+            lines.append(f"{group}={cut(name)}: no such option; {there}" + (f"; {remedy}" if remedy else ""))
     return lines
+
+
+def _nearest(name: str, options: list[str]) -> list[str]:
+    """The option most like `name`, or several that are equally so; none where all are quite different."""
+    near = difflib.get_close_matches(name, options)
+    likeness = {option: difflib.SequenceMatcher(None, option, name).ratio() for option in near}
+    return sorted(option for option in near if likeness[option] == max(likeness.values()))
 
 
 def _unknown_option(key: str, algos: list[str], groups: Mapping[str, list[str]]) -> list[str]:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import abc
+import contextlib
 import errno
 import json
 import os
 import socket
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -88,8 +89,7 @@ class RunLauncher(abc.ABC):
     def announce(self, run: RunConfig) -> bool:
         """Note a run that will be submitted, for `python -m sweeps status`; True where an earlier command submitted it
         and `poll` will tell of it without another `submit`."""
-        outcome_path(run).unlink(missing_ok=True)
-        write_record(run, self.target)
+        announce(run, self.target)
         return False
 
     @abc.abstractmethod
@@ -123,6 +123,19 @@ def outcome_path(run: RunConfig) -> Path:
 def stop_path(run: RunConfig) -> Path:
     """A file that asks the job to stop this run alone."""
     return record_path(run).with_suffix(".stop")
+
+
+def announce(run: RunConfig, target: str) -> None:
+    """Note a run that this process will do or have done; how an earlier command's ended is forgotten."""
+    outcome_path(run).unlink(missing_ok=True)
+    write_record(run, target)
+
+
+def note_interrupted(runs: Iterable[RunConfig]) -> None:
+    """Say so for runs that had not begun, and so cannot themselves."""
+    for run in runs:
+        with contextlib.suppress(OSError):  # a full disk must not hide that the command ends
+            write_json(outcome_path(run), {"status": "interrupted", "reason": ""})
 
 
 def write_record(run: RunConfig, target: str, **where: Any) -> None:

@@ -13,14 +13,16 @@ from rich.console import Console
 from rlhf.config import RunConfig
 from rlhf.config.build import ConfigError
 from rlhf.config.identity import input_runs, run_folder, sweep_folder
+from rlhf.config.inputs import check_inputs
 from rlhf.runs.lock import held_here
-from rlhf.runs.state import finished
+from rlhf.runs.state import finished, unfinished_inputs
 from rlhf.terminal import console as made_console
 from rlhf.terminal import tell
 from sweeps.driver import Driver
 from sweeps.experiment import count_runs, jobs_go_on, launcher_for
+from sweeps.machine import check_places
 from sweeps.objective import ObjectiveSoFar
-from sweeps.runs import Outcome, stop_path
+from sweeps.runs import EXECUTE, Outcome, stop_path
 from sweeps.settings import StudySettings
 from sweeps.study import OpenTrial, StoredStudy, mark_pruned
 from sweeps.study_spec import StudySpec
@@ -46,6 +48,10 @@ def search(specs: Sequence[StudySpec], settings: StudySettings, target: str) -> 
     distinct = list({spec.name: spec for spec in specs}.values())
     if problems := [line for spec in distinct for line in _sampler_problems(spec, settings)]:
         raise ConfigError(list(dict.fromkeys(problems)))
+    middle = [run for spec in distinct for run in spec.middle]
+    check_places(middle)
+    if target == EXECUTE:
+        check_inputs([*(need for run in middle for need in unfinished_inputs(run)), *middle])
     folder = sweep_folder(distinct[0].middle[0])
     with only_driver(folder):
         storage, owner = open_storage(settings, folder), owner_of(folder)

@@ -21,12 +21,12 @@ from rlhf.config.frozen import starts_anew
 from rlhf.config.identity import input_runs, run_folder, run_id, sweep_folder
 from rlhf.config.inputs import check_inputs
 from rlhf.config.sizes import derived_sizes, sizes_in_words
-from rlhf.runs.state import SUMMARY, finished, read_summary
+from rlhf.runs.state import SUMMARY, finished, read_summary, unfinished_inputs
 from rlhf.terminal import console as made_console
 from rlhf.terminal import tell
 from rlhf.waiting import stop_requested
-from sweeps.machine import check_device, thread_environment
-from sweeps.runs import EXECUTE, Outcome, Stopped, write_record
+from sweeps.machine import check_device, check_places, thread_environment
+from sweeps.runs import EXECUTE, Outcome, Stopped, announce, note_interrupted
 
 # Of a file's values, how many the first lines show.
 MOST_VALUES = 8
@@ -52,17 +52,24 @@ def run_single(run: RunConfig) -> None:
         tell(console, f"{run_id(run)} is finished ({run_folder(run)}); overwrite=true would start afresh")
         return
     check_device(run)
-    check_inputs([run])
-    if first:
-        write_record(run, EXECUTE)
+    check_places([run])
+    to_do = [*unfinished_inputs(run), run]
+    check_inputs(to_do)
+    planned = to_do if first else []
+    for one in planned:
+        announce(one, EXECUTE)
     print_start([run], console)
     os.environ.update(thread_environment(run.hardware.threads))  # before torch is imported
-    from rlhf.run import execute
+    try:
+        from rlhf.run import execute
 
-    shown = [*(need for need in input_runs(run) if finished(need) is None), run]
-    with _watching(shown, console, lambda: stop_requested() is not None) if first else contextlib.nullcontext():
-        summary = execute(run)
+        with _watching(planned, console, lambda: stop_requested() is not None) if first else contextlib.nullcontext():
+            summary = execute(run)
+    except KeyboardInterrupt:  # before the run listens, or the second one
+        note_interrupted(planned)
+        raise
     if summary.get("status") == "interrupted":
+        note_interrupted(one for one in planned if run_id(one) != summary.get("run_id"))  # that one has said so itself
         tell(console, f"{run_id(run)} interrupted; {again()} goes on where it stopped", "yellow")
         raise Stopped(130)
     print_result(run, summary, console)

@@ -16,6 +16,7 @@ from rlhf.config.build import option_types
 ROOT = Path(__file__).resolve().parents[1]
 STAND_IN = "hydra.launcher.target=tests.sweeps.stand_in:execute"
 HEAVY = ("torch", "transformers", "optuna", "wandb", "matplotlib", "peft", "submitit")
+ALGOS = ", ".join(sorted(ALGO_CONFIGS))
 
 
 def command(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
@@ -29,7 +30,7 @@ def command(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
         (["+algo.lamda=1"], ["config error: algo.lamda: no such option; did you mean algo.lam?"]),
         (
             ["-m", "algo=apo,ppo"],
-            [f"config error: algo=apo: no such option; there are {', '.join(sorted(ALGO_CONFIGS))}"],
+            [f"config error: algo=apo: no such option; did you mean apa or ppo? There are {ALGOS}"],
         ),
         (["rollout=nonsense"], ["config error: rollout=nonsense: no such option; there are fast, plain"]),
         (

@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Iterable, Iterator
+from operator import attrgetter
 from pathlib import Path
 
 from rlhf.config import RunConfig
 from rlhf.config.build import ConfigError
 from rlhf.config.identity import SCORING_STAGES
+from rlhf.config.packages import PACKAGES
 
-EXTRAS = {"datasets": "hub", "sklearn": "real", "bitsandbytes": "quantized", "accelerate": "quantized"}
-"""By package: the extra of this project that installs it."""
-READ_WITH = {"hh": "datasets", "tldr": "datasets", "stackexchange": "datasets", "reviews": "sklearn"}
-"""By dataset.name."""
 MODEL_FILES = ("config.json", "adapter_config.json")
 
 
 def check_inputs(runs: Iterable[RunConfig]) -> None:
     """Refuse runs whose packages are not installed, or whose folders of weights hold no model.
+
+    Args:
+        runs: with those that they start from and that are still to be done.
 
     Raises:
         ConfigError: with all problems, one a line.
@@ -28,13 +28,10 @@ def check_inputs(runs: Iterable[RunConfig]) -> None:
 
 
 def _packages(run: RunConfig) -> Iterator[str]:
-    needed = [(f"dataset={run.dataset.name}", READ_WITH.get(run.dataset.name))]
-    if run.model.frozen_weights in ("int8", "int4"):
-        option = f"model.frozen_weights: {run.model.frozen_weights}"
-        needed += [(option, "bitsandbytes"), (option, "accelerate")]
-    for option, package in needed:
-        if package is not None and importlib.util.find_spec(package) is None:
-            yield f"{option} needs the package {package}: pip install -e '.[{EXTRAS[package]}]'"
+    for package in PACKAGES:
+        value = attrgetter(package.option)(run)
+        if value in package.values and package.when(run) and (problem := package.missing_for(value)):
+            yield problem
 
 
 def _folders(run: RunConfig) -> Iterator[str]:

@@ -6,15 +6,13 @@ nothing imports them before a data set of this kind is asked for.
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from rlhf.config.dataset import DatasetConfig
+from rlhf.config.packages import DATASETS
 from rlhf.data.examples import DataError, Demonstration, MalformedRow, Parse, TextData
-
-INSTALL = "pip install -e '.[hub]'"
 
 
 @dataclass(frozen=True)
@@ -34,8 +32,8 @@ class Form:
 
 def load_form(config: DatasetConfig, parts: Collection[str], form: Form) -> TextData:
     """A data set from files or from the hub, whichever `config` names."""
-    if importlib.util.find_spec("datasets") is None:
-        raise DataError(f"dataset={config.name} needs the package datasets: {INSTALL}")
+    if problem := DATASETS.missing_for(config.name):
+        raise DataError(problem)
     from rlhf.data.assemble import assemble
 
     return assemble(config, parts, form)

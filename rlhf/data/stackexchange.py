@@ -21,8 +21,9 @@ from itertools import combinations
 from typing import Any, NamedTuple
 
 from rlhf.config.dataset import DatasetConfig
+from rlhf.config.packages import MARKDOWNIFY
 from rlhf.data.examples import PARTS, DataError, Demonstration, MalformedRow, Preference, TextData
-from rlhf.data.form import INSTALL, Form, load_form, texts
+from rlhf.data.form import Form, load_form, texts
 
 MAX_PAIRS = 10
 """Of one question."""
@@ -84,11 +85,9 @@ def to_markdown(text: str) -> str:
     """HTML as Markdown; text without a tag as it is."""
     if _TAG.search(text) is None:
         return _without_margins(text)
-    try:
-        # By name: the package is an optional extra.
-        markdownify = importlib.import_module("markdownify")
-    except ImportError:
-        raise DataError(f"dataset=stackexchange: rows in HTML need the package markdownify: {INSTALL}") from None
+    if problem := MARKDOWNIFY.missing_for("stackexchange"):
+        raise DataError(problem)
+    markdownify = importlib.import_module(MARKDOWNIFY.module)  # by name: the package is an optional extra
     return _without_margins(markdownify.markdownify(text, heading_style="ATX"))
 
 

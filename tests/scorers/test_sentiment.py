@@ -19,7 +19,7 @@ def test_scores_are_the_librarys_for_the_response_alone():
 
 
 def test_a_missing_library_is_one_line_with_the_command(monkeypatch):
-    monkeypatch.setitem(sys.modules, "vaderSentiment.vaderSentiment", None)
+    monkeypatch.setitem(sys.modules, "vaderSentiment", None)
     with pytest.raises(ModelError) as error:
         SentimentScorer()
-    assert str(error.value) == "reward.name: sentiment needs vaderSentiment: pip install -e '.[sentiment]'"
+    assert str(error.value) == "reward=sentiment needs the package vaderSentiment: pip install -e '.[sentiment]'"

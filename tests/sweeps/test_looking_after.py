@@ -10,16 +10,20 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from rlhf.config import RunConfig
 from rlhf.config.build import ConfigError
-from rlhf.config.identity import input_runs, run_folder
+from rlhf.config.identity import input_runs, run_folder, run_id, sweep_folder
 from sweeps import machine
+from sweeps.experiment import run_experiment
 from sweeps.local_launcher import LocalRuns
-from sweeps.machine import Room, room_for
-from sweeps.runs import record_path, write_record
+from sweeps.machine import Room, check_places, room_for
+from sweeps.runs import Stopped, read_json, record_path, write_json, write_record
+from sweeps.single import run_single
+from sweeps.status import sweep_status
 from tests.config.composed import config
 
 COUNTING = "tests.sweeps.counting:execute"
@@ -224,6 +228,37 @@ def test_status_cancel_and_rerun(tmp_path):
     assert code == 0 and "no run of this sweep is failed or lost" in said
 
 
+@pytest.mark.parametrize("raised", [False, True])
+def test_a_single_run_stopped_before_its_own_stage_is_told_as_interrupted(tmp_path, monkeypatch, raised):
+    """Its inputs have rows, as in a sweep; the one at work says so itself, or a second Ctrl-C ends them all."""
+    needed = run(tmp_path, "model.sft=true", "reward.path=null")
+    sft, reward_model = input_runs(needed)
+
+    def execute(_: RunConfig) -> dict[str, str]:
+        states = [status.state for status in sweep_status(sweep_folder(needed))[0]]
+        assert states == ["queued", "queued", "queued"]
+        if raised:
+            raise KeyboardInterrupt
+        summary = {"status": "interrupted", "run_id": run_id(sft), "error": "stopped by SIGINT"}
+        run_folder(sft).mkdir(parents=True)
+        (run_folder(sft) / "summary.json").write_text(json.dumps({**summary, "finished_at": time.time()}))
+        return summary
+
+    monkeypatch.setitem(sys.modules, "rlhf.run", SimpleNamespace(execute=execute))
+    with pytest.raises(KeyboardInterrupt if raised else Stopped):
+        run_single(needed)
+    for one in (sft, reward_model, needed):  # its process has ended
+        write_json(record_path(one), {**read_json(record_path(one)), "driver_started": 0})
+    statuses, unreadable = sweep_status(sweep_folder(needed))
+    assert not unreadable
+    reason = "" if raised else "stopped by SIGINT"
+    assert [(status.name, status.state, status.reason) for status in statuses] == [
+        (run_id(sft), "interrupted", reason),
+        (run_id(reward_model), "interrupted", ""),
+        (run_id(needed), "interrupted", ""),
+    ]
+
+
 def test_what_failed_is_told_and_done_again_alone(tmp_path):
     (tmp_path / "fates.json").write_text(json.dumps({"ppo": "kill"}))
     driver = sweep(tmp_path, "algo=apa,ppo", "rollout.iterations=3")
@@ -263,3 +298,20 @@ def test_a_sweep_for_gpus_without_one_is_refused_at_once(tmp_path, monkeypatch):
     monkeypatch.setattr("sweeps.machine.has_gpu", lambda: False)
     with pytest.raises(ConfigError, match=r"hardware\.device: cuda, but this machine shows no GPU"):
         LocalRuns(COUNTING).open([run(tmp_path, "hardware=gpu")])
+
+
+@pytest.mark.parametrize("option", ["output_dir", "cache_dir"])
+def test_a_place_that_cannot_be_written_is_refused_before_anything_starts(tmp_path, monkeypatch, option):
+    """As /proc, where nobody may make a folder; another folder of it that is there is no reason to refuse."""
+    refused = run(tmp_path, "model.sft=true", f"{option}=/proc/x/y")
+    line = f"^{option}: /proc/x/y: cannot write in /proc \\(.*\\); give a folder that can be written, {option}=FOLDER$"
+    for start in (run_single, lambda one: run_experiment([one], COUNTING)):
+        with pytest.raises(ConfigError, match=line):
+            start(refused)
+    assert [path.name for path in tmp_path.rglob("*")] == ["reward"]
+    without_inputs = run(tmp_path, "cache_dir=/proc/x/y")  # a shared cache that has them need not be written
+    check_places([without_inputs, run(tmp_path)])
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigError, match=f"^{option}: {tmp_path}/file: .*Not a directory"):
+        run_single(run(tmp_path, "model.sft=true", f"{option}={tmp_path}/file"))
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["file", "reward"]

@@ -142,3 +142,17 @@ def test_a_model_with_other_weights_than_its_own_is_said():
     lines = run_of("model=pythia_125m", "dataset=hh", "model.path=owner/mine").settings_from
     assert any("is made for" in line and "model=hub" in line for line in lines)
     assert not any("is made for" in line for line in run_of("model=pythia_125m", "dataset=hh").settings_from)
+
+
+@pytest.mark.parametrize(
+    ("typed", "said"),
+    [
+        ("experiment=hh1b", r"no such option; did you mean hh_1b\? There are .*, with FOLDER/experiment/hh1b\.yaml"),
+        ("experiment=other", r"no such option; there are .*, with FOLDER/experiment/other\.yaml"),
+        ("model=gpt2", r"no such option; there are .*: model=hub model\.path=owner/gpt2"),
+        ("model=me/gpt2", r"no such option; there are .*: model=hub model\.path=me/gpt2"),
+    ],
+)
+def test_a_choice_that_no_group_has_is_told_what_was_meant_and_how_to_bring_it(typed, said):
+    with pytest.raises(ConfigError, match=f"^{typed}: {said}$"):
+        refuse_unknown([typed], [CONF])
