@@ -281,6 +281,7 @@ def test_a_step_that_is_bad_at_one_rank_is_left_out_by_both(pair, tmp_path, cach
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)  # ranks wait for each other, long on a busy machine
 def test_a_run_that_starts_its_own_ranks_stops_when_asked_and_goes_on(pair, tmp_path, cache):
     _, expected = pair("apa", "model.train.mode=last_k")
     run = tiny(tmp_path, cache, "apa", *SHORT, "model.train.mode=last_k", "hardware.ranks=2")
@@ -355,6 +356,7 @@ def test_another_number_of_processes_than_ranks_is_refused(tmp_path, cache, monk
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)  # ranks wait for each other, long on a busy machine
 def test_torchrun_starts_the_ranks_of_one_run(pair, tmp_path, cache):
     _, expected = pair("apa", "model.train.mode=last_k")
     words = [*TINY.split(), *SHORT, "model.train.mode=last_k", f"output_dir={tmp_path}", f"cache_dir={cache}"]
@@ -375,6 +377,7 @@ def test_torchrun_starts_the_ranks_of_one_run(pair, tmp_path, cache):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)  # ranks wait for each other, long on a busy machine
 def test_a_sweep_starts_the_ranks_of_its_runs(tmp_path, cache, pair):
     _, expected = pair("apa", "model.train.mode=last_k")
     words = [*TINY.split(), *SHORT, "model.train.mode=last_k", f"output_dir={tmp_path}", f"cache_dir={cache}"]
