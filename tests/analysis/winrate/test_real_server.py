@@ -76,7 +76,7 @@ def test_a_small_real_judge(tmp_path: Path, judge: Path, server: str, monkeypatc
     arguments += ("--timeout", "200", "--parse-retries", "1", "--concurrency", "2")
     code = winrate(tmp_path, *arguments)
     (row,) = pair_rows(tmp_path)
-    assert code == (1 if int(row["unparsed"]) == 2 else 0)  # no verdict at all is said by the exit code
+    assert code == (2 if int(row["unparsed"]) == 2 else 0)  # no verdict at all is said by the exit code
     counts = [int(row[name]) for name in ("wins", "ties", "losses", "inconsistent", "unparsed")]
     assert sum(counts) == 3 and int(row["identical"]) == 1 and int(row["prompts"]) == 3 - int(row["unparsed"])
     first = about(tmp_path)
