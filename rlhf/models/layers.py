@@ -141,7 +141,7 @@ def _weight_only(self: Any, x: Tensor) -> Tensor:
 
     Its int8 layer rounds activations too, by whatever else is in the batch, so that a text's logprobs would depend on
     its neighbours. On a CPU with AVX512-BF16 its int4 layer repacks its weight in place at the first pass without a
-    gradient; later passes round activations to bfloat16, and their gradients stop there without a word.
+    gradient; later passes give other numbers, by a kernel that has no gradient of its own.
     """
     if self.weight.dtype == torch.uint8 and x.device.type != "cpu":  # int4 on a GPU: the library's own kernel
         return type(self).forward(self, x)
