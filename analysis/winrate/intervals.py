@@ -107,4 +107,5 @@ def _wilson(share: float, count: float, quantile: float) -> tuple[float, float]:
     square = quantile**2 / count
     centre = (share + square / 2.0) / (1.0 + square)
     half_width = quantile / (1.0 + square) * math.sqrt(share * (1.0 - share) / count + square / (4.0 * count))
-    return max(0.0, centre - half_width), min(1.0, centre + half_width)
+    # The share lies within; rounding may say otherwise where all agree.
+    return max(0.0, min(share, centre - half_width)), min(1.0, max(share, centre + half_width))
