@@ -1,9 +1,12 @@
-"""Reward-KL frontier of one run and its KL efficiency, exact.
+"""Gain over KL of one run and its KL efficiency, exact, prompt by prompt.
 
 In the plane of u = sqrt(KL) and reward a run is a chain of straight segments between consecutive evaluations. KL may
-fall again, so the chain may turn back. At each u the frontier stands at the best point of the chain with sqrt(KL) <= u;
+fall again, so the chain may turn back. At each u the curve stands at the best point of the chain with sqrt(KL) <= u;
 "best" is judged on one half of the evaluation prompts and the gain there is read from the other half, so that noise is
-not rewarded (and the gain may be negative). Both are linear in u on finitely many pieces, so the integral is a sum.
+not rewarded (and the gain may be negative). It ends at the run's largest KL: what was not reached has no value.
+
+Which point is best depends on the halves' means alone; the gain there is a weighted mean of evaluations, the same
+weights for every prompt of the half. Both are linear in u on finitely many pieces, so the integral is a sum.
 sqrt, because reward rises about linearly in it (Bai et al. 2022, Gao et al. 2022).
 """
 
@@ -15,82 +18,87 @@ import numpy as np
 
 
 @dataclass(frozen=True)
-class Frontier:
-    """Gain over u = sqrt(KL): P linear pieces, jumps allowed between them, constant after the last."""
+class Path:
+    """Weights of N evaluations over u = sqrt(KL): Q linear pieces, jumps allowed between them."""
 
-    edges: np.ndarray  # (P + 1,) rising, from 0 to the largest sqrt(KL) of the run
-    left: np.ndarray  # (P,) gain at the start of each piece
-    right: np.ndarray  # (P,) gain at the end of each piece
-    beyond: float  # gain at and after the last edge
+    edges: np.ndarray  # (Q + 1,) rising, from 0 to the largest sqrt(KL) of the run
+    left: np.ndarray  # (Q, N) weights at the start of each piece
+    right: np.ndarray  # (Q, N) weights at the end of each piece
+    last: np.ndarray  # (N,) weights at the last edge, where a point may lie upright above the last piece
 
-    def gain(self, u: np.ndarray) -> np.ndarray:
-        """Gain at each sqrt(KL) of `u`; at a jump the upper side, since the point with that KL counts."""
-        u = np.asarray(u, dtype=np.float64)
-        if not len(self.left):
-            return np.full(u.shape, self.beyond)
-        piece = np.clip(np.searchsorted(self.edges, u, side="right") - 1, 0, len(self.left) - 1)
+    def at(self, u: float) -> np.ndarray:
+        """(N,) weights at sqrt(KL) = u; at a jump the upper side, since the point with that KL counts."""
+        if u >= self.edges[-1]:
+            return self.last
+        piece = int(np.searchsorted(self.edges, u, side="right")) - 1
         share = (u - self.edges[piece]) / (self.edges[piece + 1] - self.edges[piece])
-        inside = self.left[piece] + share * (self.right[piece] - self.left[piece])
-        return np.where(u >= self.edges[-1], self.beyond, inside)
+        return self.left[piece] + share * (self.right[piece] - self.left[piece])
 
-    def integral(self, end: float) -> float:
-        """Integral of the gain over u from 0 to `end`."""
-        start = self.edges[:-1]
-        length = np.diff(self.edges)
+    def mean(self, end: float) -> np.ndarray:
+        """(N,) mean of the weights over u from 0 to `end`, which is above 0 and at most the last edge."""
+        start, length = self.edges[:-1], np.diff(self.edges)
         width = np.clip(end - start, 0.0, length)
-        at_end = self.left + (self.right - self.left) * width / length
-        tail = max(0.0, end - float(self.edges[-1])) * self.beyond
-        return float(np.sum(width * (self.left + at_end) / 2.0) + tail)
+        at_end = self.left + (self.right - self.left) * (width / length)[:, None]
+        return (width[:, None] * (self.left + at_end)).sum(axis=0) / (2.0 * end)
 
 
-@dataclass(frozen=True)
 class GainCurve:
-    """A run's gain: the mean of the two frontiers (chosen on even prompts, scored on odd; and the other way round)."""
+    """A run's gain over KL, from its evaluations in order, the first being the initial policy's.
 
-    frontiers: tuple[Frontier, Frontier]
-    largest_kl: float  # nats; beyond it the gain is constant
-
-    def gain(self, kl: np.ndarray | float) -> np.ndarray:
-        """Best reward reached at KL <= `kl` (nats) minus the initial reward; same shape as `kl`."""
-        u = np.sqrt(np.asarray(kl, dtype=np.float64))
-        return (self.frontiers[0].gain(u) + self.frontiers[1].gain(u)) / 2.0
-
-    def efficiency(self, kl_budget: float) -> float:
-        """E(K) = (1 / sqrt K) * integral from 0 to sqrt K of gain(u^2) du, in units of reward."""
-        end = float(np.sqrt(kl_budget))
-        return sum(frontier.integral(end) for frontier in self.frontiers) / (2.0 * end)
-
-    def reaches(self, kl_budget: float) -> bool:
-        """Whether the run spent the budget; if not, part of E(K) rests on the constant continuation."""
-        return self.largest_kl >= kl_budget
-
-
-def gain_curve(kl: np.ndarray, reward_even: np.ndarray, reward_odd: np.ndarray) -> GainCurve:
-    """The gain curve of one run from its evaluations in order, the first being the initial policy's.
+    Prompts in even places choose for those in odd places, and the other way round.
 
     Args:
         kl: (N,) nats, finite. Rounding can make an exact KL of 0 slightly negative: taken as 0.
-        reward_even, reward_odd: (N,) mean reward over each half of the evaluation prompts, finite.
+        gains: (N, P) reward of each prompt minus the initial policy's, finite, P >= 2. Where a run kept the means of
+            the two halves alone these are P = 2 "prompts".
     """
-    kl = np.maximum(np.asarray(kl, dtype=np.float64), 0.0)
-    even = np.asarray(reward_even, dtype=np.float64)
-    odd = np.asarray(reward_odd, dtype=np.float64)
-    assert kl.ndim == 1 and len(kl) > 0 and kl.shape == even.shape == odd.shape
-    assert np.isfinite(kl).all() and np.isfinite(even).all() and np.isfinite(odd).all()
-    u = np.sqrt(kl)
-    frontiers = (frontier(u, even, odd - odd[0]), frontier(u, odd, even - even[0]))
-    return GainCurve(frontiers=frontiers, largest_kl=float(kl.max()))
+
+    def __init__(self, kl: np.ndarray, gains: np.ndarray) -> None:
+        kl = np.maximum(np.asarray(kl, dtype=np.float64), 0.0)
+        self.gains = np.asarray(gains, dtype=np.float64)
+        assert kl.ndim == 1 and self.gains.ndim == 2 and len(kl) == len(gains) > 0 and self.gains.shape[1] >= 2
+        assert np.isfinite(kl).all() and np.isfinite(self.gains).all()
+        self.largest_kl = float(kl.max())
+        even, odd = (self.gains[:, half::2].mean(axis=1) for half in (0, 1))
+        u = np.sqrt(kl)
+        self._paths = (path(u, odd), path(u, even))  # the evaluations that count for even prompts, for odd ones
+
+    def reaches(self, kl: float) -> bool:
+        """Whether the run spent as much."""
+        return self.largest_kl >= kl
+
+    def gain(self, kl: float) -> np.ndarray | None:
+        """(P,) each prompt's part of the best gain at KL <= `kl` (nats); their mean is the gain. None where the run
+        never spent as much."""
+        return self._parts([one.at(float(np.sqrt(kl))) for one in self._paths]) if self.reaches(kl) else None
+
+    def efficiency(self, kl_budget: float) -> np.ndarray | None:
+        """(P,) each prompt's part of E(K) = (1 / sqrt K) * integral from 0 to sqrt K of gain(u^2) du, in units of
+        reward; their mean is E(K). None where the run never spent the budget, which is above 0."""
+        if not self.reaches(kl_budget):
+            return None
+        return self._parts([one.mean(float(np.sqrt(kl_budget))) for one in self._paths])
+
+    def _parts(self, weights: list[np.ndarray]) -> np.ndarray:
+        """The two halves count the same, also where one has a prompt more."""
+        prompts = self.gains.shape[1]
+        parts = np.empty(prompts)
+        for half in (0, 1):
+            own = self.gains[:, half::2]
+            parts[half::2] = weights[half] @ own * (prompts / (2.0 * own.shape[1]))
+        return parts
 
 
-def frontier(u: np.ndarray, chosen_on: np.ndarray, gain: np.ndarray) -> Frontier:
-    """`gain` at the point of the chain that is best by `chosen_on` among those at or left of each u.
+def path(u: np.ndarray, chosen_on: np.ndarray) -> Path:
+    """Which evaluations stand for the run at each u: those of the best point by `chosen_on` at or left of it.
 
-    All are (N,), one per evaluation. Sweeps u from 0 upwards. Between two neighbouring evaluations' values of u the
+    Both are (N,), one per evaluation. Sweeps u from 0 upwards. Between two neighbouring evaluations' values of u the
     best either stays where it is or rides up a segment; it jumps only where an evaluation comes within reach. The
     initial policy is within reach everywhere (its KL is 0 by definition). Ties go to the point reached at lower KL.
     """
-    segments = _rising_segments(u, chosen_on, gain)
-    sweep = _Sweep(best=float(chosen_on[0]), held=0.0)
+    single = np.eye(len(u))  # the weights of one evaluation alone
+    segments = _rising_segments(u, chosen_on, single)
+    sweep = _Sweep(float(chosen_on[0]), single[0])
     stops = np.unique(np.append(u, 0.0))
     vertices = np.argsort(u, kind="stable")  # stable: of two evaluations at one u the earlier comes first
     next_vertex = next_segment = 0
@@ -98,7 +106,7 @@ def frontier(u: np.ndarray, chosen_on: np.ndarray, gain: np.ndarray) -> Frontier
     for index, start in enumerate(stops):
         while next_vertex < len(u) and u[vertices[next_vertex]] <= start:
             vertex = vertices[next_vertex]
-            sweep.jump(float(chosen_on[vertex]), float(gain[vertex]))
+            sweep.jump(float(chosen_on[vertex]), single[vertex])
             next_vertex += 1
         while next_segment < len(segments) and segments[next_segment].start <= start:
             active.append(segments[next_segment])
@@ -107,7 +115,7 @@ def frontier(u: np.ndarray, chosen_on: np.ndarray, gain: np.ndarray) -> Frontier
         active = [segment for segment in active if segment.end > start and segment.chosen[1] > sweep.best]
         if index + 1 < len(stops):
             sweep.advance(float(start), float(stops[index + 1]), active)
-    return sweep.frontier()
+    return sweep.path()
 
 
 @dataclass(frozen=True)
@@ -117,18 +125,20 @@ class _Segment:
     start: float
     end: float
     chosen: tuple[float, float]  # at start and end, by the half that chooses; rising
-    gains: tuple[float, float]  # at start and end, by the half that scores
+    weights: tuple[np.ndarray, np.ndarray]  # (N,) of the evaluations at start and end
 
     @property
     def slope(self) -> float:
         return (self.chosen[1] - self.chosen[0]) / (self.end - self.start)
 
-    def at(self, u: float, ends: tuple[float, float]) -> float:
+    def at(self, u: float) -> tuple[float, np.ndarray]:
+        """Height and weights, in a form that is exact at both ends."""
         share = (u - self.start) / (self.end - self.start)
-        return ends[0] * (1.0 - share) + ends[1] * share  # in this form exact at both ends
+        height = self.chosen[0] * (1.0 - share) + self.chosen[1] * share
+        return height, self.weights[0] * (1.0 - share) + self.weights[1] * share
 
 
-def _rising_segments(u: np.ndarray, chosen_on: np.ndarray, gain: np.ndarray) -> list[_Segment]:
+def _rising_segments(u: np.ndarray, chosen_on: np.ndarray, single: np.ndarray) -> list[_Segment]:
     """Segments that rise from left to right, by their left end.
 
     The others, upright ones included, have their best point at an evaluation that is within reach no later than any
@@ -139,23 +149,23 @@ def _rising_segments(u: np.ndarray, chosen_on: np.ndarray, gain: np.ndarray) -> 
         a, b = (first, first + 1) if u[first] < u[first + 1] else (first + 1, first)
         if u[a] < u[b] and chosen_on[a] < chosen_on[b]:
             chosen = (float(chosen_on[a]), float(chosen_on[b]))
-            segments.append(_Segment(float(u[a]), float(u[b]), chosen, (float(gain[a]), float(gain[b]))))
+            segments.append(_Segment(float(u[a]), float(u[b]), chosen, (single[a], single[b])))
     return sorted(segments, key=lambda segment: segment.start)
 
 
 class _Sweep:
-    """State of the sweep over u: the best point so far, and the pieces of the frontier behind it."""
+    """State of the sweep over u: the best point so far, and the pieces of the path behind it."""
 
-    def __init__(self, best: float, held: float) -> None:
+    def __init__(self, best: float, weights: np.ndarray) -> None:
         self.best = best  # by the half that chooses
-        self.held = held  # the other half's gain at that point
+        self.weights = weights  # (N,) of the evaluations at that point
         self.edges = [0.0]
-        self.left: list[float] = []
-        self.right: list[float] = []
+        self.left: list[np.ndarray] = []
+        self.right: list[np.ndarray] = []
 
-    def jump(self, chosen: float, gain: float) -> None:
+    def jump(self, chosen: float, weights: np.ndarray) -> None:
         if chosen > self.best:
-            self.best, self.held = chosen, gain
+            self.best, self.weights = chosen, weights
 
     def advance(self, start: float, end: float, active: list[_Segment]) -> None:
         """From `start` to `end`, across which every segment of `active` runs and rises to above the best so far."""
@@ -166,33 +176,35 @@ class _Sweep:
             # No segment is above the best at `start`, but for rounding.
             crossing = max(start, crossings[first])
             if crossing < end:
-                self._piece(crossing, self.held, self.held)
+                self._piece(crossing, self.weights, self.weights)
                 position = self._ride(active[first], crossing, end, active)
         if position < end:
-            self._piece(end, self.held, self.held)
+            self._piece(end, self.weights, self.weights)
 
     def _ride(self, segment: _Segment, position: float, end: float, active: list[_Segment]) -> float:
         """Up `segment` from `position`, changing to a steeper one where it crosses, to `end`."""
         while position < end:
-            height = segment.at(position, segment.chosen)
+            height, weights = segment.at(position)
             next_segment, stop = None, end
             for other in active:
                 if other.slope > segment.slope:
-                    below = max(0.0, height - other.at(position, other.chosen))
+                    below = max(0.0, height - other.at(position)[0])
                     crossing = position + below / (other.slope - segment.slope)
                     if crossing < stop:
                         next_segment, stop = other, crossing
-            self._piece(stop, segment.at(position, segment.gains), segment.at(stop, segment.gains))
-            self.best, self.held = segment.at(stop, segment.chosen), segment.at(stop, segment.gains)
+            self.best, self.weights = segment.at(stop)
+            self._piece(stop, weights, self.weights)
             position = stop
             segment = next_segment or segment
         return position
 
-    def _piece(self, end: float, left: float, right: float) -> None:
+    def _piece(self, end: float, left: np.ndarray, right: np.ndarray) -> None:
         if end > self.edges[-1]:
             self.edges.append(end)
             self.left.append(left)
             self.right.append(right)
 
-    def frontier(self) -> Frontier:
-        return Frontier(np.array(self.edges), np.array(self.left), np.array(self.right), self.held)
+    def path(self) -> Path:
+        count = len(self.weights)
+        left, right = (np.array(side).reshape(-1, count) for side in (self.left, self.right))
+        return Path(np.array(self.edges), left, right, self.weights)
