@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -28,6 +28,19 @@ from rlhf.token_logprobs import chosen, spread
 
 
 @dataclass(frozen=True)
+class Evaluated:
+    """What one evaluation found."""
+
+    metrics: dict[str, float]
+    """eval/*, means over prompts and responses."""
+    by_prompt: dict[str, list[float]]
+    """`reward`, `kl` (nats) and, where the data set has a gold scorer, `gold_reward` of each of the B prompts, in their
+    order: means over the responses to it."""
+    samples: list[dict[str, Any]]
+    """The first response to each of the first prompts."""
+
+
+@dataclass(frozen=True)
 class Evaluator:
     """Measures policies on the same prompts with the same uniforms, so that evaluations differ by the policy."""
 
@@ -41,32 +54,34 @@ class Evaluator:
     stop_strings: Sequence[str] = field(default=(), kw_only=True)
     """What ends a response beside its EOS."""
 
-    def run(self, models: Policy) -> tuple[dict[str, float], list[dict[str, Any]]]:
-        """eval/* metrics of the architecture, and the first responses as samples.
+    def run(self, models: Policy) -> Evaluated:
+        """eval/* metrics of the architecture, the numbers of each prompt, and the first responses as samples.
 
         An algorithm may have several samplers (`Algorithm.policies`): the first is the headline, in eval/*, and the one
-        whose samples are kept; eval/<name>/* has each of them.
+        whose prompts and samples are kept; eval/<name>/* has each of them.
         """
-        metrics: dict[str, float] = {}
-        kept: list[dict[str, Any]] = []
+        first: Evaluated | None = None
+        more: dict[str, float] = {}
         for name, policy in self.algorithm.policies(models).items():
-            measured, samples = self.measure(policy)
-            if not metrics:
-                metrics, kept = {**measured}, samples
+            found = self.measure(policy)
+            first = first or found
             if name:
-                metrics |= {f"eval/{name}/{metric.removeprefix('eval/')}": x for metric, x in measured.items()}
-        return metrics, kept
+                more |= {f"eval/{name}/{metric.removeprefix('eval/')}": x for metric, x in found.metrics.items()}
+        assert first is not None
+        return replace(first, metrics={**first.metrics, **more})
 
-    def measure(self, models: Policy) -> tuple[dict[str, float], list[dict[str, Any]]]:
+    def measure(self, models: Policy) -> Evaluated:
         """`run` for one sampler."""
         config = self.config
-        count = len(self.prompts.texts)
+        each = config.evaluation.responses_per_prompt
+        prompts = self.prompts.rows(torch.arange(len(self.prompts.texts)).repeat_interleave(each))
+        count = len(prompts.texts)
         uniforms = sampling_uniforms(config.evaluation.seed, "evaluation", 0, count, config.dataset.max_new_tokens)
         rows = own_rows(count)
         rollouts = generate(
             models,
             self.tokenizer,
-            self.prompts.rows(rows),
+            prompts.rows(rows),
             uniforms[rows],
             sampling=config.rollout.sampling,
             batch_size=config.rollout.batch_size,
@@ -76,20 +91,25 @@ class Evaluator:
         token_kl, token_entropy = policy_distance(models, rollouts, config.rollout.batch_size)
         rollouts, scores = gathered(rollouts, count), gathered(scores, count)
         token_kl, token_entropy = gathered(token_kl, count), gathered(token_entropy, count)
+        reward, kl = (values.view(-1, each).mean(1).cpu() for values in (scores, token_kl.sum(1)))
         metrics = {
             "eval/reward": float(scores.mean()),
             "eval/reward_std": float(scores.std()),
-            "eval/reward_even": float(scores[0::2].mean()),
-            "eval/reward_odd": float(scores[1::2].mean()),
+            "eval/reward_even": float(reward[0::2].mean()),
+            "eval/reward_odd": float(reward[1::2].mean()),
             "eval/kl": float(token_kl.sum(1).mean()),
             "eval/entropy": float(masked_mean(token_entropy, rollouts.mask)),
             "eval/response_length": float(rollouts.lengths.double().mean()),
             "eval/eos_rate": float(rollouts.ended.double().mean()),
         }
+        by_prompt = {"reward": reward.tolist(), "kl": kl.tolist()}
         gold = None if self.gold is None else self.gold(rollouts.prompts, rollouts.responses)
         if gold is not None:
             metrics["eval/gold_reward"] = sum(gold) / count
-        return metrics, self._samples(rollouts, scores, gold)
+            by_prompt["gold_reward"] = torch.tensor(gold, dtype=torch.float64).view(-1, each).mean(1).tolist()
+        first = torch.arange(0, count, each)
+        golds = None if gold is None else gold[::each]
+        return Evaluated(metrics, by_prompt, self._samples(rollouts.rows(first), scores[first], golds))
 
     def _samples(self, rollouts: Rollouts, scores: Tensor, gold: list[float] | None) -> list[dict[str, Any]]:
         rows = []

@@ -142,6 +142,17 @@ class EvaluationConfig:
     seed: int = setting(
         "seed of the evaluation's draws, the same at every evaluation and in every run", read_by=ALWAYS, low=0
     )
+    responses_per_prompt: int = setting(
+        "responses to each evaluation prompt at every evaluation: more of them measure reward and KL more closely",
+        read_by=ALWAYS,
+        low=1,
+    )
+    kl_step: float | None = setting(
+        "evaluate also where the square root of the rollouts' KL (nats) has moved by so much since the last evaluation, "
+        "so that the reward-KL curve is read evenly; null: by eval_every alone",
+        read_by=stages("online"),
+        above=0,
+    )
     policy: str | None = setting(
         "folder or hub name that stage=evaluate measures; null: the initial policy itself",
         read_by=stages("evaluate"),

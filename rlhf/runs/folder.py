@@ -24,6 +24,7 @@ from rlhf.runs.lock import RunLock
 from rlhf.runs.state import (
     BAD_STEPS,
     CONFIG,
+    EVALUATIONS,
     FINAL,
     LOCK,
     LOCK_GUARD,
@@ -38,6 +39,10 @@ from rlhf.terminal import say
 
 if TYPE_CHECKING:
     from rlhf.runs.mirror import WandbMirror
+
+
+LOGS = (METRICS, SAMPLES, EVALUATIONS)
+"""What grows during a run; a checkpoint says how long each was, and a resumed run cuts them back to that."""
 
 
 class RunFolder:
@@ -117,7 +122,7 @@ class RunFolder:
 
             self.mirror = WandbMirror(config, self.path, overwrites)
         newest = find_checkpoint(self.path)
-        lengths = {METRICS: 0, SAMPLES: 0}
+        lengths = dict.fromkeys(LOGS, 0)
         if newest is not None:
             with Checkpoint({}, newest[1]).reading() as state:
                 same = state["inputs"] == inputs
@@ -147,6 +152,10 @@ class RunFolder:
     def log_samples(self, rows: Iterable[Mapping[str, Any]]) -> None:
         """Append rows to samples.jsonl likewise."""
         self._append(SAMPLES, rows)
+
+    def log_evaluation(self, row: Mapping[str, Any]) -> None:
+        """Append to evaluations.jsonl likewise what an evaluation found at each prompt."""
+        self._append(EVALUATIONS, [row])
 
     def _append(self, name: str, rows: Iterable[Mapping[str, Any]]) -> None:
         if rank():
@@ -181,7 +190,7 @@ class RunFolder:
 
     def log_lengths(self) -> dict[str, int]:
         """Bytes of each log, which are on disk when this returns: a checkpoint is going to rely on them."""
-        paths = {name: self.path / name for name in (METRICS, SAMPLES)}
+        paths = {name: self.path / name for name in LOGS}
         for path in paths.values():
             if path.exists():
                 with file_errors(path, "flush it to disk"):

@@ -14,6 +14,7 @@ from rlhf.errors import FileError
 from rlhf.files import read_json_lines, read_json_object
 
 CONFIG, METRICS, SAMPLES, SUMMARY = "config.yaml", "metrics.jsonl", "samples.jsonl", "summary.json"
+EVALUATIONS = "evaluations.jsonl"  # a row per evaluation with the numbers of every prompt
 LOCK, LOCK_GUARD, OVERWRITES = "lock.json", ".lock.guard", "overwrites.json"
 CHECKPOINTS, BAD_STEPS, FINAL = "checkpoints", "bad_steps", "final"
 

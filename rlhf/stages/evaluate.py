@@ -37,12 +37,13 @@ def run_evaluate(context: RunContext) -> dict[str, float]:
     evaluator = Evaluator(config, algorithm, tokenizer, prompts, scorer, data.gold, stop_strings=stops)
     say_where_plain(config, models.policy, context.say)
     report_fallback(models.fallback_reason, context.say)
-    metrics, samples = evaluator.run(models)
-    check_metrics(metrics, "another evaluation.policy")
+    found = evaluator.run(models)
+    check_metrics(found.metrics, "another evaluation.policy")
     where = {"step": 0, "iteration": 0}
-    context.folder.log_samples([{**where, **sample} for sample in samples])
-    context.folder.log({**where, "samples": 0, "seconds": context.seconds(), **metrics})
-    return metrics
+    context.folder.log_samples([{**where, **sample} for sample in found.samples])
+    context.folder.log_evaluation({**where, "samples": 0, **found.by_prompt})
+    context.folder.log({**where, "samples": 0, "seconds": context.seconds(), **found.metrics})
+    return found.metrics
 
 
 def _policies(context: RunContext, data: TextData) -> tuple[PolicyPair, PreTrainedTokenizerBase]:

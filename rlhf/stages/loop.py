@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -64,6 +65,10 @@ class Progress:
     moments: RunningMoments = field(default_factory=RunningMoments)
     iteration: int = 0
     step: int = 0
+    rollout_kl: float = 0.0
+    """KL of the last sampled rollouts, nats."""
+    evaluated_kl: float = 0.0
+    """The same at the last evaluation."""
 
     def state_dict(self) -> dict[str, Any]:
         return {
@@ -72,13 +77,23 @@ class Progress:
             "controller": self.controller.state_dict(),
             "moments": self.moments.state_dict(),
             "bad_steps": self.bad_steps.count,
+            "rollout_kl": self.rollout_kl,
+            "evaluated_kl": self.evaluated_kl,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.bad_steps.count = int(state["bad_steps"])
         self.iteration, self.step = int(state["iteration"]), int(state["step"])
+        self.rollout_kl, self.evaluated_kl = float(state["rollout_kl"]), float(state["evaluated_kl"])
         self.controller.load_state_dict(state["controller"])
         self.moments.load_state_dict(state["moments"])
+
+    def has_moved(self, kl_step: float | None) -> bool:
+        """Whether sqrt(KL) of the rollouts has moved by `kl_step` since the last evaluation."""
+        if kl_step is None:
+            return False
+        now, then = (math.sqrt(max(kl, 0.0)) for kl in (self.rollout_kl, self.evaluated_kl))
+        return abs(now - then) >= kl_step
 
 
 def run_loop(context: RunContext, setup: Setup, responses: Responses) -> dict[str, float]:
@@ -106,7 +121,8 @@ def run_loop(context: RunContext, setup: Setup, responses: Responses) -> dict[st
         if progress.bad_steps.count:
             row["train/bad_steps"] = float(progress.bad_steps.count)
         last = iteration == config.rollout.iterations
-        if last or iteration % config.evaluation.eval_every == 0:
+        moved = responses.sampled and progress.has_moved(config.evaluation.kl_step)
+        if last or moved or iteration % config.evaluation.eval_every == 0:
             metrics = evaluate(context, setup, progress)
             row |= metrics
         context.folder.log({**counters(context, progress), **row})
@@ -152,6 +168,7 @@ def one_iteration(
     metrics = {"reward": float(scores.mean()), "kl_coef": kl_coef, **rollout_metrics(rollouts, measured, batch)}
     if responses.sampled:
         progress.controller.update(kl, len(scores))
+        progress.rollout_kl = kl
         metrics |= {"kl": kl, **sampled_kl_metrics(config, rollouts, measured)}
     else:
         metrics["data_log_ratio"] = kl  # of a data set's responses: how far they have been learnt, no KL
@@ -228,11 +245,14 @@ def sampled_kl_metrics(config: RunConfig, rollouts: Rollouts, measured: Measured
 
 def evaluate(context: RunContext, setup: Setup, progress: Progress) -> dict[str, float]:
     """eval/* of the policy as it is, its samples appended to samples.jsonl."""
-    metrics, samples = setup.evaluator.run(setup.models)
-    check_metrics(metrics, "a smaller optimization.learning_rate")
+    found = setup.evaluator.run(setup.models)
+    check_metrics(found.metrics, "a smaller optimization.learning_rate")
     where = {"step": progress.step, "iteration": progress.iteration}
-    context.folder.log_samples([{**where, **sample} for sample in samples])
-    return metrics
+    context.folder.log_samples([{**where, **sample} for sample in found.samples])
+    samples = progress.iteration * context.config.rollout.num_responses
+    context.folder.log_evaluation({**where, "samples": samples, **found.by_prompt})
+    progress.evaluated_kl = progress.rollout_kl
+    return found.metrics
 
 
 def counters(context: RunContext, progress: Progress) -> dict[str, float]:
