@@ -148,8 +148,8 @@ class EvaluationConfig:
         low=1,
     )
     kl_step: float | None = setting(
-        "evaluate also where the square root of the rollouts' KL (nats) has moved by so much since the last evaluation, "
-        "so that the reward-KL curve is read evenly; null: by eval_every alone",
+        "evaluate also where the square root of the rollouts' KL (nats) has moved by so much since the last "
+        "evaluation, so that the reward-KL curve is read evenly; null: by eval_every alone",
         read_by=stages("online"),
         above=0,
     )
