@@ -24,7 +24,7 @@ from rlhf.ranks import joined, root_failure, start_ranks
 from rlhf.runs.folder import RunFolder
 from rlhf.runs.lock import LockError
 from rlhf.runs.provenance import peak_memory, provenance
-from rlhf.runs.state import FINAL, finished
+from rlhf.runs.state import FINAL, finished, keep_reference_samples
 from rlhf.stages import STAGES
 from rlhf.stages.context import RunContext
 from rlhf.waiting import Interrupted, StoppedWaiting, stopped_by_signals
@@ -96,6 +96,9 @@ def _do_stage(config: RunConfig, folder: RunFolder, inputs: Mapping[str, Path]) 
     try:
         try:
             context.begin()
+            if (scores := inputs.get("reference_samples")) is not None:
+                sweep = folder.path.parent
+                made_by["reference_samples"] = on_first_rank(lambda: keep_reference_samples(sweep, scores))
             metrics = STAGES[config.stage.name](context)
             check_metrics(metrics, "a smaller learning rate")
             result = summary("finished") | metrics

@@ -74,7 +74,7 @@ def _inputs_first(runs: Iterable[RunConfig]) -> str:
     """The runs of SFT and of reward models that must be made before these can start."""
     needed = {run_folder(need): need for run in runs for need in input_runs(run)}
     stages = [need.stage.name for need in needed.values() if finished(need) is None]
-    words = {"sft": "SFT", "reward_model": "reward model"}
+    words = {"sft": "SFT", "reward_model": "reward model", "reference_samples": "reference samples"}
     kinds = dict.fromkeys(words.get(stage, stage) for stage in stages)
     return f", after {count_inputs(len(stages))} ({', '.join(kinds)})" if stages else ""
 

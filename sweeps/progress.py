@@ -28,6 +28,7 @@ class RunProgress:
         self.total, self.unit = {
             **dict.fromkeys(RL_STAGES, (run.rollout.iterations, "iteration")),
             "evaluate": (1, "evaluation"),
+            "reference_samples": (run.evaluation.reference_responses, "step"),
             "sft": (run.sft.steps, "step"),
             "reward_model": (run.reward_model.steps, "step"),
         }[run.stage.name]

@@ -29,11 +29,11 @@ from rlhf.config.online import (
 )
 from rlhf.config.readers import (
     ALWAYS,
+    CHECKPOINTED,
     REWARD_MODEL,
     RL,
     SCORING,
     SFT,
-    TRAINING,
     Where,
     stages,
 )
@@ -129,6 +129,6 @@ class RunConfig:
     advantages: AdvantagesConfig = setting("advantage estimation", read_by=RL & CRITIC)
     optimization: OptimizationConfig = setting("policy updates", read_by=RL)
     evaluation: EvaluationConfig = setting("evaluation on held-out prompts", read_by=SCORING)
-    checkpoint: CheckpointConfig = setting("checkpoints and the final weights", read_by=TRAINING)
+    checkpoint: CheckpointConfig = setting("checkpoints and the final weights", read_by=CHECKPOINTED)
     hardware: HardwareConfig = setting("the machine", read_by=ALWAYS)
     tracking: TrackingConfig = setting("W&B", read_by=ALWAYS)

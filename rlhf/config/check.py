@@ -235,8 +235,10 @@ def _stage(config: RunConfig) -> list[str]:
             f"stage.name: {algo.name} cannot learn by stage={stage}; use stage={algo.stages[0]}, or for "
             f"stage={stage} algo={' or algo='.join(others)}"
         )
-    if stage == "evaluate" and config.hardware.sharding == "fsdp":
-        problems.append("hardware.sharding: stage=evaluate trains nothing, and each rank holds both models; use none")
+    if stage in ("evaluate", "reference_samples") and config.hardware.sharding == "fsdp":
+        problems.append(f"hardware.sharding: stage={stage} trains nothing, and each rank holds the whole model; use none")
+    if stage == "reference_samples" and config.evaluation.reference_responses == 0:
+        problems.append("evaluation.reference_responses: 0, so that stage=reference_samples has nothing to do; give 64")
     if stage == "evaluate" and algo.heads and config.evaluation.policy is None:
         problems.append(f"evaluation.policy: missing; algo={algo.name} samples by the heads that a run has trained")
     return problems

@@ -29,7 +29,7 @@ WHOLE_FILE_BYTES = 64 * 2**20
 END_BYTES = 2**20
 
 # The stages that ask the reward for scores.
-SCORING_STAGES = (*RL_STAGES, "evaluate")
+SCORING_STAGES = (*RL_STAGES, "evaluate", "reference_samples")
 
 
 def run_id(config: RunConfig) -> str:
@@ -46,6 +46,7 @@ def _run_id(config: RunConfig) -> str:
         "sft": ("sft", config.sft.seed),
         "reward_model": ("reward_model", config.reward_model.seed),
         "evaluate": ("evaluate", config.evaluation.seed),
+        "reference_samples": ("reference_samples", config.evaluation.seed),
     }
     name, seed = names[config.stage.name]
     text = json.dumps(
@@ -81,12 +82,16 @@ def input_runs(config: RunConfig) -> list[RunConfig]:
                 config.hardware,
                 threads=config.hardware.input_threads,
                 # What trains little has little to share, and runs whole.
-                sharding=config.hardware.sharding if getattr(config, stage).train.mode == "all" else "none",
+                sharding=config.hardware.sharding if _trains_all(config, stage) else "none",
             ),
             tracking=dataclasses.replace(config.tracking, wandb="off"),
         )
         for stage in input_stages(config)
     ]
+
+
+def _trains_all(config: RunConfig, stage: str) -> bool:
+    return stage != "reference_samples" and getattr(config, stage).train.mode == "all"
 
 
 def _identity(config: RunConfig) -> dict[str, Any]:

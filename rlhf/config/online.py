@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from rlhf.config.algo import CRITIC, PACKS_BY_LENGTH
-from rlhf.config.readers import ALWAYS, RL, Is, stages
+from rlhf.config.readers import ALWAYS, EVALUATING, RL, Is, stages
 from rlhf.config.setting import setting
 
 
@@ -144,8 +144,14 @@ class EvaluationConfig:
     )
     responses_per_prompt: int = setting(
         "responses to each evaluation prompt at every evaluation: more of them measure reward and KL more closely",
-        read_by=ALWAYS,
+        read_by=EVALUATING,
         low=1,
+    )
+    reference_responses: int = setting(
+        "responses of the initial policy to each evaluation prompt, made once for all runs: they tell the reward that "
+        "runs start from and the most that any policy can gain for its KL; 0: none",
+        read_by=RL | stages("reference_samples"),
+        low=0,
     )
     kl_step: float | None = setting(
         "evaluate also where the square root of the rollouts' KL (nats) has moved by so much since the last "
@@ -158,7 +164,9 @@ class EvaluationConfig:
         read_by=stages("evaluate"),
         content=True,
     )
-    samples: int = setting("responses kept in samples.jsonl at each evaluation", read_by=ALWAYS, low=0, identity=False)
+    samples: int = setting(
+        "responses kept in samples.jsonl at each evaluation", read_by=EVALUATING, low=0, identity=False
+    )
     released_k3: bool = setting(
         "also log train/kl_released_k3, the released code's estimator, which is not the KL", read_by=stages("online")
     )

@@ -146,9 +146,10 @@ def stages(*names: str, remedy: str | Callable[[Any], str] = "") -> Is:
 def input_stages(config: Any) -> list[str]:
     """The stages that must be finished before the config's own, in order."""
     stages = ["sft"] if config.stage.name != "sft" and config.model.sft else []
-    scores = config.stage.name in ("online", "offline", "evaluate")
-    if scores and config.reward.name == "learned" and config.reward.path is None:
+    if config.stage.name in SCORING.values and config.reward.name == "learned" and config.reward.path is None:
         stages.append("reward_model")
+    if config.stage.name in RL.values and config.evaluation.reference_responses:
+        stages.append("reference_samples")
     return stages
 
 
@@ -156,9 +157,11 @@ ALWAYS = Condition()
 """Read wherever the section is that the option stands in."""
 
 RL = stages("online", "offline")
-SCORING = stages("online", "offline", "evaluate")
+SCORING = stages("online", "offline", "evaluate", "reference_samples")
+EVALUATING = stages("online", "offline", "evaluate")
 TRAINING = stages("online", "offline", "sft", "reward_model")
-AFTER_SFT = stages("online", "offline", "evaluate", "reward_model")
+CHECKPOINTED = TRAINING | stages("reference_samples")
+AFTER_SFT = stages("online", "offline", "evaluate", "reward_model", "reference_samples")
 SFT = stages("sft", remedy="model.sft=true or stage=sft")
 REWARD_MODEL = stages(
     "reward_model",

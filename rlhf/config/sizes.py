@@ -18,7 +18,7 @@ def derived_sizes(config: RunConfig) -> list[Size]:
     """What the stage's batch sizes come to, from the whole run down to one forward pass."""
     if config.stage.name in RL_STAGES:
         return _rl(config)
-    if config.stage.name == "evaluate":
+    if config.stage.name in ("evaluate", "reference_samples"):
         return _evaluation(config)
     return _supervised(config, config.stage.name, getattr(config, config.stage.name))
 
@@ -28,7 +28,7 @@ def sizes_in_words(config: RunConfig) -> str:
     sizes = {name: number for name, number, _ in derived_sizes(config)}
     longest = max(number for name, number in sizes.items() if name.startswith("tokens per forward pass"))
     room = f"at most {longest:,} tokens per forward pass"
-    if config.stage.name == "evaluate":
+    if config.stage.name in ("evaluate", "reference_samples"):
         return f"{sizes['prompts']:,} prompts, {room}"
     if config.stage.name in RL_STAGES:
         responses, steps = sizes["responses per iteration"], sizes["optimizer steps per iteration"]

@@ -15,7 +15,9 @@ RL_STAGES = ("online", "offline")
 @dataclass(kw_only=True)
 class StageConfig:
     name: str = setting(
-        "the stage to run", read_by=ALWAYS, choices=("online", "offline", "sft", "reward_model", "evaluate")
+        "the stage to run",
+        read_by=ALWAYS,
+        choices=("online", "offline", "sft", "reward_model", "reference_samples", "evaluate"),
     )
 
 

@@ -11,11 +11,13 @@ from typing import Any
 from rlhf.config import RunConfig
 from rlhf.config.identity import input_runs, run_folder
 from rlhf.errors import FileError
-from rlhf.files import read_json_lines, read_json_object
+from rlhf.files import file_errors, read_json_lines, read_json_object, write_whole
 
 CONFIG, METRICS, SAMPLES, SUMMARY = "config.yaml", "metrics.jsonl", "samples.jsonl", "summary.json"
 EVALUATIONS = "evaluations.jsonl"  # a row per evaluation with the numbers of every prompt
 LOCK, LOCK_GUARD, OVERWRITES = "lock.json", ".lock.guard", "overwrites.json"
+REFERENCE_SAMPLES = "scores.npz"  # in final/ of stage=reference_samples
+KEPT_REFERENCES = "reference_samples"  # in a sweep's folder: these files by the id of the run that made them
 CHECKPOINTS, BAD_STEPS, FINAL = "checkpoints", "bad_steps", "final"
 
 OVER = ("finished", "pruned")
@@ -39,6 +41,23 @@ def finished(run: RunConfig) -> dict[str, Any] | None:
 def unfinished_inputs(run: RunConfig) -> list[RunConfig]:
     """The runs that this one starts from and that are still to be done, in order."""
     return [need for need in input_runs(run) if finished(need) is None]
+
+
+def keep_reference_samples(sweep: Path, final: Path) -> str:
+    """Copy the scores of stage=reference_samples beside the runs that start from them, once for all; their name there.
+
+    Raises:
+        FileError: they cannot be read, or the disk is full.
+    """
+    name = f"{final.parent.name}.npz"
+    place = sweep / KEPT_REFERENCES / name
+    if not place.exists():
+        with file_errors(final / REFERENCE_SAMPLES, "read it"):
+            content = (final / REFERENCE_SAMPLES).read_bytes()
+        with file_errors(place, "write it"):
+            place.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(place, content)
+    return name
 
 
 def times_emptied(folder: Path) -> int:

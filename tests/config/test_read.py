@@ -52,7 +52,9 @@ READ_IN_VAIN = {
 COMBINATIONS = {
     "sft": ("stage=sft",),
     "reward_model": ("stage=reward_model",),
+    "reference samples": ("stage=reference_samples", "evaluation.reference_responses=2"),
     "online apa": (),
+    "online apa with reference samples": ("evaluation.reference_responses=2",),
     "online ppo": ("algo=ppo", "algo.kl.controller=none", "value.network=head", "advantages.whiten=none"),
     "online rloo": ("algo=rloo",),
     "offline awr": ("stage=offline", "algo=awr", "reward=sentiment", "model.train.mode=all"),
