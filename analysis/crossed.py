@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from scipy.optimize import brentq
@@ -61,7 +62,8 @@ class Estimate:
         reach = abs(self.value) / self.standard_error
         if self._quantile(1e-15) <= reach:
             return 0.0
-        return 2.0 * float(brentq(lambda tail: self._quantile(tail) - reach, 1e-15, 0.5))
+        tail: Any = brentq(lambda tail: self._quantile(tail) - reach, 1e-15, 0.5)
+        return 2.0 * float(tail)
 
     def _quantile(self, tail: float) -> float:
         return sum(weight * float(stdtrit(freedom, 1.0 - tail)) for weight, freedom in self.shares)

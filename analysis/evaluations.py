@@ -7,6 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from analysis.load import RunRecord
+from rlhf.errors import FileError
+from rlhf.files import read_json_lines
+from rlhf.runs.state import EVALUATIONS
 
 
 class UnusableRunError(ValueError):
@@ -24,11 +27,19 @@ class Evaluations:
     reward_even: np.ndarray  # over the even-numbered prompts; `reward` where the run did not log halves
     reward_odd: np.ndarray
     gold_reward: np.ndarray | None  # NaN where missing; None where the data set has no gold scorer
+    gains: np.ndarray
+    """(N, P) reward of each evaluation prompt above the initial policy's; of the two halves of the prompts where the
+    run did not keep each."""
+    by_prompt: bool  # whether `gains` is of prompts
     skipped: int  # evaluations left out because KL, reward or the reward of one half is not a number
 
 
-def evaluations(run: RunRecord) -> Evaluations:
+def evaluations(run: RunRecord, baseline: np.ndarray | None = None) -> Evaluations:
     """The evaluations of one run.
+
+    Args:
+        baseline: (P,) the initial policy's reward for each evaluation prompt, from reference samples, which are many
+            more than the first evaluation has; None: the first evaluation itself.
 
     Raises:
         UnusableRunError: no evaluation before training, or none after it began.
@@ -44,6 +55,12 @@ def evaluations(run: RunRecord) -> Evaluations:
     if usable.sum() < 2:
         raise UnusableRunError("no usable evaluation after the initial one")
     gold = run.column("eval/gold_reward")
+    prompts = _by_prompt(run, usable)
+    halves = np.stack([even[usable], odd[usable]], axis=1)
+    rewards = halves if prompts is None else prompts
+    gains = rewards - rewards[0]
+    if prompts is not None and baseline is not None and len(baseline) == prompts.shape[1]:
+        gains = np.concatenate([np.zeros((1, len(baseline))), prompts[1:] - baseline])
     return Evaluations(
         samples=run.column("samples")[usable],
         step=step[usable],
@@ -52,8 +69,28 @@ def evaluations(run: RunRecord) -> Evaluations:
         reward_even=even[usable],
         reward_odd=odd[usable],
         gold_reward=gold[usable] if np.isfinite(gold).any() else None,
+        gains=gains,
+        by_prompt=prompts is not None,
         skipped=int(made.sum() - usable.sum()),
     )
+
+
+def _by_prompt(run: RunRecord, usable: np.ndarray) -> np.ndarray | None:
+    """(N, P) rewards by prompt of the usable evaluations; None where the run kept none, or other ones."""
+    try:
+        rows = read_json_lines(run.folder / EVALUATIONS)
+    except FileError:
+        return None
+    found = {row.get("iteration"): row.get("reward") for row in rows}
+    kept = [found.get(int(iteration)) for iteration in run.column("iteration")[usable]]
+    lengths = {len(row) if isinstance(row, list) else 0 for row in kept}
+    if len(lengths) != 1 or min(lengths) < 2:
+        return None
+    try:
+        rewards = np.array(kept, dtype=np.float64)
+    except (TypeError, ValueError):
+        return None
+    return rewards if np.isfinite(rewards).all() else None
 
 
 def usable_rows(run: RunRecord) -> np.ndarray:

@@ -32,7 +32,7 @@ class Interval:
     minimum: float
     maximum: float
     seeds: int
-    method: str  # "none", "student_t", "chi_square" or "bca"
+    method: str  # "none", "student_t", "chi_square", "bca"; "crossed" over prompts too, "prompts" over them alone
 
 
 def interval(values: Sequence[float], level: float = LEVEL) -> Interval:

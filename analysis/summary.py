@@ -9,18 +9,23 @@ from typing import Any
 
 import numpy as np
 
+from analysis.crossed import crossed_mean
 from analysis.evaluations import Evaluations, UnusableRunError, evaluations
-from analysis.kl_efficiency import GainCurve, gain_curve
+from analysis.kl_efficiency import GainCurve
 from analysis.labels import differing_settings
 from analysis.load import RL_STAGES, RunRecord
+from analysis.optimum import ReferenceSamples
 from analysis.parallel import mapped
 from analysis.statistics import Interval, interval, iqm_interval
+from rlhf.runs.state import KEPT_REFERENCES
 
 # Sums and squares of more would not be finite.
 _LARGEST = 1e100
 # Settings that make a reward another quantity, or a KL one from another policy.
 _SAME_SCALE = ("dataset.", "model.", "reward.", "reward_model.", "sft.")
 _KEYS_NAMED = 4
+# A run that spent less than so many nats hardly left the initial policy, and does not set the budget of the others.
+MOVED = 0.01
 
 
 @dataclass(frozen=True)
@@ -30,7 +35,7 @@ class ComparedRun:
     record: RunRecord
     evaluations: Evaluations
     curve: GainCurve
-    kl_budgets: tuple[float, ...]  # dataset.kl_budgets, nats; the first is the headline
+    kl_budgets: tuple[float, ...]  # dataset.kl_budgets, nats
 
 
 @dataclass(frozen=True)
@@ -43,13 +48,14 @@ class ExcludedRun:
 
 @dataclass(frozen=True)
 class BudgetResult:
-    """What one setting reached at one KL budget."""
+    """What one setting reached at one KL budget; nothing where a run of it never spent as much."""
 
     kl_budget: float  # nats
-    kl_efficiency: Interval  # units of reward
-    iqm: Interval | None  # interquartile mean of the KL efficiency; None below 8 seeds
-    gain: Interval  # reward gain at KL <= budget
-    short_runs: int  # runs that never spent the budget: their gain is continued as a constant
+    reached: int  # runs that spent the budget
+    kl_efficiency: Interval | None  # units of reward
+    iqm: Interval | None  # interquartile mean over seeds of the KL efficiency; None below 8 seeds
+    gain: Interval | None  # reward gain at KL <= budget
+    share: Interval | None  # of the optimum's KL efficiency; None without reference samples that see as far
 
 
 @dataclass(frozen=True)
@@ -64,7 +70,10 @@ class SettingSummary:
     gold_before: Interval | None
     gold_after: Interval | None
     kl: Interval  # at the last evaluation, nats
-    budgets: tuple[BudgetResult, ...]  # in the order of dataset.kl_budgets: the headline first
+    headline: BudgetResult
+    """At the largest KL that every compared run spent: the budget of the comparison."""
+    budgets: tuple[BudgetResult, ...]
+    """At those of dataset.kl_budgets, rising."""
 
     @property
     def name(self) -> str:
@@ -73,10 +82,6 @@ class SettingSummary:
     @property
     def seeds(self) -> list[int]:
         return [run.record.seed for run in self.runs if run.record.seed is not None]
-
-    @property
-    def headline(self) -> BudgetResult:
-        return self.budgets[0]
 
 
 @dataclass(frozen=True)
@@ -87,6 +92,10 @@ class Comparison:
     settings: list[SettingSummary]
     excluded: list[ExcludedRun]
     notes: list[str]
+    reference: ReferenceSamples | None = None
+    """Of the initial policy that all compared runs started from."""
+    crossed: bool = False
+    """Whether intervals hold for prompts and seeds; over seeds alone where runs kept no numbers of prompts."""
 
 
 def samples_name(settings: Sequence[SettingSummary]) -> str:
@@ -114,6 +123,14 @@ def compare(records: Sequence[RunRecord]) -> Comparison:
             usable.append((record, *found))
         except UnusableRunError as error:
             excluded.append(ExcludedRun(record, str(error)))
+    # The same prompts in all, so that runs can be compared prompt by prompt.
+    configs = [record.config for record, _, _ in usable]
+    one_task = not any(key.startswith("dataset.") for key in differing_settings(configs))
+    prompts = {points.gains.shape[1] if points.by_prompt else 0 for _, points, _ in usable}
+    crossed = one_task and len(prompts) == 1 and prompts != {0}
+    reference = _reference([record for record, _, _ in usable]) if crossed else None
+    if reference is not None:
+        usable = [(record, evaluations(record, reference.baseline), budgets) for record, _, budgets in usable]
     curves = mapped(_curve, [points for _, points, _ in usable])
     compared = [
         ComparedRun(record, points, curve, budgets)
@@ -122,9 +139,34 @@ def compare(records: Sequence[RunRecord]) -> Comparison:
     groups: dict[tuple[str, str], list[ComparedRun]] = {}
     for run in compared:
         groups.setdefault((run.record.algo, run.record.label), []).append(run)
-    settings = [_summarize(algo, label, runs) for (algo, label), runs in sorted(groups.items())]
+    measure = _Measure(common_budget(compared), crossed, reference)
+    settings = [measure.setting(algo, label, runs) for (algo, label), runs in sorted(groups.items())]
     notes = _notes(compared, settings, excluded)
-    return Comparison(records=list(records), settings=settings, excluded=excluded, notes=notes)
+    return Comparison(list(records), settings, excluded, notes, reference, crossed)
+
+
+def common_budget(runs: Sequence[ComparedRun]) -> float:
+    """The largest KL that every run spent, in nats, rounded down to three digits; runs that hardly left the initial
+    policy do not count where others did."""
+    spent = [run.curve.largest_kl for run in runs]
+    least = min([kl for kl in spent if kl >= MOVED] or spent, default=0.0)
+    if least <= 0.0:
+        return 0.0
+    digit = 10.0 ** (math.floor(math.log10(least)) - 2)
+    return min(least, round(math.floor(least / digit) * digit, 12))
+
+
+def _reference(runs: Sequence[RunRecord]) -> ReferenceSamples | None:
+    """The scores that all runs name in their summaries; None where they name different ones, or they cannot be read."""
+    places = {run.folder.parent / KEPT_REFERENCES / str(run.summary.get("reference_samples")) for run in runs}
+    contents = {place.name: place for place in places}
+    if len(contents) != 1:
+        return None
+    try:
+        with np.load(contents.popitem()[1]) as file:
+            return ReferenceSamples(file["reward"])
+    except (OSError, ValueError, KeyError):
+        return None
 
 
 def _usable(record: RunRecord) -> tuple[Evaluations, tuple[float, ...]]:
@@ -158,41 +200,76 @@ def _is_budget(value: object) -> bool:
 
 
 def _curve(points: Evaluations) -> GainCurve:
-    return gain_curve(points.kl, points.reward_even, points.reward_odd)
+    return GainCurve(points.kl, points.gains)
 
 
-def _summarize(algo: str, label: str, runs: list[ComparedRun]) -> SettingSummary:
-    runs = sorted(runs, key=lambda run: (run.record.seed or 0, run.record.id))
+@dataclass(frozen=True)
+class _Measure:
+    """How settings are measured, which is the same for all of a comparison."""
 
-    def over_seeds(value: Callable[[ComparedRun], float]) -> Interval:
-        return interval([value(run) for run in runs])
+    common: float  # nats that every run spent
+    crossed: bool
+    reference: ReferenceSamples | None
 
-    def gold(index: int) -> Interval | None:
-        values = [run.evaluations.gold_reward[index] for run in runs if run.evaluations.gold_reward is not None]
-        return interval(values) if len(values) == len(runs) and np.isfinite(values).all() else None
+    def setting(self, algo: str, label: str, runs: list[ComparedRun]) -> SettingSummary:
+        runs = sorted(runs, key=lambda run: (run.record.seed or 0, run.record.id))
 
-    return SettingSummary(
-        algo=algo,
-        label=label,
-        runs=tuple(runs),
-        reward_before=over_seeds(lambda run: run.evaluations.reward[0]),
-        reward_after=over_seeds(lambda run: run.evaluations.reward[-1]),
-        gold_before=gold(0),
-        gold_after=gold(-1),
-        kl=over_seeds(lambda run: run.evaluations.kl[-1]),
-        budgets=tuple(_at_budget(budget, runs) for budget in runs[0].kl_budgets),
-    )
+        def over_seeds(value: Callable[[ComparedRun], float]) -> Interval:
+            return interval([value(run) for run in runs])
 
+        def gold(index: int) -> Interval | None:
+            values = [run.evaluations.gold_reward[index] for run in runs if run.evaluations.gold_reward is not None]
+            return interval(values) if len(values) == len(runs) and np.isfinite(values).all() else None
 
-def _at_budget(budget: float, runs: list[ComparedRun]) -> BudgetResult:
-    efficiencies = [run.curve.efficiency(budget) for run in runs]
-    return BudgetResult(
-        kl_budget=budget,
-        kl_efficiency=interval(efficiencies),
-        iqm=iqm_interval(efficiencies),
-        gain=interval([float(run.curve.gain(budget)) for run in runs]),
-        short_runs=sum(not run.curve.reaches(budget) for run in runs),
-    )
+        return SettingSummary(
+            algo=algo,
+            label=label,
+            runs=tuple(runs),
+            reward_before=over_seeds(lambda run: run.evaluations.reward[0]),
+            reward_after=over_seeds(lambda run: run.evaluations.reward[-1]),
+            gold_before=gold(0),
+            gold_after=gold(-1),
+            kl=over_seeds(lambda run: run.evaluations.kl[-1]),
+            headline=self.at(self.common, runs),
+            budgets=tuple(self.at(budget, runs) for budget in sorted(runs[0].kl_budgets)),
+        )
+
+    def at(self, budget: float, runs: Sequence[ComparedRun]) -> BudgetResult:
+        efficiencies = [run.curve.efficiency(budget) if budget > 0.0 else None for run in runs]
+        gains = [run.curve.gain(budget) for run in runs]
+        reached = [parts for parts in efficiencies if parts is not None]
+        if len(reached) < len(runs):
+            return BudgetResult(budget, len(reached), None, None, None, None)
+        table = np.array(reached)
+        return BudgetResult(
+            kl_budget=budget,
+            reached=len(runs),
+            kl_efficiency=self._interval(table),
+            iqm=iqm_interval(table.mean(axis=1).tolist()),
+            gain=self._interval(np.array(gains)),
+            share=self._share(table, budget),
+        )
+
+    def _share(self, table: np.ndarray, budget: float) -> Interval | None:
+        """E(K) / E*(K), whose interval is that of its linear form, prompt by prompt."""
+        optimum = None if self.reference is None else self.reference.efficiency(budget)
+        if optimum is None or optimum.mean() <= 0.0:
+            return None
+        ratio = table.mean() / optimum.mean()
+        found = self._interval((table - ratio * optimum) / optimum.mean())
+        shares = table.mean(axis=1) / optimum.mean()
+        low, high = (None if end is None else end + ratio for end in (found.low, found.high))
+        return Interval(float(ratio), low, high, float(shares.min()), float(shares.max()), found.seeds, found.method)
+
+    def _interval(self, table: np.ndarray) -> Interval:
+        """Of (S, P) parts: over seeds and prompts, or over seeds alone."""
+        values = table.mean(axis=1)
+        if not self.crossed:
+            return interval(values.tolist())
+        found = crossed_mean(table)
+        method = "prompts" if found.of_these_runs else "crossed"
+        ends = (found.low, found.high) if found.standard_error > 0.0 else (None, None)
+        return Interval(found.value, *ends, float(values.min()), float(values.max()), len(values), method)
 
 
 def scale_notes(configs: Sequence[dict[str, Any]]) -> list[str]:
@@ -209,13 +286,13 @@ def short_run_notes(settings: Sequence[SettingSummary]) -> list[str]:
     """One sentence for all budgets, the smallest first; none where every run spent them."""
     counts: dict[float, tuple[int, int]] = {}
     for setting in settings:
-        for budget in setting.budgets:
+        for budget in (setting.headline, *setting.budgets):
             short, runs = counts.get(budget.kl_budget, (0, 0))
-            counts[budget.kl_budget] = (short + budget.short_runs, runs + len(setting.runs))
+            counts[budget.kl_budget] = (short + len(setting.runs) - budget.reached, runs + len(setting.runs))
     said = [f"{short} of {runs} never spent {kl:g} nats" for kl, (short, runs) in sorted(counts.items()) if short]
     if not said:
         return []
-    return [f"Of the compared runs {', '.join(said)}; beyond a run's largest KL its gain is taken as constant."]
+    return [f"Of the compared runs {', '.join(said)}; where a run of a setting did not, it has no value there."]
 
 
 def _notes(compared: list[ComparedRun], settings: list[SettingSummary], excluded: list[ExcludedRun]) -> list[str]:

@@ -236,7 +236,9 @@ def _stage(config: RunConfig) -> list[str]:
             f"stage={stage} algo={' or algo='.join(others)}"
         )
     if stage in ("evaluate", "reference_samples") and config.hardware.sharding == "fsdp":
-        problems.append(f"hardware.sharding: stage={stage} trains nothing, and each rank holds the whole model; use none")
+        problems.append(
+            f"hardware.sharding: stage={stage} trains nothing, and each rank holds the whole model; use none"
+        )
     if stage == "reference_samples" and config.evaluation.reference_responses == 0:
         problems.append("evaluation.reference_responses: 0, so that stage=reference_samples has nothing to do; give 64")
     if stage == "evaluate" and algo.heads and config.evaluation.policy is None:

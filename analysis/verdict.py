@@ -1,0 +1,139 @@
+"""The answer in words: who is above whom within the KL that every run spent, and who is not told apart."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from analysis.crossed import Estimate, crossed_difference, holm
+from analysis.statistics import versus
+from analysis.summary import Comparison, SettingSummary
+
+ALPHA = 0.05
+MOST_ROWS = 8
+"""Of more settings a sentence would be a list; the table has them."""
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two settings at the common budget, the higher first."""
+
+    first: SettingSummary
+    second: SettingSummary
+    difference: float  # of KL efficiency, units of reward, at least 0
+    low: float | None  # 95% interval; None where there is none
+    high: float | None
+    told_apart: bool  # by Holm's adjusted p over all pairs
+
+    @property
+    def text(self) -> str:
+        if self.low is None or self.high is None:
+            return f"{self.difference:.3f}"
+        return f"{self.difference:.3f} [{self.low:.3f}, {self.high:.3f}]".replace("-", "\N{MINUS SIGN}")
+
+
+@dataclass(frozen=True)
+class Verdict:
+    sentence: str
+    pairs: tuple[Pair, ...]
+    """All of them, by falling KL efficiency; none where nothing can be compared."""
+
+
+def verdict(comparison: Comparison) -> Verdict:
+    """What the runs say. Without a common budget, or with one setting, that there is nothing to compare."""
+    settings = sorted(comparison.settings, key=_efficiency, reverse=True)
+    if not settings:
+        return Verdict("No finished run to compare.", ())
+    if settings[0].headline.kl_efficiency is None:
+        return Verdict("No run has left the initial policy: there is no KL to compare at.", ())
+    head = f"Within {settings[0].headline.kl_budget:g} nats, which every run spent: {_ranking(settings)}."
+    basis = _basis(comparison, settings)
+    if len(settings) == 1:
+        return Verdict(f"{head} {basis}", ())
+    pairs = _pairs(comparison, settings)
+    if len(settings) > MOST_ROWS:
+        told = sum(pair.told_apart for pair in pairs)
+        return Verdict(f"{head} {told} of {len(pairs)} pairs are told apart. {basis}", tuple(pairs))
+    return Verdict(" ".join([head, *_clauses(settings, pairs), basis]), tuple(pairs))
+
+
+def _efficiency(setting: SettingSummary) -> float:
+    found = setting.headline.kl_efficiency
+    return -np.inf if found is None else found.mean
+
+
+def _ranking(settings: Sequence[SettingSummary]) -> str:
+    shown = settings if len(settings) <= MOST_ROWS else settings[:3]
+    parts = []
+    for setting in shown:
+        share = setting.headline.share
+        of_possible = "" if share is None else f" ({share.mean:.0%} of what is possible)"
+        parts.append(f"{setting.name} {_efficiency(setting):.2f}{of_possible}".replace("-", "\N{MINUS SIGN}"))
+    more = len(settings) - len(shown)
+    return ", ".join(parts) + (f" and {more} lower" if more else "")
+
+
+def _basis(comparison: Comparison, settings: Sequence[SettingSummary]) -> str:
+    counts = sorted({len(setting.runs) for setting in settings})
+    seeds = f"{counts[0]} seed{'s' * (counts[-1] != 1)}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]} seeds"
+    if comparison.crossed:
+        prompts = settings[0].runs[0].evaluations.gains.shape[1]
+        text = f"Reward gained per response, mean over the budget; {seeds} each, {prompts} prompts"
+        return f"{text}; so few seeds speak for these runs alone." if counts[0] < 3 else f"{text}."
+    text = f"Reward gained per response, mean over the budget; {seeds} each"
+    return f"{text}: too few for an interval." if counts[0] < 3 else f"{text}; intervals over seeds alone."
+
+
+def _pairs(comparison: Comparison, settings: Sequence[SettingSummary]) -> list[Pair]:
+    found = [(first, second, _difference(comparison, first, second)) for first, second in _couples(settings)]
+    known = [p for _, _, (_, _, _, p) in found if p is not None]
+    adjusted = iter(holm(known))
+    return [
+        Pair(first, second, value, low, high, p is not None and next(adjusted) < ALPHA)
+        for first, second, (value, low, high, p) in found
+    ]
+
+
+def _couples(settings: Sequence[SettingSummary]) -> list[tuple[SettingSummary, SettingSummary]]:
+    return list(itertools.combinations(settings, 2))
+
+
+def _difference(
+    comparison: Comparison, first: SettingSummary, second: SettingSummary
+) -> tuple[float, float | None, float | None, float | None]:
+    """Value, interval and p-value."""
+    tables = [
+        np.array([run.curve.efficiency(side.headline.kl_budget) for run in side.runs]) for side in (first, second)
+    ]
+    if comparison.crossed:
+        seeds = [[run.record.seed for run in side.runs] for side in (first, second)]
+        one: Estimate = crossed_difference(tables[0], tables[1], *seeds)
+        return one.value, one.low, one.high, one.p_value
+    means = [table.mean(axis=1).tolist() for table in tables]
+    other = versus(*means)
+    p = None if other.better is None else 2.0 * min(other.better, 1.0 - other.better)
+    return other.difference, other.low, other.high, p
+
+
+def _clauses(settings: Sequence[SettingSummary], pairs: Sequence[Pair]) -> list[str]:
+    """First who is above whom, those who are above the same together; then who is not told apart."""
+    below: dict[tuple[str, ...], list[str]] = {}
+    for setting in settings:
+        under = tuple(pair.second.name for pair in pairs if pair.first is setting and pair.told_apart)
+        if under:
+            below.setdefault(under, []).append(setting.name)
+    clauses = []
+    for under, names in below.items():
+        clauses.append(f"{_listed(names)} {'is' if len(names) == 1 else 'are'} above {_listed(list(under))}.")
+    open_pairs = [pair for pair in pairs if not pair.told_apart]
+    if open_pairs:
+        said = [f"{pair.first.name} and {pair.second.name} (difference {pair.text})" for pair in open_pairs]
+        clauses.append(f"Not told apart: {'; '.join(said)}.")
+    return clauses
+
+
+def _listed(names: list[str]) -> str:
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
