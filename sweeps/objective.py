@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+import numpy as np
+
 if TYPE_CHECKING:
     from analysis.evaluations import Evaluations
     from analysis.kl_efficiency import GainCurve
@@ -35,17 +37,35 @@ class Measured:
 
 
 def _curve(points: Evaluations) -> GainCurve:
-    from analysis.kl_efficiency import gain_curve
+    from analysis.kl_efficiency import GainCurve
 
-    return gain_curve(points.kl, points.reward_even, points.reward_odd)
+    return GainCurve(points.kl, points.gains)
+
+
+def _gain(points: Evaluations, budget: float) -> float:
+    """The best gain at no more KL than the budget, however much of it the run spent."""
+    curve = _curve(points)
+    parts = curve.gain(min(budget, curve.largest_kl))
+    assert parts is not None
+    return float(parts.mean())
+
+
+def _efficiency(points: Evaluations, budget: float) -> float:
+    """E(K), a part of the budget that the run did not spend counting as no gain: trials must all have a value, and none
+    is to be made up."""
+    curve = _curve(points)
+    spent = min(budget, curve.largest_kl)
+    if spent <= 0.0:
+        return 0.0
+    parts = curve.efficiency(spent)
+    assert parts is not None
+    return float(parts.mean()) * math.sqrt(spent / budget)
 
 
 OBJECTIVES = {
-    "reward_at_budget": Objective(
-        ("gain",), ("maximize",), lambda points, budget: (float(_curve(points).gain(budget)),)
-    ),
+    "reward_at_budget": Objective(("gain",), ("maximize",), lambda points, budget: (_gain(points, budget),)),
     "kl_efficiency": Objective(
-        ("kl_efficiency",), ("maximize",), lambda points, budget: (_curve(points).efficiency(budget),)
+        ("kl_efficiency",), ("maximize",), lambda points, budget: (_efficiency(points, budget),)
     ),
     "reward_and_kl": Objective(
         ("reward", "kl"),
@@ -110,6 +130,6 @@ class ObjectiveSoFar:
 
 
 def _first(points: Evaluations, count: int) -> Evaluations:
-    names = [field.name for field in dataclasses.fields(points) if field.name != "skipped"]
-    arrays = {name: value[:count] for name in names if (value := getattr(points, name)) is not None}
+    values = {field.name: getattr(points, field.name) for field in dataclasses.fields(points)}
+    arrays = {name: value[:count] for name, value in values.items() if isinstance(value, np.ndarray)}
     return dataclasses.replace(points, **arrays)
