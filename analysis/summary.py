@@ -24,7 +24,7 @@ _LARGEST = 1e100
 # Settings that make a reward another quantity, or a KL one from another policy.
 _SAME_SCALE = ("dataset.", "model.", "reward.", "reward_model.", "sft.")
 _KEYS_NAMED = 4
-# A run that spent less than so many nats hardly left the initial policy, and does not set the budget of the others.
+# A run that spent less than so many nats hardly left the initial policy, and is left out where others did.
 MOVED = 0.01
 
 
@@ -48,14 +48,21 @@ class ExcludedRun:
 
 @dataclass(frozen=True)
 class BudgetResult:
-    """What one setting reached at one KL budget; nothing where a run of it never spent as much."""
+    """What one setting reached at a KL budget that all its runs spent."""
 
     kl_budget: float  # nats
-    reached: int  # runs that spent the budget
-    kl_efficiency: Interval | None  # units of reward
+    kl_efficiency: Interval  # units of reward
     iqm: Interval | None  # interquartile mean over seeds of the KL efficiency; None below 8 seeds
-    gain: Interval | None  # reward gain at KL <= budget
+    gain: Interval  # reward gain at KL <= budget
     share: Interval | None  # of the optimum's KL efficiency; None without reference samples that see as far
+
+
+@dataclass(frozen=True)
+class NotReached:
+    """A KL budget that not all runs of a setting spent, at which it has no value."""
+
+    kl_budget: float  # nats
+    runs: int  # those that did
 
 
 @dataclass(frozen=True)
@@ -72,7 +79,7 @@ class SettingSummary:
     kl: Interval  # at the last evaluation, nats
     headline: BudgetResult
     """At the largest KL that every compared run spent: the budget of the comparison."""
-    budgets: tuple[BudgetResult, ...]
+    budgets: tuple[BudgetResult | NotReached, ...]
     """At those of dataset.kl_budgets, rising."""
 
     @property
@@ -136,6 +143,10 @@ def compare(records: Sequence[RunRecord]) -> Comparison:
         ComparedRun(record, points, curve, budgets)
         for (record, points, budgets), curve in zip(usable, curves, strict=True)
     ]
+    least = MOVED if any(run.curve.largest_kl >= MOVED for run in compared) else 0.0
+    still = [run for run in compared if run.curve.largest_kl < least or run.curve.largest_kl == 0.0]
+    excluded += [ExcludedRun(run.record, _hardly_moved(run)) for run in still]
+    compared = [run for run in compared if run not in still]
     groups: dict[tuple[str, str], list[ComparedRun]] = {}
     for run in compared:
         groups.setdefault((run.record.algo, run.record.label), []).append(run)
@@ -146,14 +157,16 @@ def compare(records: Sequence[RunRecord]) -> Comparison:
 
 
 def common_budget(runs: Sequence[ComparedRun]) -> float:
-    """The largest KL that every run spent, in nats, rounded down to three digits; runs that hardly left the initial
-    policy do not count where others did."""
-    spent = [run.curve.largest_kl for run in runs]
-    least = min([kl for kl in spent if kl >= MOVED] or spent, default=0.0)
-    if least <= 0.0:
-        return 0.0
+    """The largest KL that every run spent, in nats, rounded down to three digits; above 0 where there is a run."""
+    least = min((run.curve.largest_kl for run in runs), default=0.0)
+    if not runs:
+        return least
     digit = 10.0 ** (math.floor(math.log10(least)) - 2)
     return min(least, round(math.floor(least / digit) * digit, 12))
+
+
+def _hardly_moved(run: ComparedRun) -> str:
+    return f"hardly left the initial policy: its largest KL is {run.curve.largest_kl:.2g} nats"
 
 
 def _reference(runs: Sequence[RunRecord]) -> ReferenceSamples | None:
@@ -231,24 +244,28 @@ class _Measure:
             gold_after=gold(-1),
             kl=over_seeds(lambda run: run.evaluations.kl[-1]),
             headline=self.at(self.common, runs),
-            budgets=tuple(self.at(budget, runs) for budget in sorted(runs[0].kl_budgets)),
+            budgets=tuple(self.within(budget, runs) for budget in sorted(runs[0].kl_budgets)),
         )
 
+    def within(self, budget: float, runs: Sequence[ComparedRun]) -> BudgetResult | NotReached:
+        count = sum(run.curve.reaches(budget) for run in runs)
+        return self.at(budget, runs) if count == len(runs) else NotReached(budget, count)
+
     def at(self, budget: float, runs: Sequence[ComparedRun]) -> BudgetResult:
-        efficiencies = [run.curve.efficiency(budget) if budget > 0.0 else None for run in runs]
-        gains = [run.curve.gain(budget) for run in runs]
-        reached = [parts for parts in efficiencies if parts is not None]
-        if len(reached) < len(runs):
-            return BudgetResult(budget, len(reached), None, None, None, None)
-        table = np.array(reached)
+        """At a budget that all of them spent."""
+        table = self._table([run.curve.efficiency(budget) for run in runs])
         return BudgetResult(
             kl_budget=budget,
-            reached=len(runs),
             kl_efficiency=self._interval(table),
             iqm=iqm_interval(table.mean(axis=1).tolist()),
-            gain=self._interval(np.array(gains)),
+            gain=self._interval(self._table([run.curve.gain(budget) for run in runs])),
             share=self._share(table, budget),
         )
+
+    def _table(self, parts: Sequence[np.ndarray | None]) -> np.ndarray:
+        """(S, P) of runs that share their prompts, (S, 1) of others."""
+        assert all(one is not None for one in parts)
+        return np.array([one if self.crossed else [np.mean(one)] for one in parts], dtype=np.float64)
 
     def _share(self, table: np.ndarray, budget: float) -> Interval | None:
         """E(K) / E*(K), whose interval is that of its linear form, prompt by prompt."""
@@ -288,7 +305,8 @@ def short_run_notes(settings: Sequence[SettingSummary]) -> list[str]:
     for setting in settings:
         for budget in (setting.headline, *setting.budgets):
             short, runs = counts.get(budget.kl_budget, (0, 0))
-            counts[budget.kl_budget] = (short + len(setting.runs) - budget.reached, runs + len(setting.runs))
+            short += len(setting.runs) - budget.runs if isinstance(budget, NotReached) else 0
+            counts[budget.kl_budget] = short, runs + len(setting.runs)
     said = [f"{short} of {runs} never spent {kl:g} nats" for kl, (short, runs) in sorted(counts.items()) if short]
     if not said:
         return []

@@ -47,8 +47,6 @@ def verdict(comparison: Comparison) -> Verdict:
     settings = sorted(comparison.settings, key=_efficiency, reverse=True)
     if not settings:
         return Verdict("No finished run to compare.", ())
-    if settings[0].headline.kl_efficiency is None:
-        return Verdict("No run has left the initial policy: there is no KL to compare at.", ())
     head = f"Within {settings[0].headline.kl_budget:g} nats, which every run spent: {_ranking(settings)}."
     basis = _basis(comparison, settings)
     if len(settings) == 1:
@@ -61,8 +59,7 @@ def verdict(comparison: Comparison) -> Verdict:
 
 
 def _efficiency(setting: SettingSummary) -> float:
-    found = setting.headline.kl_efficiency
-    return -np.inf if found is None else found.mean
+    return setting.headline.kl_efficiency.mean
 
 
 def _ranking(settings: Sequence[SettingSummary]) -> str:
@@ -110,9 +107,9 @@ def _difference(
     ]
     if comparison.crossed:
         seeds = [[run.record.seed for run in side.runs] for side in (first, second)]
-        one: Estimate = crossed_difference(tables[0], tables[1], *seeds)
+        one: Estimate = crossed_difference(np.array(tables[0]), np.array(tables[1]), *seeds)
         return one.value, one.low, one.high, one.p_value
-    means = [table.mean(axis=1).tolist() for table in tables]
+    means = [[float(np.mean(parts)) for parts in table if parts is not None] for table in tables]
     other = versus(*means)
     p = None if other.better is None else 2.0 * min(other.better, 1.0 - other.better)
     return other.difference, other.low, other.high, p

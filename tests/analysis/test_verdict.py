@@ -1,0 +1,141 @@
+"""The common budget, values by prompt, and the sentence that they make."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from analysis.load import load_sweep
+from analysis.summary import BudgetResult, Comparison, NotReached, compare
+from analysis.verdict import verdict
+from tests.analysis.made_up import config, rows, write_run
+
+PROMPTS = 40
+DIFFICULTY = np.random.default_rng(0).normal(size=PROMPTS)
+
+
+def run(
+    folder: Path,
+    algo: str,
+    seed: int,
+    slope: float,
+    largest: float = 4.0,
+    *,
+    by_prompt: bool = True,
+    reference: str | None = None,
+    **changes: object,
+) -> None:
+    """Gain = slope * sqrt(KL) at each prompt, with noise of its own, to `largest` nats."""
+    draw = np.random.default_rng(seed + 1000 * sum(map(ord, algo)))
+    kl = np.linspace(0.0, np.sqrt(largest), 9) ** 2
+    prompts = np.array([DIFFICULTY + slope * np.sqrt(k) + (k > 0) * draw.normal(0.0, 0.2, PROMPTS) for k in kl])
+    made = rows(kl.tolist(), prompts[:, 0::2].mean(1).tolist(), prompts[:, 1::2].mean(1).tolist())
+    place = write_run(folder, f"{algo}-s{seed}", config(algo, seed, **changes), made)
+    if by_prompt:
+        kept = [{"iteration": i, "reward": row.tolist()} for i, row in enumerate(prompts)]
+        (place / "evaluations.jsonl").write_text("".join(json.dumps(row) + "\n" for row in kept))
+    if reference is not None:
+        summary = json.loads((place / "summary.json").read_text())
+        (place / "summary.json").write_text(json.dumps({**summary, "reference_samples": reference}))
+
+
+def compared(folder: Path) -> Comparison:
+    return compare(load_sweep(folder))
+
+
+def test_the_budget_is_the_largest_kl_that_every_run_spent(tmp_path: Path) -> None:
+    for seed in (0, 1, 2):
+        run(tmp_path, "apa", seed, 0.5, largest=2.3456 + seed)
+        run(tmp_path, "ppo", seed, 0.3, largest=9.0)
+    comparison = compared(tmp_path)
+    assert {setting.headline.kl_budget for setting in comparison.settings} == {2.34}
+    for setting in comparison.settings:
+        efficiency = setting.headline.kl_efficiency
+        assert efficiency is not None and efficiency.method == "crossed"
+        # The mean of slope * u over [0, sqrt K].
+        slope = {"apa": 0.5, "ppo": 0.3}[setting.algo]
+        assert efficiency.mean == pytest.approx(slope * np.sqrt(2.34) / 2, abs=0.05)
+        assert efficiency.low is not None and efficiency.high is not None
+        assert efficiency.low < slope * np.sqrt(2.34) / 2 < efficiency.high
+    # Beyond what a run of it spent a setting has no value.
+    apa, ppo = comparison.settings
+    within, beyond = apa.budgets
+    assert isinstance(within, BudgetResult) and within.kl_budget == 1.0
+    assert beyond == NotReached(4.0, runs=1)
+    assert all(isinstance(budget, BudgetResult) for budget in ppo.budgets)
+
+
+def test_who_is_above_whom(tmp_path: Path) -> None:
+    for seed in (0, 1, 2):
+        for algo, slope in (("apa", 0.5), ("ppo", 0.5), ("awr", 0.2)):
+            run(tmp_path, algo, seed, slope)
+    found = verdict(compared(tmp_path))
+    assert found.sentence.startswith("Within 4 nats, which every run spent: ")
+    assert " are above awr. Not told apart: " in found.sentence
+    assert found.sentence.endswith("3 seeds each, 40 prompts.")
+    told = {frozenset((pair.first.name, pair.second.name)): pair.told_apart for pair in found.pairs}
+    assert told == {
+        frozenset(("apa", "ppo")): False,
+        frozenset(("apa", "awr")): True,
+        frozenset(("ppo", "awr")): True,
+    }
+    for pair in found.pairs:
+        assert pair.difference >= 0.0 and pair.low is not None and pair.low < pair.difference
+
+
+def test_two_seeds_speak_for_these_runs_alone(tmp_path: Path) -> None:
+    for seed in (0, 1):
+        run(tmp_path, "apa", seed, 0.5)
+        run(tmp_path, "awr", seed, 0.2)
+    comparison = compared(tmp_path)
+    assert {setting.headline.kl_efficiency.method for setting in comparison.settings} == {"prompts"}
+    found = verdict(comparison)
+    assert "apa is above awr." in found.sentence and "these runs alone" in found.sentence
+
+
+def test_runs_without_numbers_of_prompts_have_intervals_over_seeds(tmp_path: Path) -> None:
+    for seed in (0, 1, 2):
+        run(tmp_path, "apa", seed, 0.5, by_prompt=seed != 1)
+        run(tmp_path, "awr", seed, 0.2)
+    comparison = compared(tmp_path)
+    assert not comparison.crossed
+    assert {setting.headline.kl_efficiency.method for setting in comparison.settings} == {"student_t"}
+    assert "intervals over seeds alone" in verdict(comparison).sentence
+
+
+def test_the_share_of_the_optimum_and_the_reference_baseline(tmp_path: Path) -> None:
+    rewards = DIFFICULTY[:, None] + np.random.default_rng(1).normal(size=(PROMPTS, 512))
+    (tmp_path / "reference_samples").mkdir()
+    np.savez(tmp_path / "reference_samples" / "ref.npz", reward=rewards)
+    for seed in (0, 1, 2):
+        run(tmp_path, "apa", seed, 0.7, largest=1.0, reference="ref.npz")
+    comparison = compared(tmp_path)
+    assert comparison.reference is not None
+    (apa,) = comparison.settings
+    # Normal rewards: the optimum gains sqrt(2 K), so that the share is 0.7 / sqrt 2.
+    assert apa.headline.share is not None
+    assert apa.headline.share.mean == pytest.approx(0.7 / np.sqrt(2.0), abs=0.05)
+    assert apa.headline.share.low < 0.7 / np.sqrt(2.0) < apa.headline.share.high  # type: ignore[operator]
+    assert "% of what is possible" in verdict(comparison).sentence
+    # Another initial policy has other reference samples: none are shared.
+    run(tmp_path, "ppo", 0, 0.5, reference="other.npz")
+    assert compared(tmp_path).reference is None
+
+
+def test_a_run_that_hardly_moved_does_not_set_the_budget(tmp_path: Path) -> None:
+    for seed in (0, 1, 2):
+        run(tmp_path, "apa", seed, 0.5)
+        run(tmp_path, "ppo", seed, 0.0, largest=0.001)
+    comparison = compared(tmp_path)
+    assert {setting.headline.kl_budget for setting in comparison.settings} == {4.0}
+    assert [setting.algo for setting in comparison.settings] == ["apa"]
+    assert {run.record.algo for run in comparison.excluded} == {"ppo"}
+    assert all("0.001 nats" in run.reason for run in comparison.excluded)
+
+
+def test_nothing_to_compare_is_said(tmp_path: Path) -> None:
+    run(tmp_path, "apa", 0, 0.0, largest=0.0)
+    assert verdict(compared(tmp_path)).sentence == "No finished run to compare."
