@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from analysis.crossed import Estimate, crossed_difference, holm
+from analysis.crossed import crossed_difference, holm
 from analysis.statistics import versus
 from analysis.summary import Comparison, SettingSummary
 
@@ -102,17 +102,19 @@ def _difference(
     comparison: Comparison, first: SettingSummary, second: SettingSummary
 ) -> tuple[float, float | None, float | None, float | None]:
     """Value, interval and p-value."""
-    tables = [
-        np.array([run.curve.efficiency(side.headline.kl_budget) for run in side.runs]) for side in (first, second)
-    ]
+    budget = first.headline.kl_budget
+    ours, theirs = ([run.curve.efficiency(budget) for run in side.runs] for side in (first, second))
     if comparison.crossed:
-        seeds = [[run.record.seed for run in side.runs] for side in (first, second)]
-        one: Estimate = crossed_difference(np.array(tables[0]), np.array(tables[1]), *seeds)
+        our_seeds, their_seeds = ([run.record.seed for run in side.runs] for side in (first, second))
+        one = crossed_difference(np.array(ours), np.array(theirs), our_seeds, their_seeds)
         return one.value, one.low, one.high, one.p_value
-    means = [[float(np.mean(parts)) for parts in table if parts is not None] for table in tables]
-    other = versus(*means)
+    other = versus(_means(ours), _means(theirs))
     p = None if other.better is None else 2.0 * min(other.better, 1.0 - other.better)
     return other.difference, other.low, other.high, p
+
+
+def _means(parts: Sequence[np.ndarray | None]) -> list[float]:
+    return [float(np.mean(one)) for one in parts if one is not None]
 
 
 def _clauses(settings: Sequence[SettingSummary], pairs: Sequence[Pair]) -> list[str]:
