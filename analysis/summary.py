@@ -264,8 +264,9 @@ class _Measure:
 
     def _table(self, parts: Sequence[np.ndarray | None]) -> np.ndarray:
         """(S, P) of runs that share their prompts, (S, 1) of others."""
-        assert all(one is not None for one in parts)
-        return np.array([one if self.crossed else [np.mean(one)] for one in parts], dtype=np.float64)
+        known = [one for one in parts if one is not None]
+        assert len(known) == len(parts)
+        return np.array([one if self.crossed else [np.mean(one)] for one in known], dtype=np.float64)
 
     def _share(self, table: np.ndarray, budget: float) -> Interval | None:
         """E(K) / E*(K), whose interval is that of its linear form, prompt by prompt."""

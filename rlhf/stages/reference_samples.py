@@ -6,6 +6,7 @@ From these follow the reward that every run starts from, and the most that any p
 from __future__ import annotations
 
 import io
+from typing import Any
 
 import numpy as np
 import torch
@@ -92,5 +93,6 @@ def _summary(scores: dict[str, Tensor]) -> dict[str, float]:
 def _packed(scores: dict[str, Tensor]) -> bytes:
     """`reward` and, where there is a gold scorer, `gold_reward`, each (prompts, responses) float64, as numpy's npz."""
     buffer = io.BytesIO()
-    np.savez_compressed(buffer, **{name: values.numpy() for name, values in scores.items()})
+    arrays: dict[str, Any] = {name: values.numpy() for name, values in scores.items()}
+    np.savez_compressed(buffer, **arrays)
     return buffer.getvalue()
