@@ -151,8 +151,8 @@ def _direction(responses: Sequence[Response]) -> Iterator[Finding]:
     if mean < -SIGMAS * error and mean < -1e-6:
         yield Finding(
             True,
-            f"log pi - log pi_ref is {mean:.4g} nats a response on average (standard error {error:.2g}), below 0, which "
-            "no KL is: logprobs and reference_logprobs are swapped, or the policy did not sample these responses",
+            f"log pi - log pi_ref is {mean:.4g} nats a response on average (standard error {error:.2g}), below 0, "
+            "which no KL is: logprobs and reference_logprobs are swapped, or the policy did not sample these responses",
         )
         return
     yield Finding(False, f"KL by k1: {mean:.4g} nats a response, standard error {error:.2g}")
@@ -162,8 +162,8 @@ def _direction(responses: Sequence[Response]) -> Iterator[Finding]:
         yield Finding(
             True,
             f"the mean of pi_ref / pi over tokens is {1.0 + off:.4g}, not 1 (standard error {ratio_error:.2g}): the "
-            "tokens were not drawn from the distribution that logprobs are of; look for top-p or top-k, another "
-            "temperature, or stale weights",
+            "logprobs are not of the distribution that the tokens were drawn from, or are renormalised by top-p or "
+            "top-k and the reference's are not; look for these, another temperature, or stale weights",
         )
 
 
@@ -182,16 +182,11 @@ def _sampler(responses: Sequence[Response]) -> Iterator[Finding]:
             "they are renormalised by top-p, top-k or min-p, and the trainer's are not",
         )
     else:
-        slope = float(np.polyfit(*(np.concatenate([each for each in column]) for column in _columns(pairs)), 1)[0])
         yield Finding(
             True,
-            f"sampler and trainer differ by {typical:.3g} nats a token, to both sides (slope {slope:.3g}): another "
-            "temperature, precision or weights",
+            f"sampler and trainer differ by {typical:.3g} nats a token, to both sides: another temperature, precision "
+            "or weights",
         )
-
-
-def _columns(pairs: Sequence[tuple[np.ndarray, Response]]) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    return [one.logprobs[one.mask] for _, one in pairs], [sampler[one.mask] for sampler, one in pairs]
 
 
 def _reported(responses: Sequence[Response]) -> Iterator[Finding]:
