@@ -1,6 +1,6 @@
 """What did the runs show?
 
-`python -m analysis report|compare|figure|winrate|dashboard ...`; each with --help.
+`python -m analysis report|compare|suite|figure|winrate|dashboard|kl-check ...`; each with --help.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ COMMANDS = {
     "compare": ("analysis.versus", "runs or sweeps against one another at equal KL"),
     "figure": ("analysis.paper_figures", "a figure in the paper's form, 1 to 9"),
     "winrate": ("analysis.winrate.command", "responses of two models judged pair by pair, as figure 1"),
+    "suite": ("analysis.suite", "algorithms over several tasks, as shares of what is possible"),
     "kl-check": ("analysis.kl_check", "whether the KL that another trainer reports is what it says"),
     "dashboard": ("analysis.dashboard", "a W&B workspace of a sweep, and its curves averaged over seeds"),
 }

@@ -1,0 +1,206 @@
+"""`python -m analysis suite runs/A runs/B ...`: algorithms over several tasks at once.
+
+Each folder is a task. A run's score is its share of the optimum, KL efficiency over the optimum's within the budget
+that all runs of the task spent: 0 is the initial policy, 1 the best that is possible, so that tasks can be pooled. The
+measures are those of Agarwal et al. 2021 ("Deep RL at the edge of the statistical precipice"): interquartile mean,
+median, mean, optimality gap, probability of improvement and performance profiles, with intervals by a bootstrap that
+draws runs within each task.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from analysis.errors import AnalysisError
+from analysis.load import load_sweep
+from analysis.summary import compare
+from analysis.tables import number, write_csv
+from rlhf.terminal import say
+
+RESAMPLES = 5000
+LEVEL = 0.95
+PROFILE = np.linspace(0.0, 1.0, 21)
+
+Scores = Mapping[str, Sequence[np.ndarray]]
+"""Of each algorithm: (runs,) of each task, the tasks in one order."""
+
+
+@dataclass(frozen=True)
+class Aggregate:
+    value: float
+    low: float
+    high: float
+
+    @property
+    def text(self) -> str:
+        return f"{number(self.value)} [{number(self.low)}, {number(self.high)}]"
+
+
+def interquartile_mean(scores: Sequence[np.ndarray]) -> float:
+    """Mean of the middle half of all runs of all tasks; a quarter, rounded down, is cut off at each end."""
+    pooled = np.sort(np.concatenate(scores))
+    cut = len(pooled) // 4
+    return float(pooled[cut : len(pooled) - cut].mean())
+
+
+def median(scores: Sequence[np.ndarray]) -> float:
+    """Median over tasks of each task's mean."""
+    return float(np.median([task.mean() for task in scores]))
+
+
+def mean(scores: Sequence[np.ndarray]) -> float:
+    """Mean over tasks of each task's mean."""
+    return float(np.mean([task.mean() for task in scores]))
+
+
+def optimality_gap(scores: Sequence[np.ndarray]) -> float:
+    """By how much runs fall short of 1 on average; what lies above 1 makes up for nothing."""
+    return float(np.mean([1.0 - np.minimum(task, 1.0).mean() for task in scores]))
+
+
+MEASURES: dict[str, Callable[[Sequence[np.ndarray]], float]] = {
+    "iqm": interquartile_mean,
+    "median": median,
+    "mean": mean,
+    "optimality_gap": optimality_gap,
+}
+
+
+def aggregate(scores: Sequence[np.ndarray], measure: Callable[[Sequence[np.ndarray]], float]) -> Aggregate:
+    """A measure with its percentile interval: runs are drawn with replacement within each task."""
+    draws = _draws([len(task) for task in scores])
+    values = [measure([task[rows] for task, rows in zip(scores, drawn, strict=True)]) for drawn in draws]
+    return _with_interval(measure(scores), values)
+
+
+def improvement(first: Sequence[np.ndarray], second: Sequence[np.ndarray]) -> Aggregate:
+    """Probability that a run of the first beats one of the second on a task drawn at random, ties one half."""
+
+    def probability(ours: Sequence[np.ndarray], theirs: Sequence[np.ndarray]) -> float:
+        wins = [(np.sign(a[:, None] - b[None, :]).mean() + 1.0) / 2.0 for a, b in zip(ours, theirs, strict=True)]
+        return float(np.mean(wins))
+
+    count = len(first)
+    values = []
+    for drawn in _draws([len(task) for task in (*first, *second)]):
+        resampled = [task[rows] for task, rows in zip((*first, *second), drawn, strict=True)]
+        values.append(probability(resampled[:count], resampled[count:]))
+    return _with_interval(probability(first, second), values)
+
+
+def profile(scores: Sequence[np.ndarray], thresholds: np.ndarray = PROFILE) -> np.ndarray:
+    """(thresholds,) share of runs above each, a task counting as any other."""
+    return np.mean([(task[:, None] > thresholds).mean(axis=0) for task in scores], axis=0)
+
+
+def _draws(counts: Sequence[int]) -> list[list[np.ndarray]]:
+    """The same ones every time, so that a table can be made again."""
+    draw = np.random.default_rng(0)
+    return [[draw.integers(0, count, count) for count in counts] for _ in range(RESAMPLES)]
+
+
+def _with_interval(value: float, values: Sequence[float]) -> Aggregate:
+    low, high = np.quantile(values, [(1.0 - LEVEL) / 2.0, (1.0 + LEVEL) / 2.0])
+    return Aggregate(value, float(low), float(high))
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of `python -m analysis suite`."""
+    parser.add_argument("folders", type=Path, nargs="+", help="sweeps' folders, one task each")
+    parser.add_argument(
+        "--output", type=Path, help="folder for suite.csv, pairs.csv and profiles.csv; none if not given"
+    )
+
+
+def run(options: argparse.Namespace) -> int:
+    """Print the measures, and write them where --output says; 0.
+
+    Raises:
+        AnalysisError: fewer than two tasks, or one whose runs have no share of the optimum.
+    """
+    scores = load_scores(options.folders)
+    tables = suite_tables(scores)
+    for row in tables["suite"]:
+        say(f"{row['algo']}: IQM {_text(row, 'iqm')}, median {_text(row, 'median')}, mean {_text(row, 'mean')}, ")
+        say(f"  optimality gap {_text(row, 'optimality_gap')}; {row['runs']} runs of {row['tasks']} tasks")
+    for row in tables["pairs"]:
+        say(f"P({row['first']} beats {row['second']}): {_text(row, 'probability')}")
+    if options.output is not None:
+        options.output.mkdir(parents=True, exist_ok=True)
+        for name, rows in tables.items():
+            if rows:
+                write_csv(options.output / f"{name}.csv", rows, list(rows[0]))
+        say(f"tables: {options.output}")
+    return 0
+
+
+def load_scores(folders: Sequence[Path]) -> dict[str, list[np.ndarray]]:
+    """Of every algorithm that each task has, its runs' shares of the optimum.
+
+    Raises:
+        AnalysisError: fewer than two tasks; one has several settings of an algorithm or no share of the optimum; no
+            algorithm is in all.
+    """
+    if len(set(map(Path.resolve, folders))) < 2:
+        raise AnalysisError("suite: give at least two sweeps' folders, one task each; compare is for one task")
+    tasks = [_task(folder) for folder in folders]
+    shared = [name for name in tasks[0] if all(name in task for task in tasks)]
+    if not shared:
+        listed = "; ".join(f"{folder}: {', '.join(task)}" for folder, task in zip(folders, tasks, strict=True))
+        raise AnalysisError(f"suite: no algorithm has runs in every task ({listed})")
+    return {name: [task[name] for task in tasks] for name in shared}
+
+
+def _task(folder: Path) -> dict[str, np.ndarray]:
+    comparison = compare(load_sweep(folder))
+    found: dict[str, np.ndarray] = {}
+    for setting in comparison.settings:
+        if setting.algo in found:
+            raise AnalysisError(f"{folder}: has several settings of {setting.algo}; give a sweep with one of each")
+        budget = setting.headline.kl_budget
+        optimum = None if comparison.reference is None else comparison.reference.efficiency(budget)
+        if optimum is None or optimum.mean() <= 0.0:
+            raise AnalysisError(
+                f"{folder}: has no share of the optimum at {budget:g} nats; run it with "
+                "evaluation.reference_responses=256, or more where it has some"
+            )
+        parts = [run.curve.efficiency(budget) for run in setting.runs]
+        found[setting.algo] = np.array([one.mean() / optimum.mean() for one in parts if one is not None])
+    if not found:
+        raise AnalysisError(f"{folder}: has no finished run to compare")
+    return found
+
+
+def suite_tables(scores: Scores) -> dict[str, list[dict[str, Any]]]:
+    """Rows of suite.csv, pairs.csv and profiles.csv, algorithms by falling interquartile mean."""
+    names = sorted(scores, key=lambda name: -interquartile_mean(scores[name]))
+    suite, pairs = [], []
+    for name in names:
+        row: dict[str, Any] = {"algo": name, "tasks": len(scores[name]), "runs": sum(map(len, scores[name]))}
+        for measure, function in MEASURES.items():
+            row |= _numbers(measure, aggregate(scores[name], function))
+        suite.append(row)
+    for first, second in itertools.combinations(names, 2):
+        found = improvement(scores[first], scores[second])
+        pairs.append({"first": first, "second": second, **_numbers("probability", found)})
+    profiles = [
+        {"algo": name, "threshold": float(threshold), "share_of_runs_above": float(share)}
+        for name in names
+        for threshold, share in zip(PROFILE, profile(scores[name]), strict=True)
+    ]
+    return {"suite": suite, "pairs": pairs, "profiles": profiles}
+
+
+def _numbers(name: str, found: Aggregate) -> dict[str, float]:
+    return {name: found.value, f"{name}_low": found.low, f"{name}_high": found.high}
+
+
+def _text(row: Mapping[str, Any], name: str) -> str:
+    return Aggregate(row[name], row[f"{name}_low"], row[f"{name}_high"]).text
