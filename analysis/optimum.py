@@ -8,20 +8,21 @@ for all prompts, and by duality
 
 With N responses of pi_0 to a prompt, Z_b(x) is the mean of exp(r / b). The estimate is low on average, since a minimum
 and a logarithm are both concave, and is corrected by the jackknife of the two halves: 2 R_N - mean R_{N/2}. It cannot
-see beyond log N nats, and is trusted up to the KL at which `FEWEST` responses still carry the weight of most prompts.
+see beyond log N nats, and is trusted while the correction is small: below 5% of the gain what is left of the bias is
+below 1%, where all responses can be enumerated (tests/analysis/test_optimum.py).
 
 All rewards are (P, N): P prompts, N responses of the initial policy each, in the unit of the reward; KL is in nats.
 """
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 
 import numpy as np
 from scipy.special import gammaln, logsumexp
 
-FEWEST = 30.0  # effective responses below which a prompt's estimate is not trusted
-TRUSTED_PROMPTS = 0.9  # the share of prompts that must have as many
+TRUSTED_CORRECTION = 0.05  # of the gain; where the jackknife corrects by more the estimate is not trusted
 _TEMPERATURES = 160
 _STEPS = 48  # of the integral over sqrt(KL)
 
@@ -116,9 +117,16 @@ class ReferenceSamples:
         """Nats that the estimate can see at all: those of the policy that gives only the best of N responses."""
         return min(sheet.largest_kl for sheet in (self._whole, *self._halves))
 
-    @property
+    @functools.cached_property
     def trusted_kl(self) -> float:
-        return self._whole.trusted_kl
+        """Nats up to which the estimate is trusted."""
+        trusted = 0.0
+        for kl in np.linspace(0.0, np.sqrt(self.largest_kl), _STEPS, endpoint=False)[1:] ** 2:
+            plain = float(self._whole.parts(kl).mean())
+            if float(self._parts(kl).mean()) - plain > TRUSTED_CORRECTION * plain:
+                break
+            trusted = float(kl)
+        return trusted
 
     def optimum(self, budgets: np.ndarray) -> Optimum:
         """The optimal gain at each budget; those beyond `largest_kl` are left out.
@@ -157,8 +165,6 @@ class _Sheet:
         self.temperatures = np.geomspace(1e3, 1e-3, _TEMPERATURES) * (scale if scale > 0.0 else 1.0)
         sheets = [tilted(rewards, temperature) for temperature in self.temperatures]
         self.kl = np.maximum.accumulate([sheet.kl.mean() for sheet in sheets])
-        trusted = [float((sheet.effective >= FEWEST).mean()) >= TRUSTED_PROMPTS for sheet in sheets]
-        self.trusted_kl = float(self.kl[len(trusted) - 1 if all(trusted) else max(trusted.index(False) - 1, 0)])
 
     def parts(self, budget: float) -> np.ndarray:
         """(P,) b (K + log Z_b(x)) - mean reward of x, at the b that spends the budget. The mean over prompts is least

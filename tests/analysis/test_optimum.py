@@ -78,6 +78,17 @@ def test_the_frontier_equals_enumeration_and_the_jackknife_takes_its_bias_away(t
     assert (more.mean(axis=0)[1:] > plain.mean(axis=0)[1:]).all()
 
 
+@pytest.mark.parametrize("count", [64, 256])
+def test_where_it_is_trusted_the_bias_is_below_a_hundredth(task: Enumerated, count: int) -> None:
+    draws = [drawn(task, count, seed) for seed in range(100)]
+    trusted = float(np.quantile([samples.trusted_kl for samples in draws], 0.05))
+    assert 1.0 < trusted < np.log(count)
+    draws = [samples for samples in draws if samples.trusted_kl >= trusted]
+    gains = np.array([samples.optimum(np.array([trusted])).gain[0] for samples in draws])
+    truth = task.gain(trusted)
+    assert abs(gains.mean() - truth) < 0.01 * truth + 2.0 * gains.std(ddof=1) / np.sqrt(len(draws))
+
+
 def test_one_draw_lies_within_two_standard_errors_of_the_responses(task: Enumerated) -> None:
     """The prompts are given, so that the noise is that of responses: measured over draws."""
     budgets = np.array([0.3, 1.0])
