@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from rlhf.algorithms import Algorithm
-from rlhf.algorithms.critic import value_loss
+from rlhf.algorithms.algorithm import value_loss
 from rlhf.batches import LossOutput, Totals, TrainingBatch
 from rlhf.config import CriticAlgoConfig, RunConfig
 from rlhf.config.sizes import forward_rows
@@ -18,11 +18,11 @@ from rlhf.distributed import own_rows, sum_gradients, sum_numbers
 from rlhf.finite import NotFinite
 from rlhf.models import Features, PolicyModels
 from rlhf.models.features import micro_batches
-from rlhf.optimization import REMEDIES, clip_and_step, minibatches, schedule_factor, set_learning_rate
+from rlhf.optimization import REMEDIES, clip_and_step, schedule_factor, set_learning_rate
 from rlhf.random import permutation
 
 Skip = Callable[[NotFinite, int, Tensor], None]
-"""(what was not finite, the optimizer step, the minibatch's rows in the rollout) -> nothing; see `rlhf.bad_steps`."""
+"""(what was not finite, the optimizer step, the minibatch's rows in the rollout) -> nothing; see `BadSteps`."""
 
 
 def update(
@@ -110,7 +110,7 @@ def minibatches_of(config: RunConfig, count: int, iteration: int, epoch: int) ->
     """Rows of each minibatch of an epoch over `count` responses, all ranks' together; groups are shuffled whole."""
     size = config.algo.group_size
     groups = permutation(config.seed, f"minibatches of epoch {epoch}", iteration, count // size)
-    return list(minibatches(rows_of_groups(groups, size), config.optimization.minibatch_size))
+    return list(rows_of_groups(groups, size).split(config.optimization.minibatch_size))
 
 
 def rows_of_groups(groups: Tensor, size: int) -> Tensor:
@@ -194,17 +194,17 @@ def backward(
         scaled(coef * loss).backward()
         return loss
 
-    if not models.critic:
-        output = train_policy()
-        return {"policy_loss": output.loss.detach(), **output.metrics}
     if models.value_on_policy:
         hidden = models.policy_hidden(features)
         output = policy_loss(algorithm, models, hidden, batch, features, totals)
         critic = critic_loss(config, models.values_on(hidden), batch, totals)
         scaled(output.loss + coef * critic).backward()
-    else:
+    elif models.critic:
         output, critic = models.run_both(train_policy, train_values)
-    return {"policy_loss": output.loss.detach(), "value_loss": critic.detach(), **output.metrics}
+    else:
+        output, critic = train_policy(), None
+    values = {} if critic is None else {"value_loss": critic.detach()}
+    return {"policy_loss": output.loss.detach(), **values, **output.metrics}
 
 
 def policy_loss(

@@ -22,9 +22,9 @@ from rlhf.data.tokenize import Prompts
 from rlhf.distributed import own_rows
 from rlhf.models.features import features_of
 from rlhf.models.loading import word_tokenizer
-from rlhf.random import endless_order, generator, permutation
+from rlhf.random import endless_order, generator
 from rlhf.stages.offline import DataResponses
-from rlhf.stages.online import PromptsAhead
+from rlhf.stages.online import prompts_of
 from rlhf.training_batch import measure_rollouts, training_batch
 from rlhf.update import accumulate_gradients, first_micro_batches, minibatches_of, own_micro_batches, update
 from tests.helpers import MODES, nudge, policy_models, random_rollouts, tiny_model
@@ -76,12 +76,6 @@ def test_minibatches_and_micro_batches_never_cut_a_group(size, by_length):
     assert len(first_micro_batches(run, features, 1)) == 4
 
 
-def test_a_group_of_one_is_drawn_as_it_would_be_without_groups():
-    run = settings("apa")
-    order = permutation(run.seed, "minibatches of epoch 1", 3, 16)
-    assert torch.equal(torch.cat(minibatches_of(run, 16, 3, 1)), order)
-
-
 @pytest.mark.parametrize("size", [2, 4])
 def test_ranks_never_cut_a_group(monkeypatch, size):
     run, features = grouped(size, "hardware.ranks=2"), features_of(random_rollouts(PROMPTS, RESPONSES))
@@ -102,14 +96,14 @@ def test_every_prompt_comes_as_often_as_its_group_has_responses():
     tokenizer = word_tokenizer(words)
     prompts = Prompts(tokenizer, [Demonstration(word, "") for word in words], 4)
     run, plain = grouped(4), settings("apa")
-    texts = [PromptsAhead(run, prompts).take(iteration).texts for iteration in (1, 2, 3)]
+    texts = [prompts_of(run, prompts, iteration).texts for iteration in (1, 2, 3)]
     for iteration in texts:
         assert len(iteration) == 16
         assert all(len({*iteration[i : i + 4]}) == 1 for i in range(0, 16, 4))
     distinct = [text for iteration in texts for text in iteration[::4]]
     assert len({*distinct}) == 12  # every prompt has its turn before any comes again
     order = endless_order(plain.seed, "prompts", 0, 16, 20).tolist()
-    assert PromptsAhead(plain, prompts).take(1).texts == [words[i] for i in order]
+    assert prompts_of(plain, prompts, 1).texts == [words[i] for i in order]
 
 
 def test_the_answers_of_a_data_set_come_in_pairs():

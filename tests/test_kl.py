@@ -10,9 +10,9 @@ import torch
 
 from rlhf.config import KLControlConfig
 from rlhf.config.build import ConfigError
-from rlhf.kl import AdaptiveKLController, KLController, controller_of, exact_kl, k1, k3, released_k3, sequence_kl
 from rlhf.masked import entropy
 from rlhf.random import generator
+from rlhf.rewards import AdaptiveKLController, KLController, controller_of, exact_kl, k1, k3, released_k3, sequence_kl
 from tests.config.composed import config
 
 POLICY = torch.tensor([0.5, 0.25, 0.125, 0.125], dtype=torch.float64)
@@ -37,15 +37,6 @@ def test_the_released_k3_averages_to_chi2_minus_kl():
     assert mean_under_policy(released_k3) != pytest.approx(KL, abs=1e-2)
 
 
-def test_k1_may_be_negative_and_k3_never_is():
-    difference = torch.linspace(-3, 3, 101, dtype=torch.float64)
-    zero = torch.zeros_like(difference)
-    assert bool((k1(difference, zero) == difference).all())
-    slow = torch.tensor([math.exp(-d) - 1 + d for d in difference.tolist()], dtype=torch.float64)
-    torch.testing.assert_close(k3(difference, zero), slow)
-    assert bool((k3(difference, zero) >= 0).all())
-
-
 def test_k3_keeps_its_digits_near_zero():
     # exp(-d) - 1 + d = d^2 / 2 to leading order: 5e-9 at d = 1e-4, where a float32 exp(-d) - 1 has lost everything.
     assert k3(torch.tensor(1e-4), torch.tensor(0.0)).item() == pytest.approx(5e-9, rel=0.01)
@@ -59,11 +50,6 @@ def test_exact_kl_by_hand_and_by_a_plain_loop():
         for t in range(3):
             slow = sum(p[b, t, v] * (p[b, t, v] / q[b, t, v]).log() for v in range(9))
             assert exact_kl(logits, reference)[b, t].item() == pytest.approx(float(slow), rel=1e-5)
-
-
-def test_exact_kl_is_zero_to_the_bit_for_the_same_logits():
-    logits = torch.randn(2, 3, 50, generator=generator(1, "logits"))
-    assert bool((exact_kl(logits, logits.clone()) == 0).all())
 
 
 def test_a_token_that_the_policy_never_says_adds_nothing_and_changes_no_other_bit():
@@ -113,16 +99,6 @@ def test_one_step_of_the_adaptive_controller(kl, factor):
     controller = AdaptiveKLController(0.05, target=6.0, horizon=1000.0)
     controller.update(kl, 64)
     assert controller.coef == pytest.approx(0.05 * factor, rel=1e-12)
-
-
-@pytest.mark.parametrize(("kl", "sign"), [(1e9, 1), (0.0, -1)])
-def test_a_horizon_of_10000_moves_beta_by_5_percent_at_most_in_40_iterations_of_64(kl, sign):
-    controller = AdaptiveKLController(0.05, target=6.0, horizon=10_000.0)
-    for _ in range(40):
-        controller.update(kl, 64)
-    # (1 +- 0.2 * 64 / 10000)^40 = (1 +- 0.00128)^40 = 1.0525 and 0.9501
-    assert controller.coef / 0.05 == pytest.approx((1 + sign * 0.00128) ** 40, rel=1e-12)
-    assert abs(controller.coef / 0.05 - 1) < 0.053
 
 
 def test_the_controllers_by_their_name_and_their_state():

@@ -11,12 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rlhf.bad_steps import BadSteps
 from rlhf.config import RunConfig
 from rlhf.config.identity import fingerprint
 from rlhf.data import load_text_data
 from rlhf.data.examples import TextData
 from rlhf.distributed import asked_to_stop, rank
+from rlhf.optimization import BadSteps
 from rlhf.precision import autocast
 from rlhf.runs.checkpoint import Checkpoint
 from rlhf.runs.folder import RunFolder
@@ -65,8 +65,7 @@ class RunContext:
             say(text)
 
     def read_data(self, *parts: str) -> TextData:
-        """These parts of the run's data set; where it was read from stands in the log. DataError where it is not as
-        configured."""
+        """These parts of the run's data set; the log says where from. DataError: they are not as configured."""
         data = load_text_data(self.config.dataset, parts)
         for line in data.sources:
             self.say(line)

@@ -26,20 +26,20 @@ from transformers import (
 )
 
 from rlhf.algorithms import algorithm_of
-from rlhf.bad_steps import BadSteps
 from rlhf.config import RunConfig
 from rlhf.config.build import ConfigError
 from rlhf.data.examples import DataError, Demonstration, TextData
 from rlhf.data.tokenize import Prompts, encode_prompts
 from rlhf.evaluation import Evaluator
-from rlhf.kl import controller_of
 from rlhf.models.layers import compute_in_float32
 from rlhf.models.loading import language_head, load_base, moved, word_tokenizer
 from rlhf.models.reward_model import RewardModel
+from rlhf.optimization import BadSteps
 from rlhf.random import generator, seed_torch
+from rlhf.rewards import controller_of
 from rlhf.scorers import Scorer
 from rlhf.stages.loop import Progress
-from rlhf.stages.online import EarlyScores, PromptsAhead, Sampled, scores_early
+from rlhf.stages.online import EarlyScores, Sampled, scores_early
 from rlhf.stages.setup import Setup, networks, optimizer_of
 from rlhf.text import decode
 from tests.config.composed import config as composed_config
@@ -212,4 +212,4 @@ def setup_of(
 def responses_of(config: RunConfig, setup: Setup) -> Sampled:
     """As `rlhf.stages.online.run_online` has it."""
     early = EarlyScores(setup.scorer, setup.models.device) if scores_early(config) else None
-    return Sampled(config, setup, PromptsAhead(config, setup.prompts), early)
+    return Sampled(config, setup, early)

@@ -14,7 +14,6 @@ from peft import PeftModel
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from rlhf.kl import exact_kl
 from rlhf.masked import token_logprobs
 from rlhf.models import PolicyModels, build_models
 from rlhf.models.features import Features, features_of, positions_of, run_base
@@ -22,6 +21,7 @@ from rlhf.models.loading import ModelError, load_pretrained, word_tokenizer
 from rlhf.models.saving import save_model, save_policy
 from rlhf.models.split import split
 from rlhf.precision import AUTOCAST
+from rlhf.rewards import exact_kl
 from tests.helpers import (
     ARCHITECTURES,
     LAYERS,

@@ -40,5 +40,4 @@ def test_nothing_is_taken_off_the_score_of_a_response_that_never_ended(settings,
         references=[f"reference {answer}" for answer in answers],
     )
     setup: Any = SimpleNamespace(scorer=Lookup())
-    prompts: Any = None
-    assert Sampled(config(*settings), setup, prompts, None).scores(rollouts, 1).tolist() == expected
+    assert Sampled(config(*settings), setup, None).scores(rollouts, 1).tolist() == expected
