@@ -118,13 +118,16 @@ def test_scores_are_z_scored_over_the_whole_data_set_and_clipped():
 
 
 class Counting:
-    """Scores a row by its place among all that it was asked for, and counts them."""
+    """Scores rows by their lengths, counts them, and may ask the run to stop while a chunk is scored."""
 
-    def __init__(self) -> None:
+    def __init__(self, stop_at: int = 0) -> None:
         self.asked = 0
+        self.stop_at = stop_at
 
     def __call__(self, rollouts: Rollouts) -> Tensor:
         self.asked += len(rollouts.responses)
+        if self.asked == self.stop_at:
+            request_stop("SIGTERM")
         return rollouts.lengths.float() + rollouts.prompt_mask.sum(1) / 8
 
 
@@ -137,51 +140,29 @@ def small_chunks(monkeypatch):
     monkeypatch.setattr(rlhf.answers, "CHUNK", 16)
 
 
-def test_scores_are_worked_out_once(tmp_path, small_chunks):
-    path, score, answers = tmp_path / "scores" / "x.txt", Counting(), some_answers(20)
-    first = scored_once(path, answers, score)
-    assert score.asked == 40 and torch.equal(first, expected_scores(answers))
-    assert torch.equal(scored_once(path, answers, score), first) and score.asked == 40
-    assert [p.suffix for p in path.parent.iterdir() if p.suffix != ".lock"] == [".txt"]
+DAMAGES = {
+    "none": (lambda content: content, 0),
+    "a line that a kill cut off": (lambda content: content[:-5], 8),
+    "a flipped digit": (lambda content: content.replace(b"2.", b"3.", 1), 40),
+    "too many": (lambda content: 2 * content, 40),
+    "another kind": (lambda content: b"PK\x03\x04\n", 40),
+    "empty": (lambda content: b"", 40),
+}
 
 
-@pytest.mark.parametrize("damage", ["flipped", "more", "other", "empty"])
-def test_a_damaged_file_is_made_again(tmp_path, small_chunks, damage):
-    path, answers = tmp_path / "x.txt", some_answers(20)
-    whole = scored_once(path, answers, Counting())
-    content = path.read_bytes()
-    damaged = {"flipped": content.replace(b"2.", b"3.", 1), "more": 2 * content, "other": b"PK\x03\x04\n", "empty": b""}
-    path.write_bytes(damaged[damage])
-    score = Counting()
-    assert torch.equal(scored_once(path, answers, score), whole) and score.asked == 40
-    assert torch.equal(scored_once(path, answers, score), whole) and score.asked == 40
-
-
-def test_of_a_line_that_a_kill_cut_off_nothing_is_taken_and_nothing_else_is_lost(tmp_path, small_chunks):
-    path, answers, score = tmp_path / "x.txt", some_answers(20), Counting()
-    whole = scored_once(path, answers, Counting())
-    content = path.read_bytes()
-    path.write_bytes(content[:-5])
-    assert torch.equal(scored_once(path, answers, score), whole) and score.asked == 8
-    assert path.read_bytes() == content
-
-
-class StoppedAt(Counting):
-    """The run is asked to stop while this chunk is scored."""
-
-    def __init__(self, chunk: int) -> None:
-        super().__init__()
-        self.left = chunk
-
-    def __call__(self, rollouts: Rollouts) -> Tensor:
-        self.left -= 1
-        if self.left == 0:
-            request_stop("SIGTERM")
-        return super().__call__(rollouts)
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_scores_are_worked_out_once_and_a_damaged_file_is_made_again(tmp_path, small_chunks, damage):
+    path, answers, (damaged, asked) = tmp_path / "scores" / "x.txt", some_answers(20), DAMAGES[damage]
+    assert torch.equal(scored_once(path, answers, Counting()), expected_scores(answers))
+    content, score = path.read_bytes(), Counting()
+    path.write_bytes(damaged(content))
+    for _ in range(2):
+        assert torch.equal(scored_once(path, answers, score), expected_scores(answers))
+        assert score.asked == asked and path.read_bytes() == content
 
 
 def test_an_interruption_loses_nothing_that_is_scored(tmp_path, small_chunks):
-    path, answers, score = tmp_path / "x.txt", some_answers(20), StoppedAt(2)
+    path, answers, score = tmp_path / "x.txt", some_answers(20), Counting(stop_at=32)
     line = "stopped by SIGTERM; 32 of the data set's 40 answers are scored and kept"
     with stopped_by_signals(), pytest.raises(Interrupted, match=line):
         scored_once(path, answers, score)
@@ -213,19 +194,12 @@ def test_scores_are_shared_by_all_that_does_not_change_them(tmp_path):
     others = {file("algo=awr", "reward.missing_eos_score=-1"), file("algo=awr", "hardware.threads=7"), plain}
     others |= {file("algo=awr", one) for one in ("reward.batch_size=3", "hardware.ranks=2")}
     others |= {file("algo=awr", "reward.normalize=mean", one) for one in ("dataset.seed=0", "dataset.seed=1")}
+    http = [file("algo=awr", "reward=http", f"reward.url=http://{x}:1/score") for x in "ab"]
+    named = {file("algo=awr", "reward=http", f"reward.url=http://{x}:1/score", "reward.server=x") for x in "ab"}
+    assert len({*http, *named}) == 3  # a server without a name may be another one elsewhere
     others |= {file("algo=awr", of=other) for other in (some_answers(4), some_answers(3, max_new_tokens=5))}
     (tmp_path / "weights").write_text("other weights of the reward model")
     assert len({*others, file("algo=awr")}) == 10
-
-
-def test_another_server_without_a_name_gives_other_scores(tmp_path):
-    def file(*overrides: str) -> Path:
-        run = config("stage=offline", "algo=awr", "reward=http", f"cache_dir={tmp_path}", *overrides)
-        return scores_file(run, None, some_answers())
-
-    here, there = "reward.url=http://a:1/score", "reward.url=http://b:1/score"
-    assert file(here) == file(here, "reward.retries=1") != file(there)
-    assert file(here, "reward.server=x") == file(there, "reward.server=x") != file(here, "reward.server=y")
 
 
 # --- values --------------------------------------------------------------------------------------------------------

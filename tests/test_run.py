@@ -18,7 +18,6 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import rlhf.stages.loop as loop
 import rlhf.stages.online as online
-import rlhf.stages.supervised as supervised
 from rlhf.config import RunConfig
 from rlhf.config.build import build_config, config_to_mapping
 from rlhf.config.identity import input_runs, run_folder
@@ -320,25 +319,6 @@ def test_a_run_killed_at_any_place_ends_as_if_never_killed(killed, never_stopped
     if place == "sft":
         for ours, theirs in zip(input_runs(run), input_runs(never_stopped("apa")), strict=True):
             assert_same(ours, theirs)
-
-
-def test_a_signal_during_sft_stops_the_run_that_needs_it(never_stopped, monkeypatch, tmp_path):
-    run = tiny(tmp_path / "runs", tmp_path / "cache", "apa")
-    step = supervised._optimizer_step
-
-    def stopping(task, optimizer, scaler, now, rows):
-        if now == 3:  # the last one: everything is trained, nothing is written yet
-            os.kill(os.getpid(), signal.SIGTERM)
-        return step(task, optimizer, scaler, now, rows)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(supervised, "_optimizer_step", stopping)
-        assert execute(run)["status"] == "interrupted"
-    assert not (run_folder(run) / "summary.json").exists()
-    assert execute(run)["status"] == "finished"
-    assert_same(run, never_stopped("apa"))
-    for ours, theirs in zip(input_runs(run), input_runs(never_stopped("apa")), strict=True):
-        assert_same(ours, theirs)
 
 
 @pytest.mark.parametrize(("stage", "saving"), [("sft", "save_trained"), ("reward_model", "write_folder")])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import functools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,14 +73,7 @@ class ILQLHeads(nn.Module):
         return {f"ilql.{name}": parameter for name, parameter in self.named_parameters()}
 
     def outputs(self, logprobs: Tensor, hidden: Tensor, tokens: Tensor, at: Tensor | None) -> ILQLOutputs:
-        """What the losses take. Q over the vocabulary is made for valid tokens alone, one head at a time.
-
-        Args:
-            logprobs: (B, T) log pi of the tokens, 0 on padding.
-            hidden: (B, T, d) of the states before them.
-            tokens: (B, T).
-            at: (N,) int64, which of the B T positions hold tokens; None: all.
-        """
+        """As `Heads.outputs`. Q over the vocabulary is made for valid tokens alone, one head at a time."""
         with _float32(hidden):
             states, taken = chosen(hidden.float(), at), chosen(tokens, at)
             q, q_logprobs = [], []
@@ -102,8 +96,8 @@ class ILQLHeads(nn.Module):
         """log softmax(top_k(log pi + beta (min Q_target - V))), -inf outside the top k. (N, V), (N, d) -> (N, V)."""
         with _float32(hidden):
             states = hidden.float()
-            advantages = self._min_target_q(states) - self.v(states)
-            scores = logits.float().log_softmax(-1) + beta * advantages
+            smallest = functools.reduce(torch.minimum, (head(states) for head in self.target_q))
+            scores = logits.float().log_softmax(-1) + beta * (smallest - self.v(states))
             least = scores.topk(min(top_k, scores.shape[-1])).values[..., -1:]
             return scores.masked_fill(scores < least, -torch.inf).log_softmax(-1)
 
@@ -120,13 +114,6 @@ class ILQLHeads(nn.Module):
             NotFinite: a weight is NaN or infinite.
         """
         write_whole(folder / HEADS, lambda target: save_tensors(self.state_dict(), target))
-
-    def _min_target_q(self, states: Tensor) -> Tensor:
-        first, *others = self.target_q
-        smallest = first(states)
-        for head in others:
-            smallest = torch.minimum(smallest, head(states))
-        return smallest
 
 
 def load_heads(folder: str, width: int, vocabulary: int, device: torch.device) -> ILQLHeads:
