@@ -1,4 +1,4 @@
-"""Scores: scaled by all seen so far, then clipped, on the last valid token; KL: estimators by exact sums, controllers."""
+"""Scores: scaled by all seen so far, then clipped, on the last valid token; KL: estimators by exact sums."""
 
 from __future__ import annotations
 

@@ -16,7 +16,6 @@ from rlhf.config.identity import fingerprint
 from rlhf.data import load_text_data
 from rlhf.data.examples import TextData
 from rlhf.distributed import asked_to_stop, rank
-from rlhf.optimization import BadSteps
 from rlhf.precision import autocast
 from rlhf.runs.checkpoint import Checkpoint
 from rlhf.runs.folder import RunFolder
@@ -74,10 +73,6 @@ class RunContext:
     def seconds(self) -> float:
         """Seconds that this run has worked, interruptions left out."""
         return self._seconds_before + time.monotonic() - self._started
-
-    def bad_steps(self, option: str, allowed: int) -> BadSteps:
-        """The count of this run's bad optimizer steps; `option` of the config says how many are `allowed`."""
-        return BadSteps(self.folder, option, allowed)
 
     def save(self, step: int, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
         """Checkpoint after everything up to `step` was logged; NotFinite where a number is NaN or infinite.

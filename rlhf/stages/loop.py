@@ -79,7 +79,7 @@ class Progress:
 def run_loop(context: RunContext, setup: Setup, responses: Responses) -> dict[str, float]:
     """The whole run from its initial policy or its checkpoint; returns the last evaluation."""
     config, parameters, scaler = context.config, setup.named_parameters(), setup.models.scaler
-    bad_steps = context.bad_steps("optimization.max_bad_steps", config.optimization.max_bad_steps)
+    bad_steps = BadSteps(context.folder, "optimization.max_bad_steps", config.optimization.max_bad_steps)
     progress = Progress(controller_of(config.algo.penalty), bad_steps)
     remedy = "a smaller optimization.learning_rate" + (" or value.learning_rate" if config.algo.critic else "")
     if (checkpoint := context.take_checkpoint()) is not None:
@@ -148,12 +148,13 @@ def one_iteration(
     numbers = {"score": scores, **batch.numbers()}
 
     def skip(error: NotFinite, step: int, rows: Tensor) -> None:
-        examples = lambda: [described(rollouts, numbers, row) for row in rows.tolist()]  # noqa: E731
-        progress.bad_steps.skip(error, step, setup.named_parameters(), examples)
+        named = setup.named_parameters()
+        progress.bad_steps.skip(error, step, named, lambda: [described(rollouts, numbers, i) for i in rows.tolist()])
 
-    networks = setup.algorithm, setup.models, setup.optimizer
-    where = {"iteration": iteration, "step": progress.step, "skip": skip}
-    update_metrics, progress.step = update(config, *networks, batch, measured.features, **where)
+    parts, features = (setup.algorithm, setup.models, setup.optimizer), measured.features
+    update_metrics, progress.step = update(
+        config, *parts, batch, features, iteration=iteration, step=progress.step, skip=skip
+    )
     progress.iteration = iteration
     times.append(time.monotonic())
 

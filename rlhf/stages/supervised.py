@@ -17,7 +17,7 @@ from rlhf.finite import NotFinite, check_metrics, check_weights
 from rlhf.models.layers import to_float32
 from rlhf.models.modes import adapting, lora_config
 from rlhf.models.split import split, top_parameters
-from rlhf.optimization import adamw, clip_and_step, schedule_factor, set_learning_rate
+from rlhf.optimization import BadSteps, adamw, clip_and_step, schedule_factor, set_learning_rate
 from rlhf.precision import LossScaler
 from rlhf.random import endless_order
 from rlhf.runs.checkpoint import load_training, training_tensors
@@ -84,7 +84,7 @@ def train(context: RunContext, task: SupervisedTask) -> dict[str, float]:
         weight_decay=settings.weight_decay,
     )
     done, scaler = 0, LossScaler(context.config.hardware.precision)
-    bad_steps = context.bad_steps(f"{task.option}.max_bad_steps", settings.max_bad_steps)
+    bad_steps = BadSteps(context.folder, f"{task.option}.max_bad_steps", settings.max_bad_steps)
 
     def log(step: int, metrics: Mapping[str, float], evaluates: bool) -> None:
         evaluation = task.evaluate() if evaluates else {}
