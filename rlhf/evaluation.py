@@ -38,7 +38,7 @@ class Evaluator:
     scorer: Scorer
     gold: GoldScorer | None
     stop_strings: Sequence[str] = field(default=(), kw_only=True)
-    """What ends a response beside its EOS."""
+    """What ends a response besides its EOS."""
 
     def run(self, models: Policy) -> tuple[dict[str, float], list[dict[str, Any]]]:
         """eval/* metrics of the architecture, and the first responses as samples.

@@ -87,7 +87,7 @@ def clip_and_step(
 ) -> dict[str, float]:
     """Scale each network's gradient down to `max_grad_norm`, step, and forget the gradients.
 
-    Networks are clipped apart, so that a large value gradient never shortens the policy's step.
+    Each network is clipped by its own norm, so that a large value gradient never shortens the policy's step.
 
     Args:
         remedies: by network, what may keep its gradient finite, as "a smaller value.learning_rate".

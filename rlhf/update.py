@@ -42,7 +42,7 @@ def update(
     Args:
         features: of the whole rollout batch, as `measure` cached them.
         step: optimizer steps done before.
-        skip: told of a step that is left out since its loss or gradient is not finite; None: such a step is an error.
+        skip: called for a step that is left out since its loss or gradient is not finite; None: it is an error.
 
     Returns:
         Metrics (without the prefix train/), averaged over the minibatches, and the optimizer steps done after. Those
@@ -123,7 +123,7 @@ def packs_by_length(config: RunConfig) -> bool:
     return config.optimization.pack_by_length and config.algo.packs_by_length
 
 
-def own_micro_batches(config: RunConfig, minibatch: Tensor, features: Features) -> list[Tensor]:
+def rank_micro_batches(config: RunConfig, minibatch: Tensor, features: Features) -> list[Tensor]:
     """Rows of this rank's micro-batches of a minibatch.
 
     Args:
@@ -139,7 +139,7 @@ def own_micro_batches(config: RunConfig, minibatch: Tensor, features: Features) 
 def first_micro_batches(config: RunConfig, features: Features, iteration: int) -> list[Tensor]:
     """Rows of this rank's micro-batches of an iteration's first epoch: all ranks' together are all rows, once."""
     first = minibatches_of(config, len(features.mask), iteration, 0)
-    return [rows for minibatch in first for rows in own_micro_batches(config, minibatch, features)]
+    return [rows for minibatch in first for rows in rank_micro_batches(config, minibatch, features)]
 
 
 def num_optimizer_steps(config: RunConfig) -> int:
@@ -158,7 +158,7 @@ def accumulate_gradients(
     totals = Totals(minibatch.mask.sum(), len(minibatch.mask))
     sums = defaultdict[str, list[Tensor]](list)
     place = {row: i for i, row in enumerate(minibatch.rows_in_rollout.tolist())}
-    for rows in own_micro_batches(config, minibatch.rows_in_rollout, features):
+    for rows in rank_micro_batches(config, minibatch.rows_in_rollout, features):
         batch, part = minibatch.rows(torch.tensor([place[row] for row in rows.tolist()])), features.rows(rows)
         if packs_by_length(config):
             part = part.trimmed()
@@ -179,7 +179,7 @@ def backward(
 ) -> dict[str, Tensor]:
     """Backward through the losses of one micro-batch; each loss and the algorithm's metrics.
 
-    Separate networks have a graph each, of which one is gone before the other is made where they do not run at once;
+    Separate networks have a graph each, one freed before the other is made where they do not run concurrently;
     a value head on the policy needs both losses on one graph.
     """
     scaled, coef = models.scaler.scaled, config.value.coef

@@ -115,13 +115,6 @@ def test_a_policy_with_other_tokens_is_refused(never_stopped, tmp_path, cache):
     evaluated(tmp_path, cache, "apa", f"evaluation.policy={other}")  # rows that no token has are left out
 
 
-def test_a_folder_that_holds_no_model_is_named_by_its_option(tmp_path, cache, never_stopped):
-    never_stopped("apa", "stage=online")
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(ModelError, match=r"^evaluation\.policy: "):
-        evaluated(tmp_path, cache, "apa", f"evaluation.policy={tmp_path / 'empty'}")
-
-
 def test_it_changes_nothing(never_stopped, tmp_path, cache):
     """Neither in the folder it measures nor in its inputs."""
     final = run_folder(never_stopped("apa", "stage=online")) / "final"

@@ -26,7 +26,7 @@ from rlhf.random import endless_order, generator
 from rlhf.stages.offline import DataResponses
 from rlhf.stages.online import prompts_of
 from rlhf.training_batch import measure_rollouts, training_batch
-from rlhf.update import accumulate_gradients, first_micro_batches, minibatches_of, own_micro_batches, update
+from rlhf.update import accumulate_gradients, first_micro_batches, minibatches_of, rank_micro_batches, update
 from tests.helpers import MODES, nudge, policy_models, random_rollouts, tiny_model
 from tests.test_offline import some_answers
 from tests.test_update import PROMPTS, RESPONSES, gradients, optimizer_of, settings
@@ -83,7 +83,7 @@ def test_ranks_never_cut_a_group(monkeypatch, size):
     (minibatch, _), parts = minibatches_of(run, 16, 1, 0), []
     for rank in (0, 1):
         monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
-        parts += own_micro_batches(run, minibatch, features)
+        parts += rank_micro_batches(run, minibatch, features)
     assert sorted(torch.cat(parts).tolist()) == sorted(minibatch.tolist())
     for rows in parts:
         assert_whole_groups(rows, size)

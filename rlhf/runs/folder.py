@@ -218,7 +218,7 @@ class RunFolder:
         return file
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
-        """Say in summary.json how the run ended. Not collective: another rank may be gone."""
+        """Say in summary.json how the run ended. Not collective: another rank may have ended."""
         if rank() == 0:
             self._lock.check()
             write_whole(self.path / SUMMARY, json.dumps(_finite(summary), indent=1, allow_nan=False))

@@ -52,7 +52,7 @@ class Responses(ABC):
 
 @dataclass
 class Progress:
-    """What a checkpoint keeps beside tensors. Prompts and draws follow from `iteration`."""
+    """What a checkpoint keeps besides tensors. Prompts and draws follow from `iteration`."""
 
     controller: KLController
     bad_steps: BadSteps
@@ -77,7 +77,7 @@ class Progress:
 
 
 def run_loop(context: RunContext, setup: Setup, responses: Responses) -> dict[str, float]:
-    """The whole run from its initial policy or its checkpoint; returns the last evaluation."""
+    """The run from its initial policy or its checkpoint to its end; returns the last evaluation."""
     config, parameters, scaler = context.config, setup.named_parameters(), setup.models.scaler
     bad_steps = BadSteps(context.folder, "optimization.max_bad_steps", config.optimization.max_bad_steps)
     progress = Progress(controller_of(config.algo.penalty), bad_steps)

@@ -24,7 +24,7 @@ from rlhf.update import rows_of_groups
 
 
 def run_offline(context: RunContext) -> dict[str, float]:
-    """The whole run from its initial policy or its checkpoint; returns the last evaluation."""
+    """As `run_loop`."""
     setup = build(context)
     algo, settings = context.config.algo, context.config.offline
     untrained = UntrainedValues(setup.models) if algo.critic and not settings.refresh_values else None

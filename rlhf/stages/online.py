@@ -26,7 +26,7 @@ from rlhf.stages.setup import Setup, build
 
 
 def run_online(context: RunContext) -> dict[str, float]:
-    """The whole run from its initial policy or its checkpoint; returns the last evaluation."""
+    """As `run_loop`."""
     setup = build(context)
     config = context.config
     early = EarlyScores(setup.scorer, context.device) if scores_early(config) else None
@@ -34,7 +34,7 @@ def run_online(context: RunContext) -> dict[str, float]:
 
 
 def scores_early(config: RunConfig) -> bool:
-    """Whether scoring beside sampling can save time: elsewhere both would share the same cores."""
+    """Whether to score while more is sampled: only where the two do not share the same cores."""
     batches = config.rollout.num_responses // config.hardware.ranks > config.rollout.batch_size
     elsewhere = config.reward.name == "http" or (config.hardware.device == "cuda" and config.reward.name != "sentiment")
     return config.reward.overlap and batches and elsewhere

@@ -31,8 +31,8 @@ def run_sft(context: RunContext) -> dict[str, float]:
     config, data = context.config, context.read_data("sft", "test_sft")
     settings, limits = config.sft, (config.dataset.max_prompt_tokens, config.dataset.max_new_tokens)
     seed_torch(settings.seed, "sft model")
-    held = frozen_weights(config, settings.train, context.device)
-    model, tokenizer = load_base(config.model, data.words, sum(limits), context.cache_dir, held)
+    frozen = frozen_weights(config, settings.train, context.device)
+    model, tokenizer = load_base(config.model, data.words, sum(limits), context.cache_dir, frozen)
     moved(model, context.device)
     data = with_template(config.dataset, data, tokenizer)
     context.say(prompt_report(config.dataset, tokenizer, data.sft, data.dropped))
@@ -145,7 +145,7 @@ def pack(batch: DemonstrationBatch, width: int) -> PackedBatch:
 
 @torch.no_grad()
 def check_packing(model: PreTrainedModel) -> None:
-    """Run two short texts in one row and apart: without an attention mask transformers tells texts of a row by their
+    """Run two short texts in one row and in two: without an attention mask transformers tells texts of a row by their
     position ids, and not every architecture does.
 
     Raises:
