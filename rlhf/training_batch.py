@@ -71,18 +71,23 @@ def measure(
         for rows in parts:
             part = features.rows(rows)
             part = part.trimmed() if by_length else part
-            tokens, at, hidden = part.tokens, part.response_positions(), models.policy_hidden(part)
-            old, entropy = models.policy_logprobs_and_entropy(hidden, tokens, at)
-            reference = models.reference_logprobs(models.reference_hidden(part), tokens, at)
-            of_part = {"old_logprobs": old, "reference_logprobs": reference, "entropy": entropy}
-            if models.critic:
-                of_part["values"] = models.values_on(hidden) if models.value_on_policy else models.values(part)
             mask, place = part.mask[:, part.prompt_width :], on_device(rows, part.mask.device)
-            for name, column in of_part.items():
+            for name, column in measure_part(models, part).items():
                 columns[name][place, : mask.shape[1]] = torch.where(mask, column, 0.0)
 
     models.run_both(lambda: fill(parts[::2]), lambda: fill(parts[1::2]))
     return Measured(features=features, **{"values": None, **columns})
+
+
+def measure_part(models: PolicyModels, features: Features) -> dict[str, Tensor]:
+    """Columns of `Measured`, (B, T) each, of one micro-batch."""
+    tokens, at, hidden = features.tokens, features.response_positions(), models.policy_hidden(features)
+    old, entropy = models.policy_logprobs_and_entropy(hidden, tokens, at)
+    reference = models.reference_logprobs(models.reference_hidden(features), tokens, at)
+    columns = {"old_logprobs": old, "reference_logprobs": reference, "entropy": entropy}
+    if models.critic:
+        columns["values"] = models.values_on(hidden) if models.value_on_policy else models.values(features)
+    return columns
 
 
 @torch.no_grad()

@@ -105,11 +105,11 @@ def test_a_policy_with_other_tokens_is_refused(never_stopped, tmp_path, cache):
     shutil.copytree(final, other)
     tokenizer = AutoTokenizer.from_pretrained(other)
     tokenizer.add_tokens(["new"])
-    tokenizer.save_prenever_stopped(other)
+    tokenizer.save_pretrained(other)
     with pytest.raises(ModelError, match=f"evaluation.policy: {other} has another tokenizer"):
         evaluated(tmp_path, cache, "apa", f"evaluation.policy={other}")
-    AutoTokenizer.from_pretrained(final).save_prenever_stopped(other)
+    AutoTokenizer.from_pretrained(final).save_pretrained(other)
     model = AutoModelForCausalLM.from_pretrained(other)
     model.resize_token_embeddings(model.config.vocab_size + 8, mean_resizing=False)
-    model.save_prenever_stopped(other)
+    model.save_pretrained(other)
     evaluated(tmp_path, cache, "apa", f"evaluation.policy={other}")  # rows that no token has are left out
