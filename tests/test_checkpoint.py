@@ -198,22 +198,6 @@ def train(parameters: dict[str, nn.Parameter], optimizer: torch.optim.AdamW, ste
         optimizer.step()
 
 
-def test_parameters_and_optimizer_go_on_as_if_never_stopped(tmp_path):
-    parameters, optimizer = networks(0)
-    train(parameters, optimizer, range(5))
-    save_checkpoint(tmp_path, 5, training_tensors(parameters, optimizer), {})
-    train(parameters, optimizer, range(5, 10))
-
-    resumed, new_optimizer = networks(1)
-    checkpoint = load_checkpoint(tmp_path)
-    assert checkpoint is not None
-    load_training(resumed, new_optimizer, checkpoint.tensors)
-    train(resumed, new_optimizer, range(5, 10))
-    for name, parameter in parameters.items():
-        assert torch.equal(parameter, resumed[name])
-    assert [group["lr"] for group in new_optimizer.param_groups] == [0.1, 0.2]
-
-
 def test_a_damaged_newest_is_said_once_in_one_line(tmp_path, capsys):
     save(tmp_path, 1)
     flip_a_byte(save(tmp_path, 2) / "tensors.safetensors")

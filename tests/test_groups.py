@@ -26,10 +26,10 @@ from rlhf.random import endless_order, generator
 from rlhf.stages.offline import DataResponses
 from rlhf.stages.online import prompts_of
 from rlhf.training_batch import measure_rollouts, training_batch
-from rlhf.update import accumulate_gradients, first_micro_batches, minibatches_of, rank_micro_batches, update
+from rlhf.update import first_micro_batches, minibatches_of, rank_micro_batches, update
 from tests.helpers import MODES, nudge, policy_models, random_rollouts, tiny_model
 from tests.test_offline import some_answers
-from tests.test_update import PROMPTS, RESPONSES, gradients, optimizer_of, settings
+from tests.test_update import PROMPTS, RESPONSES, optimizer_of, settings
 
 
 @dataclass(kw_only=True)
@@ -146,22 +146,3 @@ def test_without_a_critic_there_is_no_value_network_and_nothing_of_it_is_measure
     metrics, step = update(run, algorithm, models, optimizer, batch, measured.features, iteration=1, step=0)
     assert set(metrics) == {"policy_loss", "grad_norm"} and step == 2
     assert not all(torch.equal(a, b) for a, b in zip(before, models.named_parameters().values(), strict=True))
-
-
-def test_means_over_responses_add_up_over_micro_batches():
-    """The gradient is that of the whole minibatch, however it is cut between groups."""
-    results = []
-    for size in (8, 4, 2):
-        run = grouped(2, f"optimization.micro_batch_size={size}")
-        models = policy_models(tiny_model(), "last_k", critic=False)
-        nudge(models.named_parameters(), 0.1)
-        rollouts = random_rollouts(PROMPTS, RESPONSES)
-        measured = measure_rollouts(run, models, rollouts, 1)
-        algorithm = AgainstTheGroup(run.algo, run.advantages)
-        batch = training_batch(algorithm, rollouts, measured, torch.randn(16, generator=generator(0, "scores")), 0.1)
-        minibatch = batch.rows(torch.tensor([4, 5, 0, 1, 14, 15, 8, 9]))
-        metrics = accumulate_gradients(run, algorithm, models, minibatch, measured.features)
-        results.append((gradients(models), metrics))
-    for vector, metrics in results[1:]:
-        assert (vector - results[0][0]).norm() < 1e-5 * results[0][0].norm()
-        assert metrics == pytest.approx(results[0][1], rel=1e-5, abs=1e-6)
