@@ -22,9 +22,6 @@ from rlhf.waiting import Interrupted, stop_requested
 
 T = TypeVar("T")
 
-BUCKET_NUMBERS = 2**24
-"""Gradients are added up so many numbers at a time: 64 MiB in float32."""
-
 
 def count() -> int:
     """Ranks of this run."""
@@ -100,19 +97,10 @@ def sum_gradients(parameters: Iterable[nn.Parameter]) -> None:
     """Add the gradients up over the ranks, in place. Those of sharded weights have been, in the backward pass."""
     if count() == 1:
         return
-    buckets: list[list[Tensor]] = []
-    numbers = BUCKET_NUMBERS + 1  # the first gradient opens a bucket
-    for gradient in (p.grad for p in parameters if p.grad is not None and not isinstance(p.grad, DTensor)):
-        if numbers + gradient.numel() > BUCKET_NUMBERS:
-            buckets.append([])
-            numbers = 0
-        buckets[-1].append(gradient)
-        numbers += gradient.numel()
-    for bucket in buckets:
-        flat = torch.cat([gradient.flatten() for gradient in bucket])
-        distributed.all_reduce(flat)
-        for gradient, summed in zip(bucket, flat.split([gradient.numel() for gradient in bucket]), strict=True):
-            gradient.copy_(summed.view_as(gradient))
+    gradients = [p.grad for p in parameters if p.grad is not None and not isinstance(p.grad, DTensor)]
+    sums: list[Any] = [distributed.all_reduce(gradient, async_op=True) for gradient in gradients]
+    for work in sums:
+        work.wait()
 
 
 def is_sharded(model: object) -> bool:

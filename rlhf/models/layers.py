@@ -11,16 +11,18 @@ import copy
 import types
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
+from peft.utils.integrations import dequantize_module_weight
 from torch import Tensor, nn
 
 from rlhf.config.packages import ACCELERATE, BITSANDBYTES
 from rlhf.models.hub import ModelError
 from rlhf.precision import AUTOCAST
 
+M = TypeVar("M", bound=nn.Module)
 SHORT = (torch.bfloat16, torch.float16)
 QUANTISED = ("int8", "int4")
 FEW_ROWS = range(8, 49)
@@ -72,7 +74,7 @@ class FrozenWeights:
 FLOAT32 = FrozenWeights()
 
 
-def with_modules(module: nn.Module, **replaced: nn.Module) -> nn.Module:
+def with_modules(module: M, **replaced: nn.Module) -> M:
     """A module that shares everything with `module` but the named children."""
     twin = copy.copy(module)
     twin._modules = {**module._modules, **replaced}  # copy.copy shares the dict itself
@@ -104,20 +106,12 @@ class _CastProduct(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, inputs: Tensor, layer: nn.Linear) -> Tensor:
         ctx.layer = layer
-        return F.linear(inputs, _dequantised(layer).to(inputs.dtype), layer.bias)
+        return F.linear(inputs, dequantize_module_weight(layer).to(inputs.dtype), layer.bias)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
         (gradient,) = gradients
-        return gradient @ _dequantised(ctx.layer).to(gradient.dtype), None
-
-
-def _dequantised(layer: nn.Linear) -> Tensor:
-    if layer.weight.is_floating_point():
-        return layer.weight
-    from peft.utils.integrations import dequantize_module_weight
-
-    return dequantize_module_weight(layer).detach()
+        return gradient @ dequantize_module_weight(ctx.layer).to(gradient.dtype), None
 
 
 class ShortLinear(nn.Linear):

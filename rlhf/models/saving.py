@@ -13,16 +13,15 @@ from peft.tuners.lora import LoraLayer
 from peft.utils import SAFETENSORS_WEIGHTS_NAME as ADAPTER_TENSORS
 from peft.utils.integrations import dequantize_module_weight
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhf.config import TrainableConfig
 from rlhf.files import write_folder
 from rlhf.finite import check_weights
-from rlhf.models.base import PolicyModels
 from rlhf.models.hub import ModelError
 from rlhf.models.layers import linear
-from rlhf.models.modes import LoRA
+from rlhf.models.policy import PolicyModels
 from rlhf.text import eos_id, pad_id
 
 REMEDY = "a smaller learning rate"
@@ -107,10 +106,14 @@ def _save(
 
 
 def write_trained(
-    model: PreTrainedModel, target: Path, train: TrainableConfig, path: str, weights: dict[str, Tensor] | None = None
+    model: PreTrainedModel,
+    target: Path,
+    train: TrainableConfig | None,
+    path: str,
+    weights: dict[str, Tensor] | None = None,
 ) -> None:
-    """`save_trained` without its tokenizer, into a folder that is there."""
-    if train.mode != "lora" or train.merge_adapters:
+    """`save_trained` without its tokenizer, into a folder that is there; without `train` all of the model."""
+    if train is None or train.mode != "lora" or train.merge_adapters:
         merge_adapters(model, "default")
         save_whole(model, target, weights)
         return
@@ -132,25 +135,20 @@ def check_place(model: PreTrainedModel, path: str) -> str:
     return base
 
 
+@torch.no_grad()
 def merge_adapters(model: PreTrainedModel, adapter: str) -> None:
     """Fold a LoRA adapter into the weights it adapts, in place and in float32; nothing to do where there is none."""
-    for name, layer in list(model.named_modules()):
-        if isinstance(layer, LoraLayer):
-            parent, _, child = name.rpartition(".")
-            setattr(model.get_submodule(parent), child, _folded(layer, adapter))
+    layers: list[tuple[str, Any]] = [(name, x) for name, x in model.named_modules() if isinstance(x, LoraLayer)]
+    for name, layer in layers:
+        base = layer.get_base_layer()
+        weight = dequantize_module_weight(base).float() + layer.get_delta_weight(adapter).float()
+        if base.weight.is_floating_point():
+            base.weight.data = weight
+        else:  # int8, int4
+            base = linear(weight, base.bias)
+        model.set_submodule(name, base)
     if vars(model).pop("hf_quantizer", None) is not None:  # its weights no longer are int8 or int4
         vars(model.config).pop("quantization_config")
-
-
-@torch.no_grad()
-def _folded(layer: Any, adapter: str) -> nn.Module:
-    """A LoraLayer's base with the adapter in it."""
-    base = layer.get_base_layer()
-    weight = dequantize_module_weight(base).float() + layer.get_delta_weight(adapter).float()
-    if not base.weight.is_floating_point():  # int8, int4
-        return linear(weight, base.bias)
-    base.weight.data = weight
-    return base
 
 
 def save_policy(
@@ -162,13 +160,14 @@ def save_policy(
 ) -> None:
     """The trained policy: "full" (LoRA: the adapter, where its base lies somewhere and model.train.merge_adapters does
     not ask for whole weights), "trained" (its trained tensors alone) or "none"."""
+    networks = models.networks
     if how == "none":
         return
     if how == "trained":
         write_folder(folder, lambda target: save_tensors(models.policy_parameters, target / "trained.safetensors"))
-    elif not isinstance(models, LoRA):
+    elif networks.adapters is None:
         save_model(models.sampler, tokenizer, folder, weights)
-    elif (base := _place(models.model)) and not models.merge_adapters:
+    elif (base := _place(models.model)) and not networks.merge_adapters:
         _save(models.model, tokenizer, folder, lambda target: _write_adapter(models.model, "policy", base, target))
     else:
         merged = copy.deepcopy(models.model)
