@@ -3,13 +3,6 @@
 Modules are called as the weights in the released files are, so that transformers can hardly rename them. Where it does,
 `find` says which, and the model samples, is measured and trained by its own forward pass.
 
-| base model | residual | positions | keys and values |
-| --- | --- | --- | --- |
-| GPTNeoXModel | parallel or not | rotary by halves, of a part of each head | one matrix, interleaved by head |
-| GPTJModel | parallel, one norm | rotary by pairs, of a part of each head | |
-| GPTNeoModel | sequential | learned | every other block sees a window |
-| LlamaModel, MistralModel, Qwen2Model, Qwen3Model | sequential | rotary by halves | heads in groups; windows |
-
 To add one: an entry of `FAMILIES`, and an example in tests/helpers.ARCHITECTURES.
 """
 
@@ -201,8 +194,8 @@ def decoder_of(base: nn.Module) -> Decoder:
         raise Unknown(f"{name} is not among {', '.join(FAMILIES)}")
     family, config = FAMILIES[name], getattr(base, "config")  # noqa: B009  # pyright: a Module has any
     size = _head_size(config)
-    found: list[Any] = [find(base, path) for path in family.modules]
-    (tokens, blocks, final_norm), positions_embedding = found[:3], found[3:]
+    modules: list[Any] = [find(base, path) for path in family.modules]
+    (tokens, blocks, final_norm), positions_embedding = modules[:3], modules[3:]
 
     def embed(ids: Tensor, positions: Tensor) -> Tensor:
         return tokens(ids) + positions_embedding[0](positions) if positions_embedding else tokens(ids)

@@ -8,7 +8,7 @@ small, stay float32. Sampling, one token a row, runs twins whose weights are cas
 from __future__ import annotations
 
 import copy
-import types
+import functools
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -130,16 +130,22 @@ class ShortEmbedding(nn.Embedding):
         return super().forward(input).float()
 
 
-def _weight_only(self: Any, x: Tensor) -> Tensor:
-    """The forward pass of a layer of bitsandbytes whose weight alone has few bits.
+@functools.cache
+def _weight_only(kind: Any) -> Any:
+    """A class of bitsandbytes' layers, of which the weight alone has few bits. peft looks for the library's classes.
 
     Its int8 layer rounds activations too, by whatever else is in the batch, so that a text's logprobs would depend on
     its neighbours. On a CPU with AVX512-BF16 its int4 layer repacks its weight in place at the first pass without a
     gradient; later passes give other numbers, by a kernel that has no gradient of its own.
     """
-    if self.weight.dtype == torch.uint8 and x.device.type != "cpu":  # int4 on a GPU: the library's own kernel
-        return type(self).forward(self, x)
-    return _CastProduct.apply(x, self)  # type: ignore[no-any-return]
+
+    class WeightOnly(kind):
+        def forward(self, x: Tensor) -> Tensor:
+            if self.weight.dtype == torch.uint8 and x.device.type != "cpu":  # int4 on a GPU: the library's own kernel
+                return super().forward(x)
+            return _CastProduct.apply(x, self)  # type: ignore[no-any-return]
+
+    return WeightOnly
 
 
 def compute_in_float32(model: nn.Module) -> None:
@@ -147,8 +153,10 @@ def compute_in_float32(model: nn.Module) -> None:
     short = set()
     for name, module in list(model.named_modules()):
         kind, weight = type(module), getattr(module, "weight", None)
-        if kind.__name__ in ("Linear8bitLt", "Linear4bit"):  # peft looks for the library's own classes
-            setattr(module, "forward", types.MethodType(_weight_only, module))  # noqa: B010  # pyright: no attribute
+        if kind.__name__ in ("Linear8bitLt", "Linear4bit"):
+            twin = object.__new__(_weight_only(kind))
+            vars(twin).update(vars(module))
+            model.set_submodule(name, twin)
         elif kind in (nn.Linear, nn.Embedding, ShortLinear, ShortEmbedding) and weight is not None:
             if weight.dtype not in SHORT:
                 continue

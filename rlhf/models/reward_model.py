@@ -37,7 +37,7 @@ from rlhf.models.features import positions_of
 from rlhf.models.hub import CLASSIFIER, NOT_RUN, ModelError, OwnCode, few_of, loading
 from rlhf.models.layers import FLOAT32, FrozenWeights, compute_in_float32, to_float32
 from rlhf.models.loading import check_positions, load_pretrained, load_tokenizer, load_weights
-from rlhf.models.saving import end_alike, write_trained
+from rlhf.models.saving import write_trained
 from rlhf.text import pad_id, rows_needed
 
 NORMALISATION = "reward_normalisation.json"
@@ -104,14 +104,12 @@ class RewardModel:
         Raises:
             NotFinite: a weight, or what scores are normalised by, is NaN or infinite.
         """
-        end_alike(self.model, self.tokenizer)
         if not (math.isfinite(self.mean) and 0 < self.std < math.inf):
             raise NotFinite(
                 f"the scores of reference answers have mean {self.mean} and standard deviation {self.std}; try a "
                 "smaller reward_model.learning_rate"
             )
-        write_trained(self.model, folder, train, "reward_model.train", weights)
-        self.tokenizer.save_pretrained(folder)
+        write_trained(self.model, self.tokenizer, folder, train, "reward_model.train", weights)
         (folder / NORMALISATION).write_text(json.dumps({"mean": self.mean, "std": self.std}))
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,15 +27,6 @@ from rlhf.text import eos_id, pad_id
 REMEDY = "a smaller learning rate"
 
 
-def end_alike(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Let the configs that are saved with a model name the tokenizer's special tokens: what it was trained to end with
-    is where `generate` stops."""
-    for config in (model.config, getattr(model, "generation_config", None)):
-        if config is not None:
-            config.eos_token_id, config.pad_token_id = eos_id(tokenizer), pad_id(tokenizer)
-            config.bos_token_id = tokenizer.bos_token_id
-
-
 def save_tensors(tensors: Mapping[str, Tensor], file: Path, **metadata: str) -> None:
     """A safetensors file of weights that are finite.
 
@@ -47,31 +38,18 @@ def save_tensors(tensors: Mapping[str, Tensor], file: Path, **metadata: str) -> 
     save_file(on_cpu, file, metadata=metadata or None)
 
 
-def save_whole(model: PreTrainedModel, folder: Path, weights: dict[str, Tensor] | None = None) -> None:
-    """`save_pretrained` of a model whose weights are finite.
-
-    Args:
-        weights: where `model` does not hold them itself (hardware.sharding).
-
-    Raises:
-        NotFinite: they are not.
-    """
-    check_weights(dict(model.named_parameters()) if weights is None else weights, "at the end of training", REMEDY)
-    model.save_pretrained(folder, state_dict=weights)
-
-
 def save_model(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    folder: Path,
-    weights: dict[str, Tensor] | None = None,
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path, weights: dict[str, Tensor] | None = None
 ) -> Path:
     """A whole model with its tokenizer in save_pretrained form.
 
     Args:
         weights: where `model` does not hold them itself (hardware.sharding).
+
+    Raises:
+        NotFinite: they are not finite.
     """
-    return _save(model, tokenizer, folder, lambda target: save_whole(model, target, weights))
+    return write_folder(folder, lambda target: _write_whole(model, tokenizer, target, weights))
 
 
 def save_trained(
@@ -91,33 +69,36 @@ def save_trained(
     Raises:
         ModelError: the adapter alone of a base that lies nowhere.
     """
-    return _save(model, tokenizer, folder, lambda target: write_trained(model, target, train, path, weights))
-
-
-def _save(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path, write: Callable[[Path], None]
-) -> Path:
-    def write_all(target: Path) -> None:
-        write(target)
-        tokenizer.save_pretrained(target)
-
-    end_alike(model, tokenizer)
-    return write_folder(folder, write_all)
+    return write_folder(folder, lambda target: write_trained(model, tokenizer, target, train, path, weights))
 
 
 def write_trained(
     model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
     target: Path,
     train: TrainableConfig | None,
     path: str,
     weights: dict[str, Tensor] | None = None,
 ) -> None:
-    """`save_trained` without its tokenizer, into a folder that is there; without `train` all of the model."""
+    """`save_trained` into a folder that is there; without `train` all of the model."""
     if train is None or train.mode != "lora" or train.merge_adapters:
         merge_adapters(model, "default")
-        save_whole(model, target, weights)
-        return
-    _write_adapter(model, "default", check_place(model, path), target)
+        _write_whole(model, tokenizer, target, weights)
+    else:
+        _write_adapter(model, tokenizer, target, "default", check_place(model, path))
+
+
+def _write_whole(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, target: Path, weights: dict[str, Tensor] | None = None
+) -> None:
+    check_weights(dict(model.named_parameters()) if weights is None else weights, "at the end of training", REMEDY)
+    # What the model was trained to end with is where `generate` stops.
+    for config in (model.config, getattr(model, "generation_config", None)):
+        if config is not None:
+            config.eos_token_id, config.pad_token_id = eos_id(tokenizer), pad_id(tokenizer)
+            config.bos_token_id = tokenizer.bos_token_id
+    model.save_pretrained(target, state_dict=weights)
+    tokenizer.save_pretrained(target)
 
 
 def check_place(model: PreTrainedModel, path: str) -> str:
@@ -168,7 +149,7 @@ def save_policy(
     elif networks.adapters is None:
         save_model(models.sampler, tokenizer, folder, weights)
     elif (base := _place(models.model)) and not networks.merge_adapters:
-        _save(models.model, tokenizer, folder, lambda target: _write_adapter(models.model, "policy", base, target))
+        write_folder(folder, lambda target: _write_adapter(models.model, tokenizer, target, "policy", base))
     else:
         merged = copy.deepcopy(models.model)
         merge_adapters(merged, "policy")
@@ -181,7 +162,9 @@ def _place(model: PreTrainedModel) -> str | None:
     return str(Path(name).absolute()) if name and Path(name).is_dir() else name or None
 
 
-def _write_adapter(model: PreTrainedModel, adapter: str, base: str, target: Path) -> None:
+def _write_adapter(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, target: Path, adapter: str, base: str
+) -> None:
     """An adapter, and a head called `score`, as peft reads them. Its own save would put an adapter with a name one
     folder down, and ask the hub whether the base has as many embeddings."""
     settings = copy.copy(model.peft_config[adapter])
@@ -197,3 +180,4 @@ def _write_adapter(model: PreTrainedModel, adapter: str, base: str, target: Path
         if ("lora_" in name and f".{adapter}." in name) or name.startswith("score.")
     }
     save_tensors(tensors, target / ADAPTER_TENSORS, format="pt")
+    tokenizer.save_pretrained(target)

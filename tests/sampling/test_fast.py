@@ -13,7 +13,6 @@ from transformers import GPTJConfig, GPTNeoXConfig, MistralConfig, PretrainedCon
 import rlhf.sampling.fast as fast
 from rlhf.algorithms.ilql_heads import ILQLHeads, ILQLSampler
 from rlhf.batches import PromptBatch, pad
-from rlhf.models.decoder import Decoder
 from rlhf.models.loading import word_tokenizer
 from rlhf.models.policy import Sampler
 from rlhf.random import generator, sampling_uniforms
@@ -154,16 +153,6 @@ def test_in_every_mode_it_samples_from_the_policy_as_it_is(architecture, mode):
             tokens, logprobs = both(sampler)
             assert_plain_forwards(sampler.model, tokens, logprobs)
         nudge(models.named_parameters(), seed=round_)
-
-
-def test_prompts_of_one_length_and_of_one_token_need_no_mask(monkeypatch):
-    masks: list[bool] = []
-    step = Decoder.step
-    monkeypatch.setattr(Decoder, "step", lambda *given: (masks.append(given[6] is not None), step(*given))[1])
-    for lengths in ([4] * 5, [1] * 5):
-        both(sampler_of(tiny_model("gpt_neo")), lengths)
-        both(ends_often(sampler_of(model_of(VARIANTS["mistral, a window"]()))), lengths)
-    assert masks and not any(masks)
 
 
 def test_ilqls_sampler_runs_on_it():
