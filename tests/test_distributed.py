@@ -127,7 +127,7 @@ class Ranks:
                     return
 
         threading.Thread(target=read, daemon=True).start()
-        return json.loads(lines.get(timeout=120).removeprefix("said "))
+        return json.loads(lines.get(timeout=600).removeprefix("said "))
 
     def end(self) -> None:
         for worker in self.workers:
