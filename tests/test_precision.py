@@ -137,14 +137,14 @@ def test_runs_in_float16_go_past_overflows_and_go_on_where_they_stopped(tmp_path
 def test_a_run_on_a_gpu(precision, tmp_path: Path, cache, capfd, monkeypatch):
     """With captured steps, rows retired, and responses scored while others are sampled."""
     happened = Counter[str]()
-    for where, name in ((Graphs, "_capture"), (Running, "keep"), (EarlyScores, "ask")):
+    for where, name in ((Graphs, "run"), (Running, "keep"), (EarlyScores, "ask")):
         original = getattr(where, name)
         monkeypatch.setattr(where, name, lambda *a, _o=original, _n=name, **k: (happened.update([_n]), _o(*a, **k))[1])
     several = "rollout.batch_size=4", "dataset.max_new_tokens=24"
     run = tiny(tmp_path, cache, "apa", "hardware.device=cuda", f"hardware.precision={precision}", *several)
     assert execute(run)["status"] == "finished"
     assert "CUDA graph" not in capfd.readouterr().err
-    assert set(happened) == {"_capture", "keep", "ask"}
+    assert set(happened) == {"run", "keep", "ask"}
 
 
 def test_a_run_computes_without_cudnns_attention():

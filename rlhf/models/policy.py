@@ -27,6 +27,7 @@ from rlhf.token_logprobs import measured_logprobs, pieces, trained_logprobs
 
 A = TypeVar("A")
 B = TypeVar("B")
+C = TypeVar("C")
 Parameters = dict[str, nn.Parameter]
 """Trained parameters by name."""
 
@@ -265,7 +266,7 @@ def run_concurrently(first: Callable[[], A], second: Callable[[], B]) -> tuple[A
     if threads < 2:
         return first(), second()
 
-    def run(work: Callable[[], A]) -> A:
+    def run(work: Callable[[], C]) -> C:
         with torch.set_grad_enabled(enabled):
             return work()
 
