@@ -274,11 +274,12 @@ def run_concurrently(first: Callable[[], A], second: Callable[[], B]) -> tuple[A
     # OpenMP keeps a number by thread, which the workers have set; MKL keeps one for the process.
     torch.set_num_threads(threads // 2)
     try:
-        both = pool.submit(run, first), pool.submit(run, second)
-        wait(both)
+        one, other = pool.submit(run, first), pool.submit(run, second)
+        wait([one])
+        wait([other])
     finally:
         torch.set_num_threads(threads)
-    return both[0].result(), both[1].result()
+    return one.result(), other.result()
 
 
 @functools.cache
