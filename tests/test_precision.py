@@ -20,8 +20,9 @@ from rlhf.config.identity import input_runs, run_folder
 from rlhf.optimization import NotFinite, clip_and_step
 from rlhf.precision import LossScaler, autocast
 from rlhf.run import _set_up_torch, execute
-from rlhf.sampling.fast import Running
-from rlhf.sampling.graphs import Graphs
+from rlhf.runs.provenance import peak_memory
+from rlhf.sampling.fast import Graphs, Running
+from rlhf.stages.offline import UntrainedValues
 from rlhf.stages.online import EarlyScores
 from rlhf.update import update
 from tests.config.composed import config
@@ -133,14 +134,14 @@ def test_runs_in_float16_go_past_overflows_and_go_on_where_they_stopped(tmp_path
 def test_a_run_on_a_gpu(precision, tmp_path: Path, cache, capfd, monkeypatch):
     """With captured steps, rows retired, and responses scored while others are sampled."""
     happened = Counter[str]()
-    for where, name in ((Graphs, "_capture"), (Running, "keep"), (EarlyScores, "ask")):
+    for where, name in ((Graphs, "run"), (Running, "keep"), (EarlyScores, "ask")):
         original = getattr(where, name)
         monkeypatch.setattr(where, name, lambda *a, _o=original, _n=name, **k: (happened.update([_n]), _o(*a, **k))[1])
     several = "rollout.batch_size=4", "dataset.max_new_tokens=24"
     run = tiny(tmp_path, cache, "apa", "hardware.device=cuda", f"hardware.precision={precision}", *several)
     assert execute(run)["status"] == "finished"
     assert "CUDA graph" not in capfd.readouterr().err
-    assert set(happened) == {"_capture", "keep", "ask"}
+    assert set(happened) == {"run", "keep", "ask"}
 
 
 def test_a_run_computes_without_cudnns_attention():

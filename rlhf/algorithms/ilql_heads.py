@@ -14,15 +14,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from rlhf.batches import Rollouts
 from rlhf.errors import reason
 from rlhf.files import write_whole
 from rlhf.finite import check_loaded
 from rlhf.masked import token_logprobs
-from rlhf.models.base import Parameters
-from rlhf.models.features import Features
 from rlhf.models.loading import ModelError
-from rlhf.models.policy import Policy, Sampler
+from rlhf.models.policy import Parameters, Policy, Sampler
 from rlhf.models.saving import save_tensors
 from rlhf.token_logprobs import chosen, spread
 
@@ -137,40 +134,24 @@ def load_heads(folder: str, width: int, vocabulary: int, device: torch.device) -
     return heads
 
 
-class ILQLSampler:
+class ILQLSampler(Policy):
     """The policy softmax(top_k(log pi + beta (min Q_target - V))) on top of a language model."""
 
     def __init__(self, policy: Policy, heads: ILQLHeads, *, beta: float, top_k: int) -> None:
-        self.policy = policy
+        super().__init__(policy.networks, temperature=policy.temperature, autocast=policy.autocast)
         self.heads = heads
         self.beta = beta
         self.top_k = top_k
-        self.device = policy.device
 
     @contextlib.contextmanager
     def sampling(self) -> Iterator[Sampler]:
-        with self.policy.sampling() as sampler:
+        with super().sampling() as sampler:
             yield Sampler(sampler.model, lambda hidden: self._adjusted(sampler.logits(hidden), hidden))
-
-    def features(self, rollouts: Rollouts) -> Features:
-        return self.policy.features(rollouts)
-
-    def pieces(self, count: int) -> list[slice]:
-        return self.policy.pieces(count)
-
-    def policy_hidden(self, features: Features) -> Tensor:
-        return self.policy.policy_hidden(features)
 
     @torch.no_grad()
     def policy_head(self, hidden: Tensor) -> Tensor:
         """The sampler's log-probabilities."""
-        return self._adjusted(self.policy.policy_head(hidden), hidden)
-
-    def reference_hidden(self, features: Features) -> Tensor:
-        return self.policy.reference_hidden(features)
-
-    def reference_head(self, hidden: Tensor) -> Tensor:
-        return self.policy.reference_head(hidden)
+        return self._adjusted(super().policy_head(hidden), hidden)
 
     def _adjusted(self, logits: Tensor, hidden: Tensor) -> Tensor:
         return self.heads.sampler_logprobs(logits, hidden, beta=self.beta, top_k=self.top_k)

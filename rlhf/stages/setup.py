@@ -16,8 +16,8 @@ from rlhf.data.examples import DataError, TextData
 from rlhf.data.tokenize import Prompts, encode_prompts, prompt_report
 from rlhf.evaluation import Evaluator
 from rlhf.models import PolicyModels, build_models
-from rlhf.models.base import Parameters
 from rlhf.models.loading import frozen_weights, load_base, load_pretrained, moved, own_code_of
+from rlhf.models.policy import Parameters
 from rlhf.models.sharding import shard
 from rlhf.optimization import adamw
 from rlhf.random import seed_torch

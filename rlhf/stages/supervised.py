@@ -15,8 +15,7 @@ from rlhf.config import SupervisedConfig, TrainableConfig
 from rlhf.distributed import own_rows, sum_gradients, sum_numbers
 from rlhf.finite import NotFinite, check_metrics, check_weights
 from rlhf.models.layers import to_float32
-from rlhf.models.modes import adapting, lora_config
-from rlhf.models.split import split, top_parameters
+from rlhf.models.modes import adapting, lora_config, split, top_parameters
 from rlhf.optimization import BadSteps, adamw, clip_and_step, schedule_factor, set_learning_rate
 from rlhf.precision import LossScaler
 from rlhf.random import endless_order

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from rlhf.config import RunConfig
 from rlhf.config.sizes import forward_rows
-from rlhf.models.base import PolicyModels
+from rlhf.models.policy import PolicyModels
 from rlhf.stages.loop import one_iteration
 from rlhf.stages.setup import Setup
 from rlhf.token_logprobs import CHUNK

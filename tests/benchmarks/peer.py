@@ -17,7 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallba
 from transformers.utils import logging
 
 from rlhf.config import RunConfig
-from rlhf.models.split import split, top_parameters
+from rlhf.models.modes import split, top_parameters
 from tests.benchmarks.measuring import Collections, Times
 
 INSTALL = "TRL 1.12.0 is not installed: pip install -e '.[benchmarks]', or leave it out with --no-trl"

@@ -22,7 +22,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from rlhf.models.layers import compute_in_float32
-from rlhf.models.pair import PolicyPair
+from rlhf.models.policy import policy_pair
 from rlhf.precision import autocast
 from rlhf.random import generator, sampling_uniforms
 from rlhf.sampling.fast import fast_sampler, unfit
@@ -76,7 +76,7 @@ def ways(
     if short:
         compute_in_float32(held)
     context = partial(autocast, device, "bf16" if short else "fp32")
-    pair = PolicyPair(held, held, temperature=1.0, autocast=context)
+    pair = policy_pair(held, held, temperature=1.0, autocast=context)
 
     def ours(sampling: str) -> Tensor:
         with as_runs_do(device), pair.sampling() as sampler:

@@ -10,9 +10,8 @@ from transformers import PreTrainedModel
 
 from rlhf.config import RunConfig
 from rlhf.config.sizes import forward_rows
-from rlhf.models.families import BLOCKS, decoder_of
+from rlhf.models.families import BLOCKS, attribute, decoder_of
 from rlhf.models.loading import language_head
-from rlhf.models.split import attribute
 from tests.benchmarks.measuring import (
     Machine,
     Product,
