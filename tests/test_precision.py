@@ -20,9 +20,7 @@ from rlhf.config.identity import input_runs, run_folder
 from rlhf.optimization import NotFinite, clip_and_step
 from rlhf.precision import LossScaler, autocast
 from rlhf.run import _set_up_torch, execute
-from rlhf.runs.provenance import peak_memory
 from rlhf.sampling.fast import Graphs, Running
-from rlhf.stages.offline import UntrainedValues
 from rlhf.stages.online import EarlyScores
 from rlhf.update import update
 from tests.config.composed import config
