@@ -10,10 +10,18 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from rlhf.config.dataset import DatasetConfig
+from rlhf.control_tokens import (
+    MarkedText,
+    control_spans,
+    end_with,
+    joined,
+    part,
+    special_control,
+    spelled_control,
+    spoken_control,
+)
 from rlhf.data.examples import DataError, Demonstration, Mapped, Preference, TextData
 from rlhf.errors import reason
-from rlhf.marked_text import MarkedText, control_spans, joined, part
-from rlhf.text import end_with, special_control, spelled_control, spoken_control
 
 Message = Mapping[str, Any]
 """{"role": "system", "user" or "assistant", "content": its text}, and whatever else a template reads."""

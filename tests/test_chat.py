@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from rlhf.chat import conversation, template_of, with_template
+from rlhf.control_tokens import MarkedText
 from rlhf.data.examples import DataError, Demonstration, Preference, TextData
 from rlhf.evaluation import control_places
-from rlhf.marked_text import MarkedText
 from rlhf.text import encode_answer, encode_prompt
 from tests.data.collected import settings
 from tests.tokenizer_kinds import CHATML, KINDS, WITH_TEMPLATE

@@ -44,9 +44,9 @@ def command(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
         (
             ["dataset.path=pairs.jsonl", "model.path=mine"],
             [
-                "config error: dataset.path: dataset=letters does not read it; leave it out, or add dataset=hh or "
+                "config error: dataset.path: dataset=letters does not read it; leave it out, or use dataset=hh or "
                 "dataset=tldr or dataset=stackexchange or dataset=reviews",
-                "config error: model.path: model.source=random does not read it; leave it out, or add model=hub",
+                "config error: model.path: model.source=random does not read it; leave it out, or use model=hub",
             ],
         ),
         (
@@ -69,13 +69,13 @@ def command(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
             ["algo=ppo", "-m", "algo.kl.controller=fixed,adaptive", "algo.kl.target=4"],
             [
                 "config error: algo.kl.controller=fixed: algo.kl.target: algo.kl.controller=fixed does not read it; "
-                "leave it out, or add algo.kl.controller=adaptive"
+                "leave it out, or use algo.kl.controller=adaptive"
             ],
         ),
         (
             ["hardware.slurm.partition=a"],
             [
-                "config error: hardware.slurm.partition: hardware=cpu or gpu does not read it; leave it out, or add "
+                "config error: hardware.slurm.partition: hardware=cpu or gpu does not read it; leave it out, or use "
                 "hardware=slurm"
             ],
         ),

@@ -12,20 +12,11 @@ from transformers import PreTrainedTokenizerFast
 from rlhf.answers import Answers
 from rlhf.batches import pad
 from rlhf.chat import template_of
+from rlhf.control_tokens import MarkedText, control_spans, joined, name_padding, part, spelled_control
 from rlhf.data.examples import Demonstration, Dropped, Preference
 from rlhf.data.tokenize import encode_answered, encode_demonstrations, encode_preferences, encode_prompts, prompt_report
-from rlhf.marked_text import MarkedText, control_spans, joined, part
 from rlhf.rollout import read_responses
-from rlhf.text import (
-    answer_text,
-    decode,
-    encode_answer,
-    encode_next,
-    encode_prompt,
-    name_padding,
-    spelled_control,
-    unreachable_stop,
-)
+from rlhf.text import answer_text, decode, encode_answer, encode_next, encode_prompt, unreachable_stop
 from tests.data.collected import settings
 from tests.tokenizer_kinds import BEGINS_WITH_BOS, KINDS, WITH_TEMPLATE
 

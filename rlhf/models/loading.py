@@ -22,12 +22,12 @@ from transformers import (
 )
 
 from rlhf.config import ModelConfig, RunConfig, TrainableConfig
+from rlhf.control_tokens import PAD, eos_id, name_padding, pad_id, pad_within, rows_needed
 from rlhf.errors import reason
 from rlhf.finite import check_loaded
 from rlhf.models.adapters import Adapter, adapter_at, merge, refuse_quantised, resize
 from rlhf.models.hub import CAUSAL, NOT_RUN, ModelError, OwnCode, few_of, loading, remedy
 from rlhf.models.layers import FLOAT32, FrozenWeights, compute_in_float32
-from rlhf.text import PAD, eos_id, name_padding, pad_id, pad_within, rows_needed
 
 EOS, UNKNOWN = "[EOS]", "[UNK]"
 CACHE_LINE = 64

@@ -10,12 +10,12 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhf.batches import Rollouts
+from rlhf.control_tokens import eos_id, pad_id
 from rlhf.models.base import float32_logits, sampling_logits
 from rlhf.models.features import Features, features_of
 from rlhf.models.loading import ModelError, language_head
 from rlhf.models.network import Network
 from rlhf.models.policy import Sampler, SamplerCache
-from rlhf.text import eos_id, pad_id
 from rlhf.token_logprobs import pieces
 
 

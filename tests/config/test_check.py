@@ -80,7 +80,7 @@ from tests.config.composed import typed
         (["reward.checkpoint_file=a.pt"], "reward.checkpoint_file: reward=learned does not read it"),
         (
             ["reward.suffix=x"],
-            "reward.suffix: reward=learned with reward.path=null does not read it; leave it out, or add",
+            "reward.suffix: reward=learned with reward.path=null does not read it; leave it out, or use",
         ),
         (["reward.path=a/b", "reward.url=http://a"], "reward.url: reward=learned does not read it"),
         (["sweep_name=../up"], "sweep_name: '../up' is no folder name"),

@@ -8,7 +8,7 @@ import pytest
 
 from rlhf.config import ALGO_CONFIGS
 from rlhf.config.build import build_config, config_to_mapping
-from tests.config.composed import CONF, composed, config
+from tests.config.composed import CONF, checked, composed, config
 
 FOLDERS = [folder for folder in CONF.iterdir() if folder.is_dir()]
 GROUPS = {folder.name: sorted(file.stem for file in folder.glob("*.yaml")) for folder in FOLDERS}
@@ -80,3 +80,8 @@ def test_one_step_reads_as_few_pairs_of_every_data_set(data):
     run = config("debug=one_step", f"dataset={data}", *([] if data == "letters" else ["model=smollm2_135m"]))
     assert run.dataset.num_pairs is not None and run.dataset.num_test_pairs <= 16
     assert run.rollout.num_responses <= 2 * run.dataset.num_pairs <= 64
+
+
+def test_one_step_has_whole_groups():
+    run = checked(composed("debug=one_step", "algo=rloo", "algo.group_size=3"), {})
+    assert run.rollout.num_responses == run.optimization.micro_batch_size == 3

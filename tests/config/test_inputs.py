@@ -14,9 +14,8 @@ import pytest
 
 from rlhf.config.build import ConfigError
 from rlhf.config.identity import run_folder
-from rlhf.config.inputs import check_inputs
 from rlhf.config.options import options
-from rlhf.config.packages import PACKAGES, SMOLLM2_FOLDER
+from rlhf.config.packages import PACKAGES, SMOLLM2_FOLDER, check_inputs
 from rlhf.runs.state import unfinished_inputs
 from sweeps.single import run_single
 from tests.config.composed import config
@@ -58,10 +57,6 @@ def test_a_missing_package_is_named_with_what_installs_it(monkeypatch):
 @pytest.mark.parametrize(
     ("overrides", "lines"),
     [
-        (
-            [*HUB, "dataset=stackexchange"],
-            ["dataset=stackexchange needs the package markdownify: pip install -e '.[hub]'"],
-        ),
         (
             [*HUB, "dataset=reviews"],
             [

@@ -31,7 +31,7 @@ TWO_TURNS = ASK + " Hi.\n\nHuman: Assistant: who?\n\nAssistant:"
     ],
 )
 def test_rows_of_both_forms(row, pair):
-    assert preferences(row) == [Preference(*pair)]
+    assert preferences(row)[0] == Preference(*pair)
 
 
 @pytest.mark.parametrize(

@@ -145,7 +145,7 @@ def test_html_becomes_markdown():
 def test_without_markdownify_html_is_refused_in_one_line(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(sys.modules, "markdownify", None)
     with pytest.raises(
-        DataError, match=r"^dataset=stackexchange needs the package markdownify: pip install -e '.\[hub\]'$"
+        DataError, match=r"^HTML in dataset=stackexchange needs the package markdownify: pip install -e '.\[hub\]'$"
     ):
         to_markdown("<p>a</p>")
     assert to_markdown("a") == "a"
