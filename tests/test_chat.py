@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 
@@ -98,12 +96,6 @@ def test_a_template_that_refuses_a_conversation_is_told_in_one_line():
     made = with_template(settings("hh"), data(DIALOGUE), tokenizer)
     with pytest.raises(DataError, match=r"^dataset.template: .*too long.* use dataset.template=none$"):
         made.prompts[0]
-
-
-def test_a_config_asks_for_a_template_by_default_where_texts_are_conversations():
-    assert settings("hh").template == settings("tldr").template == "auto"
-    assert settings("reviews").template == "none"
-    assert replace(settings("hh"), template="none").template == "none"
 
 
 def test_samples_say_which_characters_are_control_tokens():

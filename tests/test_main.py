@@ -163,13 +163,6 @@ def test_hydras_keys_pass(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize(("words", "sampling"), [([], "fast"), (["rollout=plain"], "plain")])
-def test_a_way_of_sampling_is_a_group(tmp_path, words, sampling):
-    done = command(*words, "--cfg", "job", "-p", "rollout", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert f"sampling: {sampling}" in done.stdout.splitlines() or f"  sampling: {sampling}" in done.stdout.splitlines()
-
-
 def test_a_sweep_from_any_folder_goes_on_when_typed_again_and_ends_in_a_table(tmp_path):
     arguments = ["-m", "algo=apa,awr", "seed=range(2)", "sweep_name=first", STAND_IN]
     (tmp_path / "fates.json").write_text(json.dumps({"awr-s1": "raise"}))

@@ -184,14 +184,6 @@ def test_a_stop_string_that_cannot_match_is_found():
     assert unreachable_stop(tokenizer, ["Human:", "</s>\n"]) == "</s>\n"
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_no_padding_token_is_added(kind):
-    tokenizer = KINDS[kind]()
-    before = len(tokenizer)
-    name_padding(tokenizer)
-    assert len(tokenizer) == before and tokenizer.pad_token_id in range(before)
-
-
 def test_marked_text_keeps_its_marks():
     text = MarkedText("<a>b<c>", [(0, 3), (4, 7)])
     assert control_spans(part(text, 3)) == ((1, 4),) and control_spans(part(text, 1)) == ((3, 6),)

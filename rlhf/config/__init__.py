@@ -65,22 +65,19 @@ class RunConfig:
     """All settings of one run. `algo` is the dataclass that `ALGO_CONFIGS` names for `algo.name`."""
 
     seed: int = setting(
-        "seed of rollouts, prompt order, minibatches and value head", read_by=RL, also_called=("random_seed",), low=0
+        "seed of rollouts, prompt order, minibatches and value head", read_by=RL, also_called="random_seed", low=0
     )
     sweep_name: str = setting(
         "folder below output_dir that gathers the runs of one experiment",
-        also_called=("run_name", "experiment_name", "exp_name", "name"),
+        also_called="run_name experiment_name exp_name name",
         identity=False,
     )
     output_dir: str = setting(
-        "where runs are written",
-        also_called=("save_dir", "save_path", "logging_dir", "log_dir"),
-        identity=False,
-        path=True,
+        "where runs are written", also_called="save_dir save_path logging_dir log_dir", identity=False, path=True
     )
     cache_dir: str = setting(
         "where SFT policies, reward models and converted weights are kept for later runs",
-        also_called=("cache",),
+        also_called="cache",
         identity=False,
         path=True,
     )

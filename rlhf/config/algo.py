@@ -43,7 +43,7 @@ class CriticAlgoConfig(AlgoConfig):
     critic = True
     value_clip: float | None = setting(
         "largest move of a value from its rollout value inside the value loss (PPO2); null: no clipping",
-        also_called=("cliprange_value", "vf_clip", "value_clip_range"),
+        also_called="cliprange_value vf_clip value_clip_range",
         above=0,
     )
 
@@ -54,7 +54,7 @@ class APAConfig(CriticAlgoConfig):
     lam: float = setting(
         "lambda of eq. 9: standard deviations of the advantage (advantages.whiten=full) per nat; larger stays closer "
         "to the initial policy",
-        also_called=("lambda", "apa_lambda"),
+        also_called="lambda apa_lambda",
         above=0,
     )
     anchor: str = setting(
@@ -71,9 +71,7 @@ class APAConfig(CriticAlgoConfig):
 @dataclass(kw_only=True)
 class AWRConfig(CriticAlgoConfig):
     remedy = "a larger algo.lam"
-    lam: float = setting(
-        "lambda of eq. 6: the weight of a token is exp(A / lam)", also_called=("lambda", "beta"), above=0
-    )
+    lam: float = setting("lambda of eq. 6: the weight of a token is exp(A / lam)", also_called="lambda beta", above=0)
     weight_clip: float | None = setting("largest weight exp(A / lam); null: no clip, as in the paper", above=0)
 
 
@@ -82,19 +80,19 @@ class KLControlConfig:
     controller: str = setting(
         "how the coefficient beta of the KL penalty in the reward moves: not at all, by Ziegler et al. 2019, or no "
         "penalty",
-        also_called=("adap_kl_ctrl", "kl_ctl"),
+        also_called="adap_kl_ctrl kl_ctl",
         choices=("fixed", "adaptive", "none"),
     )
     init_coef: float = setting(
         "beta at the start, scaled reward per nat",
         read_by=option_is(".controller", "adaptive", "fixed"),
-        also_called=("kl_coef", "kl_coeff", "beta", "init_kl_coef", "kl_penalty"),
+        also_called="kl_coef kl_coeff beta init_kl_coef kl_penalty",
         low=0,
     )
     target: float = setting(
         "KL(pi || pi_init) of a response that the adaptive controller aims at, nats",
         read_by=option_is(".controller", "adaptive"),
-        also_called=("target_kl", "kl_target"),
+        also_called="target_kl kl_target",
         above=0,
     )
     horizon: float = setting(
@@ -107,7 +105,7 @@ class PPOConfig(CriticAlgoConfig):
     stages = ("online",)
     ratio_clip: float = setting(
         "epsilon of the clipped probability ratio",
-        also_called=("cliprange", "clip_range", "clip_ratio", "clip_eps", "epsilon"),
+        also_called="cliprange clip_range clip_ratio clip_eps epsilon",
         above=0,
         high=1,
     )
@@ -123,7 +121,7 @@ class RLOOConfig(AlgoConfig):
     stages = ("online",)
     group_size: int = setting(
         "responses to one prompt, each of which has the others as its baseline",
-        also_called=("num_generations", "rloo_k", "responses_per_prompt"),
+        also_called="num_generations rloo_k responses_per_prompt",
         low=2,
     )
     ratio_clip: float = setting("epsilon of the clipped probability ratio of a whole response", above=0, high=1)

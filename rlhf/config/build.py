@@ -60,17 +60,13 @@ def build_config(mapping: dict[str, Any]) -> RunConfig:
     Raises:
         ConfigError: unknown keys, missing values, wrong types, values out of range; all of them at once.
     """
-    problems: list[str] = []
-    config = _build(RunConfig, mapping, "", problems)
-    if problems:
-        raise ConfigError(problems)
-    assert isinstance(config, RunConfig)
+    config = build_group(RunConfig, mapping)
     if config.model.name == NAMED_AFTER_PATH and config.model.path:
         config.model.name = _last_name(config.model.path)
     return config
 
 
-def build_group(kind: type[T], mapping: dict[str, Any], name: str) -> T:
+def build_group(kind: type[T], mapping: dict[str, Any], name: str = "") -> T:
     """The dataclass `kind` of a mapping, checked as the options of a run are.
 
     Args:
@@ -80,7 +76,7 @@ def build_group(kind: type[T], mapping: dict[str, Any], name: str) -> T:
         ConfigError: with all problems.
     """
     problems: list[str] = []
-    group = _build(kind, mapping, f"{name}.", problems)
+    group = _build(kind, mapping, f"{name}.".lstrip("."), problems)
     if problems:
         raise ConfigError(problems)
     return group

@@ -260,8 +260,7 @@ def _ranks(config: RunConfig) -> Iterator[str]:
         yield f"hardware.ranks: {hardware.ranks}, but hardware.slurm.nodes x tasks_per_node = {tasks}; make them equal"
     if hardware.sharding != "fsdp":
         return
-    own = config.stage.name in ("sft", "reward_model")
-    section = config.stage.name if own else "model"
+    section = config.stage.name if config.stage.name in ("sft", "reward_model") else "model"
     mode = getattr(config, section).train.mode
     refused = {
         "shares weights among ranks; hardware.ranks is 1": hardware.ranks == 1,

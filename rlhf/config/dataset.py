@@ -23,7 +23,7 @@ class DatasetConfig:
         "local pairs in the hub's columns instead: .json(l), .json(l).gz, .parquet, or a folder (save_to_disk, or with "
         "a file or shards for each split, as train and test)",
         read_by=FROM_FILES | option_is("dataset.name", "reviews"),
-        also_called=("data_path", "train_file", "dataset_path", "train_data"),
+        also_called="data_path train_file dataset_path train_data",
         content=True,
     )
     sft_path: str | None = setting(
@@ -33,7 +33,7 @@ class DatasetConfig:
         "the preference pairs' name on the hub, owner/name, or owner/name/folder for one folder of it; null: not from "
         "there",
         read_by=FROM_FILES & option_is("dataset.path", None),
-        also_called=("dataset_name", "dataset_id", "hf_dataset"),
+        also_called="dataset_name dataset_id hf_dataset",
     )
     sft_hub: str | None = setting(
         "the SFT texts' name on the hub, likewise; null, or with dataset.path: the preferred answers of the pairs",
@@ -42,17 +42,17 @@ class DatasetConfig:
     split: str | None = setting(
         "split of the pairs that is trained on; null: train",
         read_by=FROM_FILES,
-        also_called=("dataset_split", "train_split", "dataset_train_split"),
+        also_called="dataset_split train_split dataset_train_split",
     )
     test_split: str | None = setting(
         "split of the pairs that is held out; null: test, validation or the like, else a fifth of the prompts",
         read_by=FROM_FILES,
-        also_called=("eval_split", "dataset_test_split"),
+        also_called="eval_split dataset_test_split",
     )
     hub_config: str | None = setting(
         "configuration of dataset.hub; null: its only or default one",
         read_by=FROM_FILES & option_is("dataset.path", None),
-        also_called=("dataset_config", "dataset_config_name", "subset"),
+        also_called="dataset_config dataset_config_name subset",
     )
     sft_split: str | None = setting(
         "as dataset.split, of the SFT texts where they are a data set of their own", read_by=_SFT_TEXTS
@@ -66,12 +66,12 @@ class DatasetConfig:
     )
     seed: int = setting("seed of made-up data and of the split into train and held-out parts", low=0)
     num_sft: int | None = setting(
-        "SFT examples; null: all", read_by=SFT | REFERENCES, also_called=("num_train_samples", "max_samples"), low=1
+        "SFT examples; null: all", read_by=SFT | REFERENCES, also_called="num_train_samples max_samples", low=1
     )
     num_pairs: int | None = setting(
         "preference pairs that a reward model or stage=offline learns from; null: all",
         read_by=PAIRS,
-        also_called=("num_train_samples", "max_samples"),
+        also_called="num_train_samples max_samples",
         low=1,
     )
     num_test_pairs: int = setting("held-out preference pairs", read_by=REWARD_MODEL, low=1)
@@ -86,19 +86,19 @@ class DatasetConfig:
     )
     max_total_length: int = setting(
         "longest prompt + response, tokens; prompts are cut on the left to what max_new_tokens leaves",
-        also_called=("max_length", "max_seq_length", "max_seq_len", "max_len", "context_length"),
+        also_called="max_length max_seq_length max_seq_len max_len context_length",
         low=2,
     )
     max_new_tokens: int = setting(
         "longest response, tokens",
-        also_called=("response_length", "max_response_length", "max_completion_length", "generate_max_len"),
+        also_called="response_length max_response_length max_completion_length generate_max_len",
         low=1,
     )
     stop_strings: list[str] | None = setting(
         "a response ends where it completes one of these; the scored text drops it; null: those of the data's form, "
         "which are Human: and Assistant: for dialogues without a chat template and none for anything else",
         read_by=SCORING,
-        also_called=("stop", "stop_words", "stop_sequences"),
+        also_called="stop stop_words stop_sequences",
     )
     template: str = setting(
         "prompts and answers go through the chat template of the model's tokenizer: never (none), always (chat), or "

@@ -22,19 +22,19 @@ class SlurmConfig:
     qos: str | None = _scheduling("quality of service")
     time_minutes: int = _scheduling(
         "time limit of a job, minutes; a run that meets it checkpoints and is requeued",
-        also_called=("time", "time_limit", "timeout_min", "walltime"),
+        also_called="time time_limit timeout_min walltime",
         low=1,
     )
     nodes: int = _scheduling("nodes of one job", low=1)
     tasks_per_node: int = _scheduling("processes (ranks) of one run on each node", low=1)
     gpus_per_node: int | None = _scheduling(
-        "GPUs of a job on each node; null: none are asked for", also_called=("gres",), low=1
+        "GPUs of a job on each node; null: none are asked for", also_called="gres", low=1
     )
     cpus_per_task: int | None = _scheduling(
-        "null: hardware.threads for each of the packed runs", also_called=("cpus",), low=1
+        "null: hardware.threads for each of the packed runs", also_called="cpus", low=1
     )
     memory_gb: float | None = _scheduling(
-        "memory of a job on each node, GB; null: the default", also_called=("mem", "mem_gb", "memory"), above=0
+        "memory of a job on each node, GB; null: the default", also_called="mem mem_gb memory", above=0
     )
     constraint: str | None = _scheduling("node features")
     dependency: str | None = _scheduling("a condition for all jobs, as afterok:123")
@@ -50,20 +50,20 @@ class SlurmConfig:
 
 @dataclass(kw_only=True)
 class HardwareConfig:
-    device: str = setting("where tensors live", also_called=("gpu", "cuda"), choices=("cpu", "cuda"))
+    device: str = setting("where tensors live", also_called="gpu cuda", choices=("cpu", "cuda"))
     precision: str = setting(
         "float32, or bfloat16 or (with loss scaling) float16 autocast over float32 weights",
-        also_called=("bf16", "fp16", "dtype", "torch_dtype", "mixed_precision"),
+        also_called="bf16 fp16 dtype torch_dtype mixed_precision",
         choices=("fp32", "bf16", "fp16"),
     )
     gradient_checkpointing: bool = setting(
         "compute activations again in the backward pass instead of keeping them",
         read_by=TRAINING,
-        also_called=("use_gradient_checkpointing",),
+        also_called="use_gradient_checkpointing",
     )
     ranks: int = setting(
         "processes of one run that share its batches (torch.distributed)",
-        also_called=("num_gpus", "n_gpus", "gpus", "nproc_per_node", "world_size", "num_processes"),
+        also_called="num_gpus n_gpus gpus nproc_per_node world_size num_processes",
         low=1,
     )
     sharding: str = setting(
@@ -74,7 +74,7 @@ class HardwareConfig:
     )
     threads: int = setting(
         "torch threads of each rank; part of a run's identity, since another number gives other bits",
-        also_called=("num_threads", "num_workers"),
+        also_called="num_threads num_workers",
         low=1,
     )
     input_threads: int = setting(
@@ -84,7 +84,7 @@ class HardwareConfig:
     )
     parallel_runs: int | None = setting(
         "runs at a time in a sweep; null: as many as the cores and memory carry",
-        also_called=("jobs", "n_jobs", "workers"),
+        also_called="jobs n_jobs workers",
         low=1,
         identity=False,
     )
@@ -99,13 +99,11 @@ _ON_WANDB = option_is("tracking.wandb", "auto", "offline", remedy="tracking=wand
 class TrackingConfig:
     wandb: str = setting(
         "W&B: online where one is logged in and offline otherwise, always offline, or not at all",
-        also_called=("use_wandb", "report_to", "log_with"),
+        also_called="use_wandb report_to log_with",
         choices=("auto", "offline", "off"),
         identity=False,
     )
-    project: str = setting(
-        "W&B project", read_by=_ON_WANDB, also_called=("wandb_project", "project_name"), identity=False
-    )
+    project: str = setting("W&B project", read_by=_ON_WANDB, also_called="wandb_project project_name", identity=False)
     entity: str | None = setting("W&B user or team; null: the account's default", read_by=_ON_WANDB, identity=False)
     tags: list[str] = setting("W&B tags beside the algorithm's name", read_by=_ON_WANDB, identity=False)
     init_timeout: float = setting(

@@ -35,18 +35,16 @@ _SEPARATE = option_is("value.network", "separate")
 class TrainableConfig:
     mode: str = setting(
         "all parameters; the last k transformer blocks and the final norm (embeddings frozen); or LoRA adapters",
-        also_called=("use_peft", "use_lora", "freeze"),
+        also_called="use_peft use_lora freeze",
         choices=("all", "last_k", "lora"),
     )
-    last_k: int = setting("blocks trained by mode last_k", read_by=_LAST_K, also_called=("num_layers_unfrozen",), low=1)
-    lora_rank: int = setting(
-        "rank of the adapters of mode lora", read_by=_LORA, also_called=("lora_r", "r", "rank"), low=1
-    )
+    last_k: int = setting("blocks trained by mode last_k", read_by=_LAST_K, also_called="num_layers_unfrozen", low=1)
+    lora_rank: int = setting("rank of the adapters of mode lora", read_by=_LORA, also_called="lora_r r rank", low=1)
     lora_alpha: float = setting("LoRA's alpha: updates are scaled by alpha / rank", read_by=_LORA, above=0)
     lora_targets: list[str] | None = setting(
         "names of linear layers in the blocks that get an adapter; null: all of them",
         read_by=_LORA,
-        also_called=("target_modules", "lora_target_modules"),
+        also_called="target_modules lora_target_modules",
     )
     merge_adapters: bool = setting(
         "final/ holds whole weights with the adapters folded in, not an adapter folder", read_by=_LORA
@@ -67,13 +65,13 @@ class ModelConfig:
     path: str | None = setting(
         "folder or hub name for source=pretrained",
         read_by=LOADED_MODEL,
-        also_called=("model_name_or_path", "model_name", "model_path", "pretrained", "base_model"),
+        also_called="model_name_or_path model_name model_path pretrained base_model",
         content=True,
     )
     tokenizer: str | None = setting(
         "folder or hub name of its tokenizer for source=pretrained; null: the one at `path`, or with an adapter's base",
         read_by=LOADED_MODEL,
-        also_called=("tokenizer_name_or_path", "tokenizer_name", "tokenizer_path"),
+        also_called="tokenizer_name_or_path tokenizer_name tokenizer_path",
         content=True,
     )
     trust_remote_code: bool = setting(
@@ -84,7 +82,7 @@ class ModelConfig:
     frozen_weights: str = setting(
         "how weights that are not trained are held in memory; int8 and int4 need bitsandbytes and train.mode=lora",
         read_by=(SCORING & option_is("model.train.mode", *_PART)) | _INPUT_FREEZES,
-        also_called=("load_in_8bit", "load_in_4bit", "quantization"),
+        also_called="load_in_8bit load_in_4bit quantization",
         choices=("float32", "bfloat16", "float16", "int8", "int4"),
     )
     num_layers: int | None = setting(
@@ -114,15 +112,12 @@ class ValueConfig:
         choices=("as_policy", "all"),
     )
     coef: float = setting(
-        "eta, the weight of the value loss",
-        read_by=CRITIC,
-        also_called=("vf_coef", "value_coef", "value_loss_coef"),
-        above=0,
+        "eta, the weight of the value loss", read_by=CRITIC, also_called="vf_coef value_coef value_loss_coef", above=0
     )
     learning_rate: float = setting(
         "learning rate of the value network",
         read_by=CRITIC & _SEPARATE,
-        also_called=("critic_lr", "value_lr", "critic_learning_rate"),
+        also_called="critic_lr value_lr critic_learning_rate",
         above=0,
     )
     head_init_std: float = setting("standard deviation of the random value head; 0: values start at 0", low=0)

@@ -23,7 +23,7 @@ class RewardConfig:
     path: str | None = setting(
         "folder or hub name of a trained reward model; null with name=learned: train one on the data set's pairs",
         read_by=MODEL_REWARD,
-        also_called=("reward_model_path", "rm_path", "reward_pretrain", "reward_model_name_or_path"),
+        also_called="reward_model_path rm_path reward_pretrain reward_model_name_or_path",
         content=True,
     )
     checkpoint_file: str | None = setting(
@@ -48,7 +48,7 @@ class RewardConfig:
     max_tokens: int | None = setting(
         "longer texts are cut on the left; null: what max_total_length leaves",
         read_by=MODEL_REWARD,
-        also_called=("reward_max_length",),
+        also_called="reward_max_length",
         low=1,
     )
     precision: str = setting(
@@ -68,7 +68,7 @@ class RewardConfig:
         "where name=http posts its texts, without a password or key; the same reward may be served elsewhere, so that "
         "a run goes on at another address",
         read_by=REWARD_SERVER,
-        also_called=("reward_url", "rm_url", "remote_rm_url"),
+        also_called="reward_url rm_url remote_rm_url",
         identity=False,
     )
     server: str | None = setting(

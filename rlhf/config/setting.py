@@ -152,7 +152,7 @@ def setting(
     identity: bool | Condition = True,
     path: bool = False,
     content: bool = False,
-    also_called: tuple[str, ...] = (),
+    also_called: str = "",
     filled_in: bool = False,
 ) -> Any:
     """A config field without a default: values stand in conf/ alone.
@@ -166,7 +166,7 @@ def setting(
             if it is also read where it cannot.
         path: True for a file or folder (or a hub name): a leading ~ becomes the home folder when the config is built.
         content: True for an input path: it enters the identity by a fingerprint of what it holds.
-        also_called: its names elsewhere, for whoever types one of them.
+        also_called: its names elsewhere, blanks between them, for whoever types one.
         filled_in: True for what the program fills in and nobody types.
     """
     return dataclasses.field(
@@ -180,7 +180,7 @@ def setting(
             "identity": identity,
             "path": path or content,
             "content": content,
-            "also_called": also_called,
+            "also_called": also_called.split(),
             "filled_in": filled_in,
         },
     )

@@ -20,17 +20,15 @@ class SupervisedConfig:
 
     seed: int = setting("seed of data order and random heads; shared by all RL runs, unlike `seed`", low=0)
     train: TrainableConfig = setting("which parameters are trained")
-    learning_rate: float = setting("peak learning rate of AdamW", also_called=("lr",), above=0)
+    learning_rate: float = setting("peak learning rate of AdamW", also_called="lr", above=0)
     weight_decay: float = setting("AdamW's decoupled weight decay", low=0)
-    warmup_steps: int = setting(
-        "optimizer steps of linear warm-up", also_called=("warmup_ratio", "num_warmup_steps"), low=0
-    )
+    warmup_steps: int = setting("optimizer steps of linear warm-up", also_called="warmup_ratio num_warmup_steps", low=0)
     schedule: str = setting("after the warm-up", choices=("constant", "linear", "cosine"))
     batch_size: int = setting(
-        "examples per optimizer step, of all ranks together", also_called=("train_batch_size",), low=1
+        "examples per optimizer step, of all ranks together", also_called="train_batch_size", low=1
     )
     micro_batch_size: int = setting("examples per forward pass of each rank, at most; divides batch_size", low=1)
-    steps: int = setting("optimizer steps", also_called=("max_steps",), low=1)
+    steps: int = setting("optimizer steps", also_called="max_steps", low=1)
     max_grad_norm: float = setting("gradients are scaled down to this norm", above=0)
     max_bad_steps: int = setting(
         "optimizer steps of the whole run that may be left out since their loss or gradient is not finite; one more "
@@ -68,13 +66,13 @@ class RolloutConfig:
     iterations: int = setting(
         "rollout-and-update rounds",
         read_by=RL,
-        also_called=("num_iterations", "total_episodes", "max_steps", "num_steps", "total_steps"),
+        also_called="num_iterations total_episodes max_steps num_steps total_steps",
         low=1,
     )
     num_responses: int = setting(
         "responses per iteration, of all ranks together",
         read_by=RL,
-        also_called=("batch_size", "rollout_batch_size", "num_rollouts"),
+        also_called="batch_size rollout_batch_size num_rollouts",
         low=1,
     )
     batch_size: int = setting("responses sampled, and measured where nothing is trained, at once by each rank", low=1)
@@ -83,7 +81,7 @@ class RolloutConfig:
         "has and which takes over where fast does not fit; typed as rollout=plain",
         choices=("fast", "plain"),
     )
-    temperature: float = setting("sampling temperature; logprobs are taken at it too", also_called=("temp",), above=0)
+    temperature: float = setting("sampling temperature; logprobs are taken at it too", also_called="temp", above=0)
 
 
 @dataclass(kw_only=True)
@@ -105,11 +103,11 @@ class OfflineConfig:
 class AdvantagesConfig:
     gamma: float = setting("discount per token", above=0, high=1)
     gae_lambda: float = setting(
-        "lambda of generalised advantage estimation; not algo.lam", also_called=("gae_lam", "lambd"), low=0, high=1
+        "lambda of generalised advantage estimation; not algo.lam", also_called="gae_lam lambd", low=0, high=1
     )
     whiten: str = setting(
         "zero mean and unit standard deviation over valid tokens, unit standard deviation alone, or raw",
-        also_called=("whiten_rewards", "whiten_advantages"),
+        also_called="whiten_rewards whiten_advantages",
         choices=("full", "scale", "none"),
     )
     whiten_over: str = setting(
@@ -122,32 +120,30 @@ class AdvantagesConfig:
 @dataclass(kw_only=True)
 class OptimizationConfig:
     learning_rate: float = setting(
-        "learning rate of the policy (AdamW)",
-        also_called=("lr", "actor_learning_rate", "actor_lr", "policy_lr"),
-        above=0,
+        "learning rate of the policy (AdamW)", also_called="lr actor_learning_rate actor_lr policy_lr", above=0
     )
     betas: list[float] = setting("AdamW's decay rates of the two moments", low=0, high=1)
     eps: float = setting("AdamW's epsilon", above=0)
     weight_decay: float = setting("AdamW's decoupled weight decay", low=0)
     schedule: str = setting(
         "learning rate over the run",
-        also_called=("lr_scheduler_type", "lr_scheduler", "scheduler"),
+        also_called="lr_scheduler_type lr_scheduler scheduler",
         choices=("constant", "linear", "cosine"),
     )
     epochs: int = setting(
         "passes over each rollout batch, freshly shuffled",
-        also_called=("num_epochs", "num_train_epochs", "ppo_epochs", "num_ppo_epochs", "max_epochs"),
+        also_called="num_epochs num_train_epochs ppo_epochs num_ppo_epochs max_epochs",
         low=1,
     )
     minibatch_size: int = setting(
         "responses per optimizer step, of all ranks together; divides rollout.num_responses",
-        also_called=("mini_batch_size", "train_batch_size", "batch_size"),
+        also_called="mini_batch_size train_batch_size batch_size",
         low=1,
     )
     micro_batch_size: int = setting(
         "responses of an update's forward pass on each rank, at most; divides minibatch_size; the frozen trunk and "
         "evaluations go by rollout.batch_size",
-        also_called=("per_device_train_batch_size", "gradient_accumulation_steps", "micro_train_batch_size"),
+        also_called="per_device_train_batch_size gradient_accumulation_steps micro_train_batch_size",
         low=1,
     )
     pack_by_length: bool = setting(
@@ -157,7 +153,7 @@ class OptimizationConfig:
     )
     max_grad_norm: float = setting(
         "gradients of each network are scaled down to this norm",
-        also_called=("grad_clip", "clip_grad_norm", "max_norm"),
+        also_called="grad_clip clip_grad_norm max_norm",
         above=0,
     )
     max_bad_steps: int = setting(
@@ -173,7 +169,7 @@ class EvaluationConfig:
     eval_every: int = setting(
         "iterations between evaluations; the first is at step 0",
         read_by=RL,
-        also_called=("eval_steps", "eval_interval", "eval_freq"),
+        also_called="eval_steps eval_interval eval_freq",
         low=1,
     )
     seed: int = setting("seed of the evaluation's draws, the same at every evaluation and in every run", low=0)
@@ -192,7 +188,7 @@ class EvaluationConfig:
 class CheckpointConfig:
     checkpoint_every: int = setting(
         "iterations (optimizer steps in sft and reward_model) between checkpoints",
-        also_called=("save_steps", "save_freq", "save_interval", "save_every"),
+        also_called="save_steps save_freq save_interval save_every",
         low=1,
         identity=False,
     )

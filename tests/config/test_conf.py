@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 
-from rlhf.config import ALGO_CONFIGS
 from rlhf.config.build import build_config, config_to_mapping
 from tests.config.composed import CONF, checked, composed, config
 
@@ -52,10 +51,6 @@ def test_a_model_of_ones_own_is_named_after_its_place(path, name):
     assert run.optimization.learning_rate <= 2e-5 and run.sft.learning_rate <= 2e-5
 
 
-def test_every_algorithm_has_a_file():
-    assert set(GROUPS["algo"]) == set(ALGO_CONFIGS)
-
-
 @pytest.mark.parametrize("file", sorted((CONF / "tuned").glob("*.yaml")), ids=lambda file: file.stem)
 def test_every_tuned_file_is_reached(file: Path):
     model, dataset, algo = file.stem.split("-")
@@ -68,10 +63,6 @@ def test_tuned_settings_lie_between_groups_and_command_line():
     assert (generic.lam, tuned.lam) == (0.1, 0.35)  # type: ignore[attr-defined]
     assert composed("algo.lam=3")["algo"]["lam"] == 3
     assert composed("algo=ppo", "model=tiny")["algo"]["name"] == "ppo"
-
-
-def test_debug_wins_over_the_groups():
-    assert config("debug=one_step", "model=smollm2_135m").sft.steps == 2
 
 
 @pytest.mark.parametrize("data", ["letters", "hh"])

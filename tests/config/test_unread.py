@@ -3,16 +3,14 @@ config classes, so that an option that is added is among them."""
 
 from __future__ import annotations
 
-import dataclasses
-
 import pytest
 
-from rlhf.config.build import ConfigError, config_to_mapping, paths_without_effect
+from rlhf.config.build import ConfigError, paths_without_effect
 from rlhf.config.check import COMMAND_LINE, check, unread
 from rlhf.config.identity import input_runs, run_id
 from rlhf.config.options import options
 from tests.config.changes import changed
-from tests.config.composed import checked, typed
+from tests.config.composed import typed
 
 LOADED = ("model=hub", "model.path=owner/policy", "dataset=hh")
 GIVEN = (*LOADED, "model.sft=false", "reward.path=owner/reward")
@@ -118,13 +116,6 @@ def test_a_file_may_lose_a_reader_to_what_is_typed():
     assert list(unread(run, {"algo.kl.target": "mine.yaml"})) == ["algo.kl.target"]
     assert list(unread(typed(), {"model.path": "mine.yaml"})) == ["model.path"]
     assert unread(typed(), {"model.path": "mine.yaml", "model": COMMAND_LINE}) == {}
-
-
-@pytest.mark.parametrize("overrides", COMBINATIONS.values(), ids=COMBINATIONS)
-def test_a_checked_config_is_checked_again_without_a_word(overrides: tuple[str, ...]):
-    run = typed(*overrides)
-    assert check(dataclasses.replace(run), {}) == []
-    assert checked(config_to_mapping(run), {}) == run
 
 
 def test_what_changes_no_result_is_known_by_its_path():

@@ -10,7 +10,7 @@ import pytest
 
 from rlhf.data.examples import DataError, Demonstration, Dropped, MalformedRow, Preference
 from rlhf.data.stackexchange import answer_score, demonstration, preferences, to_markdown
-from tests.data.collected import contents, every_pair, load, write
+from tests.data.collected import every_pair, load, write
 
 needs_markdownify = pytest.mark.skipif(
     importlib.util.find_spec("markdownify") is None, reason="pip install -e '.[hub]'"
@@ -165,14 +165,3 @@ def test_both_forms_of_a_file(tmp_path: Path):
     paired = load("stackexchange", write(tmp_path / "paired.jsonl", *rows), num_test_pairs=12)
     assert every_pair(paired) == every_pair(data)
     assert {one.prompt for one in paired.test_pairs} == {one.prompt for one in data.test_pairs}
-
-
-def test_a_question_gives_ten_pairs_even_if_its_rows_are_pairs_already(tmp_path: Path):
-    rows = [
-        {"question": f"Why {n}?", "response_j": str(answer), "response_k": "no"}
-        for n in range(10)
-        for answer in range(12)
-    ]
-    data = load("stackexchange", write(tmp_path / "paired.jsonl", *rows), num_test_pairs=20)
-    assert (len(data.pairs), len(data.test_pairs)) == (80, 20)
-    assert contents(data) != contents(load("stackexchange", tmp_path / "paired.jsonl", num_test_pairs=20, seed=1))
