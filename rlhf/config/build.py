@@ -1,4 +1,4 @@
-"""A composed mapping -> typed `RunConfig`, with every problem told at once; and back, for freezing."""
+"""A composed mapping -> typed `RunConfig`, with all problems in one error; and back, for freezing."""
 
 from __future__ import annotations
 
