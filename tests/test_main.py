@@ -27,6 +27,7 @@ def command(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
 @pytest.mark.parametrize(
     ("arguments", "lines"),
     [
+        (["algo.name=ppo"], ["config error: algo.name: typed as algo=NAME"]),
         (["+algo.lamda=1"], ["config error: algo.lamda: no such option; did you mean algo.lam?"]),
         (
             ["-m", "algo=apo,ppo"],
@@ -94,7 +95,7 @@ def test_help_fits_a_screen_and_names_every_group(tmp_path):
 
 def test_every_option_is_listed_with_its_meaning(tmp_path):
     whole = command("--options", cwd=tmp_path).stdout
-    assert all(f"\n{path}" in f"\n{whole}" for path in option_types())
+    assert all(f"\n{path}" in f"\n{whole}" for path in option_types()) and "algo.name" not in whole
     kl = command("--options", "algo.kl", cwd=tmp_path).stdout
     assert "algo.kl.target (algo=ppo): number > 0" in kl.splitlines() and "seed" not in kl
     wrong = command("--options", "optimisation", cwd=tmp_path)

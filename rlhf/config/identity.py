@@ -29,7 +29,7 @@ _RUN_ID = "_run_id"
 WHOLE_FILE_BYTES = 64 * 2**20
 END_BYTES = 2**20
 
-FILE = "config.yaml"
+CONFIG_FILE = "config.yaml"
 """In a run folder: the run's config."""
 MOST_SHOWN = 3
 """Settings that a line names."""
@@ -153,7 +153,7 @@ def _hash_once(path: Path, size: int, _modified: int) -> str:
 def edited(folder: Path, config: RunConfig) -> str:
     """What in the folder's config.yaml is not the run's, although the folder is the run's by its id; "" where nothing
     is, or there is no such file."""
-    file = folder / FILE
+    file = folder / CONFIG_FILE
     if not file.exists():
         return ""
     there = _read(file)
@@ -167,7 +167,7 @@ def edited(folder: Path, config: RunConfig) -> str:
 def other_server(folder: Path, config: RunConfig) -> str:
     """The line that says that the run goes on with another reward server than the folder's config.yaml names; ""
     where it does not."""
-    there = _read(folder / FILE)
+    there = _read(folder / CONFIG_FILE)
     ours, theirs = config.reward.url, there and there.reward.url
     if config.reward.name != "http" or not ours or not theirs or address(ours) == address(theirs):
         return ""
@@ -186,7 +186,7 @@ def starts_anew(runs: Sequence[RunConfig]) -> str:
         if folder.exists() or not folder.parent.is_dir():
             continue
         near = []
-        for other in sorted(folder.parent.glob(f"{start}-*/{FILE}")):
+        for other in sorted(folder.parent.glob(f"{start}-*/{CONFIG_FILE}")):
             there = _read(other)
             if there is not None and (differing := _differences(there, run)):
                 near.append((len(differing), other.parent.name, differing))

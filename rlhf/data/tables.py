@@ -73,7 +73,8 @@ class View:
 
     def examples(self, make: Callable[[dict[str, str]], Out]) -> Mapped[Any, Out]:
         """What `make` makes of each row, when it is asked for."""
-        return Mapped(self.index, lambda row: make(self.table.rows[int(row)]))  # type: ignore[arg-type]
+        index: Any = self.index
+        return Mapped(index, lambda row: make(self.table.rows[int(row)]))
 
 
 @dataclass
