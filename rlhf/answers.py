@@ -20,13 +20,14 @@ from transformers import PreTrainedTokenizerBase
 from rlhf.batches import Rollouts, pad
 from rlhf.config import RunConfig
 from rlhf.config.identity import REVISION, fingerprint, read_by_stage
+from rlhf.control_tokens import pad_id
 from rlhf.data.examples import Demonstration, Preference
 from rlhf.data.tokenize import encode_prompts
 from rlhf.distributed import asked_to_stop, on_first_rank
 from rlhf.errors import reason
 from rlhf.files import file_errors, flush_to_disk, write_whole
 from rlhf.terminal import say
-from rlhf.text import answer_text, decode, encode_answer, pad_id
+from rlhf.text import answer_text, decode, encode_answer
 from rlhf.urls import address
 from rlhf.waiting import Interrupted, locked
 

@@ -13,9 +13,9 @@ from transformers import PreTrainedTokenizerBase
 from rlhf.algorithms import Algorithm
 from rlhf.batches import PromptBatch, Rollouts, on_device
 from rlhf.config import RunConfig
+from rlhf.control_tokens import control_spans
 from rlhf.data.examples import GoldScorer
 from rlhf.distributed import gathered, own_rows
-from rlhf.marked_text import control_spans
 from rlhf.masked import entropy, masked_mean
 from rlhf.models.features import features_of, micro_batches
 from rlhf.models.policy import Policy

@@ -14,7 +14,7 @@ from rich.console import Console
 from rlhf.config import RL_STAGES, RunConfig
 from rlhf.config.build import ConfigError
 from rlhf.config.identity import input_runs, run_folder, sweep_folder
-from rlhf.config.inputs import check_inputs
+from rlhf.config.packages import check_inputs
 from rlhf.errors import one_line
 from rlhf.runs.state import OVER, finished, unfinished_inputs
 from rlhf.terminal import console as made_console

@@ -14,6 +14,7 @@ from pathlib import Path
 from rlhf.config import RunConfig
 from rlhf.config.build import ConfigError
 from rlhf.config.identity import sweep_folder
+from rlhf.config.packages import cached_by
 from rlhf.runs.state import unfinished_inputs
 
 # Working set of one run beside what it shares with the forkserver, GiB: measured for the tiny model, a safe guess
@@ -134,7 +135,7 @@ def thread_environment(threads: int) -> dict[str, str]:
 
 
 def check_places(runs: Iterable[RunConfig]) -> None:
-    """Refuse runs whose output_dir or, where they have inputs to make, cache_dir cannot be written.
+    """Refuse runs whose output_dir or, where they write there, cache_dir cannot be written.
 
     Raises:
         ConfigError: with all problems, one a line.
@@ -142,6 +143,7 @@ def check_places(runs: Iterable[RunConfig]) -> None:
     places = {("output_dir", run.output_dir, sweep_folder(run)): None for run in runs}
     for run in runs:
         places |= {("cache_dir", run.cache_dir, sweep_folder(need)): None for need in unfinished_inputs(run)}
+        places |= {("cache_dir", run.cache_dir, folder): None for folder in cached_by(run)}
     if problems := [line for place in places if (line := _unwritable(*place))]:
         raise ConfigError(problems)
 

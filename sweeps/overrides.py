@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rlhf.config import ALGO_CONFIGS
-from rlhf.config.build import ConfigError, cut, no_such_option, option_paths
+from rlhf.config.build import ConfigError, algos_with, cut, no_such_option, option_paths
 from sweeps.settings import unknown_settings
 
 if TYPE_CHECKING:
@@ -121,7 +121,7 @@ def typed_paths(overrides: Sequence[str]) -> list[str]:
     """Dotted paths of the options that overrides set; a group that they choose, by its name."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
-    from rlhf.config.unread import flat
+    from rlhf.config.options import flat
 
     paths = []
     for override in OverridesParser.create().parse_overrides(list(overrides)):
@@ -148,7 +148,7 @@ def composition_problem(error: Exception, overrides: Sequence[str] = ()) -> str:
         path = override.partition("=")[0].lstrip("+~")
         if f"'{path}'" in said and path in known:
             if path.startswith("hardware.slurm."):
-                return f"{path}: hardware=cpu or gpu does not read it; leave it out, or add hardware=slurm"
+                return f"{path}: hardware=cpu or gpu does not read it; leave it out, or use hardware=slurm"
             return f"{path}: nothing of this combination has it ({said})"
     return said
 
@@ -237,7 +237,7 @@ def _unknown_option(key: str, algos: list[str], groups: Mapping[str, list[str]])
     if not lacking:
         return []
     if path in option_paths():
-        return [f"{key}: no such option of algo={', '.join(lacking)}"]
+        return [f"{key}: no such option of algo={', '.join(lacking)}; leave it out, or use {algos_with(path)}"]
     near = difflib.get_close_matches(key, sorted(groups), n=1)
     if near and "." not in key:
         return [f"{key}: no such option; did you mean {near[0]}?"]

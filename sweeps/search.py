@@ -13,7 +13,7 @@ from rich.console import Console
 from rlhf.config import RunConfig
 from rlhf.config.build import ConfigError
 from rlhf.config.identity import input_runs, run_folder, sweep_folder
-from rlhf.config.inputs import check_inputs
+from rlhf.config.packages import check_inputs
 from rlhf.runs.lock import held_here
 from rlhf.runs.state import finished, unfinished_inputs
 from rlhf.terminal import console as made_console

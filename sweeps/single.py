@@ -17,9 +17,8 @@ from typing import Any
 from rich.console import Console
 
 from rlhf.config import RL_STAGES, RunConfig
-from rlhf.config.frozen import starts_anew
-from rlhf.config.identity import input_runs, run_folder, run_id, sweep_folder
-from rlhf.config.inputs import check_inputs
+from rlhf.config.identity import input_runs, run_folder, run_id, starts_anew, sweep_folder
+from rlhf.config.packages import check_inputs
 from rlhf.config.sizes import derived_sizes, sizes_in_words
 from rlhf.runs.state import SUMMARY, finished, read_summary, unfinished_inputs
 from rlhf.terminal import console as made_console

@@ -11,10 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from rlhf.config import ALGO_CONFIGS, RunConfig
 from rlhf.config.build import CONF, ConfigError, build_config, no_such_option, option_paths, shown
-from rlhf.config.check import check
+from rlhf.config.check import COMMAND_LINE, check
 from rlhf.config.identity import input_runs
-from rlhf.config.options import options
-from rlhf.config.unread import COMMAND_LINE, file_values, flat
+from rlhf.config.options import file_values, flat, options
 from sweeps.overrides import typed_paths
 
 if TYPE_CHECKING:

@@ -15,8 +15,7 @@ from rlhf.algorithms import Algorithm
 from rlhf.batches import LossOutput, Signal, Totals, TrainingBatch
 from rlhf.config import AlgoConfig, RunConfig
 from rlhf.config.check import check
-from rlhf.config.readers import ALWAYS
-from rlhf.config.setting import setting
+from rlhf.config.setting import ALWAYS, setting
 from rlhf.data.examples import Demonstration
 from rlhf.data.tokenize import Prompts
 from rlhf.distributed import own_rows

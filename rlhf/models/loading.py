@@ -23,12 +23,12 @@ from transformers import (
 )
 
 from rlhf.config import ModelConfig, RunConfig, TrainableConfig
+from rlhf.control_tokens import PAD, eos_id, name_padding, pad_id, pad_within, rows_needed
 from rlhf.errors import reason
 from rlhf.finite import check_loaded
 from rlhf.models.adapters import Adapter, adapter_at, merge, resize
 from rlhf.models.hub import NOT_RUN, ModelError, OwnCode, few_of, loading, remedy
 from rlhf.models.layers import FLOAT32, FrozenWeights, compute_in_float32
-from rlhf.text import PAD, eos_id, name_padding, pad_id, pad_within, rows_needed
 
 EOS, UNKNOWN = "[EOS]", "[UNK]"
 CACHE_LINE = 64

@@ -28,6 +28,7 @@ from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
 from rlhf.batches import pad
 from rlhf.config import TrainableConfig
+from rlhf.control_tokens import pad_id, rows_needed
 from rlhf.data.tokenize import encode_answered
 from rlhf.errors import reason
 from rlhf.finite import NotFinite, check_loaded
@@ -38,7 +39,6 @@ from rlhf.models.hub import CLASSIFIER, NOT_RUN, ModelError, OwnCode, few_of, lo
 from rlhf.models.layers import FLOAT32, FrozenWeights, compute_in_float32, to_float32
 from rlhf.models.loading import check_positions, load_pretrained, load_tokenizer, load_weights
 from rlhf.models.saving import write_trained
-from rlhf.text import pad_id, rows_needed
 
 NORMALISATION = "reward_normalisation.json"
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}

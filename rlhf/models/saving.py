@@ -17,12 +17,12 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhf.config import TrainableConfig
+from rlhf.control_tokens import eos_id, pad_id
 from rlhf.files import write_folder
 from rlhf.finite import check_weights
 from rlhf.models.hub import ModelError
 from rlhf.models.layers import linear
 from rlhf.models.policy import PolicyModels
-from rlhf.text import eos_id, pad_id
 
 REMEDY = "a smaller learning rate"
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from rlhf.config import RunConfig
 from rlhf.config.build import config_to_mapping
-from rlhf.config.frozen import edited, other_server
+from rlhf.config.identity import edited, other_server
 from rlhf.distributed import on_first_rank, rank
 from rlhf.files import file_errors, flush_to_disk, write_whole
 from rlhf.finite import check_saved

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from rlhf.batches import PreferenceBatch
 from rlhf.chat import with_template
+from rlhf.control_tokens import add_padding
 from rlhf.data.examples import TextData
 from rlhf.data.tokenize import Preferences, prompt_report
 from rlhf.models.layers import QUANTISED, FrozenWeights
@@ -32,7 +33,6 @@ from rlhf.random import seed_torch
 from rlhf.scorers import mean_and_std, parts_with_references, reference_answers
 from rlhf.stages.context import RunContext
 from rlhf.stages.supervised import SupervisedTask, select_parameters, train
-from rlhf.text import add_padding
 
 CONFIDENCE_BINS = 10
 """Of [0.5, 1], in which a calibration compares confidence and accuracy."""

@@ -13,8 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from rlhf.config import RunConfig
 from rlhf.config.build import ConfigError, build_config
-from rlhf.config.check import check
-from rlhf.config.unread import COMMAND_LINE, Sources
+from rlhf.config.check import COMMAND_LINE, Sources, check
 from sweeps.overrides import SWEEP_FILES, store_sweep_files
 from sweeps.sources import run_mapping, with_settings_of_algo
 

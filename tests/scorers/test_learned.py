@@ -23,8 +23,8 @@ from transformers import (
     PreTrainedModel,
 )
 
+from rlhf.control_tokens import MarkedText
 from rlhf.data.examples import DataError, Demonstration, TextData
-from rlhf.marked_text import MarkedText
 from rlhf.models.loading import ModelError, moved, word_tokenizer
 from rlhf.models.reward_model import RewardModel, load_reward_model, new_reward_model
 from rlhf.scorers import Scorer, load_scorer

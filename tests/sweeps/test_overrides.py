@@ -17,8 +17,11 @@ from tests.config.composed import CONF
     [
         ("algo.lamda=1", "algo.lamda: no such option; did you mean algo.lam?"),
         ("++algo.lamda=1", "algo.lamda: no such option; did you mean algo.lam?"),
-        ("algo=ppo algo.lam=1", "algo.lam: no such option of algo=ppo"),
-        ("algo=apa,ppo algo.lam=1,2", "algo.lam: no such option of algo=ppo"),
+        ("algo=ppo algo.lam=1", "algo.lam: no such option of algo=ppo; leave it out, or use algo=apa or algo=awr"),
+        (
+            "algo=apa,ppo algo.lam=1,2",
+            "algo.lam: no such option of algo=ppo; leave it out, or use algo=apa or algo=awr",
+        ),
         ("alg=ppo", "alg: no such option; did you mean algo?"),
         ("model=tiny,smol", "model=smol: no such option; there are"),
         ("+sweep=nothing", "sweep=nothing: no such option; there are"),

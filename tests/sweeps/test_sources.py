@@ -85,7 +85,8 @@ def test_a_model_of_ones_own_lies_outside_the_clone(mine):
     [
         (
             ["experiment=old", "algo=ppo"],
-            "algo.lam: no such option ({}/experiment/old.yaml sets it; there, what is one",
+            "algo.lam: no such option of this algorithm; leave it out, or use algo=apa or algo=awr "
+            "({}/experiment/old.yaml sets it; there, what is one",
         ),
         (["experiment=unread"], "model.path: model.source=random does not read it ({}/experiment/unread.yaml sets it)"),
     ],
