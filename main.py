@@ -54,14 +54,16 @@ def _hydra(arguments: list[str]) -> None:
     from hydra.errors import HydraException
 
     from rlhf.config.build import ConfigError
-    from sweeps.command_line import MULTIRUN, as_typed, flags_first
-    from sweeps.overrides import (
-        composition_problem,
+    from sweeps.command_line import (
+        MULTIRUN,
+        as_typed,
         config_folders,
+        flags_first,
         refuse_unknown,
         store_sweep_files,
         without_null_groups,
     )
+    from sweeps.sources import composition_problem
     from sweeps.usage import asked_for_help, usage
 
     if (asked := asked_for_help(arguments)) is not None:

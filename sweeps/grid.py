@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from rlhf.config.build import ConfigError
-from sweeps.overrides import OPTIONAL_GROUPS
+from sweeps.command_line import OPTIONAL_GROUPS
 from sweeps.search_space import Dimension, dimension, is_search
 
 if TYPE_CHECKING:

@@ -150,7 +150,7 @@ runpy.run_path({str(ROOT / "main.py")!r}, run_name="__main__")
 """
     done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, timeout=60)
     (imported,) = [line for line in done.stdout.splitlines() if line.startswith("imported: ")]
-    allowed = {"command_line", "machine", "overrides", "runs", "settings", "single", "sources", "usage"}
+    allowed = {"command_line", "machine", "runs", "settings", "single", "sources", "usage"}
     assert set(imported.split()[1:]) == {f"sweeps.{name}" for name in allowed}
     finished = [line for line in done.stdout.splitlines() if " finished" in line]
     assert len(finished) == 1, done.stdout  # and its end is told once

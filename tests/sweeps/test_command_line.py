@@ -9,7 +9,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from rlhf.config.build import ConfigError
 from sweeps.command_line import as_typed, flags_first
-from sweeps.overrides import typed_paths
+from sweeps.sources import typed_paths
 
 PARSER = OverridesParser.create()
 TEXTS = [

@@ -8,7 +8,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from rlhf.config import ALGO_CONFIGS
 from rlhf.config.build import ConfigError
 from sweeps.grid import Groups, cells
-from sweeps.overrides import refuse_unknown
+from sweeps.command_line import refuse_unknown
 from tests.config.composed import CONF
 
 

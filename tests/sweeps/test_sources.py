@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 
 from rlhf.config import ALGO_CONFIGS, APAConfig, PPOConfig, RunConfig
 from rlhf.config.build import ConfigError
-from sweeps.overrides import config_folders, refuse_unknown, without_null_groups
+from sweeps.command_line import config_folders, refuse_unknown, without_null_groups
 from sweeps.sources import composed_run, with_settings_of_algo
 from tests.config.composed import CONF, register
 

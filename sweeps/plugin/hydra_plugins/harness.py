@@ -92,7 +92,7 @@ class HarnessSweeper(Sweeper):
         from omegaconf.errors import OmegaConfBaseException
 
         from rlhf.config.build import ConfigError
-        from sweeps.overrides import composition_problem
+        from sweeps.sources import composition_problem
 
         made = []
         problems: dict[str, list[str]] = {}
@@ -116,11 +116,11 @@ class HarnessSweeper(Sweeper):
 
     def _spec(self, cell: Cell) -> StudySpec:
         from rlhf.config.build import ConfigError
-        from sweeps.sources import settings_files, unresolved_mapping, with_settings_of_algo
+        from sweeps.sources import run_mapping, settings_files, with_settings_of_algo
         from sweeps.study_spec import StudySpec
 
         composed = self.context.config_loader.load_sweep_config(self.sweep_config, cell.overrides)
-        mapping = with_settings_of_algo(unresolved_mapping(composed), cell.overrides)
+        mapping = with_settings_of_algo(run_mapping(composed, resolve=False), cell.overrides)
         spec = StudySpec(cell, mapping, tuple(settings_files(composed.hydra)))
         if problems := spec.problems():
             raise ConfigError(problems)
