@@ -15,10 +15,10 @@ from rich.console import Console
 from rlhf.config import RunConfig
 from rlhf.config.identity import sweep_folder
 from rlhf.runs.state import OVER
-from rlhf.terminal import complain, tell
+from rlhf.terminal import complain, fitted_columns, fitted_table, tell
 from rlhf.terminal import console as made_console
-from sweeps.progress import STATE_STYLES
-from sweeps.status import AT_WORK, RunStatus, shows_logs, status_table, sweep_status
+from sweeps.display import STATE_STYLES
+from sweeps.status import AT_WORK, LOG, RunStatus, status_columns, sweep_status
 
 # Wide enough that no log path is cut where the output is no terminal.
 WIDTH_IN_FILES = 400
@@ -60,14 +60,14 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _status(statuses: list[RunStatus], console: Console) -> int:
-    console.print(status_table(statuses, console.width))
-    with_logs = shows_logs(statuses, console.width)
+    columns = status_columns(statuses)
+    console.print(fitted_table(columns, console.width))
     for status in statuses:
         if status.reason:
-            log = f" (log: {status.log_text})" if status.log_text and status.state not in OVER else ""
+            log = f" (log: {status.log})" if status.log and status.state not in OVER else ""
             tell(console, f"{status.state}: {status.name}: {status.reason}{log}", STATE_STYLES.get(status.state, ""))
-    folders = {os.path.dirname(status.log_text): None for status in statuses if status.log_text}
-    if folders and not with_logs:
+    folders = {os.path.dirname(status.log): None for status in statuses if status.log}
+    if folders and all(column.name != LOG for column in fitted_columns(columns, console.width)):
         tell(console, f"logs: {', '.join(folders)}")
     return 0
 

@@ -118,7 +118,7 @@ def without_null_groups(overrides: Sequence[str], folders: Sequence[Path]) -> li
     return kept
 
 
-# --- values as typed --------------------------------------------------------------------------------------------------
+# --- values as typed ------------------------------------------------------------------------------------
 
 
 def as_typed(overrides: Sequence[str], parser: OverridesParser, multirun: bool) -> list[str]:
@@ -214,7 +214,7 @@ def quoted(text: str) -> str:
     return QuotedString(text=text, quote=Quote.double).with_quotes()
 
 
-# --- names that are not there ------------------------------------------------------------------------------------------
+# --- names that are not there -----------------------------------------------------------------------------
 
 
 def refuse_unknown(overrides: list[str], folders: Sequence[Path], multirun: bool = True) -> None:

@@ -37,6 +37,13 @@ class Stopped(Exception):
         self.exit_code = exit_code
 
 
+def interrupted(error: BaseException | None) -> bool:
+    """Whether Ctrl-C is at the root of it: libraries raise errors of their own out of an import that it broke off."""
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__cause__ or error.__context__
+    return error is not None
+
+
 @dataclass(frozen=True)
 class Outcome:
     """How a run ended."""

@@ -13,21 +13,19 @@ from rich.console import Console
 from rlhf.config import RunConfig
 from rlhf.config.build import ConfigError
 from rlhf.config.identity import input_runs, run_folder, sweep_folder
-from rlhf.config.inputs import check_inputs
 from rlhf.runs.lock import held_here
-from rlhf.runs.state import finished, unfinished_inputs
+from rlhf.runs.state import finished
 from rlhf.terminal import console as made_console
 from rlhf.terminal import tell
+from sweeps.display import counted
 from sweeps.driver import Driver
-from sweeps.experiment import count_runs, jobs_go_on, launcher_for
-from sweeps.machine import check_places
-from sweeps.objective import ObjectiveSoFar
-from sweeps.runs import EXECUTE, Outcome, stop_path
+from sweeps.experiment import check_before_start, jobs_go_on, launcher_for
+from sweeps.runs import Outcome, stop_path
 from sweeps.settings import StudySettings
 from sweeps.study import OpenTrial, StoredStudy, mark_pruned
-from sweeps.study_spec import StudySpec
+from sweeps.study_spec import ObjectiveSoFar, StudySpec
 from sweeps.study_storage import only_driver, open_storage, owner_of
-from sweeps.trials_report import closing_lines, count_trials, line_on, report_studies, states_of
+from sweeps.trials_report import closing_lines, line_on, report_studies, states_of
 
 # A run whose driver was killed ends by itself, at its next iteration; beyond this its lock decides.
 WAIT_FOR_ORPHANS = 120.0
@@ -48,10 +46,7 @@ def search(specs: Sequence[StudySpec], settings: StudySettings, target: str) -> 
     distinct = list({spec.name: spec for spec in specs}.values())
     if problems := [line for spec in distinct for line in _sampler_problems(spec, settings)]:
         raise ConfigError(list(dict.fromkeys(problems)))
-    middle = [run for spec in distinct for run in spec.middle]
-    check_places(middle)
-    if target == EXECUTE:
-        check_inputs([*(need for run in middle for need in unfinished_inputs(run)), *middle])
+    check_before_start([run for spec in distinct for run in spec.middle], target)
     folder = sweep_folder(distinct[0].middle[0])
     with only_driver(folder):
         storage, owner = open_storage(settings, folder), owner_of(folder)
@@ -86,7 +81,7 @@ def _announce(studies: Sequence[StoredStudy], left: Sequence[OpenTrial], console
         there = f"; there: {states_of(trials)}" if trials else ""
         there += " (failed trials count)" if study.failed() else ""
         there += f", {taken_up} of them taken up again" if taken_up else ""
-        size = f"{count_trials(study.target)} of {count_runs(len(study.spec.middle))}"
+        size = f"{counted(study.target, 'trial')} of {counted(len(study.spec.middle), 'run')}"
         tell(console, f"{study.spec.name}: {size}{there}")
 
 

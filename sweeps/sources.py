@@ -138,7 +138,9 @@ def _files(group: str, name: str, folders: Sequence[Path]) -> Iterator[SettingsF
     """The group's file of that name, after those of its group that it begins from."""
     import yaml
 
-    file = next((f for folder in folders if (f := folder / group / f"{name.removesuffix('.yaml')}.yaml").is_file()), None)
+    file = next(
+        (f for folder in folders if (f := folder / group / f"{name.removesuffix('.yaml')}.yaml").is_file()), None
+    )
     if file is None:
         return
     for entry in (yaml.safe_load(file.read_text(encoding="utf-8")) or {}).get("defaults", []):

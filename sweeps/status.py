@@ -5,23 +5,21 @@ from __future__ import annotations
 import dataclasses
 import os
 import socket
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.table import Table
-from rich.text import Text
-
 from rlhf.config import RunConfig
 from rlhf.config.build import ConfigError, build_config
-from rlhf.config.identity import input_runs, run_folder, sweep_folder
+from rlhf.config.identity import input_runs, run_folder
 from rlhf.errors import FileError, reason
 from rlhf.runs.lock import process_start, seems_alive
 from rlhf.runs.state import OVER, finished, read_summary
-from rlhf.terminal import Column, fitted_columns, fitted_table
-from sweeps.progress import STATE_STYLES, RunProgress, number
-from sweeps.runs import log_path, outcome_path, read_json, read_records, record_path
-from sweeps.slurm_commands import Queue, has_slurm
+from rlhf.terminal import Column
+from sweeps.display import RunProgress, number, state_columns
+from sweeps.runs import JOBS, log_path, outcome_path, read_json, read_records, record_path
+from sweeps.slurm_commands import ORDINARY_REASONS, Queue, has_slurm
 from sweeps.slurm_submission import SETUP_FAILED, why_job_ended
 
 LOG = "log"
@@ -39,62 +37,63 @@ class RunStatus:
     progress: RunProgress
     job: str
     node: str
-    log: Path
+    log: str
+    """As short as it can be typed here; "" where there is none."""
     driver: int | None
     """Process on this machine that drives the run."""
     target: str
     """What does the run, "module:function"."""
-    is_input: bool = False
+    is_input: bool
     """An SFT or reward-model run that runs of the sweep wait for, and perhaps other sweeps too."""
-
-    @property
-    def log_text(self) -> str:
-        """As short as it can be typed here; "" where there is none."""
-        if not self.log.is_file():
-            return ""
-        return min(str(self.log), os.path.relpath(self.log), key=len)
 
 
 def sweep_status(folder: Path) -> tuple[list[RunStatus], list[str]]:
     """The inputs that are not finished, then every run that a sweep started into this folder, by name; and a line for
     each that cannot be read."""
-    statuses, unreadable = [], []
+    unreadable: list[str] = []
     queue = Queue()
 
-    def add(to: list[RunStatus], file: Path, folder: Path, record: dict[str, Any], is_input: bool = False) -> None:
+    def status_of(file: Path, record: dict[str, Any], is_input: bool) -> list[RunStatus]:
         if record.get("job_id") and not queue.answers and has_slurm():
             queue.refresh()
         try:
-            to.append(_status(folder, file.stem, record, queue, is_input))
-        except (ConfigError, FileError, KeyError) as error:
-            other = f"{file}: not of this version of the program ({reason(error)})"
-            unreadable.append(str(error) if isinstance(error, FileError) else other)
+            return [_status(file, record, queue, is_input)]
+        except FileError as error:
+            unreadable.append(str(error))
+        except (ConfigError, KeyError) as error:
+            unreadable.append(f"{file}: not of this version of the program ({reason(error)})")
+        return []
 
+    statuses: list[RunStatus] = []
     for name, record in read_records(folder).items():
-        add(statuses, folder / "jobs" / f"{name}.json", folder, record)
+        statuses += status_of(folder / JOBS / f"{name}.json", record, False)
     inputs: list[RunStatus] = []
     unfinished = [status.run for status in statuses if status.state not in OVER]
     for need in {run_folder(need): need for run in unfinished for need in input_runs(run)}.values():
         record = read_json(record_path(need))
         if record and finished(need) is None:
-            add(inputs, record_path(need), sweep_folder(need), record, is_input=True)
+            inputs += status_of(record_path(need), record, True)
     return inputs + statuses, unreadable
 
 
-def _status(folder: Path, name: str, record: dict[str, Any], queue: Queue, is_input: bool) -> RunStatus:
-    run = build_config(record["config"])
+def _status(file: Path, record: dict[str, Any], queue: Queue, is_input: bool) -> RunStatus:
+    run, folder = build_config(record["config"]), file.parent.parent.absolute()
     # Where it lies now, from wherever this is typed.
-    run = dataclasses.replace(run, output_dir=str(folder.absolute().parent), sweep_name=folder.absolute().name)
+    run = dataclasses.replace(run, output_dir=str(folder.parent), sweep_name=folder.name)
     progress = RunProgress(run)
     progress.look()
-    lock = read_json(progress.folder / "lock.json")
-    job = str(record.get("job_id", ""))
-    driver = _driver(record)
+    lock, job = read_json(progress.folder / "lock.json"), str(record.get("job_id", ""))
+    driver = None
+    if record["host"] == socket.gethostname():
+        started = process_start(record["driver"])
+        driver = record["driver"] if started is not None and started == record["driver_started"] else None
     state, reason = _state(run, record, lock, queue, driver is not None and not job)
     progress.state = state
     in_queue = queue.jobs.get(job)
     node = (in_queue.node if in_queue is not None else "") or str(lock.get("host", ""))
-    return RunStatus(run, name, state, reason, progress, job, node, log_path(run), driver, record["target"], is_input)
+    log = log_path(run)
+    log_text = min(str(log), os.path.relpath(log), key=len) if log.is_file() else ""
+    return RunStatus(run, file.stem, state, reason, progress, job, node, log_text, driver, record["target"], is_input)
 
 
 def _state(
@@ -111,8 +110,7 @@ def _state(
     if seems_alive(lock):
         return "running", ""
     if in_queue is not None and not in_queue.ended:
-        waits = in_queue.reason not in ("None", "Priority", "Resources")
-        why = f"waits for {in_queue.reason}" if waits else ""
+        why = "" if in_queue.reason in ORDINARY_REASONS[:3] else f"waits for {in_queue.reason}"
         return ("running", "") if in_queue.state == "RUNNING" else ("pending", why)
     if outcome:
         return outcome["status"], outcome["reason"]
@@ -139,38 +137,27 @@ def _failed_input(run: RunConfig) -> str:
     """Which of the runs that this one starts from has failed, why, and what to do."""
     for need in input_runs(run):
         outcome, summary = read_json(outcome_path(need)), read_summary(run_folder(need))
-        if outcome.get("status") == "failed" or summary.get("status") == "failed":
+        if "failed" in (outcome.get("status"), summary.get("status")):
             why = outcome.get("reason") or summary.get("error", "")
             return f"its input {run_folder(need).name} failed ({why}); once that is mended, the same command goes on"
     return ""
 
 
-def _driver(record: dict[str, Any]) -> int | None:
-    """The process that started the run, where it lives on this machine."""
-    if record["host"] != socket.gethostname():
-        return None
-    started = process_start(record["driver"])
-    return record["driver"] if started is not None and started == record["driver_started"] else None
-
-
-def status_table(statuses: list[RunStatus], width: int) -> Table:
-    return fitted_table(_columns(statuses), width)
-
-
-def shows_logs(statuses: list[RunStatus], width: int) -> bool:
-    """Whether the table of this width has room for the logs."""
-    return any(column.name == LOG for column in fitted_columns(_columns(statuses), width))
-
-
-def _columns(statuses: list[RunStatus]) -> list[Column]:
+def status_columns(statuses: Sequence[RunStatus]) -> list[Column]:
+    """What a table of them shows: values of the last evaluation, and beside them those of the last iteration."""
     shown = [status.progress for status in statuses]
+
+    def metric(name: str) -> list[str]:
+        return [number(progress.latest.get(name)) for progress in shown]
+
     return [
-        Column("run", [status.name for status in statuses]),
-        Column("state", [Text(status.state, style=STATE_STYLES.get(status.state, "")) for status in statuses]),
+        *state_columns([status.name for status in statuses], [status.state for status in statuses]),
         Column("progress", [f"{progress.done}/{progress.total}" for progress in shown], right=True),
-        Column("reward", [number(progress.reward) for progress in shown], right=True),
-        Column("KL", [number(progress.kl) for progress in shown], right=True),
+        Column("eval reward", metric("eval/reward"), right=True),
+        Column("eval KL", metric("eval/kl"), right=True),
+        Column("train reward", metric("train/reward"), right=True, drop=2),
+        Column("train KL", metric("train/kl"), right=True, drop=2),
         Column("job", [status.job or "-" for status in statuses], drop=1),
-        Column("node", [status.node or "-" for status in statuses], drop=2),
-        Column(LOG, [status.log_text or "-" for status in statuses], drop=3),
+        Column("node", [status.node or "-" for status in statuses], drop=3),
+        Column(LOG, [status.log or "-" for status in statuses], drop=4),
     ]

@@ -6,8 +6,7 @@ import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from rlhf.config.build import ConfigError
-from sweeps.grid import Cell, Groups, cells
-from sweeps.search_space import dimension
+from sweeps.grid import Cell, Groups, cells, dimension
 from sweeps.settings import DEFAULTS, study_settings
 from tests.sweeps.studies import specs
 

@@ -7,8 +7,8 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from rlhf.config import ALGO_CONFIGS
 from rlhf.config.build import ConfigError
-from sweeps.grid import Groups, cells
 from sweeps.command_line import refuse_unknown
+from sweeps.grid import Groups, cells
 from tests.config.composed import CONF
 
 

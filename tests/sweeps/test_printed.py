@@ -13,7 +13,7 @@ from rlhf.config.identity import input_runs, run_folder, run_id, sweep_folder
 from sweeps.__main__ import main
 from sweeps.experiment import closing_lines, report_sweeps
 from sweeps.runs import Outcome, Stopped, log_path, outcome_path, write_json, write_record
-from sweeps.single import print_cached, print_result, print_sizes
+from sweeps.single import print_result, print_start
 from tests.config.composed import config
 
 HOSTILE = "[/red] [bold]x \x1b[31mred\u202e"
@@ -74,7 +74,8 @@ def test_status_names_the_input_that_failed(tmp_path, capsys):
 
 @pytest.mark.parametrize("width", [60, 80, 200])
 def test_status_on_terminals(tmp_path, monkeypatch, width):
-    from sweeps.status import status_table, sweep_status
+    from rlhf.terminal import fitted_table
+    from sweeps.status import status_columns, sweep_status
 
     monkeypatch.chdir(tmp_path)
     run = made(tmp_path / "runs")
@@ -84,9 +85,9 @@ def test_status_on_terminals(tmp_path, monkeypatch, width):
     log_path(run).touch()
     printer, stream = console(width)
     statuses, _ = sweep_status(sweep_folder(run))
-    printer.print(status_table(statuses, width))
+    printer.print(fitted_table(status_columns(statuses), width))
     printed = stream.getvalue()
-    assert {"0.500", "123.456", f"1/{run.rollout.iterations}"} <= set(printed.split())
+    assert {"-10.250", "123.456", f"1/{run.rollout.iterations}"} <= set(printed.split())
     assert max(map(len, printed.splitlines())) <= width and "\N{HORIZONTAL ELLIPSIS}" not in printed
     assert (f"runs/default/logs/{run_id(run)}.log" in printed) == (width == 200)  # relative, or not at all
 
@@ -117,20 +118,16 @@ def test_the_end_of_a_single_run(tmp_path, name):
 
 def test_the_start(tmp_path, monkeypatch):
     run = made(tmp_path / "runs")
-    printer, stream = console()
-    print_cached([run], printer)
-    assert not stream.getvalue()  # nothing is there
     sft = input_runs(run)[0]
     run_folder(sft).mkdir(parents=True)
     (run_folder(sft) / "summary.json").write_text(json.dumps({"status": "finished"}))
-    print_cached([run], printer)
-    assert stream.getvalue() == f"from the cache, trained earlier: {run_id(sft)} (in {run_folder(sft).parent})\n"
     printer, stream = console()
-    print_sizes([run, run], printer)
-    (line,) = stream.getvalue().splitlines()
+    print_start([run, run], printer)
+    sizes, cached = stream.getvalue().splitlines()
+    assert cached == f"from the cache, trained earlier: {run_id(sft)} (in {run_folder(sft).parent})"
     rollout, length = run.rollout, run.dataset.max_total_length
-    assert f"{rollout.iterations} iterations of {rollout.num_responses} responses" in line
-    assert f"{rollout.batch_size * length:,} tokens per forward pass" in line
+    assert f"{rollout.iterations} iterations of {rollout.num_responses} responses" in sizes
+    assert f"{rollout.batch_size * length:,} tokens per forward pass" in sizes
     monkeypatch.setenv("RLHF_VERBOSE", "1")
-    print_sizes([run], printer)
+    print_start([run], printer)
     assert "micro-batches per minibatch and rank (optimization.minibatch_size" in stream.getvalue()
