@@ -12,13 +12,15 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
+from rich.console import Console
+
 from rlhf.config import RunConfig
 from rlhf.config.build import ConfigError
-from rlhf.config.identity import run_folder
-from rlhf.runs.state import OVER, read_summary
+from rlhf.config.identity import input_runs, run_folder, sweep_folder
+from rlhf.runs.state import OVER, finished, read_summary
+from rlhf.terminal import tell
 from sweeps.runs import EXECUTE, Outcome, RunLauncher, outcome_path, read_json, record_path, stop_path
 from sweeps.slurm_commands import (
-    NeverStarts,
     Queue,
     SubmissionError,
     has_slurm,
@@ -235,7 +237,7 @@ class SlurmRuns(RunLauncher):
         """Take jobs out of the queue that ask for more than a job may have.
 
         Raises:
-            NeverStarts: there are some; the message names the option.
+            SubmissionError: there are some; the message names the option.
         """
         states = {job.number: self.queue.jobs.get(job.number) for job in self._jobs}
         for job in self._jobs:
@@ -248,7 +250,8 @@ class SlurmRuns(RunLauncher):
         in_vain = {job.number for job in self._jobs if job.in_vain_since is not None and job.in_vain_since < since}
         if in_vain:
             scancel(in_vain)
-            raise NeverStarts(next(state.reason for number in in_vain if (state := states[number])))
+            reason = next(state.reason for number in in_vain if (state := states[number]))
+            raise SubmissionError(reason, "SLURM took the jobs and would never start them")
 
     def _with_room(self) -> list[RunConfig]:
         """What can be sent now: an array keeps to the limit by itself, several together do not."""
@@ -314,3 +317,55 @@ class SlurmRuns(RunLauncher):
         if why.startswith(SETUP_FAILED):
             return Outcome(job.run, "failed", f"{why} {log}")
         return Outcome(job.run, "failed", f"its job {job.number} ended without a result: {state} {log} {why}".strip())
+
+
+def submit_and_leave(todo: Sequence[RunConfig], launcher: SlurmRuns, console: Console) -> int:
+    """Submit the runs, each after the inputs it needs, and say how to look at them.
+
+    Returns:
+        How many runs the site did not let in.
+
+    Raises:
+        SubmissionError: sbatch refused them all, or for a reason that does not pass.
+    """
+    inputs = _inputs_in_queue(todo, launcher)
+    earlier = {run_folder(run) for run in todo if launcher.job_in_queue(run)}
+    for run in todo:
+        if run_folder(run) not in earlier:
+            launcher.submit(run)
+    refused = ""
+    try:
+        launcher.send(_after_all(inputs))
+    except SubmissionError as error:
+        if not (launcher.submitted and (error.passing or error.too_many)):
+            raise
+        refused = error.said
+    numbers = [*inputs, *launcher.submitted]
+    if launcher.submitted:
+        tell(console, f"submitted as jobs {', '.join(dict.fromkeys(number.partition('_')[0] for number in numbers))}")
+    if earlier:
+        tell(console, f"{len(earlier)} runs are in the queue since an earlier command")
+    if refused:
+        left = f"{len(launcher.unsent)} of {len(todo)} runs are not submitted"
+        why = f"sbatch takes no more jobs now ({refused})"
+        tell(console, f"{left}: {why}; type the same command again when some have ended")
+    shown = f"python -m sweeps status {sweep_folder(todo[0])} shows them"
+    tell(console, f"{shown}; the same command without wait=false picks the results up")
+    return len(launcher.unsent)
+
+
+def _inputs_in_queue(todo: Sequence[RunConfig], launcher: SlurmRuns) -> list[str]:
+    """The jobs of the inputs that are not finished, each submitted after those that it needs."""
+    after: dict[Path, str] = {}
+    for needed in {run_folder(need): need for run in todo for need in input_runs(run)}.values():
+        if finished(needed) is None:
+            before = [after[folder] for need in input_runs(needed) if (folder := run_folder(need)) in after]
+            if not (number := launcher.job_in_queue(needed)):
+                launcher.submit(needed)
+                number = launcher.send(_after_all(before))[0]
+            after[run_folder(needed)] = number
+    return list(after.values())
+
+
+def _after_all(numbers: Sequence[str]) -> str | None:
+    return f"afterok:{':'.join(numbers)}" if numbers else None
