@@ -19,6 +19,7 @@ from rlhf.config import RL_STAGES, RunConfig
 from rlhf.config.identity import INPUTS, run_folder, run_id
 from rlhf.runs.state import OVER
 from rlhf.terminal import Column, fitted_table, tell
+from sweeps.machine import counted
 from sweeps.runs import Outcome, log_path
 
 STATE_STYLES = {"failed": "red", "lost": "red", "interrupted": "yellow", "running": "green"}
@@ -293,11 +294,6 @@ def state_columns(names: Sequence[str], states: Sequence[str]) -> list[Column]:
     """The first columns of a table of runs."""
     coloured = [Text(state, style=STATE_STYLES.get(state, "")) for state in states]
     return [Column("run", names), Column("state", coloured)]
-
-
-def counted(count: int, name: str) -> str:
-    """`1 run`, `2 runs`."""
-    return f"{count} {name}{'' if count == 1 else 's'}"
 
 
 def duration(seconds: float | None) -> str:

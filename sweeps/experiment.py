@@ -22,9 +22,9 @@ from rlhf.errors import one_line
 from rlhf.runs.state import OVER, finished, unfinished_inputs
 from rlhf.terminal import console as made_console
 from rlhf.terminal import tell
-from sweeps.display import STATE_STYLES, counted, duration
+from sweeps.display import STATE_STYLES, duration
 from sweeps.driver import Driver
-from sweeps.machine import check_places
+from sweeps.machine import check_places, counted
 from sweeps.runs import EXECUTE, Outcome, RunLauncher, Stopped, log_path
 from sweeps.single import again, print_start, report_command, torchrun_rank
 

@@ -17,9 +17,9 @@ from rlhf.runs.lock import held_here
 from rlhf.runs.state import finished
 from rlhf.terminal import console as made_console
 from rlhf.terminal import tell
-from sweeps.display import counted
 from sweeps.driver import Driver
 from sweeps.experiment import check_before_start, jobs_go_on, launcher_for
+from sweeps.machine import counted
 from sweeps.runs import Outcome, stop_path
 from sweeps.settings import StudySettings
 from sweeps.study import OpenTrial, StoredStudy, mark_pruned

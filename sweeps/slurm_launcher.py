@@ -150,13 +150,14 @@ class SlurmRuns(RunLauncher):
             return number if written_at >= self.queue.answered_at else None
         return None if state.ended else number
 
-    def send(self, dependency: str | None = None) -> list[str]:
-        """Submit all that was gathered, in arrays as large as the site takes them; returns the jobs' numbers.
+    def send(self, after: Sequence[str] = ()) -> list[str]:
+        """Submit all that was gathered, to start once the jobs `after` have succeeded, in arrays as large as the site
+        takes them; returns the jobs' numbers.
 
         Raises:
             SubmissionError: sbatch refused; what it took before is known as submitted.
         """
-        numbers = []
+        numbers, dependency = [], f"afterok:{':'.join(after)}" if after else None
         for hardware, group in itertools.groupby(self._unsent, key=lambda run: run.hardware):
             runs = list(group)
             pack = 1 if hardware.slurm is None else hardware.slurm.pack
@@ -335,7 +336,7 @@ def submit_and_leave(todo: Sequence[RunConfig], launcher: SlurmRuns, console: Co
             launcher.submit(run)
     refused = ""
     try:
-        launcher.send(_after_all(inputs))
+        launcher.send(inputs)
     except SubmissionError as error:
         if not (launcher.submitted and (error.passing or error.too_many)):
             raise
@@ -362,10 +363,6 @@ def _inputs_in_queue(todo: Sequence[RunConfig], launcher: SlurmRuns) -> list[str
             before = [after[folder] for need in input_runs(needed) if (folder := run_folder(need)) in after]
             if not (number := launcher.job_in_queue(needed)):
                 launcher.submit(needed)
-                number = launcher.send(_after_all(before))[0]
+                number = launcher.send(before)[0]
             after[run_folder(needed)] = number
     return list(after.values())
-
-
-def _after_all(numbers: Sequence[str]) -> str | None:
-    return f"afterok:{':'.join(numbers)}" if numbers else None

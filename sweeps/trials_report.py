@@ -18,8 +18,9 @@ from rich.table import Table
 from rlhf.files import file_errors
 from rlhf.terminal import console as made_console
 from rlhf.terminal import tell
-from sweeps.display import counted, duration
+from sweeps.display import duration
 from sweeps.experiment import print_failed, report_sweeps
+from sweeps.machine import counted
 from sweeps.runs import Outcome, Stopped
 from sweeps.single import again
 from sweeps.study import OpenTrial, StoredStudy

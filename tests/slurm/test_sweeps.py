@@ -151,17 +151,6 @@ def test_a_job_that_runs_again_goes_on(cluster: Cluster, tmp_path: Path, how: st
     sweep.assert_as_undisturbed(tmp_path / "local", ["apa-s0", "ppo-s0"], "rollout.iterations=10")
 
 
-def test_node_failure_where_accounting_calls_it_final(cluster_with_accounting: Cluster, tmp_path: Path):
-    sweep = Sweep(cluster_with_accounting, tmp_path, seconds=0.5)
-    driver = sweep.start("algo=apa", "rollout.iterations=10")
-    sweep.wait_for_rows("apa-s0", 3)
-    node = cluster_with_accounting.run("squeue", "-h", "-o", "%N", "-j", sweep.job("apa-s0")).strip()
-    cluster_with_accounting.node(node, "down")
-    output = sweep.finish(driver)
-    assert driver.returncode == 0, output
-    sweep.assert_as_undisturbed(tmp_path / "local", ["apa-s0"], "rollout.iterations=10")
-
-
 def test_time_limit(cluster: Cluster, tmp_path: Path):
     """A minute's limit. SLURM looks every 30 seconds and may warn up to a minute early: a start can be a short one."""
     sweep = Sweep(cluster, tmp_path, seconds=1.5)
@@ -328,13 +317,6 @@ def test_a_pack_of_one_that_failed_and_one_that_goes_on(cluster: Cluster, tmp_pa
     assert driver.returncode == 1, output
     assert len(sweep.starts_of("ppo-s0")) == 1 and len(sweep.starts_of("apa-s0")) == 2
     sweep.assert_as_undisturbed(tmp_path / "local", ["apa-s0"], "rollout.iterations=14")
-
-
-def test_relative_folders_and_a_look_from_elsewhere(cluster: Cluster, tmp_path: Path):
-    sweep = Sweep(cluster, tmp_path)
-    code, output = sweep.run("algo=apa", "rollout.iterations=1", "output_dir=runs", "cache_dir=cache")
-    assert code == 0, output
-    assert re.search(r"apa-s0-\w+ +finished +1/1", sweep.tool("status")[1])
 
 
 def test_overwrite_empties_once_however_often_the_job_starts(cluster: Cluster, tmp_path: Path):

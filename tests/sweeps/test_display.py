@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 
 from rlhf.config.identity import run_folder, run_id
-from sweeps.display import Display, RunProgress, duration
+from sweeps.display import Display, RunProgress
 from sweeps.runs import Outcome
 from tests.config.composed import config
 
@@ -132,7 +132,3 @@ def test_stopping_says_how_long_an_iteration_takes(run):
         display.update([run_folder(run)], [])
         display.update([run_folder(run)], [])
     assert stream.getvalue().count("stopping after this iteration (0:04 or less), with a checkpoint") == 1
-
-
-def test_duration():
-    assert [duration(seconds) for seconds in (None, 5.4, 65, 3723)] == ["-", "0:05", "1:05", "1:02:03"]

@@ -48,12 +48,6 @@ def drain(launcher: LocalRuns) -> list[str]:
     return [outcome.status for outcome in ended]
 
 
-def pretend(monkeypatch, *, cores: int, gib: float, gpus: tuple[str, ...] = ()) -> None:
-    monkeypatch.setattr(machine, "usable_cores", lambda: cores)
-    monkeypatch.setattr(machine, "available_gib", lambda: gib)
-    monkeypatch.setattr(machine, "visible_gpus", lambda: gpus)
-
-
 @pytest.mark.parametrize(
     ("overrides", "gpus", "room", "why"),
     [
@@ -76,21 +70,13 @@ def pretend(monkeypatch, *, cores: int, gib: float, gpus: tuple[str, ...] = ()) 
         ),
     ],
 )
-def test_room_by_cores_and_gpus(monkeypatch, tmp_path, overrides, gpus, room, why):
-    pretend(monkeypatch, cores=8, gib=100, gpus=gpus)
+def test_room_by_cores_gpus_and_memory(monkeypatch, tmp_path, overrides, gpus, room, why):
+    monkeypatch.setattr(machine, "usable_cores", lambda: 8)
+    monkeypatch.setattr(machine, "available_gib", lambda: 100.0)
+    monkeypatch.setattr(machine, "visible_gpus", lambda: gpus)
     assert room_for(run(tmp_path, *overrides)) == (room, why)
-
-
-def test_room_by_memory(monkeypatch, tmp_path):
-    pretend(monkeypatch, cores=64, gib=2.3)
-    assert room_for(run(tmp_path)) == (Room(3, 64), "2.3 GiB of free memory")
-
-
-def test_gpus_are_those_that_this_process_may_use(monkeypatch):
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,MIG-4")
-    assert machine.visible_gpus() == ("3", "MIG-4")
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    assert machine.visible_gpus() == ()
+    monkeypatch.setattr(machine, "available_gib", lambda: 0.8)
+    assert room_for(run(tmp_path, "hardware.ranks=1"))[1] == "0.8 GiB of free memory"
 
 
 def test_runs_share_the_gpus_evenly(tmp_path):
