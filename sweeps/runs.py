@@ -150,8 +150,7 @@ def write_record(run: RunConfig, target: str, **where: Any) -> None:
     driver = {"host": socket.gethostname(), "driver": os.getpid(), "driver_started": process_start(os.getpid())}
     folders = {name: str(Path(getattr(run, name)).absolute()) for name in ("output_dir", "cache_dir")}
     config = {**config_to_mapping(run), **folders, "overwrite": False}  # as `python -m sweeps rerun` takes it up
-    now = time.time()
-    times = {"submitted_at": now, "written_at": now}
+    times = dict.fromkeys(("submitted_at", "written_at"), time.time())
     write_json(record_path(run), {**driver, **times, "target": target, **where, "config": config})
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import dataclasses
 import math
@@ -50,15 +49,23 @@ class StudySpec:
         return self.runs(self._centre)
 
     @cached_property
-    def shares_inputs(self) -> bool:
-        """Whether every trial needs the same SFT and reward-model runs: no setting of theirs is searched."""
-        needed = {tuple(map(run_id, input_runs(self.middle[0])))}
+    def _at_ends(self) -> dict[str, list[RunConfig | ConfigError]]:
+        """Of each dimension, the others in their middle: the first run at each of its ends, or why it has none."""
+        found: dict[str, list[RunConfig | ConfigError]] = {}
         for dimension in self.cell.dimensions:
             for value in dimension.ends:
-                with contextlib.suppress(ConfigError):  # values that cannot be together have no runs
-                    run = self.runs({**self._centre, dimension.key: value})[0]
-                    needed.add(tuple(map(run_id, input_runs(run))))
-        return len(needed) == 1
+                try:
+                    run: RunConfig | ConfigError = self.runs({**self._centre, dimension.key: value})[0]
+                except ConfigError as error:
+                    run = error
+                found.setdefault(dimension.key, []).append(run)
+        return found
+
+    @cached_property
+    def shares_inputs(self) -> bool:
+        """Whether every trial needs the same SFT and reward-model runs: no setting of theirs is searched."""
+        runs = [self.middle[0], *(run for at_ends in self._at_ends.values() for run in at_ends)]
+        return len({tuple(map(run_id, input_runs(run))) for run in runs if isinstance(run, RunConfig)}) == 1
 
     def runs(self, values: Mapping[str, Any]) -> list[RunConfig]:
         """The runs of a trial, one for each seed.
@@ -87,16 +94,11 @@ class StudySpec:
             problems.append(f"stage={middle.stage.name}: a search compares RL runs; stage=online or offline")
         if middle.hardware.slurm is not None and not middle.hardware.slurm.wait:
             problems.append("hardware.slurm.wait: false leaves nobody to choose the next trial; use true")
-        for dimension in self.cell.dimensions:
-            ids = set()
-            for value in dimension.ends:
-                try:
-                    ids.add(run_id(self.runs({**self._centre, dimension.key: value})[0]))
-                except ConfigError as error:
-                    problems += error.problems
-                    ids.add(str(value))
-            if len(ids) == 1:
-                problems.append(f"{dimension.key}: changes no result, so that there is nothing to search")
+        for key, at_ends in self._at_ends.items():
+            refused = [run for run in at_ends if isinstance(run, ConfigError)]
+            problems += [problem for error in refused for problem in error.problems]
+            if not refused and len({run_id(run) for run in at_ends if isinstance(run, RunConfig)}) == 1:
+                problems.append(f"{key}: changes no result, so that there is nothing to search")
         return list(dict.fromkeys(problems))
 
 

@@ -73,12 +73,12 @@ def report_studies(studies: Sequence[StoredStudy], folder: Path, console: Consol
         table.add_column(name, no_wrap=name not in ("study", "settings"), justify=right, overflow="fold")
     for study in studies:
         names = [study.spec.name, states_of(study.trials)]
-        rows = [
-            [str(trial.number), *(f"{value:.3f}" for value in trial.values), _spread(study, trial), _settings(trial)]
-            for trial in _best_trials(study)
-        ]
-        for row in rows or [["-"] * (len(values) + 3)]:
-            table.add_row(*names, *row)
+        best = _best_trials(study)
+        if not best:
+            table.add_row(*names, *["-"] * (len(values) + 3))
+        for trial in best:
+            shown = [f"{value:.3f}" for value in trial.values]
+            table.add_row(*names, str(trial.number), *shown, _spread(study, trial), _settings(trial))
             names = ["", ""]
     tell(console, "Pareto front of each study:" if len(values) > 1 else "best trial of each study:")
     wide = console if console.is_terminal else made_console(file=console.file, width=WIDTH)

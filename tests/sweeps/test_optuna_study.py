@@ -264,7 +264,6 @@ def test_a_second_command_at_work_on_the_study_is_refused(search, tmp_path):
         ),
         (LR, {"storage": "nosuch://x"}, "hydra.sweeper.storage: "),
         (LR, {"storage": "misspelt/there/study.journal"}, "hydra.sweeper.storage: "),
-        (LR, {"target": "tests.sweeps.misspelt:execute"}, "hydra.launcher.target: tests.sweeps.missp"),
     ],
 )
 def test_samplers_and_storages_that_cannot_be(search, tmp_path, typed, settings, problem):
