@@ -1,4 +1,4 @@
-"""The cluster of these tests starts, is mended, and leaves no trace at the end."""
+"""The cluster of these tests starts, and leaves no trace at the end."""
 
 from __future__ import annotations
 
@@ -20,18 +20,6 @@ def submit(cluster: Cluster, script: str, *options: str) -> str:
 
 def running(cluster: Cluster, job: str) -> bool:
     return cluster.squeue().get(job) == "RUNNING"
-
-
-def test_restore_mends_a_dead_slurmd_and_ends_what_it_left(cluster: Cluster, tmp_path: Path) -> None:
-    pid = tmp_path / "pid"
-    job = submit(cluster, f"echo $$ > {pid}; sleep 600", "--nodelist=n1")
-    cluster.wait_until(lambda: pid.exists() and pid.read_text())
-    cluster.kill_slurmd("n1")
-    assert running(cluster, job) and _alive(int(pid.read_text()))
-    cluster.restore()
-    assert cluster.squeue() == {} and not _alive(int(pid.read_text()))
-    assert cluster.sinfo() == {"n1": "idle", "n2": "idle"}
-    assert cluster.run("srun", "--nodelist=n1", "echo", "up") == "up\n"
 
 
 def test_clusters_side_by_side_and_no_trace_of_one_that_ended(
