@@ -84,7 +84,9 @@ class RunProgress:
                 self._read += len(line)
                 content = json.loads(line)
                 pairs = content.items() if isinstance(content, dict) else ()
-                row = {name: v for name, v in pairs if isinstance(v, int | float) and not isinstance(v, bool)}
+                row: dict[str, float] = {
+                    name: v for name, v in pairs if isinstance(v, int | float) and not isinstance(v, bool)
+                }
                 self.latest |= row
                 self.first = row | self.first
                 if not self._recent or row.get(self.unit, 0) > self._recent[-1].get(self.unit, 0):
@@ -198,9 +200,9 @@ class Display:
         self._refresh()
         if self._live is None and now - self._spoke >= LINE_EVERY:
             self._spoke = now
-            running = self._running()
-            more = [f"and {len(running) - LINE_RUNS} more"] if len(running) > LINE_RUNS else []
-            parts = [progress.described() for progress in running[:LINE_RUNS]]
+            at_work = self._running()
+            more = [f"and {len(at_work) - LINE_RUNS} more"] if len(at_work) > LINE_RUNS else []
+            parts = [progress.described() for progress in at_work[:LINE_RUNS]]
             self.note(" | ".join([self._counts(), *parts, *more]))
 
     def note(self, text: str) -> None:

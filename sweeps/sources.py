@@ -77,8 +77,11 @@ def run_mapping(config: DictConfig, resolve: bool = True) -> dict[str, Any]:
 
     plain = OmegaConf.to_container(config)
     assert isinstance(plain, dict)
-    plain = {str(key): value for key, value in plain.items() if key != "hydra"}
-    return OmegaConf.to_container(OmegaConf.create(plain), resolve=True) if resolve else plain  # type: ignore[return-value]
+    plain.pop("hydra", None)
+    if resolve:
+        plain = OmegaConf.to_container(OmegaConf.create(plain), resolve=True)
+        assert isinstance(plain, dict)
+    return {str(key): value for key, value in plain.items()}
 
 
 def typed_paths(overrides: Sequence[str]) -> list[str]:

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from rlhf.config.identity import run_folder, run_id
 from sweeps.display import Display, RunProgress
-from sweeps.runs import Outcome
+from sweeps.runs import Outcome, log_path
 from tests.config.composed import config
 
 
@@ -132,3 +132,15 @@ def test_stopping_says_how_long_an_iteration_takes(run):
         display.update([run_folder(run)], [])
         display.update([run_folder(run)], [])
     assert stream.getvalue().count("stopping after this iteration (0:04 or less), with a checkpoint") == 1
+
+
+def test_what_runs_say_of_their_data_is_shown_once_with_their_stage(tmp_path):
+    runs = [config(f"output_dir={tmp_path}", "rollout.iterations=10", f"seed={seed}") for seed in range(2)]
+    stream = io.StringIO()
+    with Display(runs, Console(file=stream, width=100), logs=True) as display:
+        for run in runs:
+            write(run, row(0))
+            log_path(run).parent.mkdir(exist_ok=True)
+            log_path(run).write_text("warning\ndata: letters: 64 prompts\n")
+        look(display, [run_folder(run) for run in runs])
+    assert stream.getvalue() == "online data: letters: 64 prompts\n"

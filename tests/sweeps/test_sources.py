@@ -54,6 +54,10 @@ def test_the_files_that_set_values_are_named_with_what_they_set():
     ]
 
 
+def test_a_file_of_ours_of_which_nothing_is_read_is_not_named():
+    assert run_of("stage=sft", "algo=rloo").settings_from == []
+
+
 def test_an_experiment_of_ones_own_has_settings_by_algorithm(mine):
     search = f"hydra.searchpath=[{mine}]"
     apa, ppo = run_of(search, "experiment=mine"), run_of(search, "experiment=mine", "algo=ppo")
