@@ -11,7 +11,7 @@ import re
 import shutil
 import subprocess
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from rlhf.config.build import ConfigError
@@ -158,6 +158,16 @@ def largest_array() -> int:
         if size := re.search(r"(?m)^MaxArraySize\s*=\s*(\d+)", scontrol("show", "config")):
             return max(1, int(size[1]) - 1)
     return 1000  # SLURM's default
+
+
+@contextlib.contextmanager
+def umask(mask: int) -> Iterator[int]:
+    """Files that are made in this context have these permissions masked; gives the umask from before."""
+    before = os.umask(mask)
+    try:
+        yield before
+    finally:
+        os.umask(before)
 
 
 # The same command may succeed a little later: a controller that is busy or gone.

@@ -18,7 +18,7 @@ from rlhf.terminal import complain, say
 from sweeps.local_launcher import LocalRuns
 from sweeps.machine import Room, visible_gpus
 from sweeps.runs import Outcome, outcome_path, read_json, stop_path, write_json
-from sweeps.slurm_commands import said_by, scontrol
+from sweeps.slurm_commands import said_by, scontrol, umask
 
 # sbatch --signal and preemption send it while there is time to checkpoint; the job then asks to be queued again.
 WARNING = signal.SIGUSR2
@@ -72,12 +72,8 @@ class PackedRuns:
         Raises:
             JobFailed: one of them failed.
         """
-        before = os.umask(0o077)
-        os.umask(int(os.environ[UMASK], 8) if UMASK in os.environ else before)
-        try:
+        with umask(int(os.environ[UMASK], 8)):
             return self._do()
-        finally:
-            os.umask(before)
 
     def _do(self) -> dict[str, str]:
         requests: list[int] = []

@@ -38,7 +38,7 @@ FILES_WITHIN_SECONDS = 30.0
 LOOK_EVERY_SECONDS = 1.0
 SUBMIT_AGAIN_SECONDS = 20.0
 # So long squeue says of a job that it will never start.
-IN_VAIN_SECONDS = 10.0
+NEVER_STARTS_SECONDS = 10.0
 # From the last word of a run to the end of its job.
 SUBMIT_AFTER_END_SECONDS = 5.0
 
@@ -53,10 +53,10 @@ class _Job:
     """Whether this run was asked to stop, so that "interrupted" is its end and not a requeue."""
     answers: int
     """How many answers of squeue are older than what is known of the job: its submission, or its last word."""
-    word: str = ""
-    gone_at: float | None = None
+    last_status: str = ""
+    missing_since: float | None = None
     """When the queue was first seen without it."""
-    in_vain_since: float | None = None
+    never_starts_since: float | None = None
     """When squeue first said that it will never start, and says so since."""
 
 
@@ -71,7 +71,7 @@ class SlurmRuns(RunLauncher):
     _jobs: list[_Job] = field(default_factory=list)
     _dropped: list[Outcome] = field(default_factory=list)
     _slots: int = MANY
-    _let_in: int = 0
+    _array_limit: int = 0
     """How many jobs sbatch is asked to take at once: fewer after a refusal, then more again. 0: as many as it can."""
     _looked_at: float = 0.0
     _send_after: float = 0.0
@@ -180,15 +180,15 @@ class SlurmRuns(RunLauncher):
             SubmissionError: sbatch refused even one.
         """
         packs = packs_of(runs, self.target)
-        part = packs[: self._let_in or self._largest_array]
+        part = packs[: self._array_limit or self._largest_array]
         try:
             sent = submit(part, at_a_time, dependency)
         except SubmissionError as error:
             if len(part) == 1 or not error.too_many:
                 raise
-            self._let_in = len(part) // 2
+            self._array_limit = len(part) // 2
             return []
-        self._let_in = min(2 * len(part), self._largest_array)
+        self._array_limit = min(2 * len(part), self._largest_array)
         jobs = [self._job(run, number) for pack, number in zip(part, sent, strict=True) for run in pack.runs]
         self._jobs += jobs
         self._unsent = self._unsent[len(jobs) :]
@@ -246,12 +246,14 @@ class SlurmRuns(RunLauncher):
             # Of several partitions, squeue gives the reason of the one that was tried last.
             waits = state is not None and state.state == "PENDING" and "," not in (slurm_of(job.run).partition or "")
             starts = not (waits and state is not None and never_starts(state.reason))
-            job.in_vain_since = None if starts else job.in_vain_since or time.monotonic()
-        since = time.monotonic() - IN_VAIN_SECONDS
-        in_vain = {job.number for job in self._jobs if job.in_vain_since is not None and job.in_vain_since < since}
-        if in_vain:
-            scancel(in_vain)
-            reason = next(state.reason for number in in_vain if (state := states[number]))
+            job.never_starts_since = None if starts else job.never_starts_since or time.monotonic()
+        since = time.monotonic() - NEVER_STARTS_SECONDS
+        stuck = {
+            job.number for job in self._jobs if job.never_starts_since is not None and job.never_starts_since < since
+        }
+        if stuck:
+            scancel(stuck)
+            reason = next(state.reason for number in stuck if (state := states[number]))
             raise SubmissionError(reason, "SLURM took the jobs and would never start them")
 
     def _with_room(self) -> list[RunConfig]:
@@ -288,20 +290,20 @@ class SlurmRuns(RunLauncher):
         status = outcome.get("status", "")
         if status in OVER or status == "failed" or (status == "interrupted" and job.stopping):
             return Outcome(job.run, status, outcome.get("reason", ""), outcome.get("summary", {}))
-        if status != job.word:
-            job.word, job.answers, job.gone_at = status, self.queue.answers, None
+        if status != job.last_status:
+            job.last_status, job.answers, job.missing_since = status, self.queue.answers, None
         state = self.queue.jobs.get(job.number)
         if self.queue.trouble or (state is not None and not state.ended):
-            job.gone_at = None
+            job.missing_since = None
             return None
         if self.queue.answers <= job.answers:
             return None  # what squeue said is older than the job
-        if job.gone_at is None:
-            job.gone_at, job.answers = time.monotonic(), self.queue.answers
+        if job.missing_since is None:
+            job.missing_since, job.answers = time.monotonic(), self.queue.answers
             return None  # and a job may be missing for a moment while it is queued again
         why = why_job_ended(job.run, job.number)
         known = status == "interrupted" or why.startswith(SETUP_FAILED)
-        if not known and time.monotonic() - job.gone_at < FILES_WITHIN_SECONDS:
+        if not known and time.monotonic() - job.missing_since < FILES_WITHIN_SECONDS:
             return None
         return self._end_without_word(job, "gone from the queue" if state is None else state.state, status, why)
 

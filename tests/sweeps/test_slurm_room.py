@@ -175,7 +175,7 @@ def test_a_limit_without_a_name_is_waited_for_only_while_jobs_can_end(sbatch, tm
 def test_jobs_that_never_start_are_taken_back(sbatch, tmp_path, monkeypatch):
     cancelled = []
     monkeypatch.setattr(slurm_launcher, "scancel", cancelled.append)
-    monkeypatch.setattr(slurm_launcher, "IN_VAIN_SECONDS", 0.0)
+    monkeypatch.setattr(slurm_launcher, "NEVER_STARTS_SECONDS", 0.0)
     launcher = SlurmRuns()
     gather(launcher, runs(tmp_path, range(2)))
     launcher.poll()
