@@ -18,12 +18,12 @@ from rlhf.config import RunConfig
 from rlhf.config.build import ConfigError
 from rlhf.config.identity import input_runs, run_folder, run_id, sweep_folder
 from sweeps import machine
+from sweeps.__main__ import sweep_status
 from sweeps.experiment import run_experiment
 from sweeps.local_launcher import LocalRuns
 from sweeps.machine import Room, check_places, room_for
 from sweeps.runs import Stopped, read_json, record_path, write_json, write_record
 from sweeps.single import run_single
-from sweeps.status import sweep_status
 from tests.config.composed import config
 
 COUNTING = "tests.sweeps.counting:execute"

@@ -74,7 +74,7 @@ def test_status_names_the_input_that_failed(tmp_path, capsys):
 @pytest.mark.parametrize("width", [60, 80, 200])
 def test_status_on_terminals(tmp_path, monkeypatch, width):
     from rlhf.terminal import fitted_table
-    from sweeps.status import status_columns, sweep_status
+    from sweeps.__main__ import status_columns, sweep_status
 
     monkeypatch.chdir(tmp_path)
     run = made(tmp_path / "runs")
