@@ -67,7 +67,8 @@ class SlurmRuns(RunLauncher):
     target: str = EXECUTE
     leaves_on_interrupt: bool = True
     queue: Queue = field(default_factory=Queue)
-    _unsent: list[RunConfig] = field(default_factory=list)
+    unsent: list[RunConfig] = field(default_factory=list)
+    """Runs that sbatch has not taken yet."""
     _jobs: list[_Job] = field(default_factory=list)
     _dropped: list[Outcome] = field(default_factory=list)
     _slots: int = MANY
@@ -106,18 +107,13 @@ class SlurmRuns(RunLauncher):
         return f"{len(waiting)} jobs are held back by SLURM: {', '.join(reasons)}" if waiting else ""
 
     @property
-    def unsent(self) -> list[RunConfig]:
-        """Runs that sbatch has not taken yet."""
-        return self._unsent
-
-    @property
     def submitted(self) -> list[str]:
         """The numbers of the jobs that are looked after, each once."""
         return list(dict.fromkeys(job.number for job in self._jobs))
 
     @property
     def busy(self) -> bool:
-        return bool(self._unsent or self._jobs or self._dropped)
+        return bool(self.unsent or self._jobs or self._dropped)
 
     @property
     def running(self) -> list[Path]:
@@ -133,7 +129,7 @@ class SlurmRuns(RunLauncher):
         if number := self.job_in_queue(run):  # since it was announced, by another driver that waited for this input
             self._jobs.append(self._job(run, number))
         else:
-            self._unsent.append(run)
+            self.unsent.append(run)
 
     def job_in_queue(self, run: RunConfig) -> str | None:
         """The job of an earlier command that still has this run to do."""
@@ -158,7 +154,7 @@ class SlurmRuns(RunLauncher):
             SubmissionError: sbatch refused; what it took before is known as submitted.
         """
         numbers, dependency = [], f"afterok:{':'.join(after)}" if after else None
-        for hardware, group in itertools.groupby(self._unsent, key=lambda run: run.hardware):
+        for hardware, group in itertools.groupby(self.unsent, key=lambda run: run.hardware):
             runs = list(group)
             pack = 1 if hardware.slurm is None else hardware.slurm.pack
             slots = max(1, self._slots // math.ceil(len(runs) / pack / self._largest_array))
@@ -167,10 +163,6 @@ class SlurmRuns(RunLauncher):
                 numbers += sent
                 runs = runs[len(sent) * pack :]
         return numbers
-
-    def _first_alike(self) -> list[RunConfig]:
-        """The first runs of those not sent that ask for the same hardware."""
-        return list(next(itertools.groupby(self._unsent, key=lambda run: run.hardware))[1])
 
     def _send(self, runs: Sequence[RunConfig], at_a_time: int, dependency: str | None) -> list[str]:
         """Submit the first of these, which are the first of those not sent, as one array; returns the jobs' numbers:
@@ -191,7 +183,7 @@ class SlurmRuns(RunLauncher):
         self._array_limit = min(2 * len(part), self._largest_array)
         jobs = [self._job(run, number) for pack, number in zip(part, sent, strict=True) for run in pack.runs]
         self._jobs += jobs
-        self._unsent = self._unsent[len(jobs) :]
+        self.unsent = self.unsent[len(jobs) :]
         return sent
 
     @cached_property
@@ -219,12 +211,12 @@ class SlurmRuns(RunLauncher):
         return ended + list(over.values())
 
     def _try_to_send(self) -> None:
-        if not self._unsent or time.monotonic() < self._send_after:
+        if not self.unsent or time.monotonic() < self._send_after:
             return
         try:
-            while self._unsent and (runs := self._with_room()) and self._send(runs, self._slots, None):
+            while self.unsent and (runs := self._with_room()) and self._send(runs, self._slots, None):
                 pass
-            if not self._unsent:
+            if not self.unsent:
                 self._refused = ""
         except SubmissionError as error:
             # An old SLURM does not say which limit it is; where nothing is in the queue, the wait would be in vain.
@@ -257,8 +249,8 @@ class SlurmRuns(RunLauncher):
             raise SubmissionError(reason, "SLURM took the jobs and would never start them")
 
     def _with_room(self) -> list[RunConfig]:
-        """What can be sent now: an array keeps to the limit by itself, several together do not."""
-        runs = self._first_alike()
+        """What can be sent now, of one hardware: an array keeps to the limit by itself, several together do not."""
+        runs = list(next(itertools.groupby(self.unsent, key=lambda run: run.hardware))[1])
         room = max(0, self._slots - len(self._jobs))
         if not self._jobs or len(runs) <= room:
             return runs
@@ -267,9 +259,9 @@ class SlurmRuns(RunLauncher):
 
     def cancel(self, folders: Collection[Path] | None = None, *, kill: bool = False) -> None:
         """Of jobs at work the single run is asked to stop; a job leaves the queue when all its runs are to stop."""
-        dropped = [run for run in self._unsent if folders is None or run_folder(run) in folders]
+        dropped = [run for run in self.unsent if folders is None or run_folder(run) in folders]
         self._dropped += [Outcome(run, "interrupted") for run in dropped]
-        self._unsent = [run for run in self._unsent if run not in dropped]
+        self.unsent = [run for run in self.unsent if run not in dropped]
         chosen = [job for job in self._jobs if folders is None or job.folder in folders]
         for job in chosen:
             job.stopping = True
