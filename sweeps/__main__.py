@@ -70,7 +70,7 @@ def sweep_status(folder: Path) -> tuple[list[RunStatus], list[str]]:
         if record.get("job_id") and not queue.answers and has_slurm():
             queue.refresh()
         try:
-            return [_status(file, record, queue, is_input)]
+            return [_run_status(file, record, queue, is_input)]
         except FileError as error:
             unreadable.append(str(error))
         except (ConfigError, KeyError) as error:
@@ -89,7 +89,7 @@ def sweep_status(folder: Path) -> tuple[list[RunStatus], list[str]]:
     return inputs + statuses, unreadable
 
 
-def _status(file: Path, record: dict[str, Any], queue: Queue, is_input: bool) -> RunStatus:
+def _run_status(file: Path, record: dict[str, Any], queue: Queue, is_input: bool) -> RunStatus:
     run, folder = build_config(record["config"]), file.parent.parent.absolute()
     # Where it lies now, from wherever this is typed.
     run = dataclasses.replace(run, output_dir=str(folder.parent), sweep_name=folder.name)
