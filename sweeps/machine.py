@@ -57,19 +57,20 @@ def _count(run: RunConfig, cores: int, gpus: int) -> tuple[int, str]:
     each = TINY_GIB if run.model.source == "random" else REAL_GIB
     threads, ranks = threads_of(run), hardware.ranks
     limits = [
-        (max(1, cores // threads), f"{_counted(cores, 'core')}, {_counted(threads, 'thread')} each"),
+        (max(1, cores // threads), f"{counted(cores, 'core')}, {counted(threads, 'thread')} each"),
         (max(1, int(memory / (ranks * each))), f"{memory:.1f} GiB of free memory"),
     ]
     if hardware.device == "cuda":
         sharing = "" if hardware.runs_per_gpu == 1 else f", {hardware.runs_per_gpu} on each"
         taking = "" if ranks == 1 else f", {ranks} for each run"
         limits.append(
-            (max(1, max(1, gpus) * hardware.runs_per_gpu // ranks), f"{_counted(gpus, 'GPU')}{taking}{sharing}")
+            (max(1, max(1, gpus) * hardware.runs_per_gpu // ranks), f"{counted(gpus, 'GPU')}{taking}{sharing}")
         )
     return min(limits, key=lambda limit: limit[0])
 
 
-def _counted(number: int, name: str) -> str:
+def counted(number: int, name: str) -> str:
+    """`1 run`, `2 runs`."""
     return f"{number} {name}{'' if number == 1 else 's'}"
 
 

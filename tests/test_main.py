@@ -14,7 +14,7 @@ from rlhf.config import ALGO_CONFIGS
 from rlhf.config.build import option_types
 
 ROOT = Path(__file__).resolve().parents[1]
-STAND_IN = "hydra.launcher.target=tests.sweeps.stand_in:execute"
+STAND_IN = "hydra.launcher.target=tests.sweeps.counting:execute"
 HEAVY = ("torch", "transformers", "optuna", "wandb", "matplotlib", "peft", "submitit")
 ALGOS = ", ".join(sorted(ALGO_CONFIGS))
 
@@ -135,7 +135,7 @@ runpy.run_path({str(ROOT / "main.py")!r}, run_name="__main__")
 """
     done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, timeout=60)
     (imported,) = [line for line in done.stdout.splitlines() if line.startswith("imported: ")]
-    allowed = {"command_line", "machine", "overrides", "runs", "settings", "single", "sources", "usage"}
+    allowed = {"command_line", "machine", "runs", "settings", "single", "sources", "usage"}
     assert set(imported.split()[1:]) == {f"sweeps.{name}" for name in allowed}
     finished = [line for line in done.stdout.splitlines() if " finished" in line]
     assert len(finished) == 1, done.stdout  # and its end is told once
@@ -161,13 +161,13 @@ def test_a_sweep_from_any_folder_goes_on_when_typed_again_and_ends_in_a_table(tm
     assert (done.returncode, done.stderr) == (0, ""), done.stdout + done.stderr
     assert "4 runs, 3 finished earlier" in done.stdout and "4 of 4 runs finished" in done.stdout
     assert "report: runs/first/report.html" in done.stdout
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["cache", "fates.json", "runs", "started.txt"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["cache", "fates.json", "runs", "started.jsonl"]
     ids = sorted(folder.name[:6] for folder in (tmp_path / "runs/first").iterdir() if folder.name[:3] in ("apa", "awr"))
     assert ids == ["apa-s0", "apa-s1", "awr-s0", "awr-s1"]
 
     again = command(*arguments, cwd=tmp_path)
     assert "all 4 runs finished" in again.stdout and "report: runs/first/report.html" in again.stdout
-    assert len((tmp_path / "started.txt").read_text().splitlines()) == 7
+    assert len((tmp_path / "started.jsonl").read_text().splitlines()) == 7
 
 
 @pytest.mark.parametrize("wrapped", [False, True])

@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from rlhf.config import RunConfig
 from rlhf.config.build import ConfigError, build_config
 from rlhf.config.check import COMMAND_LINE, Sources, check
-from sweeps.overrides import SWEEP_FILES, store_sweep_files
+from sweeps.command_line import SWEEP_FILES, store_sweep_files
 from sweeps.sources import run_mapping, with_settings_of_algo
 
 ROOT = Path(__file__).resolve().parents[2]
