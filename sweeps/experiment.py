@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import json
 import shlex
 import sys
@@ -99,6 +100,13 @@ def run_folders(runs: Iterable[RunConfig]) -> dict[Path, RunConfig]:
 
 def check_before_start(runs: Sequence[RunConfig], target: str) -> None:
     """Raises: ConfigError: a place that these runs write, or something that they read, is not as it must be."""
+    module, _, name = target.partition(":")
+    try:
+        there = bool(name) and importlib.util.find_spec(module) is not None
+    except (ImportError, ValueError):
+        there = False
+    if not there:
+        raise ConfigError([f"hydra.launcher.target: {target} is no module:function that can be imported"])
     check_places(runs)
     if target == EXECUTE:
         check_inputs([*(need for run in runs for need in unfinished_inputs(run)), *runs])
