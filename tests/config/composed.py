@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import hydra
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 
 from rlhf.config import RunConfig
 from rlhf.config.build import ConfigError, build_config
@@ -63,9 +63,24 @@ def typed(*overrides: str) -> RunConfig:
 
 
 def _with_values(overrides: tuple[str, ...]) -> tuple[dict[str, Any], list[str]]:
-    """The mapping, and the paths of the single values."""
+    """The mapping, and the paths of the single values. Merged as plain values: OmegaConf takes 50 ms for it."""
     groups = tuple(text for text in overrides if (CONF / text.partition("=")[0]).is_dir())
     values = [text for text in overrides if text not in groups]
-    merged = OmegaConf.merge(OmegaConf.create(_compose(groups)), OmegaConf.from_dotlist(values))
-    assert isinstance(merged, DictConfig)
-    return run_mapping(merged), [text.partition("=")[0] for text in values]
+    mapping = composed(*groups)
+    for text in values:
+        _merge(mapping, copy.deepcopy(_value(text)))
+    return mapping, [text.partition("=")[0] for text in values]
+
+
+@functools.cache
+def _value(text: str) -> Any:
+    """{section: {option: value}} of an override."""
+    return OmegaConf.to_container(OmegaConf.from_dotlist([text]))
+
+
+def _merge(target: dict[str, Any], values: dict[str, Any]) -> None:
+    for key, value in values.items():
+        if isinstance(value, dict) and isinstance(target.get(key), dict):
+            _merge(target[key], value)
+        else:
+            target[key] = value
