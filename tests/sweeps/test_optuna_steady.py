@@ -9,7 +9,8 @@ from tests.sweeps.studies import behave, load, search, spans, states
 __all__ = ["search"]
 
 
-@pytest.mark.parametrize(("seconds", "count"), [(5.0, 9), pytest.param(20.0, 32, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize(("seconds", "count"), [(5.0, 9), (20.0, 32)])
 def test_long_and_short_trials_on_4_slots(search, tmp_path, seconds, count):
     # Grid order: the trials of 1 and 3 epochs take long, the others 1 s.
     behave(tmp_path, seconds=1.0, long={"1": seconds, "3": seconds})
