@@ -53,16 +53,16 @@ def checked(mapping: dict[str, Any], sources: Sources) -> RunConfig:
 def config(*overrides: str) -> RunConfig:
     """Checked, but options that nothing reads may be set: tests share settings. Hydra composes the groups alone, once
     each, since it takes its time, and the values are put on top."""
-    return checked(_with_values(overrides)[0], {})
+    return checked(with_values(overrides)[0], {})
 
 
 def typed(*overrides: str) -> RunConfig:
     """Checked as what was typed: every option that is set must be read."""
-    mapping, paths = _with_values(overrides)
+    mapping, paths = with_values(overrides)
     return checked(mapping, dict.fromkeys(paths, COMMAND_LINE))
 
 
-def _with_values(overrides: tuple[str, ...]) -> tuple[dict[str, Any], list[str]]:
+def with_values(overrides: tuple[str, ...]) -> tuple[dict[str, Any], list[str]]:
     """The mapping, and the paths of the single values. Merged as plain values: OmegaConf takes 50 ms for it."""
     groups = tuple(text for text in overrides if (CONF / text.partition("=")[0]).is_dir())
     values = [text for text in overrides if text not in groups]
