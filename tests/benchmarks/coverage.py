@@ -65,7 +65,8 @@ def sensitivity_coverage(seeds: int, apart: float) -> dict[str, float]:
     def once() -> dict[str, bool | None]:
         table = values + rng.normal(size=(seeds, 6))
         three = expected([dict(enumerate(column)) for column in table.T.tolist()], 0, 3)
-        return {name: _holds(*pair) for name, *pair in zip(("best", "median", "worst"), three, truth, strict=True)}
+        places = zip(("best", "median", "worst"), three, truth.tolist(), strict=True)
+        return {name: _holds(one, true) for name, one, true in places}
 
     return _shares(once)
 
@@ -113,7 +114,7 @@ def _between(low: float | None, truth: float, high: float | None) -> bool | None
 def _shares(once: Callable[[], dict[str, bool | None]]) -> dict[str, float]:
     """Over the repetitions that have an interval, by statistic."""
     holds = [once() for _ in range(REPETITIONS)]
-    by_name = {name: [one[name] for one in holds if one[name] is not None] for name in holds[0]}
+    by_name = {name: [bool(one[name]) for one in holds if one[name] is not None] for name in holds[0]}
     return {name: float(np.mean(values)) for name, values in by_name.items() if values}
 
 

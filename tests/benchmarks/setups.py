@@ -12,6 +12,7 @@ from argparse import Namespace
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -244,7 +245,8 @@ def iterations_of(
         algorithm=algorithm,
         evaluator=Evaluator(config, algorithm, tokenizer, encode_prompts(tokenizer, examples[:1], limit), scorer, None),
     )
-    bad_steps = BadSteps(Path("unused"), "optimization.max_bad_steps", 0, lambda write: write())
+    no_folder: Any = None  # the first bad step ends a benchmark
+    bad_steps = BadSteps(no_folder, "optimization.max_bad_steps", 0)
     early = EarlyScores(scorer, models.device) if scores_early(config) else None
     responses = Sampled(config, setup, PromptsAhead(config, setup.prompts), early)
     return Iterations(config, setup, Progress(controller_of(config.algo.penalty), bad_steps), responses)

@@ -55,9 +55,10 @@ def main(arguments: list[str] | None = None) -> None:
 def seconds_of(words: list[str], first_row_in: Path | None = None) -> Seconds:
     """Of main.py with these words: to its end, or until its first row stands below a folder, when it is killed."""
     output = [f"output_dir={first_row_in}"] if first_row_in else []
-    silent = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     before, began = resource.getrusage(resource.RUSAGE_CHILDREN), time.monotonic()
-    process = subprocess.Popen([sys.executable, "main.py", *words, *output], cwd=ROOT, **silent)
+    process = subprocess.Popen(
+        [sys.executable, "main.py", *words, *output], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
     while process.poll() is None:
         if first_row_in and any(file.stat().st_size for file in first_row_in.glob("*/*/metrics.jsonl")):
             process.kill()
