@@ -60,9 +60,9 @@ def torchs_switches() -> Iterator[None]:
     torch.utils.deterministic.fill_uninitialized_memory = True
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Of SFT policies and reward models, for the runs of one file."""
+    """Of SFT policies and reward models, made once for all files; a test that damages or counts them has another."""
     return tmp_path_factory.mktemp("cache")
 
 

@@ -196,7 +196,7 @@ slow = functools.partial(pytest.param, marks=pytest.mark.slow)
     [
         ("apa", "last_k"),
         ("ppo", "last_k"),
-        ("apa", "lora"),
+        slow("apa", "lora"),
         slow("ppo", "lora"),
         ("ppo", "all"),
         slow("apa", "all"),

@@ -92,8 +92,9 @@ def test_a_stage_that_blows_up_leaves_nothing_in_the_cache(tmp_path, cache, stag
 
 
 @pytest.fixture(scope="module")
-def inputs(tmp_path_factory, cache) -> Path:
+def inputs(tmp_path_factory) -> Path:
     """A cache with a finished SFT policy and reward model."""
+    cache = tmp_path_factory.mktemp("inputs")
     run = tiny(tmp_path_factory.mktemp("runs"), cache, "apa", *ONE)
     assert execute(run)["status"] == "finished"
     return cache

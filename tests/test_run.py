@@ -149,8 +149,9 @@ def test_inputs_are_made_once(never_stopped, tmp_path, cache):
     execute(tiny(tmp_path, cache, "awr", "seed=7", "rollout.iterations=1"))
     assert {path: path.stat().st_mtime_ns for path in stamps} == stamps
     assert {path for path in cache.rglob("*") if path.is_file() and path.suffix != ".lock"} == set(stamps)
-    summaries = [json.loads(path.read_text()) for path in cache.glob("inputs/*/summary.json")]
-    assert sorted(s["run_id"].split("-")[0] for s in summaries) == ["reward_model", "sft"]
+    inputs = input_runs(never_stopped("apa"))
+    assert [needed.stage.name for needed in inputs] == ["sft", "reward_model"]
+    summaries = [json.loads((run_folder(needed) / "summary.json").read_text()) for needed in inputs]
     assert all(s["status"] == "finished" and "eval/loss" in s for s in summaries)
 
 

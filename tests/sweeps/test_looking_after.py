@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -18,7 +19,7 @@ from rlhf.config import RunConfig
 from rlhf.config.build import ConfigError
 from rlhf.config.identity import input_runs, run_folder, run_id, sweep_folder
 from sweeps import machine
-from sweeps.__main__ import sweep_status
+from sweeps.__main__ import main, sweep_status
 from sweeps.experiment import run_experiment
 from sweeps.local_launcher import LocalRuns
 from sweeps.machine import Room, check_places, room_for
@@ -102,7 +103,7 @@ def test_a_run_of_more_threads_goes_alone(tmp_path):
 
 
 def test_one_run_is_stopped_and_the_others_go_on(tmp_path):
-    environment = {"COUNTING_SECONDS": "0.3"}
+    environment = {"COUNTING_SECONDS": "0.1"}
     launcher = LocalRuns(COUNTING, environment, room=Room(2, 2))
     runs = [run(tmp_path, f"seed={seed}", "rollout.iterations=20") for seed in range(3)]
     for one in runs:
@@ -119,7 +120,7 @@ def test_signals_to_all_processes_do_not_end_the_server(tmp_path):
     """As SLURM sends them: the driver must still learn how its children ended."""
     environment = {"COUNTING_SECONDS": "0.2"}
     launcher = LocalRuns(COUNTING, environment, room=Room(1, 1))
-    launcher.submit(run(tmp_path, "rollout.iterations=20"))
+    launcher.submit(run(tmp_path, "rollout.iterations=10"))
     while not starts(tmp_path):
         launcher.poll(0.1)
     child = launcher._children[0].process.pid
@@ -128,7 +129,7 @@ def test_signals_to_all_processes_do_not_end_the_server(tmp_path):
     for pid in (server, child):
         os.kill(pid, signal.SIGUSR2)
     assert drain(launcher) == ["interrupted"]
-    launcher.submit(run(tmp_path, "rollout.iterations=20"))
+    launcher.submit(run(tmp_path, "rollout.iterations=10"))
     assert drain(launcher) == ["finished"]
     assert [start["from"] > 0 for start in starts(tmp_path)] == [False, True]
 
@@ -149,21 +150,24 @@ def test_a_closed_terminal_is_a_request_to_checkpoint(tmp_path):
 
 def test_a_second_driver_waits_for_the_first(tmp_path):
     """Both end with the runs done once."""
-    drivers = [sweep(tmp_path, "algo=apa,ppo", "rollout.iterations=5") for _ in range(2)]
+    drivers = [sweep(tmp_path, "algo=apa,ppo", "rollout.iterations=2") for _ in range(2)]
     for driver in drivers:
         output, _ = driver.communicate(timeout=90)
         assert driver.returncode == 0, output
     rows = [len(file.read_text().splitlines()) for file in tmp_path.glob("runs/default/*/metrics.jsonl")]
-    assert rows == [6, 6]
+    assert rows == [3, 3]
 
 
 # --- the command -----------------------------------------------------------------------------------------------------
 
 
-def command_line(folder: Path, *words: str) -> subprocess.Popen[str]:
+def sweep(folder: Path, *overrides: str) -> subprocess.Popen[str]:
+    (folder / "reward").touch()
     environment = {**os.environ, "COUNTING_SECONDS": "0.3"}
+    places = (f"output_dir={folder}/runs", f"cache_dir={folder}/cache", f"reward.path={folder}/reward")
+    fixed = ("tracking=none", "model.sft=false", "hardware.parallel_runs=1", f"hydra.launcher.target={COUNTING}")
     return subprocess.Popen(
-        [sys.executable, *words],
+        [sys.executable, "main.py", "-m", *fixed, *places, *overrides],
         cwd=ROOT,
         env=environment,
         stdout=subprocess.PIPE,
@@ -173,42 +177,43 @@ def command_line(folder: Path, *words: str) -> subprocess.Popen[str]:
     )
 
 
-def sweep(folder: Path, *overrides: str) -> subprocess.Popen[str]:
-    (folder / "reward").touch()
-    places = (f"output_dir={folder}/runs", f"cache_dir={folder}/cache", f"reward.path={folder}/reward")
-    fixed = ("tracking=none", "model.sft=false", "hardware.parallel_runs=1", f"hydra.launcher.target={COUNTING}")
-    return command_line(folder, "main.py", "-m", *fixed, *places, *overrides)
+@pytest.fixture
+def tool(tmp_path, monkeypatch, capsys) -> Callable[..., tuple[int, str]]:
+    """`python -m sweeps COMMAND runs/default` in this process, without the report: its exit code and all it prints."""
+    monkeypatch.setattr("sweeps.experiment.write_report", lambda *_: None)
+
+    def command(name: str, *options: str) -> tuple[int, str]:
+        words = [name, f"{tmp_path}/runs/default", *options]
+        monkeypatch.setattr(sys, "argv", ["sweeps/__main__.py", *words])
+        code, printed = main(words), capsys.readouterr()
+        return code, printed.out + printed.err
+
+    return command
 
 
-def tool(folder: Path, command: str, *options: str) -> tuple[int, str]:
-    done = command_line(folder, "-m", "sweeps", command, str(folder / "runs/default"), *options)
-    output, _ = done.communicate(timeout=120)
-    return done.returncode, output
-
-
-def test_status_cancel_and_rerun(tmp_path):
+def test_status_cancel_and_rerun(tmp_path, tool):
     driver = sweep(tmp_path, "algo=apa,ppo", "rollout.iterations=30")
     deadline = time.monotonic() + 30
     while not list(tmp_path.glob("runs/default/apa-*/metrics.jsonl")):
         assert time.monotonic() < deadline
         time.sleep(0.05)
-    code, shown = tool(tmp_path, "status")
+    code, shown = tool("status")
     assert code == 0
     assert re.search(r"^apa-s0-\w+ +running +\d+/30( +\d\.\d{3}){4} +- +\S+ +\S+/logs/apa-s0-\w+\.log", shown, re.M)
     assert re.search(r"^ppo-s0-\w+ +queued +0/30 +- +- ", shown, re.M)
-    code, said = tool(tmp_path, "cancel")
+    code, said = tool("cancel")
     assert code == 0 and f"told to stop: the driver {driver.pid};" in said
     driver.communicate(timeout=60)
     assert driver.returncode == 130
-    code, shown = tool(tmp_path, "status")
+    code, shown = tool("status")
     assert re.search(r"^apa-s0-\w+ +interrupted", shown, re.M) and re.search(r"^ppo-s0-\w+ +interrupted", shown, re.M)
-    assert "nothing of this sweep runs or waits" in tool(tmp_path, "cancel")[1]
+    assert "nothing of this sweep runs or waits" in tool("cancel")[1]
 
-    code, said = tool(tmp_path, "rerun")
+    code, said = tool("rerun")
     assert code == 0, said
     assert "2 of 2 runs finished" in said
     assert [start["from"] > 0 for start in starts(tmp_path)] == [False, True, False]
-    code, said = tool(tmp_path, "rerun", "--failed")
+    code, said = tool("rerun", "--failed")
     assert code == 0 and "no run of this sweep is failed or lost" in said
 
 
@@ -245,22 +250,22 @@ def test_a_single_run_stopped_before_its_own_stage_is_told_as_interrupted(tmp_pa
     ]
 
 
-def test_what_failed_is_told_and_done_again_alone(tmp_path):
+def test_what_failed_is_told_and_done_again_alone(tmp_path, tool):
     (tmp_path / "fates.json").write_text(json.dumps({"ppo": "kill"}))
     driver = sweep(tmp_path, "algo=apa,ppo", "rollout.iterations=3")
     driver.communicate(timeout=120)
     assert driver.returncode == 1
-    code, shown = tool(tmp_path, "status")
+    code, shown = tool("status")
     assert re.search(r"failed: ppo-s0-\w+: killed by SIGKILL", shown)
-    code, said = tool(tmp_path, "rerun", "--failed")
+    code, said = tool("rerun", "--failed")
     assert code == 1 and f"rerun just these: python -m sweeps rerun {tmp_path}/runs/default --failed" in said
     (tmp_path / "fates.json").unlink()
-    code, said = tool(tmp_path, "rerun", "--failed")
+    code, said = tool("rerun", "--failed")
     assert code == 0 and "1 of 1 run finished" in said, said
     assert [start["run"].partition("-")[0] for start in starts(tmp_path)] == ["apa", "ppo", "ppo", "ppo"]
 
 
-def test_an_input_of_another_version_is_one_line(tmp_path):
+def test_an_input_of_another_version_is_one_line(tmp_path, tool):
     """Its record outlives changes of options that do not count towards its id."""
     needed = run(tmp_path, "model.sft=true")
     (sft,) = input_runs(needed)
@@ -270,13 +275,13 @@ def test_an_input_of_another_version_is_one_line(tmp_path):
     record["config"]["hardware"]["no_such_option"] = 1
     record_path(sft).write_text(json.dumps(record))
     for command in ("status", "cancel"):
-        code, said = tool(tmp_path, command)
+        code, said = tool(command)
         assert code == 0 and "Traceback" not in said
         assert f"{record_path(sft)}: not of this version of the program (hardware.no_such_option" in said
 
 
-def test_a_folder_without_a_sweep_is_one_line(tmp_path):
-    code, said = tool(tmp_path, "status")
+def test_a_folder_without_a_sweep_is_one_line(tmp_path, tool):
+    code, said = tool("status")
     assert code == 2 and said.strip() == f"{tmp_path}/runs/default: no sweep was started there (runs/<sweep name>)"
 
 
