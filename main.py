@@ -54,14 +54,16 @@ def _hydra(arguments: list[str]) -> None:
     from hydra.errors import HydraException
 
     from rlhf.config.build import ConfigError
-    from sweeps.command_line import MULTIRUN, as_typed, flags_first
-    from sweeps.overrides import (
-        composition_problem,
+    from sweeps.command_line import (
+        MULTIRUN,
+        as_typed,
         config_folders,
+        flags_first,
         refuse_unknown,
         store_sweep_files,
         without_null_groups,
     )
+    from sweeps.sources import composition_problem
     from sweeps.usage import asked_for_help, usage
 
     if (asked := asked_for_help(arguments)) is not None:
@@ -87,7 +89,9 @@ def _hydra(arguments: list[str]) -> None:
 
 
 def _leave(error: BaseException) -> NoReturn:
-    if _interrupted(error):  # before a run listens, or by the second Ctrl-C: the first asks the run to checkpoint
+    from sweeps.runs import interrupted
+
+    if interrupted(error):  # before a run listens, or by the second Ctrl-C: the first asks the run to checkpoint
         sys.stderr.write("interrupted; the same command goes on where it stopped\n")
         sys.exit(130)
     assert isinstance(error, Exception)
@@ -97,13 +101,6 @@ def _leave(error: BaseException) -> NoReturn:
 
         complain("".join(traceback.format_exception(error)))
     sys.exit(code)
-
-
-def _interrupted(error: BaseException | None) -> bool:
-    """Whether Ctrl-C is at the root of it: libraries raise errors of their own out of an import that it broke off."""
-    while error is not None and not isinstance(error, KeyboardInterrupt):
-        error = error.__cause__ or error.__context__
-    return error is not None
 
 
 def _exit_code(error: Exception) -> int:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
-import io
 import json
-import zipfile
+import math
+import os
+import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
@@ -20,13 +20,14 @@ from transformers import PreTrainedTokenizerBase
 from rlhf.batches import Rollouts, pad
 from rlhf.config import RunConfig
 from rlhf.config.identity import REVISION, fingerprint, read_by_stage
+from rlhf.control_tokens import pad_id
 from rlhf.data.examples import Demonstration, Preference
 from rlhf.data.tokenize import encode_prompts
 from rlhf.distributed import asked_to_stop, on_first_rank
-from rlhf.errors import FileError, reason
-from rlhf.files import file_errors, write_whole
+from rlhf.errors import reason
+from rlhf.files import file_errors, flush_to_disk, write_whole
 from rlhf.terminal import say
-from rlhf.text import answer_text, decode, encode_answer, pad_id
+from rlhf.text import answer_text, decode, encode_answer
 from rlhf.urls import address
 from rlhf.waiting import Interrupted, locked
 
@@ -109,14 +110,14 @@ def scores_file(config: RunConfig, reward_model: Path | None, answers: Answers) 
         "hardware": [hardware.device, hardware.threads, hardware.ranks],
     }
     key = hashlib.sha256(json.dumps(depends_on, sort_keys=True).encode()).hexdigest()[:16]
-    return Path(config.cache_dir) / "scores" / f"{key}.npz"
+    return Path(config.cache_dir) / "scores" / f"{key}.txt"
 
 
 def scored_once(path: Path, answers: Answers, score: Callable[[Rollouts], Tensor]) -> Tensor:
     """(rows,) float32 scores of all answers, by whichever run comes first; the others wait and read its file.
 
-    The file grows by chunks, and an interrupted run's is gone on from. Every rank calls this at the same place; rank 0
-    holds the lock and the file.
+    Each chunk is appended, and an interrupted run's file is gone on from. Every rank calls this at the same place;
+    rank 0 holds the lock and the file.
 
     Args:
         score: Rollouts -> (B,) scores.
@@ -135,31 +136,41 @@ def scored_once(path: Path, answers: Answers, score: Callable[[Rollouts], Tensor
                     "kept; type the command again to go on"
                 )
             rows = torch.arange(len(scores), min(len(scores) + CHUNK, len(answers)))
-            scores = torch.cat([scores, score(answers.rows(rows)).float()])
-            on_first_rank(functools.partial(_write, path, scores))
+            chunk = score(answers.rows(rows)).float()
+            on_first_rank(functools.partial(_append, path, chunk))
+            scores = torch.cat([scores, chunk])
         return scores
 
 
-def _write(path: Path, scores: Tensor) -> None:
-    content = io.BytesIO()
-    np.savez(content, scores=scores.numpy())  # a zip file, whose checksum tells damage
-    write_whole(path, content.getvalue())
+def _append(path: Path, chunk: Tensor) -> None:
+    """One line: the scores, which JSON holds to the bit, and their checksum."""
+    numbers = json.dumps(chunk.tolist())
+    with file_errors(path, "append to it"):
+        with path.open("a", encoding="ascii") as file:
+            file.write(f"{zlib.crc32(numbers.encode())} {numbers}\n")
+        flush_to_disk(path)
 
 
 def _read(path: Path, rows: int) -> Tensor:
-    """The scores that are there: of whole chunks, or of all rows. Of a damaged file none, and a line that names it."""
+    """The scores that are there; of a damaged file none, and a line that names it."""
+    with file_errors(path, "read it"):
+        content = path.read_bytes() if path.exists() else b""
+        lines = content[: content.rfind(b"\n") + 1]
+        if len(lines) < len(content):  # a run was killed while it wrote
+            os.truncate(path, len(lines))
+    scores: list[float] = []
     try:
-        with file_errors(path, "read it"), np.load(path, allow_pickle=False) as archive:
-            scores = archive["scores"]
-        parts = scores.ndim == 1 and (len(scores) == rows or (len(scores) < rows and len(scores) % CHUNK == 0))
-        if scores.dtype != np.float32 or not parts:
-            raise ValueError(f"it does not hold {rows} scores")
-        if not np.isfinite(scores).all():
+        for line in lines.splitlines():
+            checksum, _, numbers = line.partition(b" ")
+            if zlib.crc32(numbers) != int(checksum):
+                raise ValueError("a line does not match its checksum")
+            scores += json.loads(numbers)
+        if not all(map(math.isfinite, scores)):
             raise ValueError("it holds scores that are not finite")
-        return torch.from_numpy(scores)
-    except FileError as error:
-        if not isinstance(error.__cause__, FileNotFoundError):
-            raise
-    except (ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        if len(scores) > rows:
+            raise ValueError(f"it holds {len(scores)} scores, and there are {rows} answers")
+    except (ValueError, TypeError) as error:
         say(f"{path}: damaged ({reason(error)}); the answers are scored again")
-    return torch.empty(0)
+        write_whole(path, "")
+        scores = []
+    return torch.tensor(scores, dtype=torch.float32)

@@ -130,12 +130,14 @@ class TrainingBatch(_RowBatch):
     """(B, T) float32: log pi_old of the sampled tokens."""
     reference_logprobs: Tensor
     """(B, T) float32: log pi_init of the same tokens."""
-    advantages: Tensor
-    """(B, T) float32, or (B,) where an algorithm has one for each response: what `Algorithm.signal` gave."""
+    advantages: Tensor | None = None
+    """(B, T) float32, or (B,) where an algorithm has one for each response; None where its loss takes rewards."""
     old_values: Tensor | None = None
     """(B, T) float32: V of the state before each token, at rollout time; None without a critic."""
     returns: Tensor | None = None
     """(B, T) float32: what V learns; None without a critic."""
+    rewards: Tensor | None = None
+    """(B, T) float32: token rewards, for a loss that takes them; None elsewhere."""
 
     def __post_init__(self) -> None:
         shape = self.mask.shape
@@ -172,12 +174,11 @@ class Totals:
 
 @dataclass(frozen=True)
 class Signal:
-    """What a rollout batch teaches, by `Algorithm.signal`."""
+    """What a rollout batch teaches, by `Algorithm.signal`: the fields of `TrainingBatch` of these names."""
 
-    advantages: Tensor
-    """(B, T), or (B,): one for each response."""
+    advantages: Tensor | None = None
     returns: Tensor | None = None
-    """(B, T): the critic's targets; None without one."""
+    rewards: Tensor | None = None
 
 
 @dataclass(frozen=True)

@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
 from rlhf.config.dataset import DatasetConfig
+from rlhf.control_tokens import (
+    MarkedText,
+    control_spans,
+    end_with,
+    joined,
+    part,
+    special_control,
+    spelled_control,
+    spoken_control,
+)
 from rlhf.data.examples import DataError, Demonstration, Mapped, Preference, TextData
 from rlhf.errors import reason
-from rlhf.marked_text import MarkedText, control_spans, joined, part
-from rlhf.text import end_with, special_control, spelled_control, spoken_control
 
 Message = Mapping[str, Any]
 """{"role": "system", "user" or "assistant", "content": its text}, and whatever else a template reads."""
@@ -50,10 +58,6 @@ class ChatTemplate:
         if self.opened and text.endswith(self.opened):
             text = part(text, 0, len(text) - len(self.opened))
         return joined(text, special_control(self.tokenizer, self.inner))
-
-    def answer(self, text: str) -> str:
-        """What follows the prompt; the EOS comes with its tokens."""
-        return self.blanks + text
 
 
 def template_of(tokenizer: PreTrainedTokenizerBase, choice: str) -> ChatTemplate | None:
@@ -99,7 +103,18 @@ def with_template(config: DatasetConfig, data: TextData, tokenizer: PreTrainedTo
     template = template_of(tokenizer, config.template)
     if template is None:
         return data
-    demonstration, preference = _demonstration(template), _preference(template)
+
+    def texts(prompt: str, *answers: str) -> list[str]:
+        bare = [answer.removeprefix(" ") if prompt.endswith(_CUES) else answer for answer in answers]
+        written = [template.blanks + answer if given else given for answer, given in zip(bare, answers, strict=True)]
+        return [template.prompt(conversation(prompt)), *written]
+
+    def demonstration(example: Demonstration) -> Demonstration:
+        return Demonstration(*texts(example.prompt, example.response))
+
+    def preference(example: Preference) -> Preference:
+        return Preference(*texts(example.prompt, example.chosen, example.rejected))
+
     return replace(
         data,
         sft=Mapped(data.sft, demonstration),
@@ -126,31 +141,10 @@ def conversation(prompt: str) -> list[Message]:
     return list(turns)
 
 
-def _demonstration(template: ChatTemplate) -> Callable[[Demonstration], Demonstration]:
-    return lambda example: Demonstration(
-        template.prompt(conversation(example.prompt)), _answer(template, example.prompt, example.response)
-    )
-
-
-def _preference(template: ChatTemplate) -> Callable[[Preference], Preference]:
-    return lambda example: Preference(
-        template.prompt(conversation(example.prompt)),
-        _answer(template, example.prompt, example.chosen),
-        _answer(template, example.prompt, example.rejected),
-    )
-
-
-def _answer(template: ChatTemplate, prompt: str, answer: str) -> str:
-    if not answer:
-        return answer
-    return template.answer(answer.removeprefix(" ") if prompt.endswith(_CUES) else answer)
-
-
 def _plain_message(message: Message) -> dict[str, Any]:
     """A message of which every value is Python's own (parquet gives arrays) and the content is a text."""
-    plain = {str(key): _plain_value(value) for key, value in dict(message).items()}
-    plain["content"] = "" if plain.get("content") is None else plain["content"]
-    return plain
+    plain = _plain_value(dict(message))
+    return plain if plain.get("content") is not None else {**plain, "content": ""}
 
 
 def _plain_value(value: Any) -> Any:

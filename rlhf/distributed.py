@@ -22,6 +22,7 @@ from rlhf.waiting import Interrupted, stop_requested
 
 T = TypeVar("T")
 
+
 BUCKET_NUMBERS = 2**24
 """Gradients are added up so many numbers at a time: 64 MiB in float32."""
 

@@ -13,15 +13,14 @@ from transformers import PreTrainedTokenizerBase
 from rlhf.algorithms import Algorithm
 from rlhf.batches import PromptBatch, Rollouts, on_device
 from rlhf.config import RunConfig
+from rlhf.control_tokens import control_spans
 from rlhf.data.examples import GoldScorer
 from rlhf.distributed import gathered, own_rows
-from rlhf.kl import exact_kl
-from rlhf.marked_text import control_spans
 from rlhf.masked import entropy, masked_mean
 from rlhf.models.features import features_of, micro_batches
 from rlhf.models.policy import Policy
 from rlhf.random import sampling_uniforms
-from rlhf.rewards import score_responses
+from rlhf.rewards import exact_kl, score_responses
 from rlhf.rollout import generate
 from rlhf.scorers import Scorer
 from rlhf.token_logprobs import chosen, spread
@@ -52,7 +51,7 @@ class Evaluator:
     scorer: Scorer
     gold: GoldScorer | None
     stop_strings: Sequence[str] = field(default=(), kw_only=True)
-    """What ends a response beside its EOS."""
+    """What ends a response besides its EOS."""
 
     def run(self, models: Policy) -> Evaluated:
         """eval/* metrics of the architecture, the numbers of each prompt, and the first responses as samples.

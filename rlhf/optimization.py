@@ -1,16 +1,21 @@
-"""The optimizer, its schedule, minibatches, and one gradient step over micro-batches."""
+"""The optimizer, its schedule, one step, and the steps that are left out since they are not finite."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from rlhf.finite import NotFinite
+from rlhf.finite import NotFinite, check_weights
 from rlhf.precision import LossScaler
+
+if TYPE_CHECKING:
+    from rlhf.runs.folder import RunFolder
 
 UNSCALED = LossScaler("fp32")
 REMEDIES = {"policy": "a smaller optimization.learning_rate", "value": "a smaller value.learning_rate"}
@@ -72,12 +77,6 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, factor: float) -> None:
         group["lr"] = group["initial_lr"] * factor
 
 
-def minibatches(order: Tensor, size: int) -> Iterator[Tensor]:
-    """Consecutive pieces of a shuffled index vector, all of length `size` (config checks that it divides)."""
-    for first in range(0, len(order), size):
-        yield order[first : first + size]
-
-
 def clip_and_step(
     optimizer: torch.optim.Optimizer,
     networks: Mapping[str, list[nn.Parameter]],
@@ -88,7 +87,7 @@ def clip_and_step(
 ) -> dict[str, float]:
     """Scale each network's gradient down to `max_grad_norm`, step, and forget the gradients.
 
-    Networks are clipped apart, so that a large value gradient never shortens the policy's step.
+    Each network is clipped by its own norm, so that a large value gradient never shortens the policy's step.
 
     Args:
         remedies: by network, what may keep its gradient finite, as "a smaller value.learning_rate".
@@ -114,3 +113,50 @@ def clip_and_step(
     optimizer.zero_grad(set_to_none=True)
     scaler.stepped(overflow=False)
     return norms
+
+
+@dataclass
+class BadSteps:
+    """The bad optimizer steps of one run: left out, counted, their batches kept, up to a limit. Every rank calls `skip`
+    at the same place, for a step that is bad on all of them."""
+
+    KEPT = 16
+    """Batches kept in a run folder, the first ones: what they have in common shows in a few."""
+
+    folder: RunFolder
+    option: str
+    """Of the config, which holds `allowed`, as "sft.max_bad_steps"."""
+    allowed: int
+    """Steps that may be left out in the whole run."""
+    count: int = 0
+    """Left out so far; a checkpoint keeps it."""
+
+    def skip(
+        self,
+        error: NotFinite,
+        optimizer_step: int,
+        parameters: Mapping[str, nn.Parameter],
+        describe: Callable[[], Sequence[Mapping[str, Any]]],
+    ) -> None:
+        """Take note of a step that was left out.
+
+        Args:
+            error: what was not finite; the step itself has changed nothing.
+            parameters: the trained ones, which a further batch cannot mend once they are not finite.
+            describe: -> what is written down of the step's examples.
+
+        Raises:
+            NotFinite: too many steps were bad, or the weights are.
+        """
+        problem, _, remedy = str(error).partition("; try ")
+        self.count += 1
+        file = None
+        if self.count <= self.KEPT or self.count > self.allowed:
+            content = {"step": optimizer_step, "problem": problem}
+            file = self.folder.keep_bad_step(optimizer_step, lambda: {**content, "batch": describe()})
+        check_weights(parameters, f"at optimizer step {optimizer_step}", remedy)
+        if self.count > self.allowed:
+            raise NotFinite(
+                f"{problem}, bad step {self.count} of this run, and {self.option}={self.allowed} may be left out; its "
+                f"batch is in {file}; try {remedy}"
+            ) from error

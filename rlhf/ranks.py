@@ -65,7 +65,8 @@ def joined(config: RunConfig) -> Iterator[None]:
     where = os.environ.get("MASTER_ADDR", "127.0.0.1"), int(os.environ.get("MASTER_PORT", "29500"))
     cuda = config.hardware.device == "cuda"
     if cuda:
-        torch.cuda.set_device(_local_device())
+        # SLURM may show each task a GPU of its own as the only one.
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")) % max(1, torch.cuda.device_count()))
     hosts = number == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"  # torchrun has one up already
     try:
         server = TCPStore(*where, size, hosts, timedelta(seconds=MEET_SECONDS))
@@ -125,11 +126,6 @@ def _watch(failures: PrefixStore, over: threading.Event) -> None:
         return
 
 
-def _local_device() -> int:
-    """This rank's GPU; SLURM may show each task its own as the only one."""
-    return int(os.environ.get("LOCAL_RANK", "0")) % max(1, torch.cuda.device_count())
-
-
 def start_ranks(config: RunConfig, execute: Callable[[RunConfig], dict[str, Any]]) -> dict[str, Any]:
     """hardware.ranks processes of this machine do the run; returns rank 0's summary.
 
@@ -148,7 +144,9 @@ def start_ranks(config: RunConfig, execute: Callable[[RunConfig], dict[str, Any]
         raise RankFailed(f"hardware.ranks: {size}, one GPU each, but this machine shows {there}; {remedy}")
     with tempfile.TemporaryDirectory(prefix="ranks-") as results:
         variables = {"WORLD_SIZE": str(size), "LOCAL_WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1"}
-        variables["MASTER_PORT"] = str(_free_port())
+        with socket.socket() as listening:
+            listening.bind(("127.0.0.1", 0))
+            variables["MASTER_PORT"] = str(listening.getsockname()[1])
         if sys.platform == "linux" and "GLOO_SOCKET_IFNAME" not in os.environ:
             variables["GLOO_SOCKET_IFNAME"] = "lo"  # this machine's name need not resolve
         resource_tracker.ensure_running()
@@ -202,24 +200,14 @@ def _be_rank(
         result: Any = execute(config)
     except BaseException as error:
         complain(traceback.format_exc())
-        result = _portable(error)
+        result = error
+        try:
+            same = str(pickle.loads(pickle.dumps(error))) == str(error)
+        except Exception:
+            same = False
+        if not same:  # it cannot be sent as it is
+            result = RuntimeError(one_line(error))
     write_whole(Path(results) / str(number), pickle.dumps(result))
     if isinstance(result, BaseException):
         sys.stderr.flush()
         os._exit(1)
-
-
-def _portable(error: BaseException) -> BaseException:
-    """The error as it can be sent."""
-    try:
-        if str(pickle.loads(pickle.dumps(error))) == str(error):
-            return error
-    except Exception:
-        pass
-    return RuntimeError(one_line(error))
-
-
-def _free_port() -> int:
-    with socket.socket() as listening:
-        listening.bind(("127.0.0.1", 0))
-        return listening.getsockname()[1]

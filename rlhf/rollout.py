@@ -10,12 +10,12 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from rlhf.batches import PromptBatch, Rollouts
-from rlhf.marked_text import part
+from rlhf.control_tokens import eos_id, pad_id, part
 from rlhf.masked import mask_through_first
 from rlhf.models.policy import Policy
 from rlhf.sampling.fast import fast_sampler, unfit
 from rlhf.sampling.plain import sample_plain
-from rlhf.text import decode, eos_id, pad_id, stop_ids
+from rlhf.text import decode, stop_ids
 
 
 def generate(

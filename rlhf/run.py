@@ -12,8 +12,8 @@ from typing import Any
 import torch
 import transformers
 
-from rlhf.config import RunConfig
-from rlhf.config.identity import SCORING_STAGES, input_runs, run_folder, run_id
+from rlhf.config import SCORING_STAGES, RunConfig
+from rlhf.config.identity import input_runs, run_folder, run_id
 from rlhf.distributed import RankFailed, count, on_first_rank
 from rlhf.errors import UserError
 from rlhf.files import file_error

@@ -13,10 +13,9 @@ from rlhf.algorithms import Algorithm
 from rlhf.batches import Rollouts, TrainingBatch, on_device
 from rlhf.config import RunConfig
 from rlhf.distributed import count, sum_rows
-from rlhf.kl import k1
 from rlhf.models import Features, PolicyModels
 from rlhf.models.features import features_of, micro_batches
-from rlhf.rewards import token_rewards
+from rlhf.rewards import k1, token_rewards
 from rlhf.update import first_micro_batches, packs_by_length
 
 
@@ -34,19 +33,14 @@ class Measured:
     @property
     def columns(self) -> dict[str, Tensor]:
         """All but the features, by name."""
-        every = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)[1:]}
-        return {name: column for name, column in every.items() if column is not None}
+        return {name: column for name, column in vars(self).items() if isinstance(column, Tensor)}
 
 
 def measure_rollouts(config: RunConfig, models: PolicyModels, rollouts: Rollouts, iteration: int) -> Measured:
     """What the networks say of all rollouts, each rank having asked them for the rows that it trains on first."""
-    measured = measure(
-        models,
-        rollouts,
-        first_micro_batches(config, features_of(rollouts), iteration),
-        rows_per_pass=config.rollout.batch_size,
-        by_length=packs_by_length(config),
-    )
+    parts = first_micro_batches(config, features_of(rollouts), iteration)
+    rows_per_pass, by_length = config.rollout.batch_size, packs_by_length(config)
+    measured = measure(models, rollouts, parts, rows_per_pass=rows_per_pass, by_length=by_length)
     if count() == 1:
         return measured
     hidden = measured.features.hidden
@@ -77,8 +71,7 @@ def measure(
         for rows in parts:
             part = features.rows(rows)
             part = part.trimmed() if by_length else part
-            mask = part.mask[:, part.prompt_width :]
-            place = on_device(rows, mask.device)
+            mask, place = part.mask[:, part.prompt_width :], on_device(rows, part.mask.device)
             for name, column in measure_part(models, part).items():
                 columns[name][place, : mask.shape[1]] = torch.where(mask, column, 0.0)
 
@@ -88,8 +81,7 @@ def measure(
 
 def measure_part(models: PolicyModels, features: Features) -> dict[str, Tensor]:
     """Columns of `Measured`, (B, T) each, of one micro-batch."""
-    tokens, at = features.tokens, features.response_positions()
-    hidden = models.policy_hidden(features)
+    tokens, at, hidden = features.tokens, features.response_positions(), models.policy_hidden(features)
     old, entropy = models.policy_logprobs_and_entropy(hidden, tokens, at)
     reference = models.reference_logprobs(models.reference_hidden(features), tokens, at)
     columns = {"old_logprobs": old, "reference_logprobs": reference, "entropy": entropy}
@@ -140,7 +132,6 @@ def training_batch(
         mask=mask,
         old_logprobs=measured.old_logprobs,
         reference_logprobs=measured.reference_logprobs,
-        advantages=signal.advantages,
         old_values=measured.values,
-        returns=signal.returns,
+        **vars(signal),
     )

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from rlhf.algorithms import Algorithm
-from rlhf.algorithms.critic import value_loss
+from rlhf.algorithms.algorithm import value_loss
 from rlhf.batches import LossOutput, Totals, TrainingBatch
 from rlhf.config import CriticAlgoConfig, RunConfig
 from rlhf.config.sizes import forward_rows
@@ -18,11 +18,11 @@ from rlhf.distributed import own_rows, sum_gradients, sum_numbers
 from rlhf.finite import NotFinite
 from rlhf.models import Features, PolicyModels
 from rlhf.models.features import micro_batches
-from rlhf.optimization import REMEDIES, clip_and_step, minibatches, schedule_factor, set_learning_rate
+from rlhf.optimization import REMEDIES, clip_and_step, schedule_factor, set_learning_rate
 from rlhf.random import permutation
 
 Skip = Callable[[NotFinite, int, Tensor], None]
-"""(what was not finite, the optimizer step, the minibatch's rows in the rollout) -> nothing; see `rlhf.bad_steps`."""
+"""(what was not finite, the optimizer step, the minibatch's rows in the rollout) -> nothing; see `BadSteps`."""
 
 
 def update(
@@ -42,7 +42,7 @@ def update(
     Args:
         features: of the whole rollout batch, as `measure` cached them.
         step: optimizer steps done before.
-        skip: told of a step that is left out since its loss or gradient is not finite; None: such a step is an error.
+        skip: called for a step that is left out since its loss or gradient is not finite; None: it is an error.
 
     Returns:
         Metrics (without the prefix train/), averaged over the minibatches, and the optimizer steps done after. Those
@@ -110,7 +110,7 @@ def minibatches_of(config: RunConfig, count: int, iteration: int, epoch: int) ->
     """Rows of each minibatch of an epoch over `count` responses, all ranks' together; groups are shuffled whole."""
     size = config.algo.group_size
     groups = permutation(config.seed, f"minibatches of epoch {epoch}", iteration, count // size)
-    return list(minibatches(rows_of_groups(groups, size), config.optimization.minibatch_size))
+    return list(rows_of_groups(groups, size).split(config.optimization.minibatch_size))
 
 
 def rows_of_groups(groups: Tensor, size: int) -> Tensor:
@@ -123,7 +123,7 @@ def packs_by_length(config: RunConfig) -> bool:
     return config.optimization.pack_by_length and config.algo.packs_by_length
 
 
-def own_micro_batches(config: RunConfig, minibatch: Tensor, features: Features) -> list[Tensor]:
+def rank_micro_batches(config: RunConfig, minibatch: Tensor, features: Features) -> list[Tensor]:
     """Rows of this rank's micro-batches of a minibatch.
 
     Args:
@@ -139,7 +139,7 @@ def own_micro_batches(config: RunConfig, minibatch: Tensor, features: Features) 
 def first_micro_batches(config: RunConfig, features: Features, iteration: int) -> list[Tensor]:
     """Rows of this rank's micro-batches of an iteration's first epoch: all ranks' together are all rows, once."""
     first = minibatches_of(config, len(features.mask), iteration, 0)
-    return [rows for minibatch in first for rows in own_micro_batches(config, minibatch, features)]
+    return [rows for minibatch in first for rows in rank_micro_batches(config, minibatch, features)]
 
 
 def num_optimizer_steps(config: RunConfig) -> int:
@@ -158,7 +158,7 @@ def accumulate_gradients(
     totals = Totals(minibatch.mask.sum(), len(minibatch.mask))
     sums = defaultdict[str, list[Tensor]](list)
     place = {row: i for i, row in enumerate(minibatch.rows_in_rollout.tolist())}
-    for rows in own_micro_batches(config, minibatch.rows_in_rollout, features):
+    for rows in rank_micro_batches(config, minibatch.rows_in_rollout, features):
         batch, part = minibatch.rows(torch.tensor([place[row] for row in rows.tolist()])), features.rows(rows)
         if packs_by_length(config):
             part = part.trimmed()
@@ -179,7 +179,7 @@ def backward(
 ) -> dict[str, Tensor]:
     """Backward through the losses of one micro-batch; each loss and the algorithm's metrics.
 
-    Separate networks have a graph each, of which one is gone before the other is made where they do not run at once;
+    Separate networks have a graph each, one freed before the other is made where they do not run concurrently;
     a value head on the policy needs both losses on one graph.
     """
     scaled, coef = models.scaler.scaled, config.value.coef
@@ -194,17 +194,17 @@ def backward(
         scaled(coef * loss).backward()
         return loss
 
-    if not models.critic:
-        output = train_policy()
-        return {"policy_loss": output.loss.detach(), **output.metrics}
     if models.value_on_policy:
         hidden = models.policy_hidden(features)
         output = policy_loss(algorithm, models, hidden, batch, features, totals)
         critic = critic_loss(config, models.values_on(hidden), batch, totals)
         scaled(output.loss + coef * critic).backward()
-    else:
+    elif models.critic:
         output, critic = models.run_both(train_policy, train_values)
-    return {"policy_loss": output.loss.detach(), "value_loss": critic.detach(), **output.metrics}
+    else:
+        output, critic = train_policy(), None
+    values = {} if critic is None else {"value_loss": critic.detach()}
+    return {"policy_loss": output.loss.detach(), **values, **output.metrics}
 
 
 def policy_loss(

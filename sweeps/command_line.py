@@ -1,24 +1,43 @@
-"""The words of a command line, read before Hydra reads them: flags in any place, and values that arrive as typed."""
+"""The words of a command line before Hydra reads them: flags in any place, values as typed, a typo in one line."""
 
 from __future__ import annotations
 
+import difflib
 import re
 import shlex
 import typing
-from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from rlhf.config.build import ConfigError, cut, option_types, shown
+from rlhf.config import ALGO_CONFIGS
+from rlhf.config.build import ConfigError, algos_with, cut, no_such_option, option_paths, option_types, shown
+from sweeps.settings import unknown_settings
+from sweeps.sources import is_hydras, option_path
 
 if TYPE_CHECKING:
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.core.override_parser.types import Override
+
+SWEEP_FILES = sorted(Path(__file__).parent.glob("*.yaml"))
+"""The options of `+sweep=`."""
+
+OPTIONAL_GROUPS = ("experiment", "debug")
+"""Groups that a run can do without."""
 
 # Hydra's flags that take a value; the others take none.
 WITH_VALUE = ("--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd", "--package", "-p", "--cfg", "-c")
 WITHOUT_VALUE = ("--multirun", "-m", "--run", "-r", "--resolve", "--version", "--hydra-help", "--info", "-i")
 WITHOUT_VALUE += ("--shell-completion", "-sc", "--experimental-rerun")
 MULTIRUN = ("--multirun", "-m")
+
+# What to type where a group has no such option.
+REMEDIES = {
+    "model": "any model of the hub or a folder: model=hub model.path={hub_name}",
+    "dataset": "pairs of your own: dataset=hh dataset.path=pairs.jsonl, or dataset.hub=owner/name",
+    "reward": "a reward model of your own: reward.path=owner/name",
+    "experiment": "a file of your own: --config-dir FOLDER, with FOLDER/experiment/{name}.yaml",
+}
 
 # A call of Hydra's grammar, as range(3) or choice(a,b).
 _CALL = re.compile(r"(choice|range|interval|glob|tag|sort|shuffle|str|int|float|bool|json_str|extend_list)\(.*\)", re.S)
@@ -38,13 +57,10 @@ def flags_first(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
         name, _, value = word.partition("=")
         if not word.startswith("-"):
             overrides.append(word)
-        elif name in WITH_VALUE:
+        elif name in (*WITH_VALUE, *WITHOUT_VALUE):
             flags.append(word)
-            if "=" not in word and words:
-                flags.append(words.pop(0))
-        elif name in WITHOUT_VALUE:
-            flags.append(word)
-            if name in ("--info", "-i") and words and "=" not in words[0]:
+            takes_next = name in WITH_VALUE or (name in ("--info", "-i") and words and "=" not in words[0])
+            if takes_next and "=" not in word and words:
                 flags.append(words.pop(0))
         else:
             if not value and words and not words[0].startswith("-") and "=" not in words[0]:
@@ -58,7 +74,54 @@ def flags_first(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     return flags, overrides
 
 
-def as_typed(overrides: Iterable[str], parser: OverridesParser, multirun: bool) -> list[str]:
+def config_folders(flags: Sequence[str], overrides: Sequence[str], conf: Path) -> list[Path]:
+    """The folders that Hydra looks for config files in: the project's, `--config-dir`, `hydra.searchpath`.
+
+    Raises:
+        ConfigError: one of them is no folder.
+    """
+    typed = [flags[place + 1] for place, flag in enumerate(flags[:-1]) if flag in ("--config-dir", "-cd")]
+    typed += [flag.partition("=")[2] for flag in flags if flag.startswith(("--config-dir=", "-cd="))]
+    for override in overrides:
+        key, _, value = override.partition("=")
+        if key.lstrip("+") == "hydra.searchpath":
+            typed += [name.strip(" \"'").removeprefix("file://") for name in value.strip("[]").split(",")]
+    folders = [Path(name) for name in typed if name and not name.startswith("pkg://")]
+    if missing := [folder for folder in folders if not folder.is_dir()]:
+        raise ConfigError([f"--config-dir: {folder} is no folder" for folder in missing])
+    return [conf, *folders]
+
+
+def store_sweep_files(overrides: Sequence[str]) -> None:
+    """Make the files of this folder that overrides name known to Hydra, as options of the group `sweep`."""
+    from hydra.core.config_store import ConfigStore
+    from omegaconf import OmegaConf
+
+    for file in SWEEP_FILES:
+        if any(file.stem in text for text in overrides):
+            node: Any = OmegaConf.load(file)
+            if any(text.startswith("debug=") and text != "debug=null" for text in overrides):
+                node.pop("sweep_name", None)  # debug's: its runs are none of the figure's
+            ConfigStore.instance().store(group="sweep", name=file.stem, node=node, package="_global_")
+
+
+def without_null_groups(overrides: Sequence[str], folders: Sequence[Path]) -> list[str]:
+    """The overrides, a group's null as Hydra has it: `debug=null` is nothing at all, `tuned=null` a deletion."""
+    groups, kept = config_groups(folders), []
+    for override in overrides:
+        key, _, value = override.partition("=")
+        group = key.lstrip("+")
+        if group not in groups or value.strip() not in ("null", "") or group not in (*OPTIONAL_GROUPS, "tuned"):
+            kept.append(override)  # null of any other group is refused with the other choices
+        elif group == "tuned":
+            kept.append("~tuned")
+    return kept
+
+
+# --- values as typed ------------------------------------------------------------------------------------
+
+
+def as_typed(overrides: Sequence[str], parser: OverridesParser, multirun: bool) -> list[str]:
     """The overrides, texts put into Hydra's quotes where its grammar would alter or refuse them.
 
     Raises:
@@ -79,17 +142,23 @@ def _as_typed(override: str, parser: OverridesParser, multirun: bool) -> str:
     from hydra.errors import HydraException
 
     key, sign, raw = override.partition("=")
-    option = key.lstrip("+").strip()
-    _refuse_interpolations(key, raw)
+    known = set(option_types()) | {path.rpartition(".")[0] for path in option_types()}
+    for name in _INTERPOLATION.findall(raw):
+        if ":" not in name and not name.startswith(("hydra.", ".")) and name not in known:
+            line = f"{key}: ${{{name}}} stands for an option {name}, and there is none; write ${name}, or \\${{{name}}}"
+            raise ConfigError([line])
     try:
         parsed = parser.parse_override(override)
     except HydraException:
         parsed = None
-    is_text = sign and raw and not key.startswith("~") and "\n" not in key
-    if is_text and _holds_texts(option):
-        return f"{key}={_list(key, raw, parsed)}"
-    if is_text and (option == "hydra.sweeper.storage" or _holds_text(option)):
-        return f"{key}={_text(key, raw, parsed, multirun)}"
+    if sign and raw and not key.startswith("~") and "\n" not in key:
+        option = key.lstrip("+").strip()
+        kind = option_types().get(option, str if option == "hydra.sweeper.storage" else None)
+        parts = (kind, *typing.get_args(kind))
+        if any(typing.get_origin(part) is list and str in typing.get_args(part) for part in parts):
+            return f"{key}={_list(key, raw, parsed)}"
+        if str in parts:
+            return f"{key}={_text(key, raw, parsed, multirun)}"
     if parsed is None:
         form = shlex.quote(f"{key}={quoted(raw)}")
         cannot = f"{key}: Hydra cannot read {shown(raw)}; as one text it is typed {form}"
@@ -97,23 +166,12 @@ def _as_typed(override: str, parser: OverridesParser, multirun: bool) -> str:
     return override
 
 
-def _holds_text(option: str) -> bool:
-    kind = option_types().get(option)
-    return kind is str or str in typing.get_args(kind)
-
-
-def _holds_texts(option: str) -> bool:
-    kind = option_types().get(option)
-    lists = [part for part in (kind, *typing.get_args(kind)) if typing.get_origin(part) is list]
-    return any(str in typing.get_args(part) for part in lists)
-
-
 def _text(key: str, raw: str, parsed: Override | None, multirun: bool) -> str:
     from hydra.core.override_parser.types import ChoiceSweep, QuotedString
 
-    if _CALL.fullmatch(raw) and parsed is not None:
-        return raw
-    if parsed is not None and not parsed.is_sweep_override() and _QUOTED.fullmatch(raw.strip()):
+    if parsed is not None and (
+        _CALL.fullmatch(raw) or (not parsed.is_sweep_override() and _QUOTED.fullmatch(raw.strip()))
+    ):
         return raw
     if "," in raw:
         if not multirun:
@@ -128,15 +186,11 @@ def _text(key: str, raw: str, parsed: Override | None, multirun: bool) -> str:
             part if isinstance(value, QuotedString) or value is None or value == part.strip() else quoted(part)
             for part, value in zip(parts, sweep.list, strict=True)
         )
-    if parsed is None:
-        return quoted(raw)
-    value = parsed.value()
-    if value is None or value == raw:
-        return raw
-    if isinstance(value, str) and "\\" in raw:
+    value = quoted(raw) if parsed is None else parsed.value()
+    if parsed is not None and isinstance(value, str) and value != raw and "\\" in raw:
         forms = [shlex.quote(f"{key}={quoted(text)}") for text in (value, raw)]
         raise ConfigError([f"{key}: Hydra takes backslashes out; type {forms[0]}, or {forms[1]} to keep them"])
-    return quoted(raw)
+    return raw if value is None or value == raw else quoted(raw)
 
 
 def _list(key: str, raw: str, parsed: Override | None) -> str:
@@ -160,10 +214,102 @@ def quoted(text: str) -> str:
     return QuotedString(text=text, quote=Quote.double).with_quotes()
 
 
-def _refuse_interpolations(key: str, raw: str) -> None:
-    """Of what the config does not have, as ${HOME}."""
-    known = set(option_types()) | {path.rpartition(".")[0] for path in option_types()}
-    for name in _INTERPOLATION.findall(raw):
-        if ":" not in name and not name.startswith(("hydra.", ".")) and name not in known:
-            line = f"{key}: ${{{name}}} stands for an option {name}, and there is none; write ${name}, or \\${{{name}}}"
-            raise ConfigError([line])
+# --- names that are not there -----------------------------------------------------------------------------
+
+
+def refuse_unknown(overrides: list[str], folders: Sequence[Path], multirun: bool = True) -> None:
+    """Raise ConfigError for keys that no chosen algorithm has, for files that no group has, and for lists without -m.
+
+    Args:
+        overrides: as typed, e.g. ["algo=apa,ppo", "+sweep=lambda", "seed=0,1"].
+        folders: the folders whose subfolders are the config groups, the project's first.
+    """
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from omegaconf import OmegaConf
+
+    groups = config_groups(folders) | {"sweep": sorted(file.stem for file in SWEEP_FILES)}
+    parsed = OverridesParser.create().parse_overrides(overrides)
+    defaults = OmegaConf.load(folders[0] / "config.yaml").defaults
+    algos = _chosen_algos(parsed) or [next(entry["algo"] for entry in defaults if "algo" in entry)]
+    problems = [
+        f"{file}: {folders[0].name}/{file.relative_to(folder)} is found before it; give it another name"
+        for folder in folders[1:]
+        for file in sorted(folder.rglob("*.yaml"))
+        if (folders[0] / file.relative_to(folder)).is_file()  # Hydra would never open the other one
+    ]
+    for override in parsed:
+        key = override.key_or_group
+        if key in groups:
+            problems += _unknown_choices(override, groups[key])
+        elif not is_hydras(key):
+            problems += _unknown_option(key, algos, groups)
+        elif key in ("hydra/sweeper", "hydra/launcher") and override.value() != "harness":
+            problems.append(f"{override.input_line}: only this project's own, harness; leave it out")
+        elif key.startswith("hydra.sweeper."):
+            problems += unknown_settings([key.split(".")[2]])
+        if override.is_sweep_override() and not multirun:
+            line, form = override.input_line, shlex.quote(override.input_line or "")
+            problems.append(f"{line}: several values need -m, as in python main.py -m {form}")
+    if problems:
+        raise ConfigError(problems)
+
+
+def config_groups(folders: Sequence[Path]) -> dict[str, list[str]]:
+    """{group: its options} over all folders."""
+    groups: dict[str, set[str]] = {}
+    for folder in folders:
+        for group in sorted(path for path in folder.iterdir() if path.is_dir()):
+            groups.setdefault(group.name, set()).update(file.stem for file in group.glob("*.yaml"))
+    return {group: sorted(names) for group, names in groups.items()}
+
+
+def _chosen_algos(overrides: list[Override]) -> list[str]:
+    """The algorithms typed, or all where an experiment or sweep may choose; none: the default stays."""
+    typed = [override for override in overrides if override.key_or_group == "algo" and not override.is_delete()]
+    if typed:
+        return [name for name in _choices(typed[-1]) if name in ALGO_CONFIGS] or list(ALGO_CONFIGS)
+    chosen_elsewhere = any(override.key_or_group in ("experiment", "sweep") for override in overrides)
+    return list(ALGO_CONFIGS) if chosen_elsewhere else []
+
+
+def _choices(override: Override) -> list[str]:
+    """The group options an override names; empty where it names none by itself (a glob, a mapping)."""
+    from hydra.core.override_parser.types import ChoiceSweep, RangeSweep
+
+    value = override.value()
+    if override.is_sweep_override():
+        listed = isinstance(value, ChoiceSweep | RangeSweep)
+        return [str(value) for value in override.sweep_string_iterator()] if listed else []
+    names = value if isinstance(value, list) else [value]
+    return ["null" if name is None else str(name) for name in names if not isinstance(name, dict)]
+
+
+def _unknown_choices(override: Override, options: list[str]) -> list[str]:
+    group, lines = override.key_or_group, []
+    listed = f"there are {', '.join(options) or 'none'}"
+    for name in [] if override.is_delete() else [name.removesuffix(".yaml") for name in _choices(override)]:
+        if name == "null":
+            lines += [] if group in (*OPTIONAL_GROUPS, "tuned") else [f"{group}=null: a run has one; {listed}"]
+        elif name not in options:
+            remedy = REMEDIES.get(group, "").format(name=name, hub_name=name if "/" in name else f"owner/{name}")
+            likeness = {
+                option: difflib.SequenceMatcher(None, option, name).ratio()
+                for option in difflib.get_close_matches(name, options)
+            }
+            near = sorted(option for option in likeness if likeness[option] == max(likeness.values()))
+            there = f"did you mean {' or '.join(near)}? There{listed.removeprefix('there')}" if near else listed
+            lines.append(f"{group}={cut(name)}: no such option; {there}" + (f"; {remedy}" if remedy else ""))
+    return lines
+
+
+def _unknown_option(key: str, algos: list[str], groups: Mapping[str, list[str]]) -> list[str]:
+    path = option_path(key)
+    lacking = [algo for algo in algos if path not in option_paths([algo])]
+    if not lacking:
+        return []
+    if path in option_paths():
+        return [f"{key}: no such option of algo={', '.join(lacking)}; leave it out, or use {algos_with(path)}"]
+    near = difflib.get_close_matches(key, sorted(groups), n=1)
+    if near and "." not in key:
+        return [f"{key}: no such option; did you mean {near[0]}?"]
+    return [no_such_option(path, option_paths(algos))]

@@ -1,49 +1,168 @@
-"""Live progress of one run or many: a table in a terminal, lines elsewhere."""
+"""Live progress of one run or many, read from metrics.jsonl while it grows: a table in a terminal, lines elsewhere."""
 
 from __future__ import annotations
 
+import contextlib
+import json
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
-from rich.console import Console, RenderableType
+from rich.console import Console
 from rich.live import Live
 from rich.progress_bar import ProgressBar
-from rich.table import Table
 from rich.text import Text
 
-from rlhf.config import RunConfig
-from rlhf.config.identity import run_folder
+from rlhf.config import RL_STAGES, RunConfig
+from rlhf.config.identity import INPUTS, run_folder, run_id
 from rlhf.runs.state import OVER
 from rlhf.terminal import Column, fitted_table, tell
-from sweeps.progress import STATE_STYLES, RunProgress, duration, number
-from sweeps.runs import Outcome
+from sweeps.machine import counted
+from sweeps.runs import Outcome, log_path
+
+STATE_STYLES = {"failed": "red", "lost": "red", "interrupted": "yellow", "running": "green"}
+
+# Speed and time left are measured over so many logged rows.
+RECENT_ROWS = 6
 
 # Seconds between two lines where stdout is no terminal, and between two looks at the files.
 LINE_EVERY = 10.0
 LOOK_EVERY = 0.5
 
-# Runs told of in a line.
+# Runs described in a line.
 LINE_RUNS = 4
 
-BAR_WIDTH = 12
+
+class RunProgress:
+    """What metrics.jsonl tells of one run so far."""
+
+    def __init__(self, run: RunConfig) -> None:
+        self.run = run
+        self.name = run_id(run)
+        self.state = "queued"
+        self.folder = run_folder(run)
+        self.total, self.unit = {
+            **dict.fromkeys(RL_STAGES, (run.rollout.iterations, "iteration")),
+            "evaluate": (1, "evaluation"),
+            "reference_samples": (run.evaluation.reference_responses, "step"),
+            "sft": (run.sft.steps, "step"),
+            "reward_model": (run.reward_model.steps, "step"),
+        }[run.stage.name]
+        self.rl = run.stage.name in RL_STAGES
+        self.is_input = run.sweep_name == INPUTS
+        self.latest: dict[str, float] = {}
+        """The last value of each metric."""
+        self.first: dict[str, float] = {}
+        """The first one: of eval/*, the initial policy's."""
+        self._recent: deque[dict[str, Any]] = deque(maxlen=RECENT_ROWS)
+        self._read = 0
+        # What an earlier command left is not this run's progress when it starts afresh.
+        self._fresh_after = time.time() if run.overwrite else 0.0
+
+    def look(self) -> None:
+        """Read the rows that were added; from the top again where a resumed run cut its file back."""
+        try:
+            self._read_rows(self.folder / "metrics.jsonl")
+        except OSError:  # deleted between two looks, or the file system stalls
+            return
+        except ValueError:  # cut back and grown again since: what was read is no longer there
+            self._read = 0
+
+    def _read_rows(self, file: Path) -> None:
+        if not file.is_file() or file.stat().st_mtime < self._fresh_after:
+            return
+        if file.stat().st_size < self._read:
+            self._read = 0
+            for seen in (self._recent, self.latest, self.first):
+                seen.clear()
+        with file.open("rb") as lines:
+            lines.seek(self._read)
+            for line in lines:
+                if not line.endswith(b"\n"):
+                    break  # half written
+                self._read += len(line)
+                content = json.loads(line)
+                pairs = content.items() if isinstance(content, dict) else ()
+                row: dict[str, float] = {
+                    name: v for name, v in pairs if isinstance(v, int | float) and not isinstance(v, bool)
+                }
+                self.latest |= row
+                self.first = row | self.first
+                if not self._recent or row.get(self.unit, 0) > self._recent[-1].get(self.unit, 0):
+                    self._recent.append(row)
+
+    @property
+    def done(self) -> int:
+        return int(self.latest.get(self.unit, 0))
+
+    def latest_of(self, name: str) -> float | None:
+        """A metric's last value in training, or in evaluation before the first; of a run that is over, the latter."""
+        places = (f"eval/{name}",) if self.state == "finished" else (f"train/{name}", f"eval/{name}")
+        return next((self.latest[place] for place in places if place in self.latest), None)
+
+    @property
+    def responses_per_second(self) -> float | None:
+        """Of a run at work; SFT and reward models count the examples of their batches."""
+        return self._speed("samples") if self.state == "running" else None
+
+    @property
+    def seconds_per_unit(self) -> float | None:
+        """Of an iteration, or a step."""
+        speed = self._speed(self.unit)
+        return None if speed is None else 1.0 / speed
+
+    @property
+    def total_seconds(self) -> float | None:
+        """Of the whole run, by its speed so far, or as it was."""
+        if self.state in OVER:
+            return self.latest.get("seconds")
+        each = self.seconds_per_unit
+        return None if each is None else each * self.total
+
+    @property
+    def seconds_left(self) -> float | None:
+        each = self.seconds_per_unit
+        return (self.total - self.done) * each if each is not None and self.state == "running" else None
+
+    def _speed(self, quantity: str) -> float | None:
+        if len(self._recent) < 2:
+            return None
+        first, last = self._recent[0], self._recent[-1]
+        seconds = last.get("seconds", 0) - first.get("seconds", 0)
+        gained = last.get(quantity, 0) - first.get(quantity, 0)
+        return gained / seconds if seconds > 0 and gained > 0 else None
+
+    def described(self) -> str:
+        """The run in a line; SFT and reward models have no reward, and count the examples of their batches."""
+        if not self.latest:
+            return f"{self.name} starting"
+        known = {" reward": self.latest_of("reward"), " KL": self.latest_of("kl")}
+        numbers = "".join(f"{name} {value:.3f}" for name, value in known.items() if value is not None)
+        if (speed := self.responses_per_second) is not None:
+            numbers += f" {speed:.1f} {'responses' if numbers else 'examples'}/s"
+        left = f", {duration(self.seconds_left)} left" if self.seconds_left is not None else ""
+        return f"{self.name} {self.done}/{self.total}{numbers}{left}"
 
 
 class Display:
     """A context in which the runs' progress is shown; `update` is called every fraction of a second."""
 
-    def __init__(self, runs: Sequence[RunConfig], console: Console) -> None:
+    def __init__(self, runs: Sequence[RunConfig], console: Console, logs: bool = False) -> None:
+        """Args: logs: whether the runs print to logs, of which what they say of their data is shown here."""
         self._runs: dict[Path, RunProgress] = {}
+        self._logs = logs
+        self._data_of: set[str] = set()
+        """Runs whose logs have been read, and the lines that were shown."""
         self._console = console
         self._live = Live(console=console, auto_refresh=False) if console.is_terminal else None
-        self._started = time.monotonic()
-        self._looked = self._spoke = self._started
+        self._started = self._looked = self._spoke = time.monotonic()
         self._reported: set[str] = set()
         self.stopping: Callable[[], bool] = lambda: False
         """Whether the runs have been asked to stop, which is said once."""
         self.silent_ends: Collection[str] = ()
-        """Runs of whose end the caller tells."""
+        """Runs whose end the caller prints."""
         self._said_stopping = False
         self.add(runs)
 
@@ -59,13 +178,9 @@ class Display:
             self._live.stop()
 
     def add(self, runs: Iterable[RunConfig]) -> None:
-        """Show these too, at once: the first takes a while to start."""
+        """Show these too, before the first has started."""
         self._runs |= {run_folder(run): RunProgress(run) for run in runs}
         self._refresh()
-
-    def _refresh(self) -> None:
-        if self._live is not None and self._runs:
-            self._live.update(self._table(), refresh=self._live.is_started)
 
     def update(self, running: Iterable[Path], ended: Iterable[Outcome]) -> None:
         """Take over the states and show what has changed."""
@@ -77,30 +192,45 @@ class Display:
             self._said_stopping = True
             self.say_stopping()
         now = time.monotonic()
-        if now - self._looked >= LOOK_EVERY:
-            self._looked = now
-            self._look()
+        if now - self._looked < LOOK_EVERY:
+            return
+        self._looked = now
+        for progress in self._running():
+            progress.look()
+            self._show_data(progress)
+        self._refresh()
+        if self._live is None and now - self._spoke >= LINE_EVERY:
+            self._spoke = now
+            at_work = self._running()
+            more = [f"and {len(at_work) - LINE_RUNS} more"] if len(at_work) > LINE_RUNS else []
+            parts = [progress.described() for progress in at_work[:LINE_RUNS]]
+            self.note(" | ".join([self._counts(), *parts, *more]))
 
     def note(self, text: str) -> None:
         tell(self._console, text)
 
     def say_stopping(self) -> None:
         """What was asked for takes until the iterations at work have ended."""
-        running = [progress for progress in self._runs.values() if progress.state == "running"]
+        running = self._running()
         unit = running[0].unit if len({progress.unit for progress in running}) == 1 else "iteration"
         seconds = max((progress.seconds_per_unit or 0.0 for progress in running), default=0.0)
         about = f" ({duration(seconds)} or less)" if seconds >= 1 else ""
         self.note(f"stopping after this {unit}{about}, with a checkpoint; Ctrl-C again: at once, without one")
 
-    def _look(self) -> None:
-        for progress in self._runs.values():
-            if progress.state == "running":
-                progress.look()
-        if self._live is not None:
-            self._refresh()
-        elif time.monotonic() - self._spoke >= LINE_EVERY:
-            self._spoke = time.monotonic()
-            self.note(self._line())
+    def _show_data(self, progress: RunProgress) -> None:
+        """What a run's log says of its data, once for all runs of which it says the same."""
+        if not self._logs or not progress.latest or progress.name in self._data_of:
+            return
+        self._data_of.add(progress.name)
+        with contextlib.suppress(OSError):
+            for line in log_path(progress.run).read_text(errors="replace").splitlines():
+                said = f"{progress.run.stage.name} {line}"
+                if line.startswith("data: ") and said not in self._data_of:
+                    self._data_of.add(said)
+                    self.note(said)
+
+    def _running(self) -> list[RunProgress]:
+        return [progress for progress in self._runs.values() if progress.state == "running"]
 
     def _end(self, progress: RunProgress, outcome: Outcome) -> None:
         progress.state = outcome.status
@@ -108,71 +238,75 @@ class Display:
             return
         self._reported.add(progress.name)
         progress.look()
+        self._show_data(progress)
         if (self._live is None and progress.name not in self.silent_ends) or outcome.status == "failed":
             why = f": {outcome.reason}" if outcome.reason else ""
             tell(self._console, f"{progress.name} {outcome.status}{why}", STATE_STYLES.get(outcome.status, ""))
 
-    def _table(self) -> Table:
-        """What runs and what has run; of those that wait, the first few."""
-        height = max(5, self._console.height - 4)
+    def _refresh(self) -> None:
+        """The table of what runs and what has run; of those that wait, the first few."""
+        if self._live is None or not self._runs:
+            return
         order = ("running", "failed", "queued", "interrupted", "pruned", "finished")
         important = sorted(self._runs.values(), key=lambda progress: order.index(progress.state))
-        chosen = {progress.name for progress in important[:height]}
+        chosen = {progress.name for progress in important[: max(5, self._console.height - 4)]}
         shown = [progress for progress in self._runs.values() if progress.name in chosen]
         hidden = len(self._runs) - len(shown)
         caption = f"{self._counts()} ({hidden} not shown)" if hidden else self._counts()
-        return fitted_table(progress_columns(shown), self._console.width, caption)
+        table = fitted_table(_live_columns(shown), self._console.width, caption)
+        self._live.update(table, refresh=self._live.is_started)
 
     def _counts(self) -> str:
         counts = Counter(progress.state for progress in self._runs.values())
         states = ", ".join(f"{count} {state}" for state, count in counts.items())
         inputs = sum(progress.is_input for progress in self._runs.values())
         done = f"{sum(counts[state] for state in OVER)} of {len(self._runs)} done"
-        done += f", {count_inputs(inputs)} among them" if inputs else ""
+        done += f", {counted(inputs, 'input')} among them" if inputs else ""
         left = self._seconds_left()
         about = f", about {duration(left)} left" if left else ""
         return f"{duration(time.monotonic() - self._started)}  {done}{about} ({states})"
 
     def _seconds_left(self) -> float | None:
-        """Of all runs, as many at a time as now: what runs by its own speed, what waits as others of its stage took."""
-        runs = list(self._runs.values())
-        running = [progress for progress in runs if progress.state == "running"]
-        parts = []
-        for progress in runs:
-            if progress.state == "running":
-                parts.append(progress.seconds_left)
-            elif progress.state == "queued":
-                alike = [other for other in runs if (other.unit, other.rl) == (progress.unit, progress.rl)]
-                known = [seconds for other in alike if (seconds := other.total_seconds) is not None]
-                parts.append(sum(known) / len(known) if known else None)
-        if not running or None in parts:
-            return None
+        """Of all runs, as many at a time as now: what runs by its speed, what waits as others of its stage took."""
+        runs, running = list(self._runs.values()), self._running()
+        parts = [progress.seconds_left for progress in running]
+        for progress in [progress for progress in runs if progress.state == "queued"]:
+            alike = [other for other in runs if (other.unit, other.rl) == (progress.unit, progress.rl)]
+            known = [seconds for other in alike if (seconds := other.total_seconds) is not None]
+            parts.append(sum(known) / len(known) if known else None)
         seconds = [part for part in parts if part is not None]
+        if not running or len(seconds) < len(parts):
+            return None
         return max(sum(seconds) / len(running), *seconds)
 
-    def _line(self) -> str:
-        running = [progress for progress in self._runs.values() if progress.state == "running"]
-        more = [f"and {len(running) - LINE_RUNS} more"] if len(running) > LINE_RUNS else []
-        parts = [progress.described() for progress in running[:LINE_RUNS]]
-        return " | ".join([self._counts(), *parts, *more])
 
-
-def count_inputs(count: int) -> str:
-    return f"{count} input{'s' if count != 1 else ''}"
-
-
-def progress_columns(runs: Sequence[RunProgress]) -> list[Column]:
-    """What a table of these runs shows, where there is room for all of it."""
-    states = [Text(row.state, style=STATE_STYLES.get(row.state, "")) for row in runs]
-    bars: list[RenderableType] = [ProgressBar(row.total, min(row.done, row.total), width=BAR_WIDTH) for row in runs]
+def _live_columns(runs: Sequence[RunProgress]) -> list[Column]:
     return [
-        Column("run", [row.name for row in runs]),
-        Column("state", states),
+        *state_columns([row.name for row in runs], [row.state for row in runs]),
         Column("done", [f"{row.done}/{row.total}" for row in runs], right=True),
-        Column("", bars, drop=4),
-        Column("first reward", [number(row.first_reward) for row in runs], right=True, drop=2),
-        Column("reward", [number(row.reward) for row in runs], right=True),
-        Column("KL", [number(row.kl) for row in runs], right=True),
+        Column("", [ProgressBar(row.total, min(row.done, row.total), width=12) for row in runs], drop=4),
+        Column("first reward", [number(row.first.get("eval/reward")) for row in runs], right=True, drop=2),
+        Column("reward", [number(row.latest_of("reward")) for row in runs], right=True),
+        Column("KL", [number(row.latest_of("kl")) for row in runs], right=True),
         Column("responses/s", [number(row.responses_per_second if row.rl else None, 1) for row in runs], True, drop=3),
         Column("time left", [duration(row.seconds_left) for row in runs], right=True, drop=1),
     ]
+
+
+def state_columns(names: Sequence[str], states: Sequence[str]) -> list[Column]:
+    """The first columns of a table of runs."""
+    coloured = [Text(state, style=STATE_STYLES.get(state, "")) for state in states]
+    return [Column("run", names), Column("state", coloured)]
+
+
+def duration(seconds: float | None) -> str:
+    """1:02:03 or 2:03; a dash where it is not known."""
+    if seconds is None:
+        return "-"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def number(value: float | None, digits: int = 3) -> str:
+    return "-" if value is None else f"{value:.{digits}f}"

@@ -1,4 +1,4 @@
-"""The loop beneath every sweep: runs are started when their inputs are finished, watched, and told of when they end."""
+"""The loop beneath every sweep: runs are started once their inputs are finished, watched, and told of."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ class Driver:
         self.outcomes: dict[Path, Outcome] = {}
         """Of all runs that have ended, inputs included."""
         self.stopping = False
-        self._display = Display([], console)
+        self._display = Display([], console, logs=True)
         self._waiting: dict[Path, RunConfig] = {}
         self._needs: dict[Path, list[Path]] = {}
-        self._asked_to_stop = 0
+        self._requests_heeded = 0
         self._trouble = ""
         self._stack = ExitStack()
 
@@ -82,12 +82,10 @@ class Driver:
     def step(self, timeout: float = 0.2) -> None:
         """Start what can start, and wait up to `timeout` seconds for something to end."""
         self._heed_requests()
-        ready = [folder for folder in self._waiting if all(need in self.outcomes for need in self._needs[folder])]
-        for folder in ready:
+        for folder in [f for f in self._waiting if all(need in self.outcomes for need in self._needs[f])]:
             run = self._waiting.pop(folder)
             needed = [self.outcomes[need] for need in self._needs[folder]]
-            missing = [outcome for outcome in needed if outcome.status != "finished"]
-            if missing:
+            if missing := [outcome for outcome in needed if outcome.status != "finished"]:
                 reason = f"its input {missing[0].folder.name} {missing[0].status}"
                 self._end(Outcome(run, missing[0].status, reason))
             else:
@@ -102,9 +100,12 @@ class Driver:
 
     def cancel(self, folders: Collection[Path]) -> None:
         """Stop these runs and start none of them."""
+        self._drop(folders)
+        self.launcher.cancel(folders)
+
+    def _drop(self, folders: Collection[Path]) -> None:
         for folder in [folder for folder in self._waiting if folder in folders]:
             self._end(Outcome(self._waiting.pop(folder), "interrupted"))
-        self.launcher.cancel(folders)
 
     def _end(self, outcome: Outcome) -> None:
         self.outcomes[outcome.folder] = outcome
@@ -113,16 +114,14 @@ class Driver:
                 write_json(outcome_path(outcome.run), {"status": outcome.status, "reason": outcome.reason})
 
     def _heed_requests(self) -> None:
-        if len(self._requests) <= self._asked_to_stop:
+        if len(self._requests) <= self._requests_heeded:
             return
-        self._asked_to_stop = len(self._requests)
-        self.stopping = True
+        self._requests_heeded, self.stopping = len(self._requests), True
         if self.launcher.leaves_on_interrupt:
             raise KeyboardInterrupt
-        self.launcher.cancel(kill=self._asked_to_stop > 1)
-        for folder in list(self._waiting):
-            self._end(Outcome(self._waiting.pop(folder), "interrupted"))
-        if self._asked_to_stop == 1:
+        self.launcher.cancel(kill=self._requests_heeded > 1)
+        self._drop(list(self._waiting))
+        if self._requests_heeded == 1:
             self._display.say_stopping()
 
 

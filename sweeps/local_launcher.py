@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from rlhf.config import RunConfig
-from rlhf.config.identity import run_folder, run_id
+from rlhf.config.identity import run_folder
 from rlhf.errors import one_line
 from rlhf.processes import (
     ROOT,
@@ -81,9 +81,8 @@ class _Child:
             case ("returned", summary):
                 status = summary.get("status", "finished")
                 return Outcome(self.run, status, str(summary.get("error", "")) if status == "failed" else "", summary)
-            case ("raised" | "locked" | "rank failed" as cause, line):
-                status = "failed" if self.asked_at is None else "interrupted"
-                return Outcome(self.run, status, line, cause="" if cause == "raised" else cause)
+            case ("" | "locked" | "rank failed" as cause, line):
+                return Outcome(self.run, "failed" if self.asked_at is None else "interrupted", line, cause=cause)
             case _ if self.asked_at is not None:
                 return Outcome(self.run, "interrupted")
             case _:
@@ -163,12 +162,7 @@ class LocalRuns(RunLauncher):
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload([__name__, self.target.partition(":")[0]])
         receiver, sender = context.Pipe(duplex=False)
-        process = context.Process(
-            target=_run_in_child,
-            args=(self.target, run, log_path(run), sender, environment),
-            name=run_id(run),
-            daemon=False,
-        )
+        process = context.Process(target=_run_in_child, args=(self.target, run, log_path(run), sender, environment))
         resource_tracker.ensure_running()
         with _server_environment(run.hardware.threads), signals_held():
             forkserver.ensure_running()
@@ -202,7 +196,7 @@ def _server_environment(threads: int) -> Iterator[None]:
 
 def _run_in_child(target: str, run: RunConfig, log: Path, result: Connection, environment: Mapping[str, str]) -> None:
     """What a child does: call `target` with `run`, its output in a log file, and send ("returned", summary), or
-    ("raised" or a cause as `Outcome` has it, one line)."""
+    (a cause as `Outcome` has it, one line)."""
     ignore_until_the_run_listens()
     # A process group of its own: Ctrl-C in the terminal reaches the driver alone, which asks its children once.
     os.setpgid(0, 0)
@@ -220,7 +214,7 @@ def _run_in_child(target: str, run: RunConfig, log: Path, result: Connection, en
         result.send(("returned", summary))
     except Exception as error:
         complain(traceback.format_exc())
-        cause = "locked" if isinstance(error, LockError) else "raised"
-        result.send(("rank failed" if isinstance(error, RankFailed) else cause, one_line(error)))
+        cause = "locked" if isinstance(error, LockError) else "rank failed" if isinstance(error, RankFailed) else ""
+        result.send((cause, one_line(error)))
     sys.stdout.flush()
     sys.stderr.flush()

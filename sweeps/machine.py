@@ -14,6 +14,7 @@ from pathlib import Path
 from rlhf.config import RunConfig
 from rlhf.config.build import ConfigError
 from rlhf.config.identity import sweep_folder
+from rlhf.config.packages import cached_by
 from rlhf.runs.state import unfinished_inputs
 
 # Working set of one run beside what it shares with the forkserver, GiB: measured for the tiny model, a safe guess
@@ -56,19 +57,20 @@ def _count(run: RunConfig, cores: int, gpus: int) -> tuple[int, str]:
     each = TINY_GIB if run.model.source == "random" else REAL_GIB
     threads, ranks = threads_of(run), hardware.ranks
     limits = [
-        (max(1, cores // threads), f"{_counted(cores, 'core')}, {_counted(threads, 'thread')} each"),
+        (max(1, cores // threads), f"{counted(cores, 'core')}, {counted(threads, 'thread')} each"),
         (max(1, int(memory / (ranks * each))), f"{memory:.1f} GiB of free memory"),
     ]
     if hardware.device == "cuda":
         sharing = "" if hardware.runs_per_gpu == 1 else f", {hardware.runs_per_gpu} on each"
         taking = "" if ranks == 1 else f", {ranks} for each run"
         limits.append(
-            (max(1, max(1, gpus) * hardware.runs_per_gpu // ranks), f"{_counted(gpus, 'GPU')}{taking}{sharing}")
+            (max(1, max(1, gpus) * hardware.runs_per_gpu // ranks), f"{counted(gpus, 'GPU')}{taking}{sharing}")
         )
     return min(limits, key=lambda limit: limit[0])
 
 
-def _counted(number: int, name: str) -> str:
+def counted(number: int, name: str) -> str:
+    """`1 run`, `2 runs`."""
     return f"{number} {name}{'' if number == 1 else 's'}"
 
 
@@ -134,7 +136,7 @@ def thread_environment(threads: int) -> dict[str, str]:
 
 
 def check_places(runs: Iterable[RunConfig]) -> None:
-    """Refuse runs whose output_dir or, where they have inputs to make, cache_dir cannot be written.
+    """Refuse runs whose output_dir or, where they write there, cache_dir cannot be written.
 
     Raises:
         ConfigError: with all problems, one a line.
@@ -142,6 +144,7 @@ def check_places(runs: Iterable[RunConfig]) -> None:
     places = {("output_dir", run.output_dir, sweep_folder(run)): None for run in runs}
     for run in runs:
         places |= {("cache_dir", run.cache_dir, sweep_folder(need)): None for need in unfinished_inputs(run)}
+        places |= {("cache_dir", run.cache_dir, folder): None for folder in cached_by(run)}
     if problems := [line for place in places if (line := _unwritable(*place))]:
         raise ConfigError(problems)
 

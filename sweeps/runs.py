@@ -37,6 +37,13 @@ class Stopped(Exception):
         self.exit_code = exit_code
 
 
+def interrupted(error: BaseException | None) -> bool:
+    """Whether Ctrl-C is at the root of it: libraries raise errors of their own out of an import that it broke off."""
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__cause__ or error.__context__
+    return error is not None
+
+
 @dataclass(frozen=True)
 class Outcome:
     """How a run ended."""
@@ -143,8 +150,7 @@ def write_record(run: RunConfig, target: str, **where: Any) -> None:
     driver = {"host": socket.gethostname(), "driver": os.getpid(), "driver_started": process_start(os.getpid())}
     folders = {name: str(Path(getattr(run, name)).absolute()) for name in ("output_dir", "cache_dir")}
     config = {**config_to_mapping(run), **folders, "overwrite": False}  # as `python -m sweeps rerun` takes it up
-    now = time.time()
-    times = {"submitted_at": now, "written_at": now}
+    times = dict.fromkeys(("submitted_at", "written_at"), time.time())
     write_json(record_path(run), {**driver, **times, "target": target, **where, "config": config})
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from optuna.exceptions import UpdateFinishedTrialError
@@ -13,21 +14,19 @@ from rich.console import Console
 from rlhf.config import RunConfig
 from rlhf.config.build import ConfigError
 from rlhf.config.identity import input_runs, run_folder, sweep_folder
-from rlhf.config.inputs import check_inputs
 from rlhf.runs.lock import held_here
-from rlhf.runs.state import finished, unfinished_inputs
+from rlhf.runs.state import finished
 from rlhf.terminal import console as made_console
 from rlhf.terminal import tell
 from sweeps.driver import Driver
-from sweeps.experiment import count_runs, jobs_go_on, launcher_for
-from sweeps.machine import check_places
-from sweeps.objective import ObjectiveSoFar
-from sweeps.runs import EXECUTE, Outcome, stop_path
+from sweeps.experiment import check_before_start, jobs_go_on, launcher_for
+from sweeps.machine import counted
+from sweeps.runs import Outcome, stop_path
 from sweeps.settings import StudySettings
 from sweeps.study import OpenTrial, StoredStudy, mark_pruned
-from sweeps.study_spec import StudySpec
+from sweeps.study_spec import ObjectiveSoFar, StudySpec
 from sweeps.study_storage import only_driver, open_storage, owner_of
-from sweeps.trials_report import closing_lines, count_trials, line_on, report_studies, states_of
+from sweeps.trials_report import closing_lines, line_on, report_studies, states_of
 
 # A run whose driver was killed ends by itself, at its next iteration; beyond this its lock decides.
 WAIT_FOR_ORPHANS = 120.0
@@ -48,10 +47,7 @@ def search(specs: Sequence[StudySpec], settings: StudySettings, target: str) -> 
     distinct = list({spec.name: spec for spec in specs}.values())
     if problems := [line for spec in distinct for line in _sampler_problems(spec, settings)]:
         raise ConfigError(list(dict.fromkeys(problems)))
-    middle = [run for spec in distinct for run in spec.middle]
-    check_places(middle)
-    if target == EXECUTE:
-        check_inputs([*(need for run in middle for need in unfinished_inputs(run)), *middle])
+    check_before_start([run for spec in distinct for run in spec.middle], target)
     folder = sweep_folder(distinct[0].middle[0])
     with only_driver(folder):
         storage, owner = open_storage(settings, folder), owner_of(folder)
@@ -64,7 +60,8 @@ def search(specs: Sequence[StudySpec], settings: StudySettings, target: str) -> 
         if not taken_up and not stopping and not any(study.wants_more for study in studies):
             tell(console, "all trials are there; a larger hydra.sweeper.n_trials adds some")
         else:
-            searcher = _Searcher(studies, taken_up, stopping, _driver(studies, settings, target, console), settings)
+            driver = _driver(studies, settings, target, console)
+            searcher = _Searcher(list(studies), taken_up, stopping, driver, settings.pruner != "none")
             searcher.run()
         report_studies(studies, folder, console)
         interrupted, failed_inputs = (searcher.interrupted, searcher.failed_inputs) if searcher else ([], {})
@@ -86,7 +83,7 @@ def _announce(studies: Sequence[StoredStudy], left: Sequence[OpenTrial], console
         there = f"; there: {states_of(trials)}" if trials else ""
         there += " (failed trials count)" if study.failed() else ""
         there += f", {taken_up} of them taken up again" if taken_up else ""
-        size = f"{count_trials(study.target)} of {count_runs(len(study.spec.middle))}"
+        size = f"{counted(study.target, 'trial')} of {counted(len(study.spec.middle), 'run')}"
         tell(console, f"{study.spec.name}: {size}{there}")
 
 
@@ -100,87 +97,81 @@ def _driver(studies: Sequence[StoredStudy], settings: StudySettings, target: str
     return Driver(launcher, console)
 
 
+@dataclass
 class _Searcher:
     """Keeps every slot at work: a free one gets the next trial at once, of the study that has fewest."""
 
-    def __init__(
-        self,
-        studies: Sequence[StoredStudy],
-        taken_up: list[OpenTrial],
-        to_stop: dict[Path, RunConfig],
-        driver: Driver,
-        settings: StudySettings,
-    ) -> None:
-        self.interrupted: list[OpenTrial] = []
-        self.failed_inputs: dict[Path, Outcome] = {}
-        """SFT or reward-model runs without which no trial can run."""
-        self._studies = list(studies)
-        self._taken_up = taken_up
-        self._to_stop = to_stop
-        """Runs that an earlier command had no time to stop."""
-        self._driver = driver
-        self._prunes = settings.pruner != "none"
-        self._open: list[OpenTrial] = []
-        self._stopping: dict[Path, RunConfig] = {}
-        """Runs of pruned trials that have not ended."""
-        self._ended: dict[Path, Outcome] = {}
-        """Runs that ended in an earlier command, and pruned ones."""
-        self._so_far: dict[Path, ObjectiveSoFar] = {}
-        self._waits_until = time.monotonic() + WAIT_FOR_ORPHANS
+    studies: list[StoredStudy]
+    taken_up: list[OpenTrial]
+    """Trials of an earlier command that have not begun again."""
+    to_stop: dict[Path, RunConfig]
+    """Runs that an earlier command had no time to stop."""
+    driver: Driver
+    prunes: bool
+    interrupted: list[OpenTrial] = field(default_factory=list)
+    failed_inputs: dict[Path, Outcome] = field(default_factory=dict)
+    """SFT or reward-model runs without which no trial can run."""
+    _open: list[OpenTrial] = field(default_factory=list)
+    _stopping: dict[Path, RunConfig] = field(default_factory=dict)
+    """Runs of pruned trials that have not ended."""
+    _ended: dict[Path, Outcome] = field(default_factory=dict)
+    """Runs that ended in an earlier command, and pruned ones."""
+    _so_far: dict[Path, ObjectiveSoFar] = field(default_factory=dict)
+    _waits_until: float = field(default_factory=lambda: time.monotonic() + WAIT_FOR_ORPHANS)
 
     def run(self) -> None:
         """Until all studies have their trials, or the user stops them."""
-        folder = sweep_folder(self._studies[0].spec.middle[0])
+        folder = sweep_folder(self.studies[0].spec.middle[0])
         try:
-            with self._driver:
+            with self.driver:
                 while self._fill():
-                    self._driver.step()
-                    if (self._taken_up or self._to_stop) and not self._driver.busy:
+                    self.driver.step()
+                    if (self.taken_up or self.to_stop) and not self.driver.busy:
                         time.sleep(0.1)  # for the runs of a killed driver
-                    if self._prunes:
+                    if self.prunes:
                         self._prune()
                     self._tell_ended()
         except KeyboardInterrupt:
-            jobs_go_on(folder, self._driver.console)
-            self.interrupted += [*self._open, *self._taken_up]
+            jobs_go_on(folder, self.driver.console)
+            self.interrupted += [*self._open, *self.taken_up]
 
     def _fill(self) -> bool:
         """Start what there is room for; returns whether anything is at work or waits."""
-        if self._driver.stopping:
-            self.interrupted += self._taken_up
-            self._taken_up = []
+        if self.driver.stopping:
+            self.interrupted += self.taken_up
+            self.taken_up = []
             return bool(self._open or self._stopping)
-        if ended := {folder: run for folder, run in self._to_stop.items() if self._is_free([folder])}:
-            self._to_stop = {folder: run for folder, run in self._to_stop.items() if folder not in ended}
+        if ended := {folder: run for folder, run in self.to_stop.items() if self._is_free([folder])}:
+            self.to_stop = {folder: run for folder, run in self.to_stop.items() if folder not in ended}
             self._stopping |= ended
-            self._driver.add(ended.values())  # a job in SLURM's queue is taken over
-            self._driver.cancel(ended)
-        for opened in [opened for opened in self._taken_up if self._is_free(opened.runs)]:
-            self._taken_up.remove(opened)
+            self.driver.add(ended.values())  # a job in SLURM's queue is taken over
+            self.driver.cancel(ended)
+        for opened in [opened for opened in self.taken_up if self._is_free(opened.runs)]:
+            self.taken_up.remove(opened)
             self._start(opened)
-        while len(self._driver.unfinished) - len(self._driver.blocked) < self._driver.launcher.slots:
-            self._studies = [study for study in self._studies if study.wants_more]
-            able = [study for study in self._studies if not self._waits_for_inputs(study)]
+        while len(self.driver.unfinished) - len(self.driver.blocked) < self.driver.launcher.slots:
+            self.studies = [study for study in self.studies if study.wants_more]
+            able = [study for study in self.studies if not self._waits_for_inputs(study)]
             if not able:
                 break
             study = min(able, key=lambda study: study.started)
             asked = study.ask()
             if isinstance(asked, FrozenTrial):
-                tell(self._driver.console, line_on(study, asked))
+                tell(self.driver.console, line_on(study, asked))
             else:
                 self._start(asked)
-        return bool(self._open or self._taken_up or self._stopping or self._to_stop)
+        return bool(self._open or self.taken_up or self._stopping or self.to_stop)
 
     def _waits_for_inputs(self, study: StoredStudy) -> bool:
         """Another trial of it would wait for the same, and learn nothing from this one."""
         if not study.spec.shares_inputs:
             return False
-        blocked = self._driver.blocked
+        blocked = self.driver.blocked
         return any(opened.study is study and not blocked.isdisjoint(opened.runs) for opened in self._open)
 
     def _is_free(self, folders: Iterable[Path]) -> bool:
         """Not while the child of a killed driver still ends its iteration; SLURM's jobs are taken over as they are."""
-        waits = not self._driver.launcher.leaves_on_interrupt and time.monotonic() < self._waits_until
+        waits = not self.driver.launcher.leaves_on_interrupt and time.monotonic() < self._waits_until
         return not (waits and any(map(held_here, folders)))
 
     def _start(self, opened: OpenTrial) -> None:
@@ -195,16 +186,16 @@ class _Searcher:
             self._tell(opened)
             return
         self._open.append(opened)
-        self._driver.add([run for folder, run in new.items() if folder not in earlier])
+        self.driver.add([run for folder, run in new.items() if folder not in earlier])
         self._tell_ended()
 
     def _outcome(self, folder: Path) -> Outcome | None:
-        return self._ended.get(folder) or self._driver.outcomes.get(folder)
+        return self._ended.get(folder) or self.driver.outcomes.get(folder)
 
     def _tell_ended(self) -> None:
-        for folder in self._stopping.keys() & self._driver.outcomes.keys():
+        for folder in self._stopping.keys() & self.driver.outcomes.keys():
             run = self._stopping.pop(folder)
-            if self._driver.outcomes[folder].status != "finished":
+            if self.driver.outcomes[folder].status != "finished":
                 mark_pruned(run)
                 self._ended[folder] = Outcome(run, "pruned")
         for opened in list(self._open):
@@ -214,51 +205,45 @@ class _Searcher:
 
     def _tell(self, opened: OpenTrial) -> None:
         outcomes = [outcome for folder in opened.runs if (outcome := self._outcome(folder))]
-        if opened.study.spec.shares_inputs and (missing := self._missing_inputs(opened)):
-            self.failed_inputs |= {f: outcome for f, outcome in missing.items() if outcome.status == "failed"}
+        needed = {run_folder(need) for run in opened.runs.values() for need in input_runs(run)}
+        missing = [o for need in needed if (o := self.driver.outcomes.get(need)) and o.status != "finished"]
+        if missing and opened.study.spec.shares_inputs:  # no trial's fault, and the next trial would lack them too
+            self.failed_inputs |= {outcome.folder: outcome for outcome in missing if outcome.status == "failed"}
             if not self.failed_inputs:
                 self.interrupted.append(opened)
-            self._studies = [study for study in self._studies if study is not opened.study]
+            self.studies = [study for study in self.studies if study is not opened.study]
             return
         try:
-            if self._prunes and all(outcome.status != "pruned" for outcome in outcomes):
+            if self.prunes and all(outcome.status != "pruned" for outcome in outcomes):
                 list(self._report(opened))  # what runs reached since they were last looked at, for later trials
             state = opened.study.tell(opened, outcomes)
         except UpdateFinishedTrialError:
-            tell(self._driver.console, f"{opened.name}: told by another process")
+            tell(self.driver.console, f"{opened.name}: told by another process")
             return
         if state == TrialState.RUNNING:
             self.interrupted.append(opened)
             if any(stop_path(run).exists() for run in opened.runs.values()):
-                self._studies = []  # `python -m sweeps cancel` means the sweep
+                self.studies = []  # `python -m sweeps cancel` means the sweep
         else:
-            tell(self._driver.console, line_on(opened.study, opened.study.trial(opened.trial.number)))
-
-    def _missing_inputs(self, opened: OpenTrial) -> dict[Path, Outcome]:
-        """SFT or reward-model runs that did not finish: no trial's fault, and the next trial would lack them too."""
-        needed = {run_folder(need) for run in opened.runs.values() for need in input_runs(run)}
-        outcomes = {folder: self._driver.outcomes.get(folder) for folder in needed}
-        return {folder: outcome for folder, outcome in outcomes.items() if outcome and outcome.status != "finished"}
+            tell(self.driver.console, line_on(opened.study, opened.study.trial(opened.trial.number)))
 
     def _prune(self) -> None:
         for opened in list(self._open):
             others = {folder for other in self._open if other is not opened for folder in other.runs}
             to_stop = [folder for folder in opened.runs if folder not in others and self._outcome(folder) is None]
+            rollout = next(iter(opened.runs.values())).rollout
+            last = rollout.iterations * rollout.num_responses
             try:
-                if not (self._should_prune(opened) and to_stop):
-                    continue
+                worse = any(samples < last and opened.trial.should_prune() for samples in self._report(opened))
             except UpdateFinishedTrialError:
                 continue  # by another process; its runs go on, and `_tell` says so
+            if not (worse and to_stop):
+                continue
             self._open.remove(opened)
             opened.study.prune(opened, to_stop)
             self._stopping |= {folder: opened.runs[folder] for folder in to_stop}
-            self._driver.cancel(to_stop)
-            tell(self._driver.console, line_on(opened.study, opened.study.trial(opened.trial.number)))
-
-    def _should_prune(self, opened: OpenTrial) -> bool:
-        rollout = next(iter(opened.runs.values())).rollout
-        last = rollout.iterations * rollout.num_responses
-        return any(samples < last and opened.trial.should_prune() for samples in self._report(opened))
+            self.driver.cancel(to_stop)
+            tell(self.driver.console, line_on(opened.study, opened.study.trial(opened.trial.number)))
 
     def _report(self, opened: OpenTrial) -> Iterator[int]:
         """Tell the study the mean over seeds at every evaluation that all seeds have reached, one by one."""

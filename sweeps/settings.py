@@ -9,8 +9,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from rlhf.config.build import ConfigError, build_group, no_such_option
-from rlhf.config.readers import ALWAYS
-from rlhf.config.setting import setting
+from rlhf.config.setting import ALWAYS, setting
 from rlhf.urls import secret_in_url
 
 DEFAULT_TRIALS = 20

@@ -9,7 +9,7 @@ import shlex
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,16 +17,15 @@ from typing import Any
 from rich.console import Console
 
 from rlhf.config import RL_STAGES, RunConfig
-from rlhf.config.frozen import starts_anew
-from rlhf.config.identity import input_runs, run_folder, run_id, sweep_folder
-from rlhf.config.inputs import check_inputs
+from rlhf.config.identity import input_runs, run_folder, run_id, starts_anew, sweep_folder
+from rlhf.config.packages import check_inputs
 from rlhf.config.sizes import derived_sizes, sizes_in_words
 from rlhf.runs.state import SUMMARY, finished, read_summary, unfinished_inputs
 from rlhf.terminal import console as made_console
 from rlhf.terminal import tell
 from rlhf.waiting import stop_requested
 from sweeps.machine import check_device, check_places, thread_environment
-from sweeps.runs import EXECUTE, Outcome, Stopped, announce, note_interrupted
+from sweeps.runs import EXECUTE, Outcome, Stopped, announce, interrupted, note_interrupted
 
 # Of a file's values, how many the first lines show.
 MOST_VALUES = 8
@@ -56,20 +55,21 @@ def run_single(run: RunConfig) -> None:
     to_do = [*unfinished_inputs(run), run]
     check_inputs(to_do)
     planned = to_do if first else []
-    for one in planned:
-        announce(one, EXECUTE)
+    for planned_run in planned:
+        announce(planned_run, EXECUTE)
     print_start([run], console)
     os.environ.update(thread_environment(run.hardware.threads))  # before torch is imported
     try:
         from rlhf.run import execute
 
-        with _watching(planned, console, lambda: stop_requested() is not None) if first else contextlib.nullcontext():
+        with _watching(planned, console) if first else contextlib.nullcontext():
             summary = execute(run)
-    except KeyboardInterrupt:  # before the run listens, or the second one
-        note_interrupted(planned)
+    except BaseException as error:
+        if interrupted(error):  # before the run listens, or by the second Ctrl-C
+            note_interrupted(planned)
         raise
-    if summary.get("status") == "interrupted":
-        note_interrupted(one for one in planned if run_id(one) != summary.get("run_id"))  # that one has said so itself
+    if summary.get("status") == "interrupted":  # the run at work has said so itself
+        note_interrupted(other for other in planned if run_id(other) != summary.get("run_id"))
         tell(console, f"{run_id(run)} interrupted; {again()} goes on where it stopped", "yellow")
         raise Stopped(130)
     print_result(run, summary, console)
@@ -81,7 +81,7 @@ def torchrun_rank() -> int | None:
 
 
 @contextmanager
-def _watching(runs: Sequence[RunConfig], console: Console, stopping: Callable[[], bool]) -> Iterator[None]:
+def _watching(runs: Sequence[RunConfig], console: Console) -> Iterator[None]:
     """Show runs that this process does one after another, from a thread beside it."""
     over = threading.Event()
     started = time.time()
@@ -99,7 +99,7 @@ def _watching(runs: Sequence[RunConfig], console: Console, stopping: Callable[[]
         from sweeps.display import Display
 
         with Display(runs, console) as display:
-            display.stopping, display.silent_ends = stopping, [run_id(runs[-1])]
+            display.stopping, display.silent_ends = lambda: stop_requested() is not None, [run_id(runs[-1])]
             while True:
                 done = [run for run in runs if has_finished(run)]
                 at_work = [run_folder(run) for run in runs if run not in done][:1]
@@ -118,49 +118,34 @@ def _watching(runs: Sequence[RunConfig], console: Console, stopping: Callable[[]
 
 
 def print_start(runs: Sequence[RunConfig], console: Console) -> None:
-    """What is worth knowing before the first run starts, each line once for all runs that share it."""
+    """What is worth knowing before the first run starts, each line once for all runs that share it: code that is run,
+    which files set values, what the batch sizes come to, and the inputs that an earlier command has trained."""
     if near := starts_anew(runs):
         tell(console, near)
     for option in ("model", "reward"):
         if any(getattr(run, option).trust_remote_code for run in runs):
             tell(console, f"warning: {option}.trust_remote_code=true: Python code that it brings runs with your rights")
-    print_settings(runs, console)
-    print_sizes(runs, console)
-    print_cached(runs, console)
-
-
-def print_settings(runs: Iterable[RunConfig], console: Console) -> None:
-    """Which files set values."""
     for line in dict.fromkeys(line for run in runs for line in run.settings_from):
         values = line.split(", ")
         more = f" and {len(values) - MOST_VALUES} more, in config.yaml" if len(values) > MOST_VALUES else ""
         tell(console, f"settings: {', '.join(values[:MOST_VALUES])}{more}")
-
-
-def print_sizes(runs: Sequence[RunConfig], console: Console) -> None:
-    """What the batch sizes come to: a line, or the whole arithmetic."""
     verbose = os.environ.get(VERBOSE) == "1"
-    for line in {sizes_in_words(run): None for run in runs}:
+    for line in dict.fromkeys(sizes_in_words(run) for run in runs):
         tell(console, line if verbose else f"{line} ({VERBOSE}=1 shows how)")
-    for sizes in {tuple(derived_sizes(run)): None for run in runs} if verbose else ():
+    for sizes in dict.fromkeys(tuple(derived_sizes(run)) for run in runs) if verbose else ():
         width = max(len(f"{size:,}") for _, size, _ in sizes)
         for name, size, how in sizes:
             tell(console, f"{size:>{width},} {name} ({how})")
-
-
-def print_cached(runs: Sequence[RunConfig], console: Console) -> None:
-    """The SFT policies and reward models that an earlier command has trained."""
     needed = {run_folder(need): need for run in runs for need in input_runs(run)}
-    cached = [folder for folder, need in needed.items() if finished(need) is not None]
-    if cached:
-        names = ", ".join(folder.name for folder in cached)
+    if cached := [folder for folder, need in needed.items() if finished(need) is not None]:
         where = os.path.commonpath(folder.parent for folder in cached)
+        names = ", ".join(folder.name for folder in cached)
         tell(console, f"from the cache, trained earlier: {names} (in {where})")
 
 
 def print_result(run: RunConfig, summary: Mapping[str, Any], console: Console) -> None:
     """What a single run came to, where it lies, and how to get its report."""
-    from sweeps.progress import RunProgress, number
+    from sweeps.display import RunProgress, number
 
     progress = RunProgress(dataclasses.replace(run, overwrite=False))  # its rows are there now
     progress.look()

@@ -5,12 +5,13 @@ sacct, which many clusters lack, is never asked.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shutil
 import subprocess
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from rlhf.config.build import ConfigError
@@ -66,18 +67,12 @@ class Queue:
         if time.monotonic() - self.asked_at < max(every, BUSY_FACTOR * self.took):
             return
         began, now = time.monotonic(), time.time()
-        # A user's SQUEUE_* would hide jobs.
-        environment = {name: value for name, value in os.environ.items() if not name.startswith("SQUEUE_")}
-        command = ["squeue", "--noheader", "--array", "--states=all", f"--user={os.getuid()}"]
-        command += ["--format=%i|%T|%N|%r"]
+        command = ["squeue", "--noheader", "--array", "--states=all", f"--user={os.getuid()}", "--format=%i|%T|%N|%r"]
         try:
-            done = subprocess.run(
-                command, capture_output=True, text=True, check=True, timeout=ANSWER_WITHIN_SECONDS, env=environment
-            )
+            rows = [line.split("|", 3) for line in _output(command).splitlines() if line.count("|") >= 3]
         except (OSError, subprocess.SubprocessError) as error:
-            self.trouble = printable(str(getattr(error, "stderr", None) or "")) or reason(error)
+            self.trouble = said_by(error)
         else:
-            rows = (line.split("|", 3) for line in done.stdout.splitlines() if line.count("|") >= 3)
             self.jobs = {number.strip(): JobState(state, node, reason) for number, state, node, reason in rows}
             self.answers += 1
             self.answered_at = now
@@ -112,50 +107,67 @@ class Queue:
         return {number for number, job in waiting.items() if job.reason not in ORDINARY_REASONS}
 
 
+def _output(command: Sequence[str], tries: int = 1) -> str:
+    """What a command prints; a busy controller is asked again after two seconds.
+
+    Raises:
+        OSError, subprocess.SubprocessError: the controller does not answer, or refuses.
+    """
+    # A user's SQUEUE_* would hide jobs.
+    env = {name: value for name, value in os.environ.items() if not name.startswith("SQUEUE_")}
+    for left in reversed(range(tries)):
+        try:
+            return subprocess.run(
+                command, capture_output=True, text=True, check=True, timeout=ANSWER_WITHIN_SECONDS, env=env
+            ).stdout
+        except (OSError, subprocess.SubprocessError):
+            if not left:
+                raise
+            time.sleep(2.0)
+    raise AssertionError(tries)
+
+
+def said_by(error: Exception) -> str:
+    """What a command that failed complained of."""
+    return printable(str(getattr(error, "stderr", None) or "")) or reason(error)
+
+
 def scancel(jobs: Collection[str]) -> str:
     """End these jobs; those that have ended meanwhile do not matter. Returns what scancel complained of."""
-    complaints = []
-    ordered = sorted(jobs)
-    for part in (ordered[i : i + SCANCEL_AT_ONCE] for i in range(0, len(ordered), SCANCEL_AT_ONCE)):
-        command = ["scancel", *part]
+    complaints, ordered = [], sorted(jobs)
+    for start in range(0, len(ordered), SCANCEL_AT_ONCE):
         try:
-            done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=ANSWER_WITHIN_SECONDS)
-            complaints += done.stderr.strip().splitlines()
+            _output(["scancel", *ordered[start : start + SCANCEL_AT_ONCE]])
         except (OSError, subprocess.SubprocessError) as error:
-            complaints.append(str(error))
+            complaints.append(said_by(error))
     return "; ".join(dict.fromkeys(complaints))
+
+
+def scontrol(*words: str, tries: int = 1) -> str:
+    """What it prints; raises as `_output` does."""
+    return _output(["scontrol", *words], tries)
 
 
 def has_slurm() -> bool:
     return all(shutil.which(command) for command in ("sbatch", "squeue", "scancel", "scontrol", "srun"))
 
 
-def scontrol(*words: str, tries: int = 1) -> str:
-    """What it prints; a busy controller is asked again after two seconds.
-
-    Raises:
-        OSError, subprocess.SubprocessError: the controller does not answer, or refuses.
-    """
-    command = ["scontrol", *words]
-    while True:
-        tries -= 1
-        try:
-            done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=ANSWER_WITHIN_SECONDS)
-            return done.stdout
-        except (OSError, subprocess.SubprocessError):
-            if tries <= 0:
-                raise
-            time.sleep(2.0)
-
-
 def largest_array() -> int:
     """MaxArraySize is one more than the largest index."""
+    with contextlib.suppress(OSError, subprocess.SubprocessError):
+        if size := re.search(r"(?m)^MaxArraySize\s*=\s*(\d+)", scontrol("show", "config")):
+            return max(1, int(size[1]) - 1)
+    return 1000  # SLURM's default
+
+
+@contextlib.contextmanager
+def umask(mask: int) -> Iterator[int]:
+    """Files that are made in this context have these permissions masked; gives the umask from before."""
+    before = os.umask(mask)
     try:
-        config = scontrol("show", "config")
-    except (OSError, subprocess.SubprocessError):
-        return 1000  # SLURM's default
-    sizes = [line.partition("=")[2].strip() for line in config.splitlines() if line.startswith("MaxArraySize")]
-    return max(1, int(sizes[0]) - 1) if sizes and sizes[0].isdigit() else 1000
+        yield before
+    finally:
+        os.umask(before)
 
 
 # The same command may succeed a little later: a controller that is busy or gone.
@@ -192,13 +204,13 @@ _OPTIONS = {
 class SubmissionError(UserError):
     """sbatch refused, or takes jobs that it will never start."""
 
-    def __init__(self, output: str) -> None:
-        """Args: output: what sbatch printed."""
+    def __init__(self, output: str, what: str = "sbatch refused") -> None:
+        """Args: output: what sbatch printed, or squeue gives as the reason to wait."""
         lines = [line.strip() for line in output.splitlines() if line.strip()]
         from_slurm = [line for line in lines if re.match(r"s(batch|lurm\w*): ", line)] or lines[:1]
         words = [re.sub(r"^(s\w+: )?(error: )?(Batch job submission failed: )?", "", line) for line in from_slurm]
         self.said = printable("; ".join(dict.fromkeys(words))) or "without a reason"
-        super().__init__(f"{option_named_by(self.said)}: sbatch refused ({self.said})")
+        super().__init__(f"{option_named_by(self.said)}: {what} ({self.said})")
 
     @property
     def too_many(self) -> bool:
@@ -209,16 +221,6 @@ class SubmissionError(UserError):
     def passing(self) -> bool:
         """Whether the same may succeed later."""
         return bool(_BUSY.search(self.said) or re.search("SubmitJob|Submit.*Limit", self.said))
-
-
-class NeverStarts(SubmissionError):
-    """Jobs are in the queue and will never start."""
-
-    def __init__(self, reason: str) -> None:
-        UserError.__init__(
-            self, f"{option_named_by(reason)}: SLURM took the jobs and would never start them ({printable(reason)})"
-        )
-        self.said = reason
 
 
 def never_starts(reason: str) -> bool:

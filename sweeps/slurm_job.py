@@ -13,13 +13,12 @@ from dataclasses import dataclass
 
 from rlhf.config import RunConfig
 from rlhf.config.identity import run_folder, run_id
-from rlhf.errors import reason
 from rlhf.runs.state import OVER, times_emptied
 from rlhf.terminal import complain, say
 from sweeps.local_launcher import LocalRuns
 from sweeps.machine import Room, visible_gpus
 from sweeps.runs import Outcome, outcome_path, read_json, stop_path, write_json
-from sweeps.slurm_commands import scontrol
+from sweeps.slurm_commands import said_by, scontrol, umask
 
 # sbatch --signal and preemption send it while there is time to checkpoint; the job then asks to be queued again.
 WARNING = signal.SIGUSR2
@@ -73,19 +72,14 @@ class PackedRuns:
         Raises:
             JobFailed: one of them failed.
         """
-        before = os.umask(0o077)
-        os.umask(int(os.environ[UMASK], 8) if UMASK in os.environ else before)
-        try:
+        with umask(int(os.environ[UMASK], 8)):
             return self._do()
-        finally:
-            os.umask(before)
 
     def _do(self) -> dict[str, str]:
         requests: list[int] = []
         for number in (WARNING, END, signal.SIGUSR1, signal.SIGINT):
             signal.signal(number, lambda number, _: requests.append(number))
-        now = [run_id(run) for run in self.runs]
-        if now != self.ids:
+        if [run_id(run) for run in self.runs] != self.ids:
             raise JobFailed(
                 f"{self.ids}: the code or an input file was edited since these were submitted; submit again"
             )
@@ -94,21 +88,27 @@ class PackedRuns:
         say(f"runs: {statuses}")
         warned = WARNING in requests or END in requests
         if warned and "interrupted" in statuses.values() and _rank() == 0 and _still_running():
-            _requeue()
+            try:  # SLURM ends this process right after; where it refuses, it is requeueing the job already
+                scontrol("requeue", job_name_in_queue(), tries=ASK_TIMES)
+                complain("requeue: asked")
+            except (OSError, subprocess.SubprocessError) as error:
+                complain(f"requeue: {said_by(error)}")
         failed = [f"{run_id(outcome.run)}: {outcome.reason}" for outcome in outcomes if outcome.status == "failed"]
-        if failed:
-            if _rank() > 0:
-                self._await_first_rank()
-            raise JobFailed("; ".join(failed))
-        return statuses
+        if not failed:
+            return statuses
+        deadline = time.monotonic() + WORD_OF_FIRST_RANK_SECONDS
+        while _rank() > 0 and time.monotonic() < deadline:
+            if all(outcome_path(run).exists() for run in self.runs):
+                break
+            time.sleep(0.5)
+        raise JobFailed("; ".join(failed))
 
     def _drive(self, requests: list[int]) -> list[Outcome]:
         threads = sum(run.hardware.threads for run in self.runs)
         gpus = visible_gpus() if len(self.runs) > 1 else ()
         local = LocalRuns(self.target, environment=rank_environment(), room=Room(len(self.runs), threads, gpus))
         outcomes: list[Outcome] = []
-        heard = 0
-        left = self._runs_left()
+        heard, left = 0, self._runs_left()
         stops = {run_folder(run): stop_path(run) for run in left}
         for run in left:
             if _rank() == 0:
@@ -121,14 +121,12 @@ class PackedRuns:
             local.cancel([folder for folder, stop in stops.items() if stop.exists()])
             for outcome in local.poll(2.0):
                 outcomes.append(_as_asked(outcome, requests))
-                if _rank() == 0:
-                    _note(outcomes[-1])
+                if _rank() == 0 and outcome.cause != "locked":  # else another process has it, and will say so itself
+                    with contextlib.suppress(OSError):  # a full disk must not end the others; the queue is asked then
+                        last = outcomes[-1]
+                        note = {"status": last.status, "reason": last.reason, "summary": last.summary}
+                        write_json(outcome_path(last.run), note)
         return outcomes
-
-    def _await_first_rank(self) -> None:
-        deadline = time.monotonic() + WORD_OF_FIRST_RANK_SECONDS
-        while time.monotonic() < deadline and not all(outcome_path(run).exists() for run in self.runs):
-            time.sleep(0.5)
 
 
 def _as_asked(outcome: Outcome, requests: list[int]) -> Outcome:
@@ -140,15 +138,6 @@ def _as_asked(outcome: Outcome, requests: list[int]) -> Outcome:
     return dataclasses.replace(outcome, status="interrupted") if requests and caught else outcome
 
 
-def _note(outcome: Outcome) -> None:
-    """Say how a run ended; not where another process has it, which will say so itself."""
-    if outcome.cause == "locked":
-        return
-    note = {"status": outcome.status, "reason": outcome.reason, "summary": outcome.summary}
-    with contextlib.suppress(OSError):  # a full disk must not end the other runs; the driver asks the queue then
-        write_json(outcome_path(outcome.run), note)
-
-
 def rank_environment() -> Mapping[str, str]:
     """What torch.distributed's env:// rendezvous reads, in a job of several tasks.
 
@@ -157,8 +146,11 @@ def rank_environment() -> Mapping[str, str]:
     tasks = int(os.environ.get("SLURM_NTASKS", "1"))
     if tasks == 1:
         return {}
-    first = scontrol("show", "hostnames", os.environ["SLURM_JOB_NODELIST"]).split()[0]
-    address = _node_address(first)
+    address = scontrol("show", "hostnames", os.environ["SLURM_JOB_NODELIST"]).split()[0]
+    # The name alone where the controller is too busy to say: all ranks of a large job ask at the same time.
+    with contextlib.suppress(OSError, subprocess.SubprocessError):
+        words = scontrol("show", "node", "-o", address, tries=ASK_TIMES).split()
+        address = dict(word.split("=", 1) for word in words if "=" in word).get("NodeAddr", address)
     environment = {
         "RANK": os.environ["SLURM_PROCID"],
         "LOCAL_RANK": os.environ["SLURM_LOCALID"],
@@ -168,15 +160,6 @@ def rank_environment() -> Mapping[str, str]:
         "MASTER_PORT": str(FIRST_PORT + int(os.environ["SLURM_JOB_ID"]) % PORTS),
     }
     return environment | ({"GLOO_SOCKET_IFNAME": "lo"} if address.startswith("127.") else {})
-
-
-def _node_address(node: str) -> str:
-    """Its name where the controller is too busy to say: all ranks of a large job ask at the same time."""
-    try:
-        words = scontrol("show", "node", "-o", node, tries=ASK_TIMES).split()
-    except (OSError, subprocess.SubprocessError):
-        return node
-    return dict(word.split("=", 1) for word in words if "=" in word).get("NodeAddr", node)
 
 
 def job_name_in_queue() -> str:
@@ -195,12 +178,3 @@ def _still_running() -> bool:
         return "JobState=RUNNING" in scontrol("show", "job", job_name_in_queue(), tries=ASK_TIMES)
     except (OSError, subprocess.SubprocessError):
         return True  # a controller too busy to say is busy with a mass preemption
-
-
-def _requeue() -> None:
-    """SLURM ends this process right after; where it refuses, it is requeueing the job already."""
-    try:
-        scontrol("requeue", job_name_in_queue(), tries=ASK_TIMES)
-        complain("requeue: asked")
-    except (OSError, subprocess.SubprocessError) as error:
-        complain(f"requeue: {getattr(error, 'stderr', None) or reason(error)}")

@@ -12,13 +12,15 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
+from rich.console import Console
+
 from rlhf.config import RunConfig
 from rlhf.config.build import ConfigError
-from rlhf.config.identity import run_folder
-from rlhf.runs.state import OVER, read_summary
+from rlhf.config.identity import input_runs, run_folder, sweep_folder
+from rlhf.runs.state import OVER, finished, read_summary
+from rlhf.terminal import tell
 from sweeps.runs import EXECUTE, Outcome, RunLauncher, outcome_path, read_json, record_path, stop_path
 from sweeps.slurm_commands import (
-    NeverStarts,
     Queue,
     SubmissionError,
     has_slurm,
@@ -36,7 +38,7 @@ FILES_WITHIN_SECONDS = 30.0
 LOOK_EVERY_SECONDS = 1.0
 SUBMIT_AGAIN_SECONDS = 20.0
 # So long squeue says of a job that it will never start.
-IN_VAIN_SECONDS = 10.0
+NEVER_STARTS_SECONDS = 10.0
 # From the last word of a run to the end of its job.
 SUBMIT_AFTER_END_SECONDS = 5.0
 
@@ -51,10 +53,10 @@ class _Job:
     """Whether this run was asked to stop, so that "interrupted" is its end and not a requeue."""
     answers: int
     """How many answers of squeue are older than what is known of the job: its submission, or its last word."""
-    word: str = ""
-    gone_at: float | None = None
+    last_status: str = ""
+    missing_since: float | None = None
     """When the queue was first seen without it."""
-    in_vain_since: float | None = None
+    never_starts_since: float | None = None
     """When squeue first said that it will never start, and says so since."""
 
 
@@ -65,11 +67,12 @@ class SlurmRuns(RunLauncher):
     target: str = EXECUTE
     leaves_on_interrupt: bool = True
     queue: Queue = field(default_factory=Queue)
-    _unsent: list[RunConfig] = field(default_factory=list)
+    unsent: list[RunConfig] = field(default_factory=list)
+    """Runs that sbatch has not taken yet."""
     _jobs: list[_Job] = field(default_factory=list)
     _dropped: list[Outcome] = field(default_factory=list)
     _slots: int = MANY
-    _let_in: int = 0
+    _array_limit: int = 0
     """How many jobs sbatch is asked to take at once: fewer after a refusal, then more again. 0: as many as it can."""
     _looked_at: float = 0.0
     _send_after: float = 0.0
@@ -104,18 +107,13 @@ class SlurmRuns(RunLauncher):
         return f"{len(waiting)} jobs are held back by SLURM: {', '.join(reasons)}" if waiting else ""
 
     @property
-    def unsent(self) -> list[RunConfig]:
-        """Runs that sbatch has not taken yet."""
-        return self._unsent
-
-    @property
     def submitted(self) -> list[str]:
         """The numbers of the jobs that are looked after, each once."""
         return list(dict.fromkeys(job.number for job in self._jobs))
 
     @property
     def busy(self) -> bool:
-        return bool(self._unsent or self._jobs or self._dropped)
+        return bool(self.unsent or self._jobs or self._dropped)
 
     @property
     def running(self) -> list[Path]:
@@ -131,7 +129,7 @@ class SlurmRuns(RunLauncher):
         if number := self.job_in_queue(run):  # since it was announced, by another driver that waited for this input
             self._jobs.append(self._job(run, number))
         else:
-            self._unsent.append(run)
+            self.unsent.append(run)
 
     def job_in_queue(self, run: RunConfig) -> str | None:
         """The job of an earlier command that still has this run to do."""
@@ -148,14 +146,15 @@ class SlurmRuns(RunLauncher):
             return number if written_at >= self.queue.answered_at else None
         return None if state.ended else number
 
-    def send(self, dependency: str | None = None) -> list[str]:
-        """Submit all that was gathered, in arrays as large as the site takes them; returns the jobs' numbers.
+    def send(self, after: Sequence[str] = ()) -> list[str]:
+        """Submit all that was gathered, to start once the jobs `after` have succeeded, in arrays as large as the site
+        takes them; returns the jobs' numbers.
 
         Raises:
             SubmissionError: sbatch refused; what it took before is known as submitted.
         """
-        numbers = []
-        for hardware, group in itertools.groupby(self._unsent, key=lambda run: run.hardware):
+        numbers, dependency = [], f"afterok:{':'.join(after)}" if after else None
+        for hardware, group in itertools.groupby(self.unsent, key=lambda run: run.hardware):
             runs = list(group)
             pack = 1 if hardware.slurm is None else hardware.slurm.pack
             slots = max(1, self._slots // math.ceil(len(runs) / pack / self._largest_array))
@@ -165,10 +164,6 @@ class SlurmRuns(RunLauncher):
                 runs = runs[len(sent) * pack :]
         return numbers
 
-    def _first_alike(self) -> list[RunConfig]:
-        """The first runs of those not sent that ask for the same hardware."""
-        return list(next(itertools.groupby(self._unsent, key=lambda run: run.hardware))[1])
-
     def _send(self, runs: Sequence[RunConfig], at_a_time: int, dependency: str | None) -> list[str]:
         """Submit the first of these, which are the first of those not sent, as one array; returns the jobs' numbers:
         none where the site does not let so many in, and the next time it is asked to take half as many.
@@ -177,18 +172,18 @@ class SlurmRuns(RunLauncher):
             SubmissionError: sbatch refused even one.
         """
         packs = packs_of(runs, self.target)
-        part = packs[: self._let_in or self._largest_array]
+        part = packs[: self._array_limit or self._largest_array]
         try:
             sent = submit(part, at_a_time, dependency)
         except SubmissionError as error:
             if len(part) == 1 or not error.too_many:
                 raise
-            self._let_in = len(part) // 2
+            self._array_limit = len(part) // 2
             return []
-        self._let_in = min(2 * len(part), self._largest_array)
+        self._array_limit = min(2 * len(part), self._largest_array)
         jobs = [self._job(run, number) for pack, number in zip(part, sent, strict=True) for run in pack.runs]
         self._jobs += jobs
-        self._unsent = self._unsent[len(jobs) :]
+        self.unsent = self.unsent[len(jobs) :]
         return sent
 
     @cached_property
@@ -216,12 +211,12 @@ class SlurmRuns(RunLauncher):
         return ended + list(over.values())
 
     def _try_to_send(self) -> None:
-        if not self._unsent or time.monotonic() < self._send_after:
+        if not self.unsent or time.monotonic() < self._send_after:
             return
         try:
-            while self._unsent and (runs := self._with_room()) and self._send(runs, self._slots, None):
+            while self.unsent and (runs := self._with_room()) and self._send(runs, self._slots, None):
                 pass
-            if not self._unsent:
+            if not self.unsent:
                 self._refused = ""
         except SubmissionError as error:
             # An old SLURM does not say which limit it is; where nothing is in the queue, the wait would be in vain.
@@ -235,7 +230,7 @@ class SlurmRuns(RunLauncher):
         """Take jobs out of the queue that ask for more than a job may have.
 
         Raises:
-            NeverStarts: there are some; the message names the option.
+            SubmissionError: there are some; the message names the option.
         """
         states = {job.number: self.queue.jobs.get(job.number) for job in self._jobs}
         for job in self._jobs:
@@ -243,16 +238,19 @@ class SlurmRuns(RunLauncher):
             # Of several partitions, squeue gives the reason of the one that was tried last.
             waits = state is not None and state.state == "PENDING" and "," not in (slurm_of(job.run).partition or "")
             starts = not (waits and state is not None and never_starts(state.reason))
-            job.in_vain_since = None if starts else job.in_vain_since or time.monotonic()
-        since = time.monotonic() - IN_VAIN_SECONDS
-        in_vain = {job.number for job in self._jobs if job.in_vain_since is not None and job.in_vain_since < since}
-        if in_vain:
-            scancel(in_vain)
-            raise NeverStarts(next(state.reason for number in in_vain if (state := states[number])))
+            job.never_starts_since = None if starts else job.never_starts_since or time.monotonic()
+        since = time.monotonic() - NEVER_STARTS_SECONDS
+        stuck = {
+            job.number for job in self._jobs if job.never_starts_since is not None and job.never_starts_since < since
+        }
+        if stuck:
+            scancel(stuck)
+            reason = next(state.reason for number in stuck if (state := states[number]))
+            raise SubmissionError(reason, "SLURM took the jobs and would never start them")
 
     def _with_room(self) -> list[RunConfig]:
-        """What can be sent now: an array keeps to the limit by itself, several together do not."""
-        runs = self._first_alike()
+        """What can be sent now, of one hardware: an array keeps to the limit by itself, several together do not."""
+        runs = list(next(itertools.groupby(self.unsent, key=lambda run: run.hardware))[1])
         room = max(0, self._slots - len(self._jobs))
         if not self._jobs or len(runs) <= room:
             return runs
@@ -261,9 +259,9 @@ class SlurmRuns(RunLauncher):
 
     def cancel(self, folders: Collection[Path] | None = None, *, kill: bool = False) -> None:
         """Of jobs at work the single run is asked to stop; a job leaves the queue when all its runs are to stop."""
-        dropped = [run for run in self._unsent if folders is None or run_folder(run) in folders]
+        dropped = [run for run in self.unsent if folders is None or run_folder(run) in folders]
         self._dropped += [Outcome(run, "interrupted") for run in dropped]
-        self._unsent = [run for run in self._unsent if run not in dropped]
+        self.unsent = [run for run in self.unsent if run not in dropped]
         chosen = [job for job in self._jobs if folders is None or job.folder in folders]
         for job in chosen:
             job.stopping = True
@@ -284,20 +282,20 @@ class SlurmRuns(RunLauncher):
         status = outcome.get("status", "")
         if status in OVER or status == "failed" or (status == "interrupted" and job.stopping):
             return Outcome(job.run, status, outcome.get("reason", ""), outcome.get("summary", {}))
-        if status != job.word:
-            job.word, job.answers, job.gone_at = status, self.queue.answers, None
+        if status != job.last_status:
+            job.last_status, job.answers, job.missing_since = status, self.queue.answers, None
         state = self.queue.jobs.get(job.number)
         if self.queue.trouble or (state is not None and not state.ended):
-            job.gone_at = None
+            job.missing_since = None
             return None
         if self.queue.answers <= job.answers:
             return None  # what squeue said is older than the job
-        if job.gone_at is None:
-            job.gone_at, job.answers = time.monotonic(), self.queue.answers
+        if job.missing_since is None:
+            job.missing_since, job.answers = time.monotonic(), self.queue.answers
             return None  # and a job may be missing for a moment while it is queued again
         why = why_job_ended(job.run, job.number)
         known = status == "interrupted" or why.startswith(SETUP_FAILED)
-        if not known and time.monotonic() - job.gone_at < FILES_WITHIN_SECONDS:
+        if not known and time.monotonic() - job.missing_since < FILES_WITHIN_SECONDS:
             return None
         return self._end_without_word(job, "gone from the queue" if state is None else state.state, status, why)
 
@@ -314,3 +312,51 @@ class SlurmRuns(RunLauncher):
         if why.startswith(SETUP_FAILED):
             return Outcome(job.run, "failed", f"{why} {log}")
         return Outcome(job.run, "failed", f"its job {job.number} ended without a result: {state} {log} {why}".strip())
+
+
+def submit_and_leave(todo: Sequence[RunConfig], launcher: SlurmRuns, console: Console) -> int:
+    """Submit the runs, each after the inputs it needs, and say how to look at them.
+
+    Returns:
+        How many runs the site did not let in.
+
+    Raises:
+        SubmissionError: sbatch refused them all, or for a reason that does not pass.
+    """
+    inputs = _inputs_in_queue(todo, launcher)
+    earlier = {run_folder(run) for run in todo if launcher.job_in_queue(run)}
+    for run in todo:
+        if run_folder(run) not in earlier:
+            launcher.submit(run)
+    refused = ""
+    try:
+        launcher.send(inputs)
+    except SubmissionError as error:
+        if not (launcher.submitted and (error.passing or error.too_many)):
+            raise
+        refused = error.said
+    numbers = [*inputs, *launcher.submitted]
+    if launcher.submitted:
+        tell(console, f"submitted as jobs {', '.join(dict.fromkeys(number.partition('_')[0] for number in numbers))}")
+    if earlier:
+        tell(console, f"{len(earlier)} runs are in the queue since an earlier command")
+    if refused:
+        left = f"{len(launcher.unsent)} of {len(todo)} runs are not submitted"
+        why = f"sbatch takes no more jobs now ({refused})"
+        tell(console, f"{left}: {why}; type the same command again when some have ended")
+    shown = f"python -m sweeps status {sweep_folder(todo[0])} shows them"
+    tell(console, f"{shown}; the same command without wait=false picks the results up")
+    return len(launcher.unsent)
+
+
+def _inputs_in_queue(todo: Sequence[RunConfig], launcher: SlurmRuns) -> list[str]:
+    """The jobs of the inputs that are not finished, each submitted after those that it needs."""
+    after: dict[Path, str] = {}
+    for needed in {run_folder(need): need for run in todo for need in input_runs(run)}.values():
+        if finished(needed) is None:
+            before = [after[folder] for need in input_runs(needed) if (folder := run_folder(need)) in after]
+            if not (number := launcher.job_in_queue(needed)):
+                launcher.submit(needed)
+                number = launcher.send(before)[0]
+            after[run_folder(needed)] = number
+    return list(after.values())

@@ -16,8 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +28,7 @@ from rlhf.processes import ROOT, signals_held
 from rlhf.runs.state import times_emptied
 from sweeps.machine import thread_environment
 from sweeps.runs import JOBS, outcome_path, stop_path, write_record
-from sweeps.slurm_commands import SubmissionError
+from sweeps.slurm_commands import SubmissionError, umask
 from sweeps.slurm_job import UMASK, PackedRuns
 
 SUBMITTED = "submitit"
@@ -85,8 +84,9 @@ def submit(packs: Sequence[PackedRuns], at_a_time: int, dependency: str | None) 
     submitted_at = time.time()
     with signals_held():
         try:
-            # submitit prints what sbatch complained of, which is in its error, too.
-            with _private_files(), contextlib.redirect_stderr(io.StringIO()):
+            # For their owner alone, and the job's log too, since SLURM hands the umask on. submitit prints what sbatch
+            # complained of, which is in its error as well.
+            with umask(0o077), contextlib.redirect_stderr(io.StringIO()):
                 jobs = executor.map_array(PackedRuns.__call__, packs)
         except (FailedJobError, FailedSubmissionError) as error:
             shutil.rmtree(folder, ignore_errors=True)
@@ -155,9 +155,8 @@ def _exports(threads: int) -> list[str]:
 
 def _with_users_umask(lines: Sequence[str]) -> list[str]:
     """The setup as if submitted with the user's umask; what it leaves is that of the runs, and not of submitit."""
-    umask = os.umask(0o077)  # to read it is to set it
-    os.umask(umask)
-    return [f"umask {umask:04o}", *lines, f'export {UMASK}="$(umask)"', "umask 0077"]
+    with umask(0o077) as users:  # to read it is to set it
+        return [f"umask {users:04o}", *lines, f'export {UMASK}="$(umask)"', "umask 0077"]
 
 
 def job_log(run: RunConfig, number: str) -> Path:
@@ -184,16 +183,6 @@ def _new_folder(run: RunConfig) -> Path:
         parent.mkdir(parents=True, exist_ok=True)
         parent.chmod(0o700)
         return Path(tempfile.mkdtemp(prefix=time.strftime("%Y%m%d-%H%M%S-"), dir=parent))
-
-
-@contextmanager
-def _private_files() -> Iterator[None]:
-    """Files that are made here are for their owner alone; and the job's log, since SLURM hands the umask on."""
-    before = os.umask(0o077)
-    try:
-        yield
-    finally:
-        os.umask(before)
 
 
 def setup_problem(lines: Sequence[str]) -> str:

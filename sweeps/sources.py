@@ -11,11 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from rlhf.config import ALGO_CONFIGS, RunConfig
 from rlhf.config.build import CONF, ConfigError, build_config, no_such_option, option_paths, shown
-from rlhf.config.check import check
+from rlhf.config.check import COMMAND_LINE, check
 from rlhf.config.identity import input_runs
-from rlhf.config.options import options
-from rlhf.config.unread import COMMAND_LINE, file_values, flat
-from sweeps.overrides import typed_paths
+from rlhf.config.options import file_values, flat, options
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -40,7 +38,7 @@ def composed_run(config: DictConfig, hydra: Any) -> RunConfig:
     """The run of what Hydra composed.
 
     Args:
-        hydra: Hydra's own settings of this composition.
+        hydra: Hydra's settings of this composition.
 
     Raises:
         ConfigError: with all problems, one a line, each with the file that set the option where one did.
@@ -54,80 +52,106 @@ def checked_run(mapping: dict[str, Any], files: Sequence[SettingsFile], override
     """`composed_run` of parts.
 
     Args:
-        mapping: the composed values, interpolations resolved, without Hydra's own and without tables by algorithm.
+        mapping: the composed values, interpolations resolved, without Hydra's and without tables by algorithm.
         files: beyond the defaults, in the order in which later ones win.
         overrides: of the command line or of the cell of a grid.
     """
     typed = typed_paths(overrides)
-    known = {path: file.label for file in files for path in file.values}
     try:
         run = build_config(mapping)
         judged = [file for file in files if not (file.is_ours and file.group in ("tuned", "debug"))]
         sources = {path: file.label for file in judged for path in file.values}
-        sources |= dict.fromkeys(typed, COMMAND_LINE)
-        if problems := check(run, sources):
+        if problems := check(run, sources | dict.fromkeys(typed, COMMAND_LINE)):
             raise ConfigError(problems)
     except ConfigError as error:
+        known = {path: file.label for file in files for path in file.values}
         raise ConfigError([_with_source(line, known, typed) for line in error.problems]) from None
     return dataclasses.replace(run, settings_from=[*_for_another_model(run), *_what_files_set(run, files, typed)])
 
 
-def run_mapping(config: DictConfig) -> dict[str, Any]:
-    """A composed config as plain values, without Hydra's own settings."""
-    from omegaconf import OmegaConf
-
-    resolved = OmegaConf.to_container(OmegaConf.create(unresolved_mapping(config)), resolve=True)
-    assert isinstance(resolved, dict)
-    return {str(key): value for key, value in resolved.items()}
-
-
-def unresolved_mapping(config: DictConfig) -> dict[str, Any]:
-    """The same, with the interpolations as they are written."""
+def run_mapping(config: DictConfig, resolve: bool = True) -> dict[str, Any]:
+    """A composed config as plain values, without Hydra's settings; with the interpolations as they are written where
+    `resolve` is false."""
     from omegaconf import OmegaConf
 
     plain = OmegaConf.to_container(config)
     assert isinstance(plain, dict)
-    return {str(key): value for key, value in plain.items() if key != "hydra"}
+    plain.pop("hydra", None)
+    if resolve:
+        plain = OmegaConf.to_container(OmegaConf.create(plain), resolve=True)
+        assert isinstance(plain, dict)
+    return {str(key): value for key, value in plain.items()}
+
+
+def typed_paths(overrides: Sequence[str]) -> list[str]:
+    """Dotted paths of the options that overrides set; a group that they choose, by its name."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    paths = []
+    for override in OverridesParser.create().parse_overrides(list(overrides)):
+        if not is_hydras(override.key_or_group) and not override.is_delete():
+            paths += [path for path, _ in flat(override.value(), option_path(override.key_or_group))]
+    return paths
+
+
+def is_hydras(key: str) -> bool:
+    return key == "hydra" or key.startswith(("hydra.", "hydra/"))
+
+
+def option_path(key: str) -> str:
+    """Of the option that a key sets, as optimization.betas of optimization.betas.0."""
+    return ".".join(part for part in key.split(".") if not part.isdigit())
+
+
+def composition_problem(error: Exception, overrides: Sequence[str] = ()) -> str:
+    """One line for what Hydra says when files and overrides cannot be composed."""
+    said = " ".join(str(error).split())
+    for override in overrides:
+        path = override.partition("=")[0].lstrip("+~")
+        if f"'{path}'" in said and path in option_paths():
+            if path.startswith("hardware.slurm."):
+                return f"{path}: hardware=cpu or gpu does not read it; leave it out, or use hardware=slurm"
+            return f"{path}: nothing of this combination has it ({said})"
+    return said
 
 
 def settings_files(hydra: Any) -> list[SettingsFile]:
     """The files beside the project's groups that had a part in a composed config, with what they set."""
-    runtime = hydra.runtime
-    folders = [Path(source.path) for source in runtime.config_sources if source.schema == "file"]
-    choices = {str(group): choice for group, choice in runtime.choices.items()}
-    groups = [group for group in choices if group not in ACROSS_SECTIONS and not group.startswith("hydra/")]
-    files: list[SettingsFile] = []
-    for group in (*sorted(groups), *ACROSS_SECTIONS):
+    folders = [Path(source.path) for source in hydra.runtime.config_sources if source.schema == "file"]
+    choices = {str(group): choice for group, choice in hydra.runtime.choices.items()}
+    groups = sorted(group for group in choices if group not in ACROSS_SECTIONS and not is_hydras(group))
+    start = f"{ALGOS}.{choices.get('algo')}."
+    files = []
+    for group in (*groups, *ACROSS_SECTIONS):
         chosen = choices.get(group) or []
         for name in [chosen] if isinstance(chosen, str) else map(str, chosen):
-            files += [file for file in _files(group, name, folders) if group in ACROSS_SECTIONS or not file.is_ours]
-    return [dataclasses.replace(file, values=_of_algo(file.values, choices.get("algo"))) for file in files]
+            for file in _files(group, name, folders):
+                if group in ACROSS_SECTIONS or not file.is_ours:
+                    # Those for the chosen algorithm stand in the place of the table by algorithm.
+                    values = {path: v for path, v in file.values.items() if not path.startswith(f"{ALGOS}.")}
+                    for path, value in file.values.items():
+                        if path.startswith(start):
+                            values[f"algo.{path.removeprefix(start)}"] = value
+                    files.append(dataclasses.replace(file, values=values))
+    return files
 
 
 def _files(group: str, name: str, folders: Sequence[Path]) -> Iterator[SettingsFile]:
     """The group's file of that name, after those of its group that it begins from."""
     import yaml
 
-    for folder in folders:
-        file = folder / group / f"{name.removesuffix('.yaml')}.yaml"
-        if file.is_file():
-            content = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
-            for entry in content.get("defaults", []):
-                if isinstance(entry, str) and entry != "_self_":
-                    yield from _files(group, entry, folders)
-            is_ours = folder.resolve() == CONF
-            label = file.relative_to(folder.parent) if is_ours else file
-            yield SettingsFile(label.as_posix(), group, dict(file_values(file, group)), is_ours)
-            return
-
-
-def _of_algo(values: dict[str, Any], algo: Any) -> dict[str, Any]:
-    """A file's values with those for one algorithm in the place of its table by algorithm."""
-    kept = {path: value for path, value in values.items() if not path.startswith(f"{ALGOS}.")}
-    start = f"{ALGOS}.{algo}."
-    return kept | {
-        f"algo.{path.removeprefix(start)}": value for path, value in values.items() if path.startswith(start)
-    }
+    file = next(
+        (f for folder in folders if (f := folder / group / f"{name.removesuffix('.yaml')}.yaml").is_file()), None
+    )
+    if file is None:
+        return
+    for entry in (yaml.safe_load(file.read_text(encoding="utf-8")) or {}).get("defaults", []):
+        if isinstance(entry, str) and entry != "_self_":
+            yield from _files(group, entry, folders)
+    conf = file.parent.parent
+    is_ours = conf.resolve() == CONF
+    label = file.relative_to(conf.parent) if is_ours else file
+    yield SettingsFile(label.as_posix(), group, dict(file_values(file, group)), is_ours)
 
 
 def with_settings_of_algo(mapping: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
@@ -200,8 +224,9 @@ def _what_files_set(run: RunConfig, files: Sequence[SettingsFile], typed: Sequen
         paths = [path for path in file.values if path in table and last[path] is file and path not in typed]
         unread = [path for path in paths if table[path].unread_by(runs) is not None]
         values = [f"{path}={_text(table[path].value)}" for path in paths if path not in unread]
-        text = f"{file.label} sets {', '.join(values) or 'nothing that is not set again'}"
-        yield text + (f" (not read here: {', '.join(unread)})" if unread else "")
+        if values or not file.is_ours:
+            text = f"{file.label} sets {', '.join(values) or 'nothing that this run reads'}"
+            yield text + (f" (not read here: {', '.join(unread)})" if unread else "")
 
 
 def _text(value: Any) -> str:

@@ -22,11 +22,10 @@ from rlhf.config import RunConfig
 from rlhf.config.build import ConfigError
 from rlhf.config.identity import run_folder, run_id, sweep_folder
 from rlhf.runs.state import OVER, read_summary
-from sweeps.objective import OBJECTIVES, Measured, UnmeasuredError, measure
+from sweeps.grid import Dimension
 from sweeps.runs import JOBS, Outcome, log_path, outcome_path, read_json, write_json
-from sweeps.search_space import Dimension
 from sweeps.settings import StudySettings
-from sweeps.study_spec import StudySpec
+from sweeps.study_spec import OBJECTIVES, StudySpec, UnmeasuredError, measure
 from sweeps.study_storage import budget_of, open_study
 
 # A driver that lives marks its trial at once; one without a mark after this belongs to none.
@@ -80,18 +79,15 @@ class StoredStudy:
         if settings.sampler == "grid":
             points = [dimension.points or [] for dimension in dimensions]
             self.target = min(self.target, math.prod(map(len, points)))
-            self._enqueue(itertools.islice(itertools.product(*points), self.target))
+            there = {trial.user_attrs.get(POINT) for trial in self.study.get_trials(deepcopy=False)}
+            # A queue: each point once, in order, also where drivers share the study.
+            for place, point in enumerate(itertools.islice(itertools.product(*points), self.target)):
+                if place not in there:
+                    values = {dimension.key: v for dimension, v in zip(dimensions, point, strict=True)}
+                    self.study.enqueue_trial(values, user_attrs={POINT: place})
         if settings.retry_failed:
             for failed in self.worth_retrying():
                 self.study.enqueue_trial(failed.params, user_attrs={RETRY_OF: failed.number})
-
-    def _enqueue(self, points: itertools.islice[tuple[Any, ...]]) -> None:
-        """A grid is a queue: each point once, in order, also where drivers share the study."""
-        there = {trial.user_attrs.get(POINT) for trial in self.study.get_trials(deepcopy=False)}
-        keys = [dimension.key for dimension in self.spec.cell.dimensions]
-        for place, point in enumerate(points):
-            if place not in there:
-                self.study.enqueue_trial(dict(zip(keys, point, strict=True)), user_attrs={POINT: place})
 
     @property
     def trials(self) -> list[FrozenTrial]:
@@ -193,29 +189,31 @@ class StoredStudy:
         if "pruned" in statuses:  # another trial had its settings
             self.study.tell(opened.trial.number, state=TrialState.PRUNED, skip_if_finished=True)
             return TrialState.PRUNED
+        if any(outcome.cause == "locked" for outcome in failed):
+            return TrialState.RUNNING  # the child of a driver that was killed a moment ago is at work on it
         if failed:
-            if any(outcome.cause == "locked" for outcome in failed):
-                return TrialState.RUNNING  # the child of a driver that was killed a moment ago is at work on it
-            return self._fail(opened.trial, _why_failed(failed, len(outcomes)))
+            share = f"{len(failed)} of {len(outcomes)} runs failed: " if len(outcomes) > 1 else ""
+            log = log_path(failed[0].run)
+            where = f" (log: {log})" if log.is_file() else ""
+            return self._fail(opened.trial, f"{share}{failed[0].folder.name}: {failed[0].reason}{where}")
         return self._complete(opened) if statuses == {"finished"} else TrialState.RUNNING
 
     def _complete(self, opened: OpenTrial) -> TrialState:
-        measured: dict[str, Measured] = {}
+        per_seed: dict[str, dict[str, float]] = {}
         for folder, run in opened.runs.items():
             try:
-                measured[str(run.seed)] = measure(folder, self.objective, self.budget)
+                per_seed[str(run.seed)] = measure(folder, self.objective, self.budget)
             except UnmeasuredError as error:
                 opened.trial.set_user_attr(PERMANENT, True)
                 return self._fail(opened.trial, f"{run_id(run)}: {error}")
-        per_seed = {
-            seed: {**dict(zip(self.objective.values, of_seed.values, strict=True)), "eval/kl": of_seed.kl}
-            for seed, of_seed in measured.items()
-        }
+
+        def mean(name: str) -> float:
+            return math.fsum(of_seed[name] for of_seed in per_seed.values()) / len(per_seed)
+
         opened.trial.set_user_attr("per_seed", per_seed)
         if self._settings.constraint and not self.trial(opened.trial.number).constraints:
-            opened.trial.set_constraint("eval/kl", _mean([of_seed.kl for of_seed in measured.values()]) - self.budget)
-        columns = zip(*(of_seed.values for of_seed in measured.values()), strict=True)
-        self.study.tell(opened.trial.number, [_mean(column) for column in columns], skip_if_finished=True)
+            opened.trial.set_constraint("eval/kl", mean("eval/kl") - self.budget)
+        self.study.tell(opened.trial.number, [mean(name) for name in self.objective.values], skip_if_finished=True)
         return TrialState.COMPLETE
 
     def _fail(self, trial: Trial, reason: str) -> TrialState:
@@ -278,27 +276,19 @@ def distribution(dimension: Dimension) -> BaseDistribution:
     if dimension.choices:
         return optuna.distributions.CategoricalDistribution(dimension.choices)
     if dimension.integer:
-        low, high, step = int(dimension.low), int(dimension.high), int(dimension.step or 1)
-        return optuna.distributions.IntDistribution(low, high, log=dimension.log, step=step)
-    return optuna.distributions.FloatDistribution(dimension.low, dimension.high, log=dimension.log, step=dimension.step)
+        return optuna.distributions.IntDistribution(**_bounds(dimension))
+    return optuna.distributions.FloatDistribution(**_bounds(dimension))
 
 
 def _suggest(trial: Trial, dimension: Dimension) -> Any:
     """The value it has, or else a new one."""
     if dimension.choices:
         return trial.suggest_categorical(dimension.key, dimension.choices)
+    return (trial.suggest_int if dimension.integer else trial.suggest_float)(dimension.key, **_bounds(dimension))
+
+
+def _bounds(dimension: Dimension) -> dict[str, Any]:
+    low, high, step, log = dimension.low, dimension.high, dimension.step, dimension.log
     if dimension.integer:
-        low, high, step = int(dimension.low), int(dimension.high), int(dimension.step or 1)
-        return trial.suggest_int(dimension.key, low, high, step=step, log=dimension.log)
-    return trial.suggest_float(dimension.key, dimension.low, dimension.high, step=dimension.step, log=dimension.log)
-
-
-def _why_failed(failed: Sequence[Outcome], runs: int) -> str:
-    first = failed[0]
-    share = f"{len(failed)} of {runs} runs failed: " if runs > 1 else ""
-    log = log_path(first.run)
-    return f"{share}{first.folder.name}: {first.reason}" + (f" (log: {log})" if log.is_file() else "")
-
-
-def _mean(values: Sequence[float]) -> float:
-    return math.fsum(values) / len(values)
+        return {"low": int(low), "high": int(high), "step": int(step or 1), "log": log}
+    return {"low": low, "high": high, "step": step, "log": log}

@@ -23,11 +23,10 @@ from rlhf.config.build import ConfigError
 from rlhf.config.identity import REVISION, fingerprint, sweep_folder
 from rlhf.errors import reason
 from rlhf.files import file_errors, write_whole
-from rlhf.runs.state import read_summary
+from rlhf.runs.state import SUMMARY, read_summary
 from rlhf.waiting import acquired
-from sweeps.objective import OBJECTIVES
 from sweeps.settings import StudySettings
-from sweeps.study_spec import StudySpec
+from sweeps.study_spec import OBJECTIVES, StudySpec
 
 JOURNAL = "study.journal"
 DEFINITION = "definition"
@@ -85,8 +84,7 @@ def open_storage(settings: StudySettings, folder: Path) -> BaseStorage:
         path.parent.mkdir(exist_ok=True)  # not its parents: they may be misspelt
         seconds = OWN_LOCK_SECONDS if settings.storage is None else SHARED_LOCK_SECONDS
         lock = JournalFileSymlinkLock(str(path), grace_period=seconds)
-        _drop_half_line(path, lock)
-        return JournalStorage(_Journal(str(path), lock))
+        return JournalStorage(_Journal(path, lock))
     except ConfigError:
         raise
     except Exception as error:  # of SQLAlchemy, a database's driver, the file system
@@ -98,11 +96,21 @@ def open_storage(settings: StudySettings, folder: Path) -> BaseStorage:
 
 
 class _Journal(JournalFileBackend):
-    """Says which file an error of the file system is about."""
+    """Says which file an error of the file system is about, and drops what a full disk or a power cut left of the last
+    line, to which the next one would be glued."""
 
-    def __init__(self, path: str, lock: JournalFileSymlinkLock) -> None:
-        super().__init__(path, lock)
-        self._path = Path(path)
+    def __init__(self, path: Path, lock: JournalFileSymlinkLock) -> None:
+        super().__init__(str(path), lock)
+        self._path = path
+        if not path.is_file():
+            return
+        lock.acquire()
+        try:
+            content = path.read_bytes()
+            if content and not content.endswith(b"\n"):
+                os.truncate(path, content.rfind(b"\n") + 1)
+        finally:
+            lock.release()
 
     def append_logs(self, logs: list[dict[str, Any]]) -> None:
         with file_errors(self._path, "append to it"):
@@ -124,19 +132,6 @@ def _database_url(storage: str) -> str:
     return url
 
 
-def _drop_half_line(journal: Path, lock: JournalFileSymlinkLock) -> None:
-    """What a full disk or a power cut left of the last line; the next line would be glued to it."""
-    if not journal.is_file():
-        return
-    lock.acquire()
-    try:
-        content = journal.read_bytes()
-        if content and not content.endswith(b"\n"):
-            os.truncate(journal, content.rfind(b"\n") + 1)
-    finally:
-        lock.release()
-
-
 def open_study(
     spec: StudySpec,
     settings: StudySettings,
@@ -155,7 +150,11 @@ def open_study(
         if settings.storage is not None:
             line = "overwrite: true would delete a study that others may share; choose another sweep_name"
             raise ConfigError([line])
-        _forget_pruned(optuna.load_study(study_name=spec.name, storage=storage), sweep_folder(run))
+        # Or a new trial with the values of an old one would count as pruned, once the command no longer overwrites.
+        for trial in optuna.load_study(study_name=spec.name, storage=storage).get_trials(deepcopy=False):
+            for name in trial.user_attrs.get("runs", {}).values():
+                if read_summary(sweep_folder(run) / name).get("status") == "pruned":
+                    (sweep_folder(run) / name / SUMMARY).unlink()
         optuna.delete_study(study_name=spec.name, storage=storage)
     study = optuna.create_study(
         storage=storage,
@@ -178,14 +177,6 @@ def open_study(
         line = f"the study {spec.name} is another one: {'; '.join(differing[:MOST_DIFFERENCES])}{more}"
         raise ConfigError([f"sweep_name: {line}; choose another sweep_name, or overwrite=true starts afresh"])
     return study
-
-
-def _forget_pruned(study: optuna.Study, folder: Path) -> None:
-    """Or a new trial with the values of an old one would count as pruned, once the command no longer overwrites."""
-    for trial in study.get_trials(deepcopy=False):
-        for name in trial.user_attrs.get("runs", {}).values():
-            if read_summary(folder / name).get("status") == "pruned":
-                (folder / name / "summary.json").unlink()
 
 
 def budget_of(spec: StudySpec, settings: StudySettings) -> float:

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from optuna import Study, get_all_study_names, load_study
+from optuna import get_all_study_names, load_study
 from optuna.trial import FrozenTrial, TrialState
 from rich.console import Console
 from rich.table import Table
@@ -18,12 +18,13 @@ from rich.table import Table
 from rlhf.files import file_errors
 from rlhf.terminal import console as made_console
 from rlhf.terminal import tell
+from sweeps.display import duration
 from sweeps.experiment import print_failed, report_sweeps
-from sweeps.objective import OBJECTIVES
-from sweeps.progress import duration
+from sweeps.machine import counted
 from sweeps.runs import Outcome, Stopped
 from sweeps.single import again
 from sweeps.study import OpenTrial, StoredStudy
+from sweeps.study_spec import OBJECTIVES
 from sweeps.study_storage import DEFINITION
 
 # Where the output is no terminal: settings are there to be copied.
@@ -41,10 +42,6 @@ def states_of(trials: Iterable[FrozenTrial]) -> str:
     """`18 complete, 1 failed`."""
     counts = Counter(trial.state for trial in trials)
     return ", ".join(f"{counts[state]} {word}" for state, word in WORDS.items() if counts[state]) or "no trial"
-
-
-def count_trials(count: int) -> str:
-    return f"{count} trial{'s' if count != 1 else ''}"
 
 
 def line_on(study: StoredStudy, trial: FrozenTrial) -> str:
@@ -76,12 +73,12 @@ def report_studies(studies: Sequence[StoredStudy], folder: Path, console: Consol
         table.add_column(name, no_wrap=name not in ("study", "settings"), justify=right, overflow="fold")
     for study in studies:
         names = [study.spec.name, states_of(study.trials)]
-        rows = [
-            [str(trial.number), *(f"{value:.3f}" for value in trial.values), _spread(study, trial), _settings(trial)]
-            for trial in _best_trials(study)
-        ]
-        for row in rows or [["-"] * (len(values) + 3)]:
-            table.add_row(*names, *row)
+        best = _best_trials(study)
+        if not best:
+            table.add_row(*names, *["-"] * (len(values) + 3))
+        for trial in best:
+            shown = [f"{value:.3f}" for value in trial.values]
+            table.add_row(*names, str(trial.number), *shown, _spread(study, trial), _settings(trial))
             names = ["", ""]
     tell(console, "Pareto front of each study:" if len(values) > 1 else "best trial of each study:")
     wide = console if console.is_terminal else made_console(file=console.file, width=WIDTH)
@@ -102,30 +99,22 @@ def _best_trials(study: StoredStudy) -> list[FrozenTrial]:
 
 def _write_trials(study: StoredStudy, file: Path) -> None:
     """Of all studies of its sweep, those that this command left out too."""
-    storage, sweep = study.storage, study.spec.name.partition("/")[0]
-    names = sorted(name for name in get_all_study_names(storage) if name.startswith(f"{sweep}/"))
-    studies = [load_study(study_name=name, storage=storage) for name in names]
-    begun = tuple(WORDS)
-    rows = [_as_mapping(study, trial) for study in studies for trial in study.get_trials(deepcopy=False, states=begun)]
+    storage, sweep, begun = study.storage, study.spec.name.partition("/")[0], tuple(WORDS)
+    rows = []
+    for name in sorted(name for name in get_all_study_names(storage) if name.startswith(f"{sweep}/")):
+        stored = load_study(study_name=name, storage=storage)
+        values = OBJECTIVES[stored.user_attrs[DEFINITION]["objective"]].values
+        for trial in stored.get_trials(deepcopy=False, states=begun):
+            row = {"study": name, "number": trial.number, "state": trial.state.name}
+            row |= dict(zip(values, trial.values or [""] * len(values), strict=True)) | trial.params
+            row["runs"] = " ".join(f"{seed}={run}" for seed, run in trial.user_attrs.get("runs", {}).items())
+            rows.append(row | {"reason": trial.user_attrs.get("reason", "")})
     first, last = ("study", "number", "state"), ("runs", "reason")
-    columns = dict.fromkeys(name for row in rows for name in row if name not in (*first, *last))
+    columns = dict.fromkeys([*first, *(name for row in rows for name in row if name not in last)])
     with file_errors(file, "write it"), file.open("w", newline="") as stream:
-        writer = csv.DictWriter(stream, [*first, *columns, *last], restval="")
+        writer = csv.DictWriter(stream, [*columns, *last], restval="")
         writer.writeheader()
         writer.writerows(rows)
-
-
-def _as_mapping(study: Study, trial: FrozenTrial) -> dict[str, Any]:
-    names = OBJECTIVES[study.user_attrs[DEFINITION]["objective"]].values
-    return {
-        "study": study.study_name,
-        "number": trial.number,
-        "state": trial.state.name,
-        **dict(zip(names, trial.values or [""] * len(names), strict=True)),
-        **trial.params,
-        "runs": " ".join(f"{seed}={run}" for seed, run in trial.user_attrs.get("runs", {}).items()),
-        "reason": trial.user_attrs.get("reason", ""),
-    }
 
 
 def closing_lines(
@@ -137,7 +126,7 @@ def closing_lines(
 ) -> None:
     """How many trials there are; which failed, why, and what to type. Raises Stopped unless all is well."""
     trials = [trial for study in studies for trial in study.trials]
-    tell(console, f"{count_trials(len(trials))} in {duration(seconds)}: {states_of(trials)}")
+    tell(console, f"{counted(len(trials), 'trial')} in {duration(seconds)}: {states_of(trials)}")
     print_failed(failed_inputs.values(), console)
     failed = [(study, trial) for study in studies for trial in study.failed()]
     for study, trial in failed:

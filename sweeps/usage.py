@@ -7,7 +7,7 @@ import difflib
 import textwrap
 import types
 import typing
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -53,13 +53,13 @@ def usage(conf: Path, asked: str) -> str:
     Raises:
         ConfigError: there is no such section.
     """
-    return HEAD + "\n".join(_groups(conf)) + "\n" + TAIL if asked == "" else _options(asked)
-
-
-def _groups(conf: Path) -> Iterator[str]:
+    if asked:
+        return _options(asked)
+    groups = []
     for group in [*(field.name for field in dataclasses.fields(RunConfig)), "experiment", "debug"]:
         if names := sorted(file.stem for file in (conf / group).glob("*.yaml")):
-            yield _filled(", ".join(names), f"  {group:<11} ", " " * 14)
+            groups.append(_filled(", ".join(names), f"  {group:<11} ", " " * 14))
+    return "\n".join([HEAD.removesuffix("\n"), *groups, TAIL])
 
 
 def _filled(text: str, first: str, indent: str) -> str:
@@ -84,15 +84,11 @@ def _options(section: str) -> str:
 
 def _all_options() -> dict[tuple[str, str], str]:
     """{(path, algorithm that has it): text} of every option; what all algorithms share stands with the first."""
-
-    def leaves(kind: type, prefix: str = "") -> list[tuple[str, dataclasses.Field[Any]]]:
-        return [(path, field) for path, inner, field in option_fields(kind, prefix) if group_of(inner) is None]
-
-    fields = {(path, ""): field for path, field in leaves(RunConfig) if not path.startswith("algo.")}
+    fields = {(path, ""): field for path, field in _leaves(RunConfig) if not path.startswith("algo.")}
     shared: set[str] = set()
     for name, kind in ALGO_CONFIGS.items():
-        fields |= {(path, name): field for path, field in leaves(kind, "algo.") if path not in shared}
-        shared = {path for path, _ in leaves(AlgoConfig, "algo.")}
+        fields |= {(path, name): field for path, field in _leaves(kind, "algo.") if path not in shared}
+        shared = {path for path, _ in _leaves(AlgoConfig, "algo.")}
     texts = {}
     for (path, algo), field in fields.items():
         note = f" (algo={algo})" if algo else ""
@@ -101,18 +97,18 @@ def _all_options() -> dict[tuple[str, str], str]:
     return texts
 
 
+def _leaves(kind: type, prefix: str = "") -> list[tuple[str, dataclasses.Field[Any]]]:
+    return [(path, field) for path, inner, field in option_fields(kind, prefix) if group_of(inner) is None]
+
+
 def _kind(kind: Any, stated: Any) -> str:
     optional = isinstance(kind, types.UnionType)
-    if optional:
-        kind = typing.get_args(kind)[0]
+    kind = typing.get_args(kind)[0] if optional else kind
     words = {str: "text", int: "integer", float: "number", bool: "true or false"}
     if typing.get_origin(kind) is list:
         word = f"list of {words[typing.get_args(kind)[0]]}s"
     else:
         word = " | ".join(stated["choices"]) if stated["choices"] else words[kind]
-    bounds = [
-        f"{sign} {stated[name]:g}"
-        for name, sign in (("low", ">="), ("above", ">"), ("high", "<="))
-        if stated[name] is not None
-    ]
+    signs = {"low": ">=", "above": ">", "high": "<="}
+    bounds = [f"{sign} {stated[name]:g}" for name, sign in signs.items() if stated[name] is not None]
     return " ".join([word, *bounds]) + (" or null" if optional else "")

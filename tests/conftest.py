@@ -6,10 +6,14 @@ from __future__ import annotations
 import os
 import signal
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from rlhf.config import RunConfig
 
 for _name, _value in {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "GOMP_SPINCOUNT": "10000"}.items():
     os.environ.setdefault(_name, _value)  # before torch is imported; what tests start inherits it
@@ -56,10 +60,28 @@ def torchs_switches() -> Iterator[None]:
     torch.utils.deterministic.fill_uninitialized_memory = True
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Of SFT policies and reward models, for the runs of one file."""
+    """Of SFT policies and reward models, made once for all files; a test that damages or counts them has another."""
     return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="module")
+def never_stopped(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Callable[..., RunConfig]:
+    """A finished tiny run with these settings, made on first use."""
+    from rlhf.run import execute
+    from tests.test_run import tiny
+
+    output, made = tmp_path_factory.mktemp("never stopped"), {}
+
+    def run(algo: str = "apa", *overrides: str) -> RunConfig:
+        key = (algo, *overrides)
+        if key not in made:
+            made[key] = tiny(output, cache, *key)
+            assert execute(made[key])["status"] == "finished"
+        return made[key]
+
+    return run
 
 
 @pytest.fixture

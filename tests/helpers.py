@@ -29,11 +29,10 @@ from transformers import (
 from rlhf.batches import Rollouts, pad
 from rlhf.config import TrainableConfig, ValueConfig
 from rlhf.models import PolicyModels, build_models
-from rlhf.models.base import float32_logits
 from rlhf.models.families import FAMILIES as KNOWN
 from rlhf.models.features import Features, features_of, micro_batches
 from rlhf.models.loading import language_head
-from rlhf.models.policy import Sampler
+from rlhf.models.policy import Sampler, float32_logits
 from rlhf.random import generator
 from rlhf.sampling.fast import fast_sampler, unfit
 from rlhf.sampling.plain import sample_plain

@@ -13,6 +13,7 @@ import argparse
 import contextlib
 import hashlib
 import json
+import multiprocessing
 import os
 import random
 import shutil
@@ -20,9 +21,9 @@ import signal
 import subprocess
 import sys
 import time
-import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass
+from multiprocessing.context import ForkProcess
 from pathlib import Path
 from typing import Any
 
@@ -86,7 +87,7 @@ def campaign(folder: Path, count: int, seed: int, names: list[str], minutes: flo
         round_ += 1
         inputs = folder / name / "undisturbed"
         if name not in undisturbed:
-            _finish(_start(inputs, kind), inputs)
+            _finish(inputs, kind)
             undisturbed[name] = results(inputs), _seconds_of_work(inputs, kind)
         expected, seconds = undisturbed[name]
         own = folder / name / f"{round_:03d}"
@@ -116,15 +117,13 @@ def _killed_at_random(own: Path, kind: Kind, draws: random.Random, seconds: floa
     for _ in range(kills):
         began, moment = time.time(), draws.uniform(0.0, seconds)
         process = _start(own, kind)
-        while process.poll() is None and not _at_work(own, began):
-            time.sleep(0.02)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(moment)
+        while _ended(process, 0.02) is None and not _at_work(own, began):
+            pass
+        if _ended(process, moment) is not None:
             break  # it was through before its time
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+        _kill(process)
         times.append(moment)
-    _finish(_start(own, kind), own)
+    _finish(own, kind)
     return times
 
 
@@ -135,62 +134,49 @@ def _at_work(own: Path, since: float) -> bool:
     return False
 
 
-class _Fork:
-    """A single run in a fork of this process, with the methods of Popen that are used here."""
-
-    def __init__(self, config: RunConfig, output: int) -> None:
-        self.returncode: int | None = None
-        self.pid = os.fork()
-        if self.pid:
-            return
-        code = 1
-        try:
-            os.setsid()
-            os.dup2(output, 1)
-            os.dup2(output, 2)
-            code = 0 if execute(config)["status"] == "finished" else 1
-        except BaseException:
-            traceback.print_exc()
-        finally:
-            sys.stdout.flush()
-            sys.stderr.flush()
-            os._exit(code)
-
-    def poll(self) -> int | None:
-        if self.returncode is None:
-            pid, status = os.waitpid(self.pid, os.WNOHANG)
-            if pid:
-                self.returncode = os.waitstatus_to_exitcode(status)
-        return self.returncode
-
-    def wait(self, timeout: float = LONGEST_SECONDS) -> int:
-        ends = time.monotonic() + timeout
-        while (code := self.poll()) is None:
-            if time.monotonic() > ends:
-                raise subprocess.TimeoutExpired("a fork", timeout)
-            time.sleep(0.01)
-        return code
+def _be_a_run(config: RunConfig, output: Path) -> None:
+    os.setsid()
+    with output.open("ab") as file:
+        for stream in (1, 2):
+            os.dup2(file.fileno(), stream)
+    sys.exit(0 if execute(config)["status"] == "finished" else 1)
 
 
-def _start(own: Path, kind: Kind) -> subprocess.Popen[bytes] | _Fork:
+def _ended(process: subprocess.Popen[bytes] | ForkProcess, seconds: float) -> int | None:
+    """Its exit code; None where it is at work after so long."""
+    if isinstance(process, ForkProcess):
+        process.join(seconds)
+        return process.exitcode
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        return process.wait(seconds)
+
+
+def _start(own: Path, kind: Kind) -> subprocess.Popen[bytes] | ForkProcess:
     own.mkdir(parents=True, exist_ok=True)
     words = [*COMMON, *kind.words, f"output_dir={own / 'runs'}", f"cache_dir={own / 'cache'}"]
+    if "-m" not in words:
+        fork = multiprocessing.get_context("fork").Process(target=_be_a_run, args=(config(*words), own / "output.txt"))
+        fork.start()
+        return fork
+    command = [sys.executable, str(ROOT / "main.py"), "-m", *(word for word in words if word != "-m")]
     with (own / "output.txt").open("ab") as output:
-        if "-m" not in words:
-            return _Fork(config(*words), output.fileno())
-        command = [sys.executable, str(ROOT / "main.py"), "-m", *(word for word in words if word != "-m")]
         return subprocess.Popen(command, cwd=ROOT, stdout=output, stderr=output, start_new_session=True)
 
 
-def _finish(process: subprocess.Popen[bytes] | _Fork, own: Path) -> None:
-    try:
-        code = process.wait(LONGEST_SECONDS)
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-        code = "no end"
-    if code:
+def _finish(own: Path, kind: Kind) -> None:
+    process = _start(own, kind)
+    code = _ended(process, LONGEST_SECONDS)
+    if code is None:
+        _kill(process)
+    if code != 0:
         said = (own / "output.txt").read_text(errors="replace").splitlines()[-5:]
-        raise SystemExit("\n".join([f"{own}: {code}", *said]))
+        raise SystemExit("\n".join([f"{own}: {'no end' if code is None else code}", *said]))
+
+
+def _kill(process: subprocess.Popen[bytes] | ForkProcess) -> None:
+    assert process.pid is not None
+    os.killpg(process.pid, signal.SIGKILL)
+    _ended(process, LONGEST_SECONDS)
 
 
 def results(own: Path) -> dict[str, Any]:

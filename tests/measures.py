@@ -11,62 +11,61 @@ import inspect
 import sys
 import tempfile
 import threading
-from collections import defaultdict
+from collections import Counter
 from pathlib import Path
 from types import CodeType, FrameType
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 PRODUCT = ("rlhf", "sweeps", "analysis", "main.py")
-APART = ("rlhf/models", "rlhf/sampling")
-"""Where networks are computed; an iteration is counted with and without them."""
+NETWORKS = ("rlhf/models", "rlhf/sampling")
+"""An iteration is counted with and without them."""
 
 
-class Followed:
-    """The functions that a run enters: before `execute`, and within its first `one_iteration`."""
+def followed(overrides: list[str]) -> tuple[Counter[str], Counter[str]]:
+    """{file: functions of it} that run before `execute`, and within the first `one_iteration`."""
+    before: set[CodeType] = set()
+    iteration: set[CodeType] = set()
+    entered: set[CodeType] | None = before
 
-    def __init__(self) -> None:
-        self.before: set[CodeType] = set()
-        self.iteration: set[CodeType] = set()
-        self.phase = "before"
-
-    def __call__(self, frame: FrameType, event: str, argument: Any) -> None:
+    def watch(frame: FrameType, event: str, _: Any) -> None:
+        nonlocal entered
         code = frame.f_code
         if not code.co_filename.startswith(str(ROOT)):
             return
         if event == "call":
-            if code.co_name == "execute" and self.phase == "before":
-                self.phase = "between"
-            if code.co_name == "one_iteration" and self.phase == "between":
-                self.phase = "iteration"
-            if self.phase in ("before", "iteration"):
-                getattr(self, self.phase).add(code)
-        elif event == "return" and code.co_name == "one_iteration" and self.phase == "iteration":
-            self.phase = "over"
+            if code.co_name == "execute" and entered is before:
+                entered = None
+            if code.co_name == "one_iteration" and not iteration:
+                entered = iteration
+            if entered is not None:
+                entered.add(code)
+        elif event == "return" and code.co_name == "one_iteration":
+            entered = None
 
-    def run(self, overrides: list[str]) -> None:
-        import main
+    import main
 
-        sys.argv = ["main.py", *overrides]
-        threading.setprofile(self)
-        sys.setprofile(self)
-        try:
-            with contextlib.suppress(SystemExit):
-                main.main()
-        finally:
-            sys.setprofile(None)
-            threading.setprofile(None)
+    sys.argv = ["main.py", *overrides]
+    threading.setprofile(watch)
+    sys.setprofile(watch)
+    try:
+        with contextlib.suppress(SystemExit):
+            main.main()
+    finally:
+        sys.setprofile(None)
+        threading.setprofile(None)
+    return by_file(before), by_file(iteration)
 
 
-def by_file(codes: set[CodeType]) -> dict[str, int]:
-    """{file below the root: functions of it}, of the product's own files."""
-    counts: dict[str, int] = defaultdict(int)
-    for code in codes:
-        path = Path(code.co_filename).relative_to(ROOT).as_posix()
-        function = code.co_flags & inspect.CO_OPTIMIZED and code.co_name.strip("<>") in (code.co_name, "lambda")
-        if path.startswith(PRODUCT) and function:
-            counts[path] += 1
-    return dict(counts)
+def by_file(codes: set[CodeType]) -> Counter[str]:
+    """Of the product's functions, by file below the root."""
+    functions = (
+        code
+        for code in codes
+        if code.co_flags & inspect.CO_OPTIMIZED and code.co_name.strip("<>") in (code.co_name, "lambda")
+    )
+    paths = (Path(code.co_filename).relative_to(ROOT).as_posix() for code in functions)
+    return Counter(path for path in paths if path.startswith(PRODUCT))
 
 
 def lines(*paths: str) -> int:
@@ -76,29 +75,26 @@ def lines(*paths: str) -> int:
     return sum(len(file.read_text(encoding="utf-8").splitlines()) for file in files)
 
 
-def main() -> None:
+def show() -> None:
     with tempfile.TemporaryDirectory() as folder:
-        followed = Followed()
-        followed.run(
-            ["algo=apa", "debug=one_step", "tracking=none", f"output_dir={folder}/runs", f"cache_dir={folder}/cache"]
-        )
-    before, iteration = by_file(followed.before), by_file(followed.iteration)
-    loop = {path: count for path, count in iteration.items() if not path.startswith(APART)}
-    rows = [
-        ("functions before the run's own code, and their files", f"{sum(before.values())} in {len(before)}"),
-        ("files of one iteration of APA, without models/ and sampling/", f"{len(loop)} ({lines(*loop)} lines)"),
-        ("files of one iteration of APA, with them", f"{len(iteration)}"),
-        ("functions of one iteration of APA", f"{sum(iteration.values())}"),
-        ("lines of rlhf/ and sweeps/", f"{lines('rlhf', 'sweeps'):,}"),
-        ("lines of analysis/", f"{lines('analysis'):,}"),
-        ("lines of tests/", f"{lines('tests'):,}"),
-    ]
-    for name, value in rows:
+        places = [f"output_dir={folder}/runs", f"cache_dir={folder}/cache"]
+        before, iteration = followed(["algo=apa", "debug=one_step", "tracking=none", *places])
+    loop = [path for path in iteration if not path.startswith(NETWORKS)]
+    rows = {
+        "functions before the run's own code, and their files": f"{before.total()} in {len(before)}",
+        "files of one iteration of APA, without models/ and sampling/": f"{len(loop)} ({lines(*loop)} lines)",
+        "files of one iteration of APA, with them": f"{len(iteration)}",
+        "functions of one iteration of APA": f"{iteration.total()}",
+        "lines of rlhf/ and sweeps/": f"{lines('rlhf', 'sweeps'):,}",
+        "lines of analysis/": f"{lines('analysis'):,}",
+        "lines of tests/": f"{lines('tests'):,}",
+    }
+    for name, value in rows.items():
         print(f"{name:62}{value:>22}")
     if "--files" in sys.orig_argv:
-        print("\none iteration:", *(f"  {path} ({count})" for path, count in sorted(iteration.items())), sep="\n")
-        print("\nbefore the run:", *(f"  {path} ({count})" for path, count in sorted(before.items())), sep="\n")
+        for title, counts in {"one iteration": iteration, "before the run": before}.items():
+            print(f"\n{title}:", *(f"  {path} ({count})" for path, count in sorted(counts.items())), sep="\n")
 
 
 if __name__ == "__main__":
-    main()
+    show()

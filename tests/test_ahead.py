@@ -1,4 +1,4 @@
-"""While responses are sampled earlier ones are scored, and the next prompts tokenised; no number moves."""
+"""While responses are sampled earlier ones are scored; no number moves."""
 
 from __future__ import annotations
 
@@ -12,13 +12,9 @@ from torch import Tensor
 
 import rlhf.stages.online as online
 from rlhf.config.identity import run_id
-from rlhf.data import load_text_data
-from rlhf.data.tokenize import Prompts
-from rlhf.models.loading import word_tokenizer
-from rlhf.random import endless_order
 from rlhf.run import execute
 from rlhf.scorers.http import RewardServerError
-from rlhf.stages.online import EarlyScores, PromptsAhead, scores_early
+from rlhf.stages.online import EarlyScores, scores_early
 from tests.config.composed import config
 from tests.scorers.made_up import Server, says, scores_of, serving
 from tests.test_run import outcome, tiny
@@ -76,10 +72,7 @@ def test_what_the_scorer_raises_comes_where_the_scores_are_taken():
     ("overrides", "expected"),
     [
         (("reward=http", "reward.url=http://x", "rollout.batch_size=16"), True),
-        (
-            ("reward=http", "reward.url=http://x", "rollout.batch_size=64"),
-            False,
-        ),  # one batch: nothing is sampled after it
+        (("reward=http", "reward.url=http://x", "rollout.batch_size=64"), False),  # nothing is sampled after one batch
         (("reward=http", "reward.url=http://x", "rollout.batch_size=16", "reward.overlap=false"), False),
         (("rollout.batch_size=16",), False),  # a model on the same cores
         (("hardware=gpu", "rollout.batch_size=16"), True),
@@ -88,23 +81,6 @@ def test_what_the_scorer_raises_comes_where_the_scores_are_taken():
 )
 def test_where_scores_are_worked_out_early(overrides, expected):
     assert scores_early(config("rollout.num_responses=64", *overrides)) == expected
-
-
-def test_prompts_are_those_of_the_endless_order_whatever_was_taken_before():
-    run = config("rollout.iterations=5", "rollout.num_responses=16", "optimization.minibatch_size=16")
-    data = load_text_data(run.dataset)
-    prompts = Prompts(word_tokenizer(data.words), data.prompts, run.dataset.max_prompt_tokens)
-
-    def expected(iteration: int) -> list[str]:
-        return prompts.rows(endless_order(run.seed, "prompts", 16 * (iteration - 1), 16, len(prompts))).texts
-
-    one_by_one = PromptsAhead(run, prompts)
-    for iteration in range(1, 6):
-        assert one_by_one.take(iteration).texts == expected(iteration)
-    resumed = PromptsAhead(run, prompts)
-    assert resumed.take(4).texts == expected(4)
-    assert resumed.ahead is not None and resumed.ahead[0] == 5
-    assert resumed.take(2).texts == expected(2)  # not the one that is ready
 
 
 @pytest.mark.usefixtures("torchs_switches")

@@ -40,10 +40,6 @@ def test_a_summary_of_junk_is_named_wherever_it_is_read(tmp_path: Path, content:
     assert [path.name for path in run_folder(run).iterdir()] == ["summary.json"]
 
 
-def test_a_folder_without_a_summary_has_not_ended(tmp_path: Path):
-    assert read_summary(tmp_path) == {} and times_emptied(tmp_path) == 0 and read_rows(tmp_path) == []
-
-
 @pytest.mark.parametrize("content", [*JUNK, "{}", '{"count": "x"}', '{"count": -1}'])
 def test_a_count_of_junk_is_named(tmp_path: Path, content: str):
     file = write(tmp_path / "overwrites.json", content)

@@ -127,7 +127,7 @@ class Ranks:
                     return
 
         threading.Thread(target=read, daemon=True).start()
-        return json.loads(lines.get(timeout=120).removeprefix("said "))
+        return json.loads(lines.get(timeout=600).removeprefix("said "))
 
     def end(self) -> None:
         for worker in self.workers:
@@ -196,7 +196,7 @@ slow = functools.partial(pytest.param, marks=pytest.mark.slow)
     [
         ("apa", "last_k"),
         ("ppo", "last_k"),
-        ("apa", "lora"),
+        slow("apa", "lora"),
         slow("ppo", "lora"),
         ("ppo", "all"),
         slow("apa", "all"),
@@ -374,19 +374,6 @@ def test_torchrun_starts_the_ranks_of_one_run(pair, tmp_path, cache):
         [*torchrun, "-m", *words, "hardware.ranks=2", "seed=1,2"], cwd=ROOT, capture_output=True, text=True, timeout=300
     )
     assert refused.returncode != 0 and "config error: torchrun: starts one run" in refused.stderr
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(900)  # ranks wait for each other, long on a busy machine
-def test_a_sweep_starts_the_ranks_of_its_runs(tmp_path, cache, pair):
-    _, expected = pair("apa", "model.train.mode=last_k")
-    words = [*TINY.split(), *SHORT, "model.train.mode=last_k", f"output_dir={tmp_path}", f"cache_dir={cache}"]
-    command = [sys.executable, "main.py", "-m", *words, "hardware.ranks=2", "seed=0,1"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "2 of 2 runs finished" in done.stdout
-    rows = [without_time(row) for row in read_rows(tmp_path / "default" / run_folder(expected).name)]
-    assert rows == [without_time(row) for row in read_rows(run_folder(expected))]
 
 
 # --- sharded weights -----------------------------------------------------------------------------------------------

@@ -71,7 +71,7 @@ def test_imports_go_one_way() -> None:
             r"(?!(config|errors|files|processes|run|runs\.lock|runs\.mirror|runs\.state|terminal|urls|waiting)\b)"
         ),
         "rlhf/config": r"^\s*(from|import) (torch|transformers|hydra)\b",
-        "rlhf/text.py": r"^(from|import) (torch|transformers|rlhf\b(?!\.(errors|marked_text)\b))",
+        "rlhf/text.py": r"^(from|import) (torch|transformers|rlhf\b(?!\.(errors|control_tokens)\b))",
         "rlhf/runs/state.py": r"^\s*(from|import) (torch|transformers|rlhf\b(?!\.(config|errors|files)\b))",
         "rlhf/runs/mirror.py": r"^\s*(from|import) (torch|transformers|rlhf\b(?!\.(config|errors|files)\b))",
         "rlhf/runs/lock.py": (

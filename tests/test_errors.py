@@ -45,10 +45,6 @@ def test_reason_is_never_empty_and_never_cut_at_a_line(error: Exception, said: s
     assert reason(error) == said
 
 
-def test_a_very_long_reason_is_cut():
-    assert len(reason(ValueError("x" * 10_000))) == 400
-
-
 def test_what_was_written_for_the_user_stands_alone():
     assert one_line(FileError("a.json: holds no JSON")) == "a.json: holds no JSON"
     assert one_line(ConfigError(["a: wrong", "b: wrong"])) == "a: wrong; b: wrong"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rlhf.algorithms.ilql_heads import HEADS
 from rlhf.config import RunConfig
-from rlhf.config.identity import input_runs, run_folder, run_id
+from rlhf.config.identity import run_folder, run_id
 from rlhf.models.loading import ModelError
 from rlhf.run import execute
 from rlhf.runs.state import read_rows
@@ -21,20 +20,6 @@ from tests.config.composed import config
 from tests.test_run import tiny
 
 pytestmark = pytest.mark.usefixtures("torchs_switches")
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory, cache) -> Callable[..., RunConfig]:
-    """A finished run with these settings, made on first use."""
-    output, made = tmp_path_factory.mktemp("trained"), {}
-
-    def run(*settings: str) -> RunConfig:
-        if settings not in made:
-            made[settings] = tiny(output, cache, *settings)
-            assert execute(made[settings])["status"] == "finished"
-        return made[settings]
-
-    return run
 
 
 def evaluated(output: Path, cache: Path, *settings: str) -> tuple[RunConfig, list[dict[str, Any]]]:
@@ -60,9 +45,9 @@ LORA = ("model.train.mode=lora", "optimization.learning_rate=0.01")
         ("awr", "rollout.temperature=0.7"),
     ],
 )
-def test_it_has_the_numbers_of_the_runs_last_row(trained, tmp_path, cache, settings):
+def test_it_has_the_numbers_of_the_runs_last_row(never_stopped, tmp_path, cache, settings):
     stage = "offline" if settings[0] == "ilql" else "online"
-    run = trained(*settings, f"stage={stage}")
+    run = never_stopped(*settings, f"stage={stage}")
     (last,) = (row for row in read_rows(run_folder(run)) if row["iteration"] == 4)
     measured, rows = evaluated(tmp_path, cache, *settings, f"evaluation.policy={run_folder(run) / 'final'}")
     assert [(row["step"], row["iteration"], row["samples"]) for row in rows] == [(0, 0, 0)]
@@ -81,16 +66,16 @@ def test_it_has_the_numbers_of_the_runs_last_row(trained, tmp_path, cache, setti
     assert not (run_folder(measured) / "checkpoints").exists() and not (run_folder(measured) / "final").exists()
 
 
-def test_without_a_policy_it_measures_the_initial_one(trained, tmp_path, cache):
-    first = numbers(read_rows(run_folder(trained("apa", "stage=online")))[0])
+def test_without_a_policy_it_measures_the_initial_one(never_stopped, tmp_path, cache):
+    first = numbers(read_rows(run_folder(never_stopped("apa", "stage=online")))[0])
     run, rows = evaluated(tmp_path, cache, "apa")
     assert numbers(rows[0]) == first
     assert rows[0]["eval/kl"] == 0.0
     assert run_id(run).startswith("evaluate-s1234-")
 
 
-def test_ilqls_language_model_alone_is_measured_where_another_algorithm_is_named(trained, tmp_path, cache):
-    final = run_folder(trained("ilql", "value.head_init_std=0.5", "stage=offline")) / "final"
+def test_ilqls_language_model_alone_is_measured_where_another_algorithm_is_named(never_stopped, tmp_path, cache):
+    final = run_folder(never_stopped("ilql", "value.head_init_std=0.5", "stage=offline")) / "final"
     _, alone = evaluated(tmp_path, cache, "awr", f"evaluation.policy={final}")
     _, sampler = evaluated(tmp_path, cache, "ilql", f"evaluation.policy={final}")
     assert 0 < alone[0]["eval/kl"] < sampler[0]["eval/kl"] - 1  # top 20 of some 70 words cost more than a nat
@@ -109,14 +94,14 @@ def test_the_sampler_is_part_of_the_identity_and_training_is_not():
     assert identity("algo=apa", "evaluation.policy=owner/other") != identity("algo=apa")
 
 
-def test_a_folder_without_heads_cannot_be_sampled_as_ilql(trained, tmp_path, cache):
-    final = run_folder(trained("apa", "stage=online")) / "final"
+def test_a_folder_without_heads_cannot_be_sampled_as_ilql(never_stopped, tmp_path, cache):
+    final = run_folder(never_stopped("apa", "stage=online")) / "final"
     with pytest.raises(ModelError, match=f"no ILQL heads for this model in {final / HEADS}"):
         evaluated(tmp_path, cache, "ilql", f"evaluation.policy={final}")
 
 
-def test_a_policy_with_other_tokens_is_refused(trained, tmp_path, cache):
-    final, other = run_folder(trained("apa", "stage=online")) / "final", tmp_path / "other"
+def test_a_policy_with_other_tokens_is_refused(never_stopped, tmp_path, cache):
+    final, other = run_folder(never_stopped("apa", "stage=online")) / "final", tmp_path / "other"
     shutil.copytree(final, other)
     tokenizer = AutoTokenizer.from_pretrained(other)
     tokenizer.add_tokens(["new"])
@@ -128,19 +113,3 @@ def test_a_policy_with_other_tokens_is_refused(trained, tmp_path, cache):
     model.resize_token_embeddings(model.config.vocab_size + 8, mean_resizing=False)
     model.save_pretrained(other)
     evaluated(tmp_path, cache, "apa", f"evaluation.policy={other}")  # rows that no token has are left out
-
-
-def test_a_folder_that_holds_no_model_is_named_by_its_option(tmp_path, cache, trained):
-    trained("apa", "stage=online")
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(ModelError, match=r"^evaluation\.policy: "):
-        evaluated(tmp_path, cache, "apa", f"evaluation.policy={tmp_path / 'empty'}")
-
-
-def test_it_changes_nothing(trained, tmp_path, cache):
-    """Neither in the folder it measures nor in its inputs."""
-    final = run_folder(trained("apa", "stage=online")) / "final"
-    inputs = [run_folder(one) / "final" for one in input_runs(trained("apa", "stage=online"))]
-    files = {path: path.read_bytes() for folder in (final, *inputs) for path in folder.iterdir()}
-    evaluated(tmp_path, cache, "apa", f"evaluation.policy={final}")
-    assert {path: path.read_bytes() for folder in (final, *inputs) for path in folder.iterdir()} == files

@@ -6,7 +6,7 @@ import itertools
 import re
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -42,39 +42,29 @@ class Paper:
 STATIC_HH, HH_REWARD = "Dahoas/rm-static", "Dahoas/gptj-rm-static"
 TLDR, TLDR_REWARD = "CarperAI/openai_summarize_comparisons", "CarperAI/openai_summarize_tldr_rm_checkpoint"
 HH_TOKENS, LAST_TWO = (128, 1024), ("last_k", 2)
+HH = Paper("Dahoas/pythia-125M-static-sft", STATIC_HH, HH_REWARD, 64, 8, 8e-6, 20_000, HH_TOKENS, LAST_TWO)
+HH_1B = replace(HH, policy="Dahoas/pythia-1B-static-sft", batch=2, learning_rate=1e-6)
+HH_6B = replace(HH, policy="Dahoas/pythia-6B-static-sft", batch=1, learning_rate=1e-6)
+TLDR_2_7B = Paper(
+    "EleutherAI/gpt-neo-2.7B",
+    TLDR,
+    TLDR_REWARD,
+    128,
+    2,
+    1e-6,
+    5_000,
+    (50, 550),
+    ("last_k", 8),
+    (0.9, 0.999),
+    init_kl=0.1,
+)
 PAPER = {
-    "hh_125m": Paper("Dahoas/pythia-125M-static-sft", STATIC_HH, HH_REWARD, 64, 8, 8e-6, 20_000, HH_TOKENS, LAST_TWO),
-    "hh_1b": Paper("Dahoas/pythia-1B-static-sft", STATIC_HH, HH_REWARD, 64, 2, 1e-6, 20_000, HH_TOKENS, LAST_TWO),
-    "hh_6b": Paper("Dahoas/pythia-6B-static-sft", STATIC_HH, HH_REWARD, 64, 1, 1e-6, 20_000, HH_TOKENS, LAST_TWO),
-    "dolly_7b": Paper(
-        "databricks/dolly-v2-7b", STATIC_HH, HH_REWARD, 64, 1, 1e-6, 20_000, HH_TOKENS, LAST_TWO, apa_lambda=1.0
-    ),
-    "tldr_2_7b": Paper(
-        "EleutherAI/gpt-neo-2.7B",
-        TLDR,
-        TLDR_REWARD,
-        128,
-        2,
-        1e-6,
-        5_000,
-        (50, 550),
-        ("last_k", 8),
-        betas=(0.9, 0.999),
-        init_kl=0.1,
-    ),
-    "tldr_6b": Paper(
-        "CarperAI/openai_summarize_tldr_sft",
-        TLDR,
-        TLDR_REWARD,
-        128,
-        2,
-        1e-6,
-        5_000,
-        (50, 550),
-        ("last_k", 8),
-        betas=(0.9, 0.999),
-        init_kl=0.1,
-    ),
+    "hh_125m": HH,
+    "hh_1b": HH_1B,
+    "hh_6b": HH_6B,
+    "dolly_7b": replace(HH_6B, policy="databricks/dolly-v2-7b", apa_lambda=1.0),
+    "tldr_2_7b": TLDR_2_7B,
+    "tldr_6b": replace(TLDR_2_7B, policy="CarperAI/openai_summarize_tldr_sft"),
     # Responses and steps are ours: the text lost them. A batch of 16 with 8 accumulation steps.
     "stackexchange_7b": Paper(
         "huggyllama/llama-7b",
@@ -89,12 +79,8 @@ PAPER = {
         init_kl=0.1,
     ),
     # Appendix D.3 and the released offline code.
-    "hh_125m_offline": Paper(
-        "Dahoas/pythia-125M-static-sft", STATIC_HH, HH_REWARD, 64, 4, 1e-6, 20_000, HH_TOKENS, LAST_TWO
-    ),
-    "hh_1b_offline": Paper(
-        "Dahoas/pythia-1B-static-sft", STATIC_HH, HH_REWARD, 64, 2, 1e-6, 20_000, HH_TOKENS, LAST_TWO
-    ),
+    "hh_125m_offline": replace(HH, batch=4, learning_rate=1e-6),
+    "hh_1b_offline": HH_1B,
 }
 
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import shutil
+import zlib
 from pathlib import Path
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -66,10 +66,7 @@ def refused(run, match: str) -> Path:
     """The folder of a run that ends in one line, without anything that could be taken for a result."""
     with pytest.raises(NotFinite, match=match) as error:
         execute(run)
-    folder = next(run_folder(one) for one in [*input_runs(run), run] if (run_folder(one) / "summary.json").exists())
-    for one in [*input_runs(run), run]:
-        if (run_folder(one) / "summary.json").exists():
-            folder = run_folder(one)
+    *_, folder = (run_folder(one) for one in [*input_runs(run), run] if (run_folder(one) / "summary.json").exists())
     assert "\n" not in str(error.value)
     assert json.loads((folder / "summary.json").read_text())["status"] == "failed"
     assert not (folder / "final").exists()
@@ -80,15 +77,9 @@ def refused(run, match: str) -> Path:
     return folder
 
 
-def test_weights_that_the_last_step_blew_up_are_no_result(tmp_path, cache):
-    refused(
-        tiny(tmp_path, cache, "apa", *ONE, "optimization.learning_rate=1e38"),
-        "weights are not finite .*smaller optimization.learning_rate",
-    )
-
-
-def test_a_value_network_is_blamed_on_its_own_learning_rate(tmp_path, cache):
-    refused(tiny(tmp_path, cache, "apa", *ONE, "value.learning_rate=1e38"), "value.learning_rate")
+@pytest.mark.parametrize("option", ["optimization.learning_rate", "value.learning_rate"])
+def test_weights_that_the_last_step_blew_up_are_no_result(tmp_path, cache, option):
+    refused(tiny(tmp_path, cache, "apa", *ONE, f"{option}=1e38"), rf"not finite .*smaller .*{option}")
 
 
 @pytest.mark.parametrize("stage", ["sft", "reward_model"])
@@ -101,8 +92,9 @@ def test_a_stage_that_blows_up_leaves_nothing_in_the_cache(tmp_path, cache, stag
 
 
 @pytest.fixture(scope="module")
-def inputs(tmp_path_factory, cache) -> Path:
+def inputs(tmp_path_factory) -> Path:
     """A cache with a finished SFT policy and reward model."""
+    cache = tmp_path_factory.mktemp("inputs")
     run = tiny(tmp_path_factory.mktemp("runs"), cache, "apa", *ONE)
     assert execute(run)["status"] == "finished"
     return cache
@@ -171,16 +163,15 @@ class Numbers:
 
 
 def test_cached_scores_that_are_not_finite_are_made_again_and_named(tmp_path, capsys):
-    path = tmp_path / "scores.npz"
+    path = tmp_path / "scores.txt"
 
     def scored() -> torch.Tensor:
         return scored_once(path, Numbers(), lambda rows: rows.float())  # type: ignore[arg-type]
 
     expected = scored()
     assert capsys.readouterr().out == ""
-    spoilt = expected.numpy().copy()
-    spoilt[7] = np.nan
-    np.savez(path, scores=spoilt)
+    numbers = json.dumps([float("nan")] * 300)
+    path.write_text(f"{zlib.crc32(numbers.encode())} {numbers}\n")
     assert torch.equal(scored(), expected)
     assert f"{path}: damaged (it holds scores that are not finite)" in capsys.readouterr().out
 

@@ -15,21 +15,20 @@ from rlhf.algorithms import Algorithm
 from rlhf.batches import LossOutput, Signal, Totals, TrainingBatch
 from rlhf.config import AlgoConfig, RunConfig
 from rlhf.config.check import check
-from rlhf.config.readers import ALWAYS
-from rlhf.config.setting import setting
+from rlhf.config.setting import ALWAYS, setting
 from rlhf.data.examples import Demonstration
 from rlhf.data.tokenize import Prompts
 from rlhf.distributed import own_rows
 from rlhf.models.features import features_of
 from rlhf.models.loading import word_tokenizer
-from rlhf.random import endless_order, generator, permutation
+from rlhf.random import endless_order, generator
 from rlhf.stages.offline import DataResponses
-from rlhf.stages.online import PromptsAhead
+from rlhf.stages.online import prompts_of
 from rlhf.training_batch import measure_rollouts, training_batch
-from rlhf.update import accumulate_gradients, first_micro_batches, minibatches_of, own_micro_batches, update
+from rlhf.update import first_micro_batches, minibatches_of, rank_micro_batches, update
 from tests.helpers import MODES, nudge, policy_models, random_rollouts, tiny_model
 from tests.test_offline import some_answers
-from tests.test_update import PROMPTS, RESPONSES, gradients, optimizer_of, settings
+from tests.test_update import PROMPTS, RESPONSES, optimizer_of, settings
 
 
 @dataclass(kw_only=True)
@@ -76,12 +75,6 @@ def test_minibatches_and_micro_batches_never_cut_a_group(size, by_length):
     assert len(first_micro_batches(run, features, 1)) == 4
 
 
-def test_a_group_of_one_is_drawn_as_it_would_be_without_groups():
-    run = settings("apa")
-    order = permutation(run.seed, "minibatches of epoch 1", 3, 16)
-    assert torch.equal(torch.cat(minibatches_of(run, 16, 3, 1)), order)
-
-
 @pytest.mark.parametrize("size", [2, 4])
 def test_ranks_never_cut_a_group(monkeypatch, size):
     run, features = grouped(size, "hardware.ranks=2"), features_of(random_rollouts(PROMPTS, RESPONSES))
@@ -89,7 +82,7 @@ def test_ranks_never_cut_a_group(monkeypatch, size):
     (minibatch, _), parts = minibatches_of(run, 16, 1, 0), []
     for rank in (0, 1):
         monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
-        parts += own_micro_batches(run, minibatch, features)
+        parts += rank_micro_batches(run, minibatch, features)
     assert sorted(torch.cat(parts).tolist()) == sorted(minibatch.tolist())
     for rows in parts:
         assert_whole_groups(rows, size)
@@ -102,14 +95,14 @@ def test_every_prompt_comes_as_often_as_its_group_has_responses():
     tokenizer = word_tokenizer(words)
     prompts = Prompts(tokenizer, [Demonstration(word, "") for word in words], 4)
     run, plain = grouped(4), settings("apa")
-    texts = [PromptsAhead(run, prompts).take(iteration).texts for iteration in (1, 2, 3)]
+    texts = [prompts_of(run, prompts, iteration).texts for iteration in (1, 2, 3)]
     for iteration in texts:
         assert len(iteration) == 16
         assert all(len({*iteration[i : i + 4]}) == 1 for i in range(0, 16, 4))
     distinct = [text for iteration in texts for text in iteration[::4]]
     assert len({*distinct}) == 12  # every prompt has its turn before any comes again
     order = endless_order(plain.seed, "prompts", 0, 16, 20).tolist()
-    assert PromptsAhead(plain, prompts).take(1).texts == [words[i] for i in order]
+    assert prompts_of(plain, prompts, 1).texts == [words[i] for i in order]
 
 
 def test_the_answers_of_a_data_set_come_in_pairs():
@@ -152,22 +145,3 @@ def test_without_a_critic_there_is_no_value_network_and_nothing_of_it_is_measure
     metrics, step = update(run, algorithm, models, optimizer, batch, measured.features, iteration=1, step=0)
     assert set(metrics) == {"policy_loss", "grad_norm"} and step == 2
     assert not all(torch.equal(a, b) for a, b in zip(before, models.named_parameters().values(), strict=True))
-
-
-def test_means_over_responses_add_up_over_micro_batches():
-    """The gradient is that of the whole minibatch, however it is cut between groups."""
-    results = []
-    for size in (8, 4, 2):
-        run = grouped(2, f"optimization.micro_batch_size={size}")
-        models = policy_models(tiny_model(), "last_k", critic=False)
-        nudge(models.named_parameters(), 0.1)
-        rollouts = random_rollouts(PROMPTS, RESPONSES)
-        measured = measure_rollouts(run, models, rollouts, 1)
-        algorithm = AgainstTheGroup(run.algo, run.advantages)
-        batch = training_batch(algorithm, rollouts, measured, torch.randn(16, generator=generator(0, "scores")), 0.1)
-        minibatch = batch.rows(torch.tensor([4, 5, 0, 1, 14, 15, 8, 9]))
-        metrics = accumulate_gradients(run, algorithm, models, minibatch, measured.features)
-        results.append((gradients(models), metrics))
-    for vector, metrics in results[1:]:
-        assert (vector - results[0][0]).norm() < 1e-5 * results[0][0].norm()
-        assert metrics == pytest.approx(results[0][1], rel=1e-5, abs=1e-6)

@@ -15,7 +15,7 @@ from filelock import FileLock
 
 import rlhf.runs.lock
 from rlhf.files import write_whole
-from rlhf.runs.lock import LockError, RunLock, held_here, process_start, seems_alive
+from rlhf.runs.lock import LockError, RunLock, process_start, seems_alive
 from rlhf.waiting import StoppedWaiting, request_stop, stopped_by_signals
 
 
@@ -56,12 +56,6 @@ def test_the_lock_says_who_holds_it_and_goes_away(tmp_path):
         assert again.token != lock.token
 
 
-def test_it_goes_away_after_an_error_too(tmp_path):
-    with pytest.raises(ZeroDivisionError), RunLock(tmp_path):
-        raise ZeroDivisionError
-    assert not (tmp_path / "lock.json").exists()
-
-
 def test_a_second_live_process_is_refused_by_name(tmp_path, other_process):
     held_by(tmp_path, other_process.pid)
     before = holder(tmp_path)
@@ -73,11 +67,6 @@ def test_a_second_live_process_is_refused_by_name(tmp_path, other_process):
 def test_a_live_process_of_this_host_keeps_its_lock_however_old_its_heartbeat(tmp_path, other_process):
     held_by(tmp_path, other_process.pid, heartbeat=0.0)  # stopped by SIGSTOP or a slow disk, not dead
     with pytest.raises(LockError):
-        RunLock(tmp_path).__enter__()
-
-
-def test_the_same_process_does_not_get_it_twice(tmp_path):
-    with RunLock(tmp_path), pytest.raises(LockError):
         RunLock(tmp_path).__enter__()
 
 
@@ -152,15 +141,6 @@ def test_a_heartbeat_is_compared_and_need_be_no_number(tmp_path, short_lease, he
         lock.check()
 
 
-@pytest.mark.parametrize("pid", ["x", None, -5, "1/../1"])
-def test_a_pid_that_is_none_is_nobodys(tmp_path, pid):
-    held_by(tmp_path, 1)
-    (tmp_path / "lock.json").write_text(json.dumps({**holder(tmp_path), "pid": pid, "pid_started": "1"}))
-    assert not held_here(tmp_path)
-    with RunLock(tmp_path) as lock:
-        lock.check()
-
-
 @pytest.mark.parametrize("host", [socket.gethostname(), "elsewhere"])
 def test_whoever_waits_stops_when_asked(tmp_path, other_process, host):
     held_by(tmp_path, other_process.pid, host=host)
@@ -184,13 +164,6 @@ def test_whoever_was_taken_over_stops_and_leaves_the_lock_alone(tmp_path, other_
         with pytest.raises(LockError, match="taken this run over; stopping without a write"):
             lock.check()
     assert holder(tmp_path)["token"] == "theirs"
-
-
-def test_a_lock_that_was_removed_counts_as_lost(tmp_path):
-    with RunLock(tmp_path) as lock:
-        (tmp_path / "lock.json").unlink()
-        with pytest.raises(LockError):
-            lock.check()
 
 
 def test_the_heart_beats_and_stops_when_taken_over(tmp_path, monkeypatch, other_process):

@@ -1,11 +1,13 @@
-"""The command line, as a subprocess: mistakes are one line and exit code 2, help is quick, a sweep ends in a table."""
+"""The command line: mistakes are one line and exit code 2, help is quick, a sweep ends in a table."""
 
 from __future__ import annotations
 
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -14,46 +16,54 @@ from rlhf.config import ALGO_CONFIGS
 from rlhf.config.build import option_types
 
 ROOT = Path(__file__).resolve().parents[1]
-STAND_IN = "hydra.launcher.target=tests.sweeps.stand_in:execute"
+STAND_IN = "hydra.launcher.target=tests.sweeps.counting:execute"
 HEAVY = ("torch", "transformers", "optuna", "wandb", "matplotlib", "peft", "submitit")
 ALGOS = ", ".join(sorted(ALGO_CONFIGS))
 
 
+@pytest.fixture
+def typed(tmp_path, monkeypatch, capsys) -> Callable[..., tuple[int, str, str]]:
+    """`python main.py ...` in this process and an empty folder: exit code, stdout, stderr."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")  # main sets it
+    monkeypatch.setattr(sys, "path", [*sys.path])
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["main.py", *arguments])
+        code: Any = 0
+        try:
+            main.main()
+        except SystemExit as left:
+            code = left.code
+        return code, *capsys.readouterr()
+
+    return run
+
+
 def command(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     words = [sys.executable, str(ROOT / "main.py"), *arguments]
-    return subprocess.run(words, cwd=cwd, capture_output=True, text=True, timeout=60)
+    return subprocess.run(words, cwd=cwd, capture_output=True, text=True, timeout=250)
 
 
 @pytest.mark.parametrize(
     ("arguments", "lines"),
     [
+        (["algo.name=ppo"], ["config error: algo.name: typed as algo=NAME"]),
         (["+algo.lamda=1"], ["config error: algo.lamda: no such option; did you mean algo.lam?"]),
         (
             ["-m", "algo=apo,ppo"],
             [f"config error: algo=apo: no such option; did you mean apa or ppo? There are {ALGOS}"],
         ),
-        (["rollout=nonsense"], ["config error: rollout=nonsense: no such option; there are fast, plain"]),
         (
             ["rollout.sampling=nonsense"],
             ["config error: rollout.sampling: 'nonsense' is not one of fast, plain"],
         ),
         (
-            ["dataset.path=/nonexistent", "model=smollm2_135m", "dataset=hh"],
-            ["config error: dataset.path: /nonexistent does not exist"],
-        ),
-        (
             ["dataset.path=pairs.jsonl", "model.path=mine"],
             [
-                "config error: dataset.path: dataset=letters does not read it; leave it out, or add dataset=hh or "
+                "config error: dataset.path: dataset=letters does not read it; leave it out, or use dataset=hh or "
                 "dataset=tldr or dataset=stackexchange or dataset=reviews",
-                "config error: model.path: model.source=random does not read it; leave it out, or add model=hub",
-            ],
-        ),
-        (
-            ["model.source=pretrained", "model.path=mine"],
-            [
-                "config error: model.source: the settings of model=tiny are for weights of another kind; type "
-                "model=hub model.path=mine instead"
+                "config error: model.path: model.source=random does not read it; leave it out, or use model=hub",
             ],
         ),
         (
@@ -62,20 +72,16 @@ def command(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
         ),
         (["hardware=gpu"], ["config error: hardware.device: cuda, but this machine shows no GPU; use hardware=cpu"]),
         (
-            ["-m", "hardware=gpu"],
-            ["config error: hardware.device: cuda, but this machine shows no GPU; use hardware=cpu"],
-        ),
-        (
             ["algo=ppo", "-m", "algo.kl.controller=fixed,adaptive", "algo.kl.target=4"],
             [
                 "config error: algo.kl.controller=fixed: algo.kl.target: algo.kl.controller=fixed does not read it; "
-                "leave it out, or add algo.kl.controller=adaptive"
+                "leave it out, or use algo.kl.controller=adaptive"
             ],
         ),
         (
             ["hardware.slurm.partition=a"],
             [
-                "config error: hardware.slurm.partition: hardware=cpu or gpu does not read it; leave it out, or add "
+                "config error: hardware.slurm.partition: hardware=cpu or gpu does not read it; leave it out, or use "
                 "hardware=slurm"
             ],
         ),
@@ -92,31 +98,29 @@ def command(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
         ),
     ],
 )
-def test_a_mistake_is_one_line_and_nothing_is_launched(tmp_path, arguments, lines):
-    done = command(*arguments, STAND_IN, cwd=tmp_path)
-    assert done.returncode == 2
-    assert sorted(done.stderr.splitlines()) == sorted(lines)
-    assert done.stdout == ""
+def test_a_mistake_is_one_line_and_nothing_is_launched(tmp_path, typed, arguments, lines):
+    code, output, errors = typed(*arguments, STAND_IN)
+    assert code == 2
+    assert sorted(errors.splitlines()) == sorted(lines)
+    assert output == ""
     assert list(tmp_path.iterdir()) == []
 
 
-def test_help_fits_a_screen_and_names_every_group(tmp_path):
-    pages = [command(word, cwd=tmp_path).stdout for word in ("--help", "help")]
+def test_help_fits_a_screen_and_names_every_group(typed):
+    pages = [typed(word)[1] for word in ("--help", "help")]
     assert pages[0] == pages[1]
     lines = pages[0].splitlines()
     assert len(lines) <= 40 and max(map(len, lines)) <= 80
     assert {folder.name for folder in (ROOT / "conf").iterdir() if folder.is_dir()} - {"tuned"} <= set(pages[0].split())
 
 
-def test_every_option_is_listed_with_its_meaning(tmp_path):
-    whole = command("--options", cwd=tmp_path).stdout
-    assert all(f"\n{path}" in f"\n{whole}" for path in option_types())
-    kl = command("--options", "algo.kl", cwd=tmp_path).stdout
+def test_every_option_is_listed_with_its_meaning(typed):
+    whole = typed("--options")[1]
+    assert all(f"\n{path}" in f"\n{whole}" for path in option_types()) and "algo.name" not in whole
+    kl = typed("--options", "algo.kl")[1]
     assert "algo.kl.target (algo=ppo): number > 0" in kl.splitlines() and "seed" not in kl
-    wrong = command("--options", "optimisation", cwd=tmp_path)
-    assert (
-        wrong.stderr == "config error: --options optimisation: no such option or section; did you mean optimization?\n"
-    )
+    wrong = "config error: --options optimisation: no such option or section; did you mean optimization?\n"
+    assert typed("--options", "optimisation") == (2, "", wrong)
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["--options"], ["--cfg", "job", "algo=ppo"]])
@@ -130,7 +134,7 @@ try:
 finally:
     print("heavy:", [name for name in {HEAVY!r} if name in sys.modules])
 """
-    done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, timeout=250)
     assert done.stdout.splitlines()[-1] == "heavy: []", done.stderr
     assert "ratio_clip: 0.2" in done.stdout or "--cfg" not in arguments
 
@@ -148,29 +152,29 @@ sys.modules["rlhf.run"] = types.SimpleNamespace(execute=execute)
 sys.argv = ["main.py", "algo=apa"]
 runpy.run_path({str(ROOT / "main.py")!r}, run_name="__main__")
 """
-    done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, timeout=250)
     (imported,) = [line for line in done.stdout.splitlines() if line.startswith("imported: ")]
-    allowed = {"command_line", "machine", "overrides", "runs", "settings", "single", "sources", "usage"}
+    allowed = {"command_line", "machine", "runs", "settings", "single", "sources", "usage"}
     assert set(imported.split()[1:]) == {f"sweeps.{name}" for name in allowed}
     finished = [line for line in done.stdout.splitlines() if " finished" in line]
     assert len(finished) == 1, done.stdout  # and its end is told once
 
 
-def test_hydras_keys_pass(tmp_path):
-    done = command("--cfg", "job", "-p", "algo", "hydra.job.name=x", "~tracking.tags", "++algo.lam=0.25", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert "lam: 0.25" in done.stdout
+def test_hydras_keys_pass(tmp_path, typed):
+    code, output, errors = typed("--cfg", "job", "-p", "algo", "hydra.job.name=x", "~tracking.tags", "++algo.lam=0.25")
+    assert code == 0, errors
+    assert "lam: 0.25" in output
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(("words", "sampling"), [([], "fast"), (["rollout=plain"], "plain")])
-def test_a_way_of_sampling_is_a_group(tmp_path, words, sampling):
-    done = command(*words, "--cfg", "job", "-p", "rollout", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert f"sampling: {sampling}" in done.stdout.splitlines() or f"  sampling: {sampling}" in done.stdout.splitlines()
+def test_a_way_of_sampling_is_a_group(typed, words, sampling):
+    code, output, errors = typed(*words, "--cfg", "job", "-p", "rollout")
+    assert code == 0, errors
+    assert f"sampling: {sampling}" in (line.strip() for line in output.splitlines())
 
 
-def test_a_sweep_from_any_folder_goes_on_when_typed_again_and_ends_in_a_table(tmp_path):
+def test_a_sweep_from_any_folder_goes_on_when_typed_again_and_ends_in_a_table(tmp_path, typed):
     arguments = ["-m", "algo=apa,awr", "seed=range(2)", "sweep_name=first", STAND_IN]
     (tmp_path / "fates.json").write_text(json.dumps({"awr-s1": "raise"}))
     done = command(*arguments, cwd=tmp_path)
@@ -183,13 +187,13 @@ def test_a_sweep_from_any_folder_goes_on_when_typed_again_and_ends_in_a_table(tm
     assert (done.returncode, done.stderr) == (0, ""), done.stdout + done.stderr
     assert "4 runs, 3 finished earlier" in done.stdout and "4 of 4 runs finished" in done.stdout
     assert "report: runs/first/report.html" in done.stdout
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["cache", "fates.json", "runs", "started.txt"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["cache", "fates.json", "runs", "started.jsonl"]
     ids = sorted(folder.name[:6] for folder in (tmp_path / "runs/first").iterdir() if folder.name[:3] in ("apa", "awr"))
     assert ids == ["apa-s0", "apa-s1", "awr-s0", "awr-s1"]
 
-    again = command(*arguments, cwd=tmp_path)
-    assert "all 4 runs finished" in again.stdout and "report: runs/first/report.html" in again.stdout
-    assert len((tmp_path / "started.txt").read_text().splitlines()) == 7
+    again = typed(*arguments)[1]
+    assert "all 4 runs finished" in again and "report: runs/first/report.html" in again
+    assert len((tmp_path / "started.jsonl").read_text().splitlines()) == 7
 
 
 @pytest.mark.parametrize("wrapped", [False, True])

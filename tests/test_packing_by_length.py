@@ -11,14 +11,12 @@ import torch
 import rlhf.models.network as network
 from rlhf.algorithms import algorithm_of
 from rlhf.evaluation import policy_distance
-from rlhf.kl import exact_kl
 from rlhf.masked import entropy
 from rlhf.models.features import Features, features_of, micro_batches
-from rlhf.training_batch import features_at
+from rlhf.rewards import exact_kl
 from rlhf.update import accumulate_gradients
 from tests.helpers import (
     MODES,
-    measure_all,
     nudge,
     policy_logits,
     policy_models,
@@ -65,23 +63,6 @@ def test_trimmed_features_lose_the_columns_that_are_padding_in_every_row():
     assert torch.equal(again.input_ids, trimmed.input_ids) and again.prompt_width == 3
 
 
-def test_trimmed_rollouts_and_features_agree():
-    rollouts = random_rollouts(PROMPT_LENGTHS, RESPONSE_LENGTHS).rows(torch.tensor([3, 2]))
-    one, other = features_of(rollouts.trimmed()), features_of(rollouts).trimmed()
-    assert torch.equal(one.input_ids, other.input_ids) and torch.equal(one.mask, other.mask)
-    assert one.prompt_width == other.prompt_width
-    assert rollouts.trimmed().sampler_logprobs.shape == rollouts.trimmed().response_ids.shape == (2, 2)
-
-
-def test_a_trimmed_trunk_goes_back_where_it_was():
-    models, rollouts = policy_models(tiny_model(), "last_k"), random_rollouts(PROMPT_LENGTHS, RESPONSE_LENGTHS)
-    padded, trimmed = (
-        features_at(models, rollouts, torch.arange(5), 2, by_length=by_length) for by_length in (False, True)
-    )
-    assert padded.hidden is not None and trimmed.hidden is not None
-    torch.testing.assert_close(trimmed.hidden[padded.mask], padded.hidden[padded.mask], atol=1e-5, rtol=1e-5)
-
-
 def test_positions_of_response_tokens_are_those_of_the_mask():
     features = some_features()  # responses of 4, 6, 1, 2 and 3 tokens in 6 columns
     found = features.response_positions()
@@ -107,42 +88,6 @@ def test_measured_columns_gradients_and_metrics_are_those_of_padded_micro_batche
         torch.testing.assert_close(getattr(packed, name), getattr(padded, name), atol=1e-5, rtol=1e-5)
     assert (found - expected).norm() < 1e-5 * expected.norm()
     assert set(ours) == set(theirs) and ours == pytest.approx(theirs, rel=1e-5, abs=1e-5)
-
-
-@pytest.mark.parametrize("mode", MODES)
-def test_in_bf16_padding_moves_logprobs_by_what_the_bits_do(mode):
-    """What README states: ratios after the first epoch see it, as a text's neighbours change."""
-    rollouts, found = random_rollouts(PROMPT_LENGTHS, RESPONSE_LENGTHS), []
-    for precision, by_length in (("bf16", True), ("bf16", False), ("fp32", True)):
-        models = policy_models(tiny_model(), mode, precision=precision)
-        nudge(models.named_parameters(), 0.05)
-        found.append(measure_all(models, rollouts, 2, by_length=by_length))
-    packed, padded, exact = found
-    gaps = (packed.old_logprobs - padded.old_logprobs).abs()[rollouts.mask]
-    assert float(gaps.mean()) < 0.02 and float(gaps.max()) < 0.1
-    off = (packed.old_logprobs - exact.old_logprobs).abs()[rollouts.mask]
-    assert float(gaps.mean()) < float(off.mean()), "less than what bf16 itself is off by"
-
-
-@pytest.mark.parametrize("mode", MODES)
-def test_the_trunk_runs_once_whatever_the_epochs(monkeypatch, mode):
-    """Rows of a forward pass through the frozen blocks: each text once, `rollout.batch_size` at a time."""
-    seen: list[int] = []
-    states = network.states
-
-    def counting(decoder, features, start, *given, whole=False):
-        if whole:
-            seen.append(len(features.mask))
-        return states(decoder, features, start, *given, whole=whole)
-
-    monkeypatch.setattr(network, "states", counting)
-    run = settings("apa", "optimization.epochs=2", "rollout.batch_size=6", "optimization.micro_batch_size=2")
-    models, _, measured, batch = prepared(run, mode)
-    tried = seen.count(2) + seen.count(1)  # on two short texts, when it is first used
-    run_update(run, models, batch, measured)
-    texts = [count for count in seen if count > 2]
-    assert (sum(texts), len(texts)) == ((16, 3) if mode == "last_k" else (0, 0))
-    assert seen.count(2) + seen.count(1) == tried
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -179,13 +124,3 @@ def test_the_distance_of_policies_is_measured_by_length_too(mode):
     torch.testing.assert_close(kl.float(), torch.where(rollouts.mask, exact_kl(logits, initial), 0.0).float())
     torch.testing.assert_close(entropies, torch.where(rollouts.mask, entropy(logits), 0.0))
     assert float(kl.max()) > 1e-3
-
-
-def test_measuring_rows_of_no_padding_is_the_same_to_the_bit_either_way():
-    """Where there is nothing to trim, packing changes no shape."""
-    models, rollouts = policy_models(tiny_model(), "last_k"), random_rollouts([3] * 4, [5] * 4)
-    one, other = (measure_all(models, rollouts, 2, by_length=by_length) for by_length in (False, True))
-    assert torch.equal(one.values, other.values)
-    assert one.features.hidden is not None and other.features.hidden is not None
-    assert torch.equal(one.features.hidden, other.features.hidden)
-    torch.testing.assert_close(one.old_logprobs, other.old_logprobs, atol=1e-6, rtol=1e-6)

@@ -6,13 +6,10 @@ import dataclasses
 import json
 from collections import Counter
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
 import torch
 from torch import nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 
 import rlhf.stages.loop as loop
 from rlhf.algorithms import algorithm_of
@@ -23,10 +20,7 @@ from rlhf.config.identity import input_runs, run_folder
 from rlhf.optimization import NotFinite, clip_and_step
 from rlhf.precision import LossScaler, autocast
 from rlhf.run import _set_up_torch, execute
-from rlhf.runs.provenance import peak_memory
-from rlhf.sampling.fast import Running
-from rlhf.sampling.graphs import Graphs
-from rlhf.stages.offline import UntrainedValues
+from rlhf.sampling.fast import Graphs, Running
 from rlhf.stages.online import EarlyScores
 from rlhf.update import update
 from tests.config.composed import config
@@ -138,14 +132,14 @@ def test_runs_in_float16_go_past_overflows_and_go_on_where_they_stopped(tmp_path
 def test_a_run_on_a_gpu(precision, tmp_path: Path, cache, capfd, monkeypatch):
     """With captured steps, rows retired, and responses scored while others are sampled."""
     happened = Counter[str]()
-    for where, name in ((Graphs, "_capture"), (Running, "keep"), (EarlyScores, "ask")):
+    for where, name in ((Graphs, "run"), (Running, "keep"), (EarlyScores, "ask")):
         original = getattr(where, name)
         monkeypatch.setattr(where, name, lambda *a, _o=original, _n=name, **k: (happened.update([_n]), _o(*a, **k))[1])
     several = "rollout.batch_size=4", "dataset.max_new_tokens=24"
     run = tiny(tmp_path, cache, "apa", "hardware.device=cuda", f"hardware.precision={precision}", *several)
     assert execute(run)["status"] == "finished"
     assert "CUDA graph" not in capfd.readouterr().err
-    assert set(happened) == {"_capture", "keep", "ask"}
+    assert set(happened) == {"run", "keep", "ask"}
 
 
 def test_a_run_computes_without_cudnns_attention():
@@ -167,24 +161,10 @@ def test_an_overflow_does_not_sync_ilqls_target_heads(overflow, monkeypatch):
     monkeypatch.setattr(heads, "sync", syncs.append)
     models.scaler.factor = 2.0**60 if overflow else 2.0
     nothing, rewards = torch.zeros(rollouts.mask.shape), torch.where(rollouts.mask, 1.0, 0.0)
-    batch = TrainingBatch(torch.arange(2), rollouts.mask, nothing, nothing, rewards)
+    batch = TrainingBatch(torch.arange(2), rollouts.mask, nothing, nothing, rewards=rewards)
     trained = [*models.policy_parameters.values(), *heads.trained_parameters()]
     optimizer = torch.optim.SGD([{"params": trained, "initial_lr": 0.01}], lr=0.01)
     features = models.features(rollouts)
     metrics, step = update(run, algorithm, models, optimizer, batch, features, iteration=1, step=0)
     assert step == 1 and metrics["skipped_steps"] == float(overflow)
     assert syncs == ([] if overflow else [1.0])
-
-
-def testUntrainedValues_of_a_gpus_network_lie_on_the_cpu():
-    with FakeTensorMode():  # no GPU is needed to ask where a tensor lies
-        network = {"value.w": nn.Parameter(torch.empty(2, device="cuda"))}
-        models: Any = SimpleNamespace(value_parameters=network, policy_parameters={})
-        assert UntrainedValues(models).initial["value.w"].device.type == "cpu"
-
-
-def test_a_gpus_memory_is_told_apart(monkeypatch):
-    assert set(peak_memory(torch.device("cpu"))) == {"peak_memory_mb"}
-    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 3 * 2**20)
-    found = peak_memory(torch.device("cuda"))
-    assert found["peak_gpu_memory_mb"] == 3.0 and found["peak_memory_mb"] > 10

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from rlhf.random import endless_order, generator, permutation, sampling_uniforms, seed_torch
+from rlhf.random import endless_order, permutation, sampling_uniforms
 
 
 def test_uniforms_depend_on_seed_purpose_and_iteration_alone():
@@ -49,22 +49,3 @@ def test_an_endless_order_is_the_same_in_any_pieces():
     for size in (1, 3, 10, 35):  # 35 > 10: a piece may hold more than an epoch
         pieces = [endless_order(0, "prompts", start, min(size, 70 - start), 10) for start in range(0, 70, size)]
         assert torch.equal(torch.cat(pieces), whole)
-
-
-def test_an_order_over_a_single_entry():
-    assert endless_order(0, "prompts", 5, 3, 1).tolist() == [0, 0, 0]
-
-
-def test_seeding_torch_fixes_random_heads():
-    seed_torch(0, "value head")
-    first = torch.randn(4)
-    seed_torch(0, "value head")
-    assert torch.equal(first, torch.randn(4))
-    seed_torch(0, "adapters")
-    assert not torch.equal(first, torch.randn(4))
-
-
-def test_generators_do_not_share_state():
-    a, b = generator(0, "a"), generator(0, "a")
-    torch.rand(3, generator=a)
-    assert not torch.equal(torch.rand(3, generator=a), torch.rand(3, generator=b))

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-from dataclasses import replace
-from typing import Any
 
 import pytest
 import torch
@@ -14,13 +12,10 @@ from transformers import AutoModelForCausalLM, GPTNeoXConfig, PreTrainedTokenize
 
 from rlhf.batches import PromptBatch, pad
 from rlhf.masked import token_logprobs
-from rlhf.models.decoder import Cache, Decoder
-from rlhf.models.layers import compute_in_float32
 from rlhf.models.loading import word_tokenizer
 from rlhf.random import generator, sampling_uniforms
 from rlhf.rollout import generate, read_responses
 from rlhf.sampling.fast import unfit
-from rlhf.sampling.plain import cache_argument
 from tests.helpers import (
     ARCHITECTURES,
     EOS,
@@ -30,7 +25,6 @@ from tests.helpers import (
     plain_logprobs,
     policy_logits,
     policy_models,
-    random_rollouts,
     sample,
     sampler_of,
     tiny_model,
@@ -247,10 +241,6 @@ def test_of_two_overlapping_stop_strings_the_one_that_is_complete_first_counts()
     assert read("x", "Hum", "an", " no", stops=["xHuman", "um"]) == (2, True, "xH")
 
 
-def test_no_stop_strings_leave_the_text_as_it_is():
-    assert read(" yes", "\n", "Assistant:", stops=[]) == (3, False, " yes\nAssistant:")
-
-
 @pytest.mark.parametrize("sampling", SAMPLINGS)
 def test_a_stop_string_ends_a_rollout(sampling):
     yes, newline, hum, an, colon, no = (PIECES.index(p) for p in (" yes", "\n", "Hum", "an", ":", " no"))
@@ -264,38 +254,3 @@ def test_a_stop_string_ends_a_rollout(sampling):
 
 
 # --- in fewer bits -------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("sampling", SAMPLINGS)
-@pytest.mark.parametrize(("precision", "dtype"), [("bf16", torch.bfloat16), ("fp16", torch.float16), ("fp32", None)])
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_keys_and_values_are_kept_in_the_precision(monkeypatch, architecture, precision, dtype, sampling):
-    """Of held weights, whose residual stream is float32: rotary positions make float32 keys of it."""
-    model = tiny_model(architecture).bfloat16() if precision == "bf16" else tiny_model(architecture)
-    compute_in_float32(model)
-    models = policy_models(model, "lora", precision=precision)
-    ids, mask = pad(random_prompts(3), PAD, left=True)
-    ours: list[Cache] = []
-    new_cache = Decoder.new_cache
-    with models.sampling() as sampler:
-        assert unfit(sampler.model) == ""  # tried before anything is watched
-        theirs: dict[int, Any] = {}
-        name = cache_argument(sampler.model.base_model)
-        sampler.model.base_model.register_forward_hook(
-            lambda _, __, output: theirs.update({id(kept := output.get(name)): kept})
-        )
-        monkeypatch.setattr(Decoder, "new_cache", lambda *given: (ours.append(new_cache(*given)), ours[-1])[1])
-        uniforms = sampling_uniforms(0, "cache", 0, 3, 4)
-        tokens, logprobs = sample(sampling, sampler, ids, mask, uniforms, eos_id=VOCAB)
-    if sampling == "plain":
-        (cache,), none = theirs.values(), ours
-        kept = {tensor.dtype for layer in cache.layers for tensor in (layer.keys, layer.values)}
-    else:
-        (cache,), none = ours, theirs
-        assert all(bool(tensor.any()) for tensor in (*cache.keys, *cache.values))
-        kept = {tensor.dtype for tensor in (*cache.keys, *cache.values)}
-    assert not none and kept == {dtype or torch.float32}
-    rollouts = replace(random_rollouts([1] * 3, [4] * 3), prompt_ids=ids, prompt_mask=mask, response_ids=tokens)
-    with torch.no_grad():
-        expected = token_logprobs(policy_logits(models, models.features(rollouts)), tokens)
-    torch.testing.assert_close(logprobs, expected, atol=1e-5 if dtype is None else 0.1, rtol=0.0)

@@ -8,7 +8,6 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +18,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import rlhf.stages.loop as loop
 import rlhf.stages.online as online
-import rlhf.stages.supervised as supervised
 from rlhf.config import RunConfig
 from rlhf.config.build import build_config, config_to_mapping
 from rlhf.config.identity import input_runs, run_folder
-from rlhf.data import load_text_data
 from rlhf.errors import FileError
 from rlhf.optimization import NotFinite
 from rlhf.run import execute
@@ -56,21 +53,6 @@ def tiny(output: Path, cache: Path, algo: str = "apa", *overrides: str) -> RunCo
     return config(f"algo={algo}", *TINY.split(), *folders, *overrides)
 
 
-@pytest.fixture(scope="module")
-def never_stopped(tmp_path_factory, cache) -> Callable[..., RunConfig]:
-    """A finished run with these settings, made on first use."""
-    output, made = tmp_path_factory.mktemp("never stopped"), {}
-
-    def run(algo: str = "apa", *overrides: str) -> RunConfig:
-        key = (algo, *overrides)
-        if key not in made:
-            made[key] = tiny(output, cache, *key)
-            assert execute(made[key])["status"] == "finished"
-        return made[key]
-
-    return run
-
-
 def without_time(row: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in row.items() if key != "seconds" and not key.startswith("perf/")}
 
@@ -88,12 +70,14 @@ def outcome(run: RunConfig) -> dict[str, Any]:
 
 
 def weights(run: RunConfig) -> dict[str, torch.Tensor]:
-    """Final weights, and the last checkpoint: policy, value network and the optimizer's moments."""
+    """Final weights and heads, and the last checkpoint: policy, value network and the optimizer's moments."""
     folder = run_folder(run)
-    (file,) = folder.glob("final/**/*.safetensors")
     checkpoint = load_checkpoint(folder)
     assert checkpoint is not None
-    return {**checkpoint.tensors, **{f"final.{name}": tensor for name, tensor in load_file(file).items()}}
+    files = list(folder.glob("final/**/*.safetensors"))
+    assert files
+    final = {f"{file.stem}.{name}": tensor for file in files for name, tensor in load_file(file).items()}
+    return {**checkpoint.tensors, **final}
 
 
 def assert_same(run: RunConfig, expected: RunConfig) -> None:
@@ -152,39 +136,11 @@ def test_the_same_seed_twice_is_the_same_run_to_the_bit(never_stopped, tmp_path,
     assert_same(again, never_stopped(algo))
 
 
-def test_another_seed_is_another_run_from_the_same_inputs(never_stopped, tmp_path, cache):
-    other = tiny(tmp_path, cache, "apa", "seed=100")
-    execute(other)
-    ours, theirs = read_rows(run_folder(other)), read_rows(run_folder(never_stopped("apa")))
-    first = [{key: row[key] for key in EVALUATION} for row in (ours[0], theirs[0])]
-    assert first[0] == first[1]  # the initial policy, on the same prompts with the same draws
-    assert ours[1]["train/reward"] != theirs[1]["train/reward"]
-
-
 def test_the_algorithms_start_from_one_policy_and_the_same_rollouts(never_stopped):
     rows = [read_rows(run_folder(never_stopped(algo))) for algo in ALGORITHMS]
     for key in ("train/reward", "train/entropy", "train/response_length"):
         assert len({row[1][key] for row in rows}) == 1
     assert len({row[2]["train/reward"] for row in rows}) > 1
-
-
-def test_every_prompt_has_its_turn_before_any_comes_again(monkeypatch, tmp_path, cache, never_stopped):
-    """24 prompts, 8 an iteration: each once in three iterations, an interruption in between or not."""
-    never_stopped("apa")
-    run, seen, generate = tiny(tmp_path, cache, "apa"), [], online.generate
-
-    def noting(models, tokenizer, prompts, *arguments, **options):
-        seen.append(prompts.texts)
-        return generate(models, tokenizer, prompts, *arguments, **options)
-
-    monkeypatch.setattr(online, "generate", noting)
-    with monkeypatch.context() as patch:
-        signal_at(patch, 1)
-        assert execute(run)["status"] == "interrupted"
-    execute(run)
-    expected = sorted(example.prompt for example in load_text_data(run.dataset).prompts)
-    assert len(seen) == 4 and sorted(seen[0] + seen[1] + seen[2]) == expected
-    assert seen[0] != seen[3]
 
 
 def test_inputs_are_made_once(never_stopped, tmp_path, cache):
@@ -193,8 +149,9 @@ def test_inputs_are_made_once(never_stopped, tmp_path, cache):
     execute(tiny(tmp_path, cache, "awr", "seed=7", "rollout.iterations=1"))
     assert {path: path.stat().st_mtime_ns for path in stamps} == stamps
     assert {path for path in cache.rglob("*") if path.is_file() and path.suffix != ".lock"} == set(stamps)
-    summaries = [json.loads(path.read_text()) for path in cache.glob("inputs/*/summary.json")]
-    assert sorted(s["run_id"].split("-")[0] for s in summaries) == ["reward_model", "sft"]
+    inputs = input_runs(never_stopped("apa"))
+    assert [needed.stage.name for needed in inputs] == ["sft", "reward_model"]
+    summaries = [json.loads((run_folder(needed) / "summary.json").read_text()) for needed in inputs]
     assert all(s["status"] == "finished" and "eval/loss" in s for s in summaries)
 
 
@@ -337,7 +294,7 @@ def killed(tmp_path_factory, cache, never_stopped) -> dict[str, RunConfig]:
     todo = folder / "todo"
     todo.write_text("".join(lines))
     words = [sys.executable, "-c", KILLER, str(todo)]
-    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=280)
     told = [line for line in done.stdout.splitlines() if not line.startswith("data: ")]
     assert told == [f"{place} 9" for place in PLACES], done.stderr
     return runs
@@ -354,25 +311,6 @@ def test_a_run_killed_at_any_place_ends_as_if_never_killed(killed, never_stopped
     if place == "sft":
         for ours, theirs in zip(input_runs(run), input_runs(never_stopped("apa")), strict=True):
             assert_same(ours, theirs)
-
-
-def test_a_signal_during_sft_stops_the_run_that_needs_it(never_stopped, monkeypatch, tmp_path):
-    run = tiny(tmp_path / "runs", tmp_path / "cache", "apa")
-    step = supervised._optimizer_step
-
-    def stopping(task, optimizer, scaler, now, rows):
-        if now == 3:  # the last one: everything is trained, nothing is written yet
-            os.kill(os.getpid(), signal.SIGTERM)
-        return step(task, optimizer, scaler, now, rows)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(supervised, "_optimizer_step", stopping)
-        assert execute(run)["status"] == "interrupted"
-    assert not (run_folder(run) / "summary.json").exists()
-    assert execute(run)["status"] == "finished"
-    assert_same(run, never_stopped("apa"))
-    for ours, theirs in zip(input_runs(run), input_runs(never_stopped("apa")), strict=True):
-        assert_same(ours, theirs)
 
 
 @pytest.mark.parametrize(("stage", "saving"), [("sft", "save_trained"), ("reward_model", "write_folder")])
@@ -414,13 +352,6 @@ def test_seconds_are_those_of_all_sessions_however_a_session_ends(monkeypatch, t
             execute(run)
     assert 1000 < json.loads((run_folder(run) / "summary.json").read_text())["wall_seconds"] < 1100
     assert 1000 < execute(run)["wall_seconds"] < 1100
-
-
-@pytest.mark.parametrize("mode", ["last_k", "lora"])
-def test_the_stages_before_rl_train_in_every_mode(tmp_path, mode):
-    trained = (f"{stage}.train.mode={mode}" for stage in ("sft", "reward_model"))
-    depth = ("sft.train.last_k=1", "reward_model.train.last_k=1", "rollout.iterations=1")
-    assert execute(tiny(tmp_path / "runs", tmp_path / "cache", "apa", *trained, *depth))["status"] == "finished"
 
 
 # --- what goes wrong -----------------------------------------------------------------------------------------------

@@ -12,20 +12,11 @@ from transformers import PreTrainedTokenizerFast
 from rlhf.answers import Answers
 from rlhf.batches import pad
 from rlhf.chat import template_of
+from rlhf.control_tokens import MarkedText, control_spans, joined, name_padding, part, spelled_control
 from rlhf.data.examples import Demonstration, Dropped, Preference
 from rlhf.data.tokenize import encode_answered, encode_demonstrations, encode_preferences, encode_prompts, prompt_report
-from rlhf.marked_text import MarkedText, control_spans, joined, part
 from rlhf.rollout import read_responses
-from rlhf.text import (
-    answer_text,
-    decode,
-    encode_answer,
-    encode_next,
-    encode_prompt,
-    name_padding,
-    spelled_control,
-    unreachable_stop,
-)
+from rlhf.text import answer_text, decode, encode_answer, encode_next, encode_prompt, unreachable_stop
 from tests.data.collected import settings
 from tests.tokenizer_kinds import BEGINS_WITH_BOS, KINDS, WITH_TEMPLATE
 
@@ -191,14 +182,6 @@ def test_a_stop_string_that_cannot_match_is_found():
     tokenizer = KINDS["llama"]()
     assert unreachable_stop(tokenizer, ["Human:", "</s>"]) is None
     assert unreachable_stop(tokenizer, ["Human:", "</s>\n"]) == "</s>\n"
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_no_padding_token_is_added(kind):
-    tokenizer = KINDS[kind]()
-    before = len(tokenizer)
-    name_padding(tokenizer)
-    assert len(tokenizer) == before and tokenizer.pad_token_id in range(before)
 
 
 def test_marked_text_keeps_its_marks():

@@ -10,7 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import rlhf.token_logprobs as chunked
 from rlhf.models.layers import ShortLinear
 from rlhf.random import generator
-from rlhf.token_logprobs import chosen, pieces, spread, trained_logprobs
+from rlhf.token_logprobs import chosen, spread, trained_logprobs
 
 ROWS, TOKENS, WIDTH, VOCAB = 3, 5, 7, 11
 VALID = torch.arange(TOKENS) < torch.tensor([5, 2, 0])[:, None]
@@ -42,12 +42,6 @@ def gradients(logprobs: Tensor, head: nn.Linear, hidden: Tensor) -> list[Tensor]
     weights = torch.linspace(-1.0, 2.0, logprobs.numel(), dtype=logprobs.dtype).view(logprobs.shape)
     trained = [parameter for parameter in head.parameters() if parameter.requires_grad]
     return list(torch.autograd.grad((logprobs * weights).sum(), [hidden, *trained]))
-
-
-def test_pieces_cover_everything_once():
-    assert pieces(5, 2**24) == [slice(i, i + 1) for i in range(5)] == pieces(5, 2**30)
-    assert pieces(5, 2**23) == [slice(0, 2), slice(2, 4), slice(4, 6)]
-    assert pieces(0, 100) == []
 
 
 def test_what_is_chosen_is_put_back():
@@ -94,31 +88,6 @@ def test_a_frozen_head_passes_the_gradient_on_and_keeps_nothing_of_the_vocabular
     )
     torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
     assert head.weight.grad is None and head.bias.grad is None
-
-
-@pytest.mark.parametrize("chunk", [WHOLE, FOUR])
-def test_a_head_that_trains_under_frozen_states(monkeypatch, chunk):
-    monkeypatch.setattr(chunked, "CHUNK", chunk)
-    head, hidden, tokens = parts()
-    frozen = hidden.detach()
-    for logprobs in (
-        trained_logprobs(head, frozen, tokens, temperature=1.0),
-        by_autograd(head, frozen, tokens, 1.0, None),
-    ):
-        logprobs.square().sum().backward()
-    assert head.weight.grad is not None
-    ours = head.weight.grad.clone()
-    head.weight.grad = None
-    by_autograd(head, frozen, tokens, 1.0, None).square().sum().mul(2).backward()
-    torch.testing.assert_close(ours, head.weight.grad, atol=1e-4, rtol=1e-5)
-
-
-def test_without_gradient_there_is_none():
-    head, hidden, tokens = parts()
-    with torch.no_grad():
-        found = trained_logprobs(head, hidden, tokens, temperature=0.7, at=AT)
-    assert not found.requires_grad
-    torch.testing.assert_close(found, by_autograd(head, hidden, tokens, 0.7, AT).float(), atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("chunk", [WHOLE, FOUR])

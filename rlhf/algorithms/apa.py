@@ -6,10 +6,9 @@ name). There is no importance ratio, no clip and no KL term in the reward: the a
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
-from rlhf.algorithms.critic import CriticAlgorithm
+from rlhf.algorithms.algorithm import CriticAlgorithm
 from rlhf.batches import LossOutput, Totals, TrainingBatch
 from rlhf.config import APAConfig
 from rlhf.masked import masked_mean
@@ -38,23 +37,14 @@ def apa_loss(
     return masked_mean(error.square(), mask, num_tokens)
 
 
-def infeasible_target_fraction(
-    anchor_logprobs: Tensor, advantages: Tensor, mask: Tensor, *, lam: float, num_tokens: Tensor | float | None = None
-) -> Tensor:
-    """Share of tokens whose target log pi_init + A / lambda lies above 0, where no probability can be."""
-    return masked_mean((anchor_logprobs + advantages / lam > 0).float(), mask, num_tokens)
-
-
 class APA(CriticAlgorithm):
     config: APAConfig
 
     def loss(self, batch: TrainingBatch, logprobs: Tensor, totals: Totals) -> LossOutput:
-        lam, anchor = self.config.lam, batch.reference_logprobs
-        if self.config.anchor == "old":
-            anchor = batch.old_logprobs
+        lam, initial = self.config.lam, self.config.anchor == "initial"
+        anchor = batch.reference_logprobs if initial else batch.old_logprobs
+        assert batch.advantages is not None
         loss = apa_loss(logprobs, anchor, batch.advantages, batch.mask, lam=lam, num_tokens=totals.tokens)
-        with torch.no_grad():
-            infeasible = infeasible_target_fraction(
-                anchor, batch.advantages, batch.mask, lam=lam, num_tokens=totals.tokens
-            )
+        # A target log pi_init + A / lambda above 0 is where no probability can be.
+        infeasible = masked_mean((anchor + batch.advantages / lam > 0).float(), batch.mask, totals.tokens)
         return LossOutput(loss, {"infeasible_target_fraction": infeasible})

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from rlhf.algorithms.critic import CriticAlgorithm
+from rlhf.algorithms.algorithm import CriticAlgorithm
 from rlhf.batches import LossOutput, Totals, TrainingBatch
 from rlhf.config import AWRConfig
 from rlhf.masked import masked_mean
@@ -45,6 +45,7 @@ class AWR(CriticAlgorithm):
 
     def loss(self, batch: TrainingBatch, logprobs: Tensor, totals: Totals) -> LossOutput:
         lam, clip = self.config.lam, self.config.weight_clip
+        assert batch.advantages is not None
         loss = awr_loss(logprobs, batch.advantages, batch.mask, lam=lam, weight_clip=clip, num_tokens=totals.tokens)
         with torch.no_grad():
             weights = awr_weights(batch.advantages, lam=lam, weight_clip=clip)

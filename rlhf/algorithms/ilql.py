@@ -90,12 +90,13 @@ class ILQL(Algorithm):
     heads: ILQLHeads
 
     def signal(self, rewards: Tensor, values: Tensor | None, mask: Tensor) -> Signal:
-        """The token rewards themselves: min Q - V, the advantage, is worked out anew in every loss."""
-        return Signal(rewards)
+        """The token rewards: min Q - V, the advantage, is worked out anew in every loss."""
+        return Signal(rewards=rewards)
 
     def loss(self, batch: TrainingBatch, outputs: ILQLOutputs, totals: Totals) -> LossOutput:
         """L = sum_heads L_Q + L_V + cql_scale sum_heads L_CQL + awac_scale L_AWAC on a micro-batch."""
-        config, rewards, mask, num_tokens = self.config, batch.advantages, batch.mask, totals.tokens
+        config, rewards, mask, num_tokens = self.config, batch.rewards, batch.mask, totals.tokens
+        assert rewards is not None
         advantages = (outputs.target_q - outputs.values).detach()
         td = [td_loss(q, rewards, outputs.values, mask, gamma=config.gamma, num_tokens=num_tokens) for q in outputs.q]
         q_loss = torch.stack(td).sum()

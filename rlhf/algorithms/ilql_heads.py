@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import functools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,15 +14,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from rlhf.batches import Rollouts
 from rlhf.errors import reason
 from rlhf.files import write_whole
 from rlhf.finite import check_loaded
 from rlhf.masked import token_logprobs
-from rlhf.models.base import Parameters
-from rlhf.models.features import Features
 from rlhf.models.loading import ModelError
-from rlhf.models.policy import Policy, Sampler
+from rlhf.models.policy import Parameters, Policy, Sampler
 from rlhf.models.saving import save_tensors
 from rlhf.token_logprobs import chosen, spread
 
@@ -72,14 +70,7 @@ class ILQLHeads(nn.Module):
         return {f"ilql.{name}": parameter for name, parameter in self.named_parameters()}
 
     def outputs(self, logprobs: Tensor, hidden: Tensor, tokens: Tensor, at: Tensor | None) -> ILQLOutputs:
-        """What the losses take. Q over the vocabulary is made for valid tokens alone, one head at a time.
-
-        Args:
-            logprobs: (B, T) log pi of the tokens, 0 on padding.
-            hidden: (B, T, d) of the states before them.
-            tokens: (B, T).
-            at: (N,) int64, which of the B T positions hold tokens; None: all.
-        """
+        """As `Heads.outputs`. Q over the vocabulary is made for valid tokens alone, one head at a time."""
         with _float32(hidden):
             states, taken = chosen(hidden.float(), at), chosen(tokens, at)
             q, q_logprobs = [], []
@@ -102,8 +93,8 @@ class ILQLHeads(nn.Module):
         """log softmax(top_k(log pi + beta (min Q_target - V))), -inf outside the top k. (N, V), (N, d) -> (N, V)."""
         with _float32(hidden):
             states = hidden.float()
-            advantages = self._min_target_q(states) - self.v(states)
-            scores = logits.float().log_softmax(-1) + beta * advantages
+            smallest = functools.reduce(torch.minimum, (head(states) for head in self.target_q))
+            scores = logits.float().log_softmax(-1) + beta * (smallest - self.v(states))
             least = scores.topk(min(top_k, scores.shape[-1])).values[..., -1:]
             return scores.masked_fill(scores < least, -torch.inf).log_softmax(-1)
 
@@ -120,13 +111,6 @@ class ILQLHeads(nn.Module):
             NotFinite: a weight is NaN or infinite.
         """
         write_whole(folder / HEADS, lambda target: save_tensors(self.state_dict(), target))
-
-    def _min_target_q(self, states: Tensor) -> Tensor:
-        first, *others = self.target_q
-        smallest = first(states)
-        for head in others:
-            smallest = torch.minimum(smallest, head(states))
-        return smallest
 
 
 def load_heads(folder: str, width: int, vocabulary: int, device: torch.device) -> ILQLHeads:
@@ -150,40 +134,24 @@ def load_heads(folder: str, width: int, vocabulary: int, device: torch.device) -
     return heads
 
 
-class ILQLSampler:
+class ILQLSampler(Policy):
     """The policy softmax(top_k(log pi + beta (min Q_target - V))) on top of a language model."""
 
     def __init__(self, policy: Policy, heads: ILQLHeads, *, beta: float, top_k: int) -> None:
-        self.policy = policy
+        super().__init__(policy.networks, temperature=policy.temperature, autocast=policy.autocast)
         self.heads = heads
         self.beta = beta
         self.top_k = top_k
-        self.device = policy.device
 
     @contextlib.contextmanager
     def sampling(self) -> Iterator[Sampler]:
-        with self.policy.sampling() as sampler:
+        with super().sampling() as sampler:
             yield Sampler(sampler.model, lambda hidden: self._adjusted(sampler.logits(hidden), hidden))
-
-    def features(self, rollouts: Rollouts) -> Features:
-        return self.policy.features(rollouts)
-
-    def pieces(self, count: int) -> list[slice]:
-        return self.policy.pieces(count)
-
-    def policy_hidden(self, features: Features) -> Tensor:
-        return self.policy.policy_hidden(features)
 
     @torch.no_grad()
     def policy_head(self, hidden: Tensor) -> Tensor:
         """The sampler's log-probabilities."""
-        return self._adjusted(self.policy.policy_head(hidden), hidden)
-
-    def reference_hidden(self, features: Features) -> Tensor:
-        return self.policy.reference_hidden(features)
-
-    def reference_head(self, hidden: Tensor) -> Tensor:
-        return self.policy.reference_head(hidden)
+        return self._adjusted(super().policy_head(hidden), hidden)
 
     def _adjusted(self, logits: Tensor, hidden: Tensor) -> Tensor:
         return self.heads.sampler_logprobs(logits, hidden, beta=self.beta, top_k=self.top_k)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from rlhf.algorithms.critic import CriticAlgorithm
+from rlhf.algorithms.algorithm import CriticAlgorithm
 from rlhf.batches import LossOutput, Totals, TrainingBatch
 from rlhf.config import PPOConfig
 from rlhf.masked import masked_mean
@@ -49,6 +49,7 @@ class PPO(CriticAlgorithm):
 
     def loss(self, batch: TrainingBatch, logprobs: Tensor, totals: Totals) -> LossOutput:
         clip, old = self.config.ratio_clip, batch.old_logprobs
+        assert batch.advantages is not None
         loss = ppo_loss(logprobs, old, batch.advantages, batch.mask, ratio_clip=clip, num_tokens=totals.tokens)
         with torch.no_grad():
             outside = ((probability_ratio(logprobs, old) - 1.0).abs() > clip).float()

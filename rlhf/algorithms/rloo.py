@@ -46,6 +46,7 @@ class RLOO(Algorithm):
 
     def loss(self, batch: TrainingBatch, logprobs: Tensor, totals: Totals) -> LossOutput:
         clip, count = self.config.ratio_clip, totals.responses
+        assert batch.advantages is not None
         responses, old = (torch.where(batch.mask, x, 0.0).sum(1) for x in (logprobs, batch.old_logprobs))
         ratios = (responses - old).clamp(max=MAX_LOG_RATIO).exp()
         loss = rloo_loss(ratios, batch.advantages, ratio_clip=clip, num_responses=count)

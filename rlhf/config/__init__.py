@@ -17,61 +17,47 @@ from rlhf.config.algo import (
     PPOConfig,
 )
 from rlhf.config.dataset import DatasetConfig
-from rlhf.config.hardware import HardwareConfig, SlurmConfig
+from rlhf.config.hardware import HardwareConfig, SlurmConfig, TrackingConfig
 from rlhf.config.model import ModelConfig, TrainableConfig, ValueConfig
-from rlhf.config.online import (
+from rlhf.config.reward import RewardConfig
+from rlhf.config.setting import (
+    CHECKPOINTED,
+    REWARD_MODEL,
+    RL,
+    RL_STAGES,
+    SCORING,
+    SCORING_STAGES,
+    SFT,
+    setting,
+    stages,
+    where,
+)
+from rlhf.config.stage import (
     AdvantagesConfig,
     CheckpointConfig,
     EvaluationConfig,
     OfflineConfig,
     OptimizationConfig,
+    RewardModelConfig,
     RolloutConfig,
+    SFTConfig,
+    StageConfig,
+    SupervisedConfig,
 )
-from rlhf.config.readers import (
-    ALWAYS,
-    CHECKPOINTED,
-    REWARD_MODEL,
-    RL,
-    SCORING,
-    SFT,
-    Where,
-    stages,
-)
-from rlhf.config.reward import RewardConfig
-from rlhf.config.setting import setting
-from rlhf.config.stage import RL_STAGES, RewardModelConfig, SFTConfig, StageConfig, SupervisedConfig
-from rlhf.config.tracking import TrackingConfig
 
 __all__ = [
     "ALGO_CONFIGS",
-    "RL_STAGES",
+    "SCORING_STAGES",
     "APAConfig",
     "AWRConfig",
-    "AdvantagesConfig",
-    "AlgoConfig",
-    "CheckpointConfig",
     "CriticAlgoConfig",
-    "DatasetConfig",
-    "EvaluationConfig",
-    "HardwareConfig",
     "ILQLConfig",
     "KLControlConfig",
-    "ModelConfig",
-    "OfflineConfig",
-    "OptimizationConfig",
     "PPOConfig",
-    "RewardConfig",
-    "RewardModelConfig",
-    "RolloutConfig",
-    "RunConfig",
-    "SFTConfig",
     "SlurmConfig",
-    "StageConfig",
     "SupervisedConfig",
-    "TrackingConfig",
     "TrainableConfig",
-    "ValueConfig",
-]
+]  # and what RunConfig is made of
 
 
 @dataclass(kw_only=True)
@@ -79,47 +65,41 @@ class RunConfig:
     """All settings of one run. `algo` is the dataclass that `ALGO_CONFIGS` names for `algo.name`."""
 
     seed: int = setting(
-        "seed of rollouts, prompt order, minibatches and value head", read_by=RL, also_called=("random_seed",), low=0
+        "seed of rollouts, prompt order, minibatches and value head", read_by=RL, also_called="random_seed", low=0
     )
     sweep_name: str = setting(
         "folder below output_dir that gathers the runs of one experiment",
-        read_by=ALWAYS,
-        also_called=("run_name", "experiment_name", "exp_name", "name"),
+        also_called="run_name experiment_name exp_name name",
         identity=False,
     )
     output_dir: str = setting(
-        "where runs are written",
-        read_by=ALWAYS,
-        also_called=("save_dir", "save_path", "logging_dir", "log_dir"),
-        identity=False,
-        path=True,
+        "where runs are written", also_called="save_dir save_path logging_dir log_dir", identity=False, path=True
     )
     cache_dir: str = setting(
         "where SFT policies, reward models and converted weights are kept for later runs",
-        read_by=ALWAYS,
-        also_called=("cache",),
+        also_called="cache",
         identity=False,
         path=True,
     )
-    overwrite: bool = setting("start afresh instead of skipping or resuming", read_by=ALWAYS, identity=False)
+    overwrite: bool = setting("start afresh instead of skipping or resuming", identity=False)
     settings_from: list[str] = setting(
         "files beside the groups' own that set values, and what each sets; the program fills it in",
-        read_by=Where(lambda _: False, "the program, which fills it in,", "", frozenset()),
+        read_by=where(lambda _: False, "the program, which fills it in,", ""),
         identity=False,
         filled_in=True,
     )
-    stage: StageConfig = setting("which stage runs", read_by=ALWAYS)
+    stage: StageConfig = setting("which stage runs")
     algo: AlgoConfig = setting(
         "the algorithm of stage=online and stage=offline",
-        read_by=Where(
-            lambda config: config.stage.name in RL.values or (config.stage.name == "evaluate" and config.algo.heads),
+        read_by=where(
+            lambda run: run.stage.name in RL_STAGES or (run.stage.name == "evaluate" and run.algo.heads),
             "a stage that trains no policy",
             "stage=online or stage=offline",
-            frozenset({"stage.name"}),
+            "stage.name",
         ),
     )
-    dataset: DatasetConfig = setting("prompts, SFT texts, preference pairs", read_by=ALWAYS)
-    model: ModelConfig = setting("the policy", read_by=ALWAYS)
+    dataset: DatasetConfig = setting("prompts, SFT texts, preference pairs")
+    model: ModelConfig = setting("the policy")
     value: ValueConfig = setting("the value network", read_by=RL & (CRITIC | HEADS))
     reward: RewardConfig = setting("the score of a response", read_by=SCORING)
     sft: SFTConfig = setting("supervised fine-tuning", read_by=SFT)
@@ -130,5 +110,5 @@ class RunConfig:
     optimization: OptimizationConfig = setting("policy updates", read_by=RL)
     evaluation: EvaluationConfig = setting("evaluation on held-out prompts", read_by=SCORING)
     checkpoint: CheckpointConfig = setting("checkpoints and the final weights", read_by=CHECKPOINTED)
-    hardware: HardwareConfig = setting("the machine", read_by=ALWAYS)
-    tracking: TrackingConfig = setting("W&B", read_by=ALWAYS)
+    hardware: HardwareConfig = setting("the machine")
+    tracking: TrackingConfig = setting("W&B")

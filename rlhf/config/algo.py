@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from rlhf.config.readers import ALWAYS, RL, Is
-from rlhf.config.setting import setting
+from rlhf.config.setting import RL, Condition, option_is, setting
 
 
 @dataclass(kw_only=True)
@@ -14,7 +13,7 @@ class AlgoConfig:
     """One algorithm's settings. What has no `setting` is declared: the rest of the program asks for it, and for no
     algorithm's name or type."""
 
-    name: str = setting("the algorithm", read_by=ALWAYS)
+    name: str = setting("the algorithm; typed as algo=NAME", filled_in=True)
 
     critic = False
     """A value network is trained, and its values are measured."""
@@ -44,8 +43,7 @@ class CriticAlgoConfig(AlgoConfig):
     critic = True
     value_clip: float | None = setting(
         "largest move of a value from its rollout value inside the value loss (PPO2); null: no clipping",
-        read_by=ALWAYS,
-        also_called=("cliprange_value", "vf_clip", "value_clip_range"),
+        also_called="cliprange_value vf_clip value_clip_range",
         above=0,
     )
 
@@ -56,13 +54,11 @@ class APAConfig(CriticAlgoConfig):
     lam: float = setting(
         "lambda of eq. 9: standard deviations of the advantage (advantages.whiten=full) per nat; larger stays closer "
         "to the initial policy",
-        read_by=ALWAYS,
-        also_called=("lambda", "apa_lambda"),
+        also_called="lambda apa_lambda",
         above=0,
     )
     anchor: str = setting(
         "the policy that the target multiplies: the initial one (the paper) or the one that sampled (off by default)",
-        read_by=ALWAYS,
         choices=("initial", "old"),
     )
 
@@ -75,15 +71,8 @@ class APAConfig(CriticAlgoConfig):
 @dataclass(kw_only=True)
 class AWRConfig(CriticAlgoConfig):
     remedy = "a larger algo.lam"
-    lam: float = setting(
-        "lambda of eq. 6: the weight of a token is exp(A / lam)",
-        read_by=ALWAYS,
-        also_called=("lambda", "beta"),
-        above=0,
-    )
-    weight_clip: float | None = setting(
-        "largest weight exp(A / lam); null: no clip, as in the paper", read_by=ALWAYS, above=0
-    )
+    lam: float = setting("lambda of eq. 6: the weight of a token is exp(A / lam)", also_called="lambda beta", above=0)
+    weight_clip: float | None = setting("largest weight exp(A / lam); null: no clip, as in the paper", above=0)
 
 
 @dataclass(kw_only=True)
@@ -91,24 +80,23 @@ class KLControlConfig:
     controller: str = setting(
         "how the coefficient beta of the KL penalty in the reward moves: not at all, by Ziegler et al. 2019, or no "
         "penalty",
-        read_by=ALWAYS,
-        also_called=("adap_kl_ctrl", "kl_ctl"),
+        also_called="adap_kl_ctrl kl_ctl",
         choices=("fixed", "adaptive", "none"),
     )
     init_coef: float = setting(
         "beta at the start, scaled reward per nat",
-        read_by=Is(".controller", ("adaptive", "fixed")),
-        also_called=("kl_coef", "kl_coeff", "beta", "init_kl_coef", "kl_penalty"),
+        read_by=option_is(".controller", "adaptive", "fixed"),
+        also_called="kl_coef kl_coeff beta init_kl_coef kl_penalty",
         low=0,
     )
     target: float = setting(
         "KL(pi || pi_init) of a response that the adaptive controller aims at, nats",
-        read_by=Is(".controller", ("adaptive",)),
-        also_called=("target_kl", "kl_target"),
+        read_by=option_is(".controller", "adaptive"),
+        also_called="target_kl kl_target",
         above=0,
     )
     horizon: float = setting(
-        "responses over which the adaptive controller acts", read_by=Is(".controller", ("adaptive",)), above=0
+        "responses over which the adaptive controller acts", read_by=option_is(".controller", "adaptive"), above=0
     )
 
 
@@ -117,12 +105,11 @@ class PPOConfig(CriticAlgoConfig):
     stages = ("online",)
     ratio_clip: float = setting(
         "epsilon of the clipped probability ratio",
-        read_by=ALWAYS,
-        also_called=("cliprange", "clip_range", "clip_ratio", "clip_eps", "epsilon"),
+        also_called="cliprange clip_range clip_ratio clip_eps epsilon",
         above=0,
         high=1,
     )
-    kl: KLControlConfig = setting("the KL penalty in the reward", read_by=ALWAYS)
+    kl: KLControlConfig = setting("the KL penalty in the reward")
 
     @property
     def penalty(self) -> KLControlConfig:
@@ -134,14 +121,11 @@ class RLOOConfig(AlgoConfig):
     stages = ("online",)
     group_size: int = setting(
         "responses to one prompt, each of which has the others as its baseline",
-        read_by=ALWAYS,
-        also_called=("num_generations", "rloo_k", "responses_per_prompt"),
+        also_called="num_generations rloo_k responses_per_prompt",
         low=2,
     )
-    ratio_clip: float = setting(
-        "epsilon of the clipped probability ratio of a whole response", read_by=ALWAYS, above=0, high=1
-    )
-    kl: KLControlConfig = setting("the KL penalty in the reward", read_by=ALWAYS)
+    ratio_clip: float = setting("epsilon of the clipped probability ratio of a whole response", above=0, high=1)
+    kl: KLControlConfig = setting("the KL penalty in the reward")
 
     @property
     def penalty(self) -> KLControlConfig:
@@ -166,10 +150,9 @@ class ILQLConfig(AlgoConfig):
     awac_beta: float = setting("that cross entropy is weighted by exp(awac_beta (Q - V)); 0: plain", read_by=RL, low=0)
     polyak: float = setting("share of the Q heads that goes into their targets at a sync", read_by=RL, above=0, high=1)
     sync_every: int = setting("optimizer steps between syncs of the target heads", read_by=RL, low=1)
-    top_k: int = setting("tokens that the sampler chooses from", read_by=ALWAYS, low=1)
+    top_k: int = setting("tokens that the sampler chooses from", low=1)
     betas: list[float] = setting(
         "beta of the sampler softmax(top_k(log pi + beta (min Q - V))), each evaluated; the first is the headline",
-        read_by=ALWAYS,
         low=0,
     )
 
@@ -186,9 +169,9 @@ ALGO_CONFIGS: dict[str, type[AlgoConfig]] = {
 }
 
 
-def algorithms_with(declared: Callable[[type[AlgoConfig]], bool]) -> Is:
+def algorithms_with(declared: Callable[[type[AlgoConfig]], bool]) -> Condition:
     """The condition that the algorithm is one of those whose config class declares so."""
-    return Is("algo.name", tuple(name for name, kind in ALGO_CONFIGS.items() if declared(kind)))
+    return option_is("algo.name", *(name for name, kind in ALGO_CONFIGS.items() if declared(kind)))
 
 
 CRITIC = algorithms_with(lambda kind: kind.critic)

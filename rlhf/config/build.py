@@ -1,4 +1,4 @@
-"""A composed mapping -> typed `RunConfig`, with every problem told at once; and back, for freezing."""
+"""A composed mapping -> typed `RunConfig`, with all problems in one error; and back, for freezing."""
 
 from __future__ import annotations
 
@@ -60,17 +60,13 @@ def build_config(mapping: dict[str, Any]) -> RunConfig:
     Raises:
         ConfigError: unknown keys, missing values, wrong types, values out of range; all of them at once.
     """
-    problems: list[str] = []
-    config = _build(RunConfig, mapping, "", problems)
-    if problems:
-        raise ConfigError(problems)
-    assert isinstance(config, RunConfig)
+    config = build_group(RunConfig, mapping)
     if config.model.name == NAMED_AFTER_PATH and config.model.path:
         config.model.name = _last_name(config.model.path)
     return config
 
 
-def build_group(kind: type[T], mapping: dict[str, Any], name: str) -> T:
+def build_group(kind: type[T], mapping: dict[str, Any], name: str = "") -> T:
     """The dataclass `kind` of a mapping, checked as the options of a run are.
 
     Args:
@@ -80,7 +76,7 @@ def build_group(kind: type[T], mapping: dict[str, Any], name: str) -> T:
         ConfigError: with all problems.
     """
     problems: list[str] = []
-    group = _build(kind, mapping, f"{name}.", problems)
+    group = _build(kind, mapping, f"{name}.".lstrip("."), problems)
     if problems:
         raise ConfigError(problems)
     return group
@@ -115,7 +111,7 @@ def option_fields(kind: type, prefix: str = "") -> Iterator[tuple[str, Any, data
     """(dotted path, type, field) of every option and group below a dataclass that a user can set."""
     for field in dataclasses.fields(kind):
         inner = types_of(kind)[field.name]
-        if field.default_factory is dataclasses.MISSING:
+        if not field.metadata["filled_in"]:
             yield prefix + field.name, inner, field
         if group := group_of(inner):
             yield from option_fields(group, f"{prefix}{field.name}.")
@@ -151,6 +147,10 @@ def paths_without_effect() -> set[str]:
 def no_such_option(path: str, known: Iterable[str]) -> str:
     """The line that refuses `path`, with the nearest of the `known` paths, or what goes by that name elsewhere."""
     known = sorted(known)
+    if path in option_types() and path not in known and (algos := algos_with(path)):
+        return f"{path}: no such option of this algorithm; leave it out, or use {algos}"
+    if path == "algo.name":
+        return f"{path}: typed as algo=NAME"
     parent, _, name = path.rpartition(".")
     siblings = {p.rpartition(".")[2]: p for p in known if p.rpartition(".")[0] == parent}
     elsewhere = [p for p in known if p.rpartition(".")[2] == name]
@@ -161,12 +161,13 @@ def no_such_option(path: str, known: Iterable[str]) -> str:
     before_rl = ("sft.", "reward_model.")
     also = [p for p in also if p.startswith(f"{parent}.")] or sorted(also, key=lambda p: p.startswith(before_rl))
     meant = initials or also or near or elsewhere or misspelt_parent
-    names = [p if p in known or p not in option_types() else f"{p} ({_algos_with(p)})" for p in meant[:3]]
+    names = [p if p in known or p not in option_types() else f"{p} ({algos_with(p)})" for p in meant[:3]]
     return f"{cut(path)}: no such option" + (f"; did you mean {' or '.join(names)}?" if names else "")
 
 
-def _algos_with(path: str) -> str:
-    return f"algo={' or '.join(name for name in ALGO_CONFIGS if path in _all_fields(name))}"
+def algos_with(path: str) -> str:
+    """What to type for an option of `algo`."""
+    return " or ".join(f"algo={name}" for name in ALGO_CONFIGS if path in _all_fields(name))
 
 
 def _build(kind: type, mapping: Any, prefix: str, problems: list[str]) -> Any:
@@ -186,10 +187,8 @@ def _build(kind: type, mapping: Any, prefix: str, problems: list[str]) -> Any:
     before = len(problems)
     values = {}
     for field in dataclasses.fields(kind):
-        value = mapping.get(field.name, "???")
-        if field.name not in mapping and field.default_factory is not dataclasses.MISSING:
-            values[field.name] = field.default_factory()
-        elif value == "???":  # OmegaConf's mark of a value that must be given
+        value = mapping.get(field.name, [] if field.metadata["filled_in"] else "???")
+        if value == "???":  # OmegaConf's mark of a value that must be given
             problems.append(f"{prefix}{field.name}: missing")
         elif value is None and type(None) in typing.get_args(known[field.name]):
             values[field.name] = None

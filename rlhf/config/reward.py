@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from rlhf.config.readers import ALWAYS, BARE_REWARD, GIVEN_REWARD, MODEL_REWARD, REWARD_SERVER, RL, Given, Is, stages
-from rlhf.config.setting import setting
+from rlhf.config.setting import ON_GPU, RL, given, option_is, setting, stages
 
-_SCORED_ELSEWHERE = stages("online") & (
-    REWARD_SERVER | (MODEL_REWARD & Is("hardware.device", ("cuda",), remedy="hardware=gpu"))
-)
+BARE_REWARD = option_is("reward.name", "hh_gptj", "tldr_gptj")
+GIVEN_REWARD = BARE_REWARD | (option_is("reward.name", "learned") & given("reward.path"))
+MODEL_REWARD = option_is("reward.name", "learned", "hh_gptj", "tldr_gptj")
+REWARD_SERVER = option_is("reward.name", "http")
+_SCORED_ELSEWHERE = stages("online") & (REWARD_SERVER | (MODEL_REWARD & ON_GPU))
 
 
 @dataclass(kw_only=True)
@@ -17,13 +18,12 @@ class RewardConfig:
     name: str = setting(
         "what scores a response: a reward model trained here or any sequence classifier with one output; GPT-J with a "
         "linear head in a bare state dict; a server; a lexicon's sentiment",
-        read_by=ALWAYS,
         choices=("learned", "hh_gptj", "tldr_gptj", "http", "sentiment"),
     )
     path: str | None = setting(
         "folder or hub name of a trained reward model; null with name=learned: train one on the data set's pairs",
         read_by=MODEL_REWARD,
-        also_called=("reward_model_path", "rm_path", "reward_pretrain", "reward_model_name_or_path"),
+        also_called="reward_model_path rm_path reward_pretrain reward_model_name_or_path",
         content=True,
     )
     checkpoint_file: str | None = setting(
@@ -39,7 +39,7 @@ class RewardConfig:
     )
     trust_remote_code: bool = setting(
         "run Python code that the reward model at `path` brings, with your rights; false: refuse it",
-        read_by=Is("reward.name", ("learned",)) & Given("reward.path"),
+        read_by=option_is("reward.name", "learned") & given("reward.path"),
     )
     prefix: str = setting("put before a text that is scored", read_by=GIVEN_REWARD)
     suffix: str = setting(
@@ -48,7 +48,7 @@ class RewardConfig:
     max_tokens: int | None = setting(
         "longer texts are cut on the left; null: what max_total_length leaves",
         read_by=MODEL_REWARD,
-        also_called=("reward_max_length",),
+        also_called="reward_max_length",
         low=1,
     )
     precision: str = setting(
@@ -68,7 +68,7 @@ class RewardConfig:
         "where name=http posts its texts, without a password or key; the same reward may be served elsewhere, so that "
         "a run goes on at another address",
         read_by=REWARD_SERVER,
-        also_called=("reward_url", "rm_url", "remote_rm_url"),
+        also_called="reward_url rm_url remote_rm_url",
         identity=False,
     )
     server: str | None = setting(
@@ -87,11 +87,10 @@ class RewardConfig:
     normalize: str = setting(
         "what scores are shifted and scaled by before RL: mean and standard deviation over reference answers, their "
         "mean alone, or nothing (a model trained here has been through it)",
-        read_by=ALWAYS,
         choices=("none", "mean", "mean_std"),
     )
     missing_eos_score: float | None = setting(
-        "score of a response that never ended, in place of the reward model's; null: score the cut text", read_by=ALWAYS
+        "score of a response that never ended, in place of the reward model's; null: score the cut text"
     )
     scale: str = setting(
         "divide by the running standard deviation (no mean subtraction), or not",

@@ -32,15 +32,14 @@ def sizes_in_words(config: RunConfig) -> str:
         return f"{sizes['prompts']:,} prompts, {room}"
     if config.stage.name in RL_STAGES:
         responses, steps = sizes["responses per iteration"], sizes["optimizer steps per iteration"]
-        rounds = f"{_counted(config.rollout.iterations, 'iteration')} of {responses:,} responses"
-        return f"{rounds} and {_counted(steps, 'optimizer step')}, {room}"
+        rounds, plural = config.rollout.iterations, ("s", "")
+        return (
+            f"{rounds:,} iteration{plural[rounds == 1]} of {responses:,} responses and {steps:,} optimizer "
+            f"step{plural[steps == 1]}, {room}"
+        )
     stage = getattr(config, config.stage.name)
     what = "pairs" if config.stage.name == "reward_model" else "examples"
     return f"{stage.steps:,} optimizer steps of {stage.batch_size:,} {what}, {room}"
-
-
-def _counted(number: int, what: str) -> str:
-    return f"{number:,} {what}{'s' if number != 1 else ''}"
 
 
 def _rl(config: RunConfig) -> list[Size]:

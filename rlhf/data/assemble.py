@@ -11,20 +11,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from rlhf.config.dataset import DatasetConfig
-from rlhf.data.examples import DataError, Demonstration, Dropped, Mapped, Parse, Preference, TextData, of_size
+from rlhf.data.examples import DataError, Demonstration, Dropped, Example, Parse, Preference, TextData, of_size
 from rlhf.data.sources import Part, Source, Wanted, hub_source, local_source
-from rlhf.data.tables import (
-    BadRows,
-    Index,
-    Table,
-    View,
-    demonstration,
-    distinct_prompts,
-    preference,
-    preferred,
-    shuffled,
-    table_of,
-)
+from rlhf.data.tables import BadRows, Index, Table, View, distinct_prompts, shuffled, table_of
 from rlhf.errors import printable
 
 if TYPE_CHECKING:
@@ -76,18 +65,20 @@ def assemble(config: DatasetConfig, wanted: Collection[str], form: Form) -> Text
     held_out = _held_out_keys(tables, config.seed)
     limit = form.max_pairs_per_prompt
     train, test = (side.at_most(limit) for side in _sides(pairs, held_out, f"{config.seed} order"))
-    if not len(train) and not len(test):
+    if not len(train.index) and not len(test.index):
         place = f"dataset.hub={config.hub}" if config.path is None else f"dataset.path={config.path}"
         raise DataError(f"{place}: has no pair of answers; give it some rows")
-    make, sides = preferred, (train, test)
+    preferred, sides = "chosen", (train, test)
     if len(tables) > 1:
-        make, sides = demonstration, _sides(tables[1], held_out, f"{config.seed} order of SFT texts")
-    answers, test_answers = (Mapped(side.at_most(1), make) for side in sides)
+        preferred, sides = "response", _sides(tables[1], held_out, f"{config.seed} order of SFT texts")
+    answers, test_answers = (
+        side.at_most(1).examples(lambda row: Demonstration(row["prompt"], row[preferred])) for side in sides
+    )
     data = TextData(
         sft=answers,
         test_sft=test_answers,
-        pairs=Mapped(train, preference),
-        test_pairs=Mapped(test, preference),
+        pairs=train.examples(lambda row: Preference(**row)),
+        test_pairs=test.examples(lambda row: Preference(**row)),
         prompts=answers,
         eval_prompts=test_answers,
         dropped=_dropped(tables, held_out),
@@ -118,9 +109,7 @@ def _sft_source(config: DatasetConfig) -> Source | None:
     return hub_source(str(config.sft_hub), "dataset.sft_hub", wanted, config.sft_hub_config)
 
 
-def _tables(
-    source: Source, kind: type[Demonstration | Preference], parse: Parse, form: str, bad_rows: BadRows
-) -> Tables:
+def _tables(source: Source, kind: type[Example], parse: Parse, form: str, bad_rows: BadRows) -> Tables:
     made = [table_of(p, kind, parse, form=form, bad_rows=bad_rows) for p in (source.train, source.held_out) if p]
     return Tables(source, made[0], made[1] if source.held_out is not None else None)
 
@@ -141,10 +130,7 @@ def _sides(tables: Tables, held_out: Index, seed: str) -> tuple[View, View]:
     if tables.held_out is not None:
         table, rows = tables.held_out, np.arange(len(tables.held_out))
     draws = random.Random(seed)
-    return (
-        View(tables.train, shuffled(np.flatnonzero(trained), draws)),
-        View(table, shuffled(rows, draws)),
-    )
+    return View(tables.train, shuffled(np.flatnonzero(trained), draws)), View(table, shuffled(rows, draws))
 
 
 def _dropped(tables: Sequence[Tables], held_out: Index) -> Dropped:

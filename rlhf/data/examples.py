@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, replace
 from typing import Any, Generic, TypeVar, overload
 
 from rlhf.config.dataset import DatasetConfig
@@ -54,21 +54,15 @@ class Dropped:
     """The first of the malformed ones: where each stands and what is wrong with it."""
 
     def __add__(self, other: Dropped) -> Dropped:
-        return Dropped(
-            self.malformed + other.malformed,
-            self.empty_prompts + other.empty_prompts,
-            self.no_preference + other.no_preference,
-            self.held_out + other.held_out,
-            self.cut_answers + other.cut_answers,
-            self.named + other.named,
-        )
+        return Dropped(*(mine + its for mine, its in zip(astuple(self), astuple(other), strict=True)))
 
 
 class MalformedRow(ValueError):
     """What is wrong with a row; whoever reads the file knows where it stands."""
 
 
-Parse = Callable[[Any], Sequence[Demonstration | Preference | Dropped]]
+Example = Demonstration | Preference
+Parse = Callable[[Any], Sequence[Example | Dropped]]
 """A row -> its examples, and counts of what was left out of them. It raises MalformedRow."""
 
 

@@ -33,7 +33,7 @@ STOP_STRINGS = ("Human:", "human:", "Assistant:", "assistant:")
 
 
 def load_hh(config: DatasetConfig, parts: Collection[str] = tuple(PARTS)) -> TextData:
-    return load_form(config, parts, Form("hh", preferences_and_cuts, demonstration, stop_strings=stop_strings))
+    return load_form(config, parts, Form("hh", preferences, demonstration, stop_strings=stop_strings))
 
 
 def stop_strings(prompts: Sequence[str]) -> Sequence[str]:
@@ -41,17 +41,12 @@ def stop_strings(prompts: Sequence[str]) -> Sequence[str]:
     return STOP_STRINGS if 2 * sum(map(_is_dialogue, prompts)) > len(prompts) else ()
 
 
-def preferences_and_cuts(row: Any) -> list[Preference | Dropped]:
-    """`preferences`, and how many answers lost what a dialogue has behind them."""
-    prompt, *answers = _texts(row)
-    cut = sum(_next_turn(prompt, answer) is not None for answer in answers)
-    return [*preferences(row), *([Dropped(cut_answers=cut)] if cut else [])]
-
-
-def preferences(row: Any) -> list[Preference]:
-    """The pair of a row in either form."""
+def preferences(row: Any) -> list[Preference | Dropped]:
+    """The pair of a row in either form, and how many answers lost what a dialogue has behind them."""
     prompt, chosen, rejected = _texts(row)
-    return [Preference(prompt, _answer(prompt, chosen), _answer(prompt, rejected))]
+    cut = sum(_next_turn(prompt, answer) is not None for answer in (chosen, rejected))
+    pair = Preference(prompt, _answer(prompt, chosen), _answer(prompt, rejected))
+    return [pair, *([Dropped(cut_answers=cut)] if cut else [])]
 
 
 def demonstration(row: Any) -> Demonstration:

@@ -90,7 +90,7 @@ APOLOGY_VALUE = 0.75  # for each complaint of the letter, once
 REMEDY_VALUE = 1.0  # for each complaint of the letter, once
 CLOSING_VALUE = 0.5  # for an invitation as the last sentence
 BLAME_COST = 1.0  # for each blaming sentence
-BESIDE_COST = 0.75  # for each apology or remedy that answers no complaint of the letter
+OFF_TOPIC_COST = 0.75  # for each apology or remedy that answers no complaint of the letter
 REPEAT_COST = 1.0  # for each sentence whose meaning has been said before
 GARBAGE_COST = 0.25  # for each word that is not part of a well-formed sentence
 LENGTH_COST = 0.1  # for each word beyond IDEAL_WORDS
@@ -127,7 +127,7 @@ def _score(complaints: Sequence[Complaint], words: list[str]) -> float:
         if meaning.family == "blame":
             score -= BLAME_COST
         elif meaning.family in ("apology", "remedy") and meaning not in wanted:
-            score -= BESIDE_COST
+            score -= OFF_TOPIC_COST
         said.add(meaning)
     if meaning is not None and meaning.family == "closing":
         score += CLOSING_VALUE
@@ -151,14 +151,14 @@ EXTRAS = ((OFFERS, 0.3), (FILLERS, 0.35), (BLAMES, 0.12))
 class Slips(NamedTuple):
     """How often an answer goes wrong in a way that the hidden score minds."""
 
-    beside: float
+    off_topic: float
     """For each apology or remedy: it answers a complaint that nobody made."""
     repeat: float
     """For each answer: it says a sentence twice."""
 
 
-SFT_SLIPS = Slips(beside=0.03, repeat=0.04)
-PAIR_SLIPS = Slips(beside=0.15, repeat=0.3)
+SFT_SLIPS = Slips(off_topic=0.03, repeat=0.04)
+PAIR_SLIPS = Slips(off_topic=0.15, repeat=0.3)
 """As in practice, what is compared has the mistakes that a policy makes, and SFT texts seldom have them."""
 REVISED_SHARE = 0.5
 """Pairs in which one answer is the other with one sentence changed; in the rest both are drawn apart."""
@@ -201,7 +201,7 @@ def _remedy(random_: random.Random, topic: str) -> str:
 
 def _meant(random_: random.Random, complaint: Complaint, letter: Letter, slips: Slips) -> Complaint:
     """What a sentence is about: the complaint, or by a slip one of a topic that the letter does not name."""
-    if random_.random() >= slips.beside:
+    if random_.random() >= slips.off_topic:
         return complaint
     return random_.choice([other for other in ALL_COMPLAINTS if other.topic not in dict(letter)])
 
@@ -213,7 +213,7 @@ def _revised(random_: random.Random, letter: Letter, reply: str) -> str:
     place = random_.randrange(len(sentences))
     family = SENTENCES[sentences[place]].family
     if family in ("apology", "remedy"):
-        other = _meant(random_, letter[0], letter, Slips(beside=1.0, repeat=0.0))
+        other = _meant(random_, letter[0], letter, Slips(off_topic=1.0, repeat=0.0))
         sentences[place] = _apology(random_, other) if family == "apology" else _remedy(random_, other.topic)
     elif random_.random() < 0.5 or len(sentences) == 1:
         sentences.insert(place, random_.choice(sentences))

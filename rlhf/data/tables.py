@@ -16,10 +16,10 @@ import os
 import random
 import shutil
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, overload
+from typing import Any, TypeVar
 
 import datasets
 import datasets.config
@@ -28,7 +28,7 @@ import pyarrow as pa
 import pyarrow.compute as compute
 from numpy.typing import NDArray
 
-from rlhf.data.examples import DataError, Demonstration, Dropped, MalformedRow, Parse, Preference
+from rlhf.data.examples import DataError, Demonstration, Dropped, Example, MalformedRow, Mapped, Parse
 from rlhf.data.rows import Row
 from rlhf.data.sources import Part
 from rlhf.errors import FileError, reason
@@ -40,6 +40,7 @@ NAMED = 10
 ROWS_AT_ONCE = 1000
 
 Index = NDArray[np.int64]
+Out = TypeVar("Out")
 
 
 @dataclass(frozen=True)
@@ -57,43 +58,23 @@ class Table:
         return len(self.keys)
 
 
-class View(Sequence[dict[str, str]]):
-    """Rows of a table in some order, each read when it is asked for."""
+@dataclass(frozen=True)
+class View:
+    """Rows of a table in some order."""
 
-    def __init__(self, table: Table, index: Index) -> None:
-        self._table = table
-        self._index = index
-
-    def __len__(self) -> int:
-        return len(self._index)
-
-    @overload
-    def __getitem__(self, index: int) -> dict[str, str]: ...
-    @overload
-    def __getitem__(self, index: slice) -> View: ...
-    def __getitem__(self, index: int | slice) -> dict[str, str] | View:
-        if isinstance(index, slice):
-            return View(self._table, self._index[index])
-        return self._table.rows[int(self._index[index])]
+    table: Table
+    index: Index
 
     def at_most(self, limit: int | None) -> View:
         """The first `limit` rows of each prompt."""
         if limit is None:
             return self
-        return View(self._table, self._index[at_most_of_each(self._table.keys[self._index], limit)])
+        return View(self.table, self.index[at_most_of_each(self.table.keys[self.index], limit)])
 
-
-def preference(row: dict[str, str]) -> Preference:
-    return Preference(row["prompt"], row["chosen"], row["rejected"])
-
-
-def demonstration(row: dict[str, str]) -> Demonstration:
-    return Demonstration(row["prompt"], row["response"])
-
-
-def preferred(row: dict[str, str]) -> Demonstration:
-    """The better answer of a pair as an SFT text."""
-    return Demonstration(row["prompt"], row["chosen"])
+    def examples(self, make: Callable[[dict[str, str]], Out]) -> Mapped[Any, Out]:
+        """What `make` makes of each row, when it is asked for."""
+        index: Any = self.index
+        return Mapped(index, lambda row: make(self.table.rows[int(row)]))
 
 
 @dataclass
@@ -116,7 +97,7 @@ class BadRows:
 
 def table_of(
     part: Part,
-    kind: type[Demonstration | Preference],
+    kind: type[Example],
     parse: Parse,
     *,
     form: str,
@@ -146,7 +127,7 @@ def table_of(
     return _read(folder, kind, bad_rows)
 
 
-def _read(folder: Path, kind: type[Demonstration | Preference], bad_rows: BadRows) -> Table:
+def _read(folder: Path, kind: type[Example], bad_rows: BadRows) -> Table:
     try:
         counts: dict[str, Any] = read_json_object(folder / "dropped.json") or {}
         num_read = int(counts.pop("num_read"))
@@ -177,7 +158,7 @@ def _rules() -> str:
 
 def _convert(
     part: Part,
-    kind: type[Demonstration | Preference],
+    kind: type[Example],
     parse: Parse,
     folder: Path,
     bad_rows: BadRows,
@@ -187,7 +168,7 @@ def _convert(
     schema = pa.schema([*texts, ("key", pa.int64())])
     dropped, num_read = Dropped(), 0
 
-    def examples() -> Iterator[tuple[Any, ...]]:
+    def examples() -> Iterator[dict[str, Any]]:
         nonlocal dropped, num_read
         for row in part.rows():
             num_read += 1
@@ -197,21 +178,19 @@ def _convert(
                     dropped = dataclasses.replace(dropped, named=dropped.named[:NAMED])
                     bad_rows.check(dropped)
                 else:
-                    yield (*vars(example).values(), prompt_key(example.prompt))
+                    yield {**vars(example), "key": prompt_key(example.prompt)}
 
     rows = examples()
     batches = iter(lambda: list(itertools.islice(rows, ROWS_AT_ONCE)), [])
     with pa.OSFile(str(folder / "rows.arrow"), "wb") as file, pa.ipc.new_stream(file, schema) as writer:
         for batch in itertools.chain(batches, [[]]):  # an empty one too, lest there be none
-            columns = zip(*batch, strict=True) if batch else [()] * len(schema)
-            arrays = [pa.array(column, field.type) for column, field in zip(columns, schema, strict=True)]
-            writer.write_batch(pa.record_batch(arrays, schema=schema))
+            writer.write_batch(pa.RecordBatch.from_pylist(batch, schema=schema))
     (folder / "dropped.json").write_text(json.dumps({"num_read": num_read, **dataclasses.asdict(dropped)}))
 
 
-def _examples_of(row: Row, parse: Parse) -> list[Demonstration | Preference | Dropped]:
+def _examples_of(row: Row, parse: Parse) -> list[Example | Dropped]:
     """Each example of a row, or why there is none."""
-    examples: Sequence[Demonstration | Preference | Dropped] = ()
+    examples: Sequence[Example | Dropped] = ()
     problem = row.problem
     if problem is None:
         try:
@@ -228,7 +207,7 @@ def _examples_of(row: Row, parse: Parse) -> list[Demonstration | Preference | Dr
     return [_unless_empty(example) for example in examples] or [Dropped(no_preference=1)]
 
 
-def _unless_empty(example: Demonstration | Preference | Dropped) -> Demonstration | Preference | Dropped:
+def _unless_empty(example: Example | Dropped) -> Example | Dropped:
     if isinstance(example, Dropped):
         return example
     if not example.prompt.strip():

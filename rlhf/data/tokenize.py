@@ -6,6 +6,7 @@ Prompt and answer are tokenised apart: a response starts at the same token in ev
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Generic, TypeVar
 
 import torch
@@ -14,9 +15,10 @@ from transformers import PreTrainedTokenizerBase
 
 from rlhf.batches import DemonstrationBatch, PreferenceBatch, PromptBatch, pad
 from rlhf.config.dataset import DatasetConfig
+from rlhf.control_tokens import eos_id, pad_id, spelled_control
 from rlhf.data.examples import Demonstration, Dropped, Preference
 from rlhf.errors import printable
-from rlhf.text import answer_text, encode_answer, encode_prompt, eos_id, pad_id, shown_prompt, spelled_control
+from rlhf.text import answer_text, encode_answer, encode_prompt, shown_prompt
 
 Example = TypeVar("Example")
 Batch = TypeVar("Batch")
@@ -35,51 +37,25 @@ def encode_prompts(
 class _Examples(Generic[Example, Batch]):
     """Examples, tokenised as they are asked for: a large set never lies in memory as tensors."""
 
-    def __init__(self, examples: Sequence[Example], encode: Callable[[Sequence[Example]], Batch]) -> None:
+    encode: Callable[..., Batch]
+
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, examples: Sequence[Example], *limits: int, **options: int
+    ) -> None:
+        """
+        Args:
+            limits, options: the other arguments of `encode`.
+        """
         self._examples = examples
-        self._encode = encode
+        self._encode = partial(self.encode, tokenizer)
+        self._limits, self._options = limits, options
 
     def __len__(self) -> int:
         return len(self._examples)
 
     def rows(self, index: Tensor) -> Batch:
         """The examples that `index` (an int64 vector) names, in its order, padded to the longest of them."""
-        return self._encode([self._examples[i] for i in index.tolist()])
-
-
-class Prompts(_Examples[Demonstration, PromptBatch]):
-    """A data set's prompts."""
-
-    def __init__(
-        self, tokenizer: PreTrainedTokenizerBase, examples: Sequence[Demonstration], max_prompt_tokens: int
-    ) -> None:
-        super().__init__(examples, lambda picked: encode_prompts(tokenizer, picked, max_prompt_tokens))
-
-
-class Demonstrations(_Examples[Demonstration, DemonstrationBatch]):
-    """SFT examples; arguments as of `encode_demonstrations`."""
-
-    def __init__(
-        self, tokenizer: PreTrainedTokenizerBase, examples: Sequence[Demonstration], *limits: int, loss_on_prompt: bool
-    ) -> None:
-        super().__init__(
-            examples,
-            lambda picked: encode_demonstrations(tokenizer, picked, *limits, loss_on_prompt=loss_on_prompt),
-        )
-
-
-class Preferences(_Examples[Preference, PreferenceBatch]):
-    """Preference pairs; arguments as of `encode_preferences`."""
-
-    def __init__(
-        self,
-        tokenizer: PreTrainedTokenizerBase,
-        examples: Sequence[Preference],
-        max_prompt_tokens: int,
-        max_new_tokens: int,
-    ) -> None:
-        limits = max_prompt_tokens, max_new_tokens
-        super().__init__(examples, lambda picked: encode_preferences(tokenizer, picked, *limits))
+        return self._encode([self._examples[i] for i in index.tolist()], *self._limits, **self._options)
 
 
 REPORTED_PROMPTS = 2_000
@@ -179,3 +155,21 @@ def encode_answered(
         tokens = encode_answer(tokenizer, answer)[:-1][: max_new_tokens - 1]
         rows.append([*encode_prompt(tokenizer, prompt, max_prompt_tokens)[0], *tokens, eos_id(tokenizer)])
     return pad(rows, pad_id(tokenizer), left=False)
+
+
+class Prompts(_Examples[Demonstration, PromptBatch]):
+    """A data set's prompts."""
+
+    encode = staticmethod(encode_prompts)
+
+
+class Demonstrations(_Examples[Demonstration, DemonstrationBatch]):
+    """SFT examples."""
+
+    encode = staticmethod(encode_demonstrations)
+
+
+class Preferences(_Examples[Preference, PreferenceBatch]):
+    """Preference pairs."""
+
+    encode = staticmethod(encode_preferences)

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import copy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from huggingface_hub import snapshot_download
-from peft import PeftConfig, PeftModel, get_peft_model_state_dict, load_peft_weights
+from peft import PeftConfig, get_peft_model, load_peft_weights, set_peft_model_state_dict
 from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME
-from torch import Tensor, nn
-from transformers import PretrainedConfig, PreTrainedModel
+from torch import nn
+from transformers import PreTrainedModel
 from transformers.utils.peft_utils import find_adapter_config_file
 
 from rlhf.models.hub import ModelError, few_of, loading
@@ -109,7 +109,13 @@ def merge(model: PreTrainedModel, adapter: Adapter, option: str, tokens: int = 0
     layers: list[Any] = [model.get_input_embeddings(), model.get_output_embeddings()]
     places = tuple(f"{_PREFIX}{name}." for name, module in model.named_modules() if module in layers)
     about_embeddings = {name: tensor for name, tensor in tensors.items() if name.startswith(places)}
-    resize(model, _rows(about_embeddings) or max(tokens, model.config.vocab_size))
+    # What LoRA's first matrix of an embedding has as columns, other tensors have as rows.
+    rows = [
+        tensor.shape[1 if name.endswith("lora_embedding_A") else 0]
+        for name, tensor in about_embeddings.items()
+        if name.endswith(("lora_embedding_A", ".weight")) and "lora_A" not in name
+    ]
+    resize(model, max(rows, default=max(tokens, model.config.vocab_size)))
     head: Any = model.get_output_embeddings()
     tied = head is not None and head.weight is model.get_input_embeddings().weight
     copied = {place.split(".")[-2] for place in places} & set(getattr(adapter.config, "modules_to_save", None) or ())
@@ -118,32 +124,25 @@ def merge(model: PreTrainedModel, adapter: Adapter, option: str, tokens: int = 0
         # It was trained on one of the two, and the other stayed as it was.
         head.weight = nn.Parameter(head.weight.detach().clone(), requires_grad=False)
     in_base = {f"{_PREFIX}{name}" for name in model.state_dict()}
-    wrapped = PeftModel.from_pretrained(model, str(adapter.folder))
-    expected = set(get_peft_model_state_dict(wrapped, save_embedding_layers=False))
-    known = expected | in_base | {name.replace(f".{wrapped.active_adapter}.", ".") for name in wrapped.state_dict()}
-    wrong = {"lacks": expected - set(tensors), f"does not fit {adapter.base}: it has": set(tensors) - known}
-    for problem, names in wrong.items():
+    settings = copy.copy(adapter.config)
+    settings.base_model_name_or_path = None  # peft would warn that the base lies elsewhere now
+    wrapped = get_peft_model(model, settings)
+    result = set_peft_model_state_dict(wrapped, tensors)
+    lacking = [name for name in result.missing_keys if ".default." in name]
+    beyond = [name for name in result.unexpected_keys if ".modules_to_save." not in name]  # which peft can write twice
+    for problem, names in {"lacks": lacking, f"does not fit {adapter.base}: it has": beyond}.items():
         if names:
-            few = few_of({name.removeprefix(_PREFIX) for name in names})
+            few = few_of({name.removeprefix(_PREFIX).replace(".default.", ".") for name in names})
             raise ModelError(f"{option}: the adapter {adapter.path} {problem} {few}; give a whole one of that base")
     merged: Any = wrapped.merge_and_unload(safe_merge=True)  # type: ignore[operator]
-    if tied:
-        _tie_again(merged)
+    inputs, outputs = merged.get_input_embeddings(), merged.get_output_embeddings()
+    if tied and torch.equal(inputs.weight, outputs.weight):
+        outputs.weight = inputs.weight
+    elif tied:
+        merged.config.tie_word_embeddings = False
+        merged.all_tied_weights_keys = merged.get_expanded_tied_weights_keys(all_submodels=False)
     merged.name_or_path = ""  # what it is now lies nowhere as a whole
     return merged, {name.removeprefix(_PREFIX) for name in in_base & set(tensors)}
-
-
-def refuse_quantised(config: PretrainedConfig, adapter: Adapter, option: str) -> None:
-    """Weights of few bits would round the adapter away.
-
-    Raises:
-        ModelError: `config`, of the adapter's base, says that they are.
-    """
-    if getattr(config, "quantization_config", None) is not None:
-        raise ModelError(
-            f"{option}: {adapter.path} is an adapter of {adapter.base}, whose weights are quantised; name the whole "
-            f"model as base_model_name_or_path in {adapter.folder / CONFIG_NAME}"
-        )
 
 
 def resize(model: PreTrainedModel, tokens: int) -> None:
@@ -153,25 +152,3 @@ def resize(model: PreTrainedModel, tokens: int) -> None:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model.resize_token_embeddings(tokens, mean_resizing=False)
-
-
-def _rows(tensors: Mapping[str, Tensor]) -> int | None:
-    """Of the embeddings that an adapter was trained on, as far as its own tensors about them say."""
-    rows = []
-    for name, tensor in tensors.items():
-        if name.endswith("lora_embedding_A"):
-            rows.append(tensor.shape[1])
-        elif name.endswith((".weight", "lora_B.weight")) and "lora_A" not in name:
-            rows.append(tensor.shape[0])
-    return max(rows, default=None)
-
-
-def _tie_again(model: PreTrainedModel) -> None:
-    """Make embeddings and language head one tensor where they are still equal; else let the config say they are not."""
-    inputs: Any = model.get_input_embeddings()
-    outputs: Any = model.get_output_embeddings()
-    if torch.equal(inputs.weight, outputs.weight):
-        outputs.weight = inputs.weight
-        return
-    model.config.tie_word_embeddings = False
-    model.all_tied_weights_keys = model.get_expanded_tied_weights_keys(all_submodels=False)

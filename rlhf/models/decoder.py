@@ -23,8 +23,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-Again = Callable[[], AbstractContextManager[object]]
-"""Makes the context in which activations are computed again, for what may have been switched since."""
+Context = Callable[[], AbstractContextManager[object]]
+"""Makes the context of a computation, which is entered again where activations are computed again."""
 
 
 @dataclass(frozen=True)
@@ -39,20 +39,20 @@ class Angles:
     shift: int
 
     @staticmethod
-    def by_halves(cos: Tensor, sin: Tensor, size: int) -> Angles:
-        """Cosine and sine (positions, r), both halves alike, of the first r of `size` coordinates."""
-        half = sin.shape[-1] // 2
-        none = torch.zeros_like(sin[:, :half])
-        up, down = torch.cat((-sin[:, :half], none), -1), torch.cat((none, sin[:, half:]), -1)
-        return Angles(_padded(cos, size, 1.0), _padded(up, size, 0.0), _padded(down, size, 0.0), half)
+    def of_pairs(cos: Tensor, sin: Tensor, size: int, *, halves: bool) -> Angles:
+        """Cosine and sine (positions, r / 2), one for each pair of the first r of `size` coordinates.
 
-    @staticmethod
-    def by_neighbours(cos: Tensor, sin: Tensor, size: int) -> Angles:
-        """Cosine and sine (positions, r / 2), one for each pair of the first r of `size` coordinates."""
+        Args:
+            halves: a pair's second is half of the r coordinates away; else it is the neighbour.
+        """
+
+        def placed(first: Tensor, second: Tensor, rest: float) -> Tensor:
+            table = torch.cat((first, second), -1) if halves else torch.stack((first, second), -1).flatten(1)
+            return F.pad(table.float(), (0, size - table.shape[-1]), value=rest)
+
         none = torch.zeros_like(sin)
-        up, down = torch.stack((-sin, none), -1).flatten(1), torch.stack((none, sin), -1).flatten(1)
-        cos = cos.repeat_interleave(2, -1)
-        return Angles(_padded(cos, size, 1.0), _padded(up, size, 0.0), _padded(down, size, 0.0), 1)
+        shift = sin.shape[-1] if halves else 1
+        return Angles(placed(cos, cos, 1.0), placed(-sin, none, 0.0), placed(none, sin, 0.0), shift)
 
     def at(self, positions: Tensor) -> Angles:
         """Picked at positions (B, n) of each row's own."""
@@ -64,10 +64,6 @@ class Angles:
 
     def _picked(self, pick: Callable[[Tensor], Tensor]) -> Angles:
         return Angles(pick(self.cos), pick(self.up), pick(self.down), self.shift)
-
-
-def _padded(table: Tensor, size: int, rest: float) -> Tensor:
-    return F.pad(table.float(), (0, size - table.shape[-1]), value=rest)
 
 
 def turn(heads: Tensor, angles: Angles) -> Tensor:
@@ -193,7 +189,7 @@ class Decoder:
         angles: Angles | None,
         wanted: slice,
         cache: Cache | None = None,
-        again: Again | None = None,
+        again: Context | None = None,
     ) -> Tensor:
         """Whole texts: the final hidden states (B, m, d) of the m wanted columns.
 
@@ -203,7 +199,7 @@ class Decoder:
             positions: (B, n) of each token in its text; None: nothing is padded on the left.
             angles: of the first n positions or more.
             cache: gets keys and values in its first n columns, and says in what they are computed with.
-            again: activations are not kept but computed again in the backward pass, within this context.
+            again: activations are not kept but computed again in the backward pass, in this context.
         """
         width = mask.shape[1]
         seen = self.masks(None if positions is None else mask, mask.device, width, wanted)
@@ -294,7 +290,7 @@ class Decoder:
         return masks
 
     def _through(
-        self, hidden: Tensor, angles: Angles | None, attend: Attend, wanted: slice, again: Again | None = None
+        self, hidden: Tensor, angles: Angles | None, attend: Attend, wanted: slice, again: Context | None = None
     ) -> Tensor:
         """All blocks and the norm over (B, n, d) -> (B, m, d)."""
         for number, block in enumerate(self.blocks):
@@ -307,7 +303,7 @@ class Decoder:
         return self.norm(hidden)
 
 
-def recomputed(work: Callable[..., Any], again: Again, *inputs: Any, **named: Any) -> Any:
+def recomputed(work: Callable[..., Any], again: Context, *inputs: Any, **named: Any) -> Any:
     """work(*inputs, **named), of which the backward pass keeps the inputs alone; `again` is entered around the second
     computation."""
     if not torch.is_grad_enabled():

@@ -3,21 +3,13 @@
 Modules are called as the weights in the released files are, so that transformers can hardly rename them. Where it does,
 `find` says which, and the model samples, is measured and trained by its own forward pass.
 
-| base model | residual | positions | keys and values |
-| --- | --- | --- | --- |
-| GPTNeoXModel | parallel or not | rotary by halves, of a part of each head | one matrix, interleaved by head |
-| GPTJModel | parallel, one norm | rotary by pairs, of a part of each head | |
-| GPTNeoModel | sequential | learned | every other block sees a window |
-| LlamaModel, MistralModel, Qwen2Model, Qwen3Model | sequential | rotary by halves | heads in groups; windows |
-
 To add one: an entry of `FAMILIES`, and an example in tests/helpers.ARCHITECTURES.
 """
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -25,6 +17,7 @@ from torch import Tensor, nn
 from transformers import __version__
 
 from rlhf.models.decoder import Angles, Block, Decoder
+from rlhf.models.hub import ModelError
 
 BLOCKS = ("layers", "h", "blocks")
 """The list of blocks: GPT-NeoX, Llama, Qwen; GPT-2, GPT-J, GPT-Neo, Bloom, Falcon; MPT."""
@@ -68,9 +61,8 @@ def _by_halves(config: Any, share: float = 1.0) -> Callable[[Tensor], Angles]:
         frequencies, scale = ROPE_INIT_FUNCTIONS[kind](config)
 
     def angles(positions: Tensor) -> Angles:
-        halves = positions[:, None].float() * frequencies.to(positions.device)
-        both = torch.cat((halves, halves), -1)
-        return Angles.by_halves(both.cos() * scale, both.sin() * scale, size)
+        pairs = positions[:, None].float() * frequencies.to(positions.device)
+        return Angles.of_pairs(pairs.cos() * scale, pairs.sin() * scale, size, halves=True)
 
     return angles
 
@@ -82,32 +74,28 @@ def _by_neighbours(config: Any) -> Callable[[Tensor], Angles]:
 
     def angles(positions: Tensor) -> Angles:
         pairs = positions.cpu().float()[:, None] * frequencies
-        return Angles.by_neighbours(pairs.cos().to(positions.device), pairs.sin().to(positions.device), size)
+        cos, sin = pairs.cos().to(positions.device), pairs.sin().to(positions.device)
+        return Angles.of_pairs(cos, sin, size, halves=False)
 
     return angles
 
 
 @dataclass(frozen=True)
 class Family:
-    """Paths of an architecture's modules, the first three and `positions` from the base model, the others from a block;
-    and what its config says, which the functions are given."""
+    """Paths of an architecture's modules, `modules` from the base model, the others from a block; and what its config
+    says, which the functions are given."""
 
-    embedding: str
-    blocks: str
-    final_norm: str
-    norm: str
-    """Of the attention's input."""
+    modules: tuple[str, ...]
+    """Embedding, blocks, final norm, and learned position embeddings where there are any."""
+    norms: tuple[str, ...]
+    """Of the attention's input; of the MLP's, where that does not read what the attention reads."""
     projections: tuple[str, ...]
     """Queries, keys and values; or one matrix of all three."""
     output: str
     """Of the attention."""
-    mlp_norm: str | None
-    """None: the MLP reads what the attention reads."""
     mlp: str = "mlp"
     head_norms: tuple[str, ...] = ()
     """Of each head's query and key."""
-    positions: str | None = None
-    """Learned position embeddings."""
     rotation: Callable[[Any], Callable[[Tensor], Angles]] | None = _by_halves
     """None: no rotary positions."""
     windows: Callable[[Any, int], list[int | None]] = lambda _, blocks: [None] * blocks
@@ -117,63 +105,70 @@ class Family:
     """Scores are divided by the root of the head's size; GPT-Neo's weights make up for it."""
 
 
+def _windows(kinds: str, window: str, of_kind: str) -> Callable[[Any, int], list[int | None]]:
+    """By the config's list of the blocks' kinds, of which one has a window."""
+    return lambda config, _: [getattr(config, window) if kind == of_kind else None for kind in getattr(config, kinds)]
+
+
 _LLAMA = Family(
-    embedding="embed_tokens",
-    blocks="layers",
-    final_norm="norm",
-    norm="input_layernorm",
+    modules=("embed_tokens", "layers", "norm"),
+    norms=("input_layernorm", "post_attention_layernorm"),
     projections=("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
     output="self_attn.o_proj",
-    mlp_norm="post_attention_layernorm",
 )
-_QWEN = dataclasses.replace(
-    _LLAMA,
-    windows=lambda config, _: [
-        config.sliding_window if kind == "sliding_attention" else None for kind in config.layer_types
-    ],
+_GPTJ = Family(
+    modules=("wte", "h", "ln_f"),
+    norms=("ln_1",),
+    projections=("attn.q_proj", "attn.k_proj", "attn.v_proj"),
+    output="attn.out_proj",
+    rotation=_by_neighbours,
+    parallel=lambda _: True,
 )
+_QWEN = replace(_LLAMA, windows=_windows("layer_types", "sliding_window", "sliding_attention"))
 FAMILIES: dict[str, Family] = {
     "GPTNeoXModel": Family(
-        embedding="embed_in",
-        blocks="layers",
-        final_norm="final_layer_norm",
-        norm="input_layernorm",
+        modules=("embed_in", "layers", "final_layer_norm"),
+        norms=("input_layernorm", "post_attention_layernorm"),
         projections=("attention.query_key_value",),
         output="attention.dense",
-        mlp_norm="post_attention_layernorm",
         rotation=lambda config: _by_halves(config, config.rope_parameters.get("partial_rotary_factor", 1.0)),
         parallel=lambda config: config.use_parallel_residual,
     ),
-    "GPTJModel": Family(
-        embedding="wte",
-        blocks="h",
-        final_norm="ln_f",
-        norm="ln_1",
-        projections=("attn.q_proj", "attn.k_proj", "attn.v_proj"),
-        output="attn.out_proj",
-        mlp_norm=None,
-        rotation=_by_neighbours,
-        parallel=lambda _: True,
-    ),
+    "GPTJModel": _GPTJ,
     "GPTNeoModel": Family(
-        embedding="wte",
-        blocks="h",
-        final_norm="ln_f",
-        norm="ln_1",
+        modules=(*_GPTJ.modules, LEARNED_POSITIONS),
+        norms=("ln_1", "ln_2"),
         projections=("attn.attention.q_proj", "attn.attention.k_proj", "attn.attention.v_proj"),
         output="attn.attention.out_proj",
-        mlp_norm="ln_2",
-        positions=LEARNED_POSITIONS,
         rotation=None,
-        windows=lambda config, _: [config.window_size if kind == "local" else None for kind in config.attention_layers],
+        windows=_windows("attention_layers", "window_size", "local"),
         scaled=False,
     ),
     "LlamaModel": _LLAMA,
-    "MistralModel": dataclasses.replace(_LLAMA, windows=lambda config, blocks: [config.sliding_window] * blocks),
+    "MistralModel": replace(_LLAMA, windows=lambda config, blocks: [config.sliding_window] * blocks),
     "Qwen2Model": _QWEN,
-    "Qwen3Model": dataclasses.replace(_QWEN, head_norms=("self_attn.q_norm", "self_attn.k_norm")),
+    "Qwen3Model": replace(_QWEN, head_norms=("self_attn.q_norm", "self_attn.k_norm")),
 }
 """By the class of the base model."""
+
+
+def attribute(base: nn.Module, names: tuple[str, ...], needed_by: str = "", remedy: str = "") -> str:
+    """The one of `names` that this architecture uses.
+
+    Args:
+        needed_by: the option that needs it, with its value; by default what has asked already.
+        remedy: what to do without it.
+
+    Raises:
+        ModelError: none of them; the architecture is not known here.
+    """
+    for name in names:
+        if hasattr(base, name):
+            return name
+    raise ModelError(
+        f"{needed_by}: {type(base).__name__} keeps its blocks or last norm elsewhere than in {', '.join(names)}; "
+        f"{remedy}"
+    )
 
 
 def find(owner: nn.Module, path: str) -> nn.Module:
@@ -194,30 +189,34 @@ def decoder_of(base: nn.Module) -> Decoder:
     Raises:
         Unknown: not one of the table's.
     """
-    name = type(base).__name__.removeprefix("FSDP")
+    name = type(base).__name__
     if name not in FAMILIES:
         raise Unknown(f"{name} is not among {', '.join(FAMILIES)}")
     family, config = FAMILIES[name], getattr(base, "config")  # noqa: B009  # pyright: a Module has any
     size = _head_size(config)
-    blocks: Any = find(base, family.blocks)
-    tokens = find(base, family.embedding)
-    places = None if family.positions is None else find(base, family.positions)
+    modules: list[Any] = [find(base, path) for path in family.modules]
+    (tokens, blocks, final_norm), positions_embedding = modules[:3], modules[3:]
+
+    def embed(ids: Tensor, positions: Tensor) -> Tensor:
+        return tokens(ids) + positions_embedding[0](positions) if positions_embedding else tokens(ids)
+
+    def block_of(block: nn.Module, window: int | None) -> Block:
+        norms = [find(block, path) for path in family.norms]
+        return Block(
+            norm=norms[0],
+            project=_projection(block, family, size),
+            output=find(block, family.output),
+            mlp=find(block, family.mlp),
+            mlp_norm=norms[1] if len(norms) > 1 else None,
+            parallel=family.parallel(config),
+            window=window,
+        )
+
     return Decoder(
-        embed=lambda ids, positions: tokens(ids) if places is None else tokens(ids) + places(positions),
+        embed=embed,
         rotation=None if family.rotation is None else family.rotation(config),
-        blocks=[
-            Block(
-                norm=find(block, family.norm),
-                project=_projection(block, family, size),
-                output=find(block, family.output),
-                mlp=find(block, family.mlp),
-                mlp_norm=None if family.mlp_norm is None else find(block, family.mlp_norm),
-                parallel=family.parallel(config),
-                window=window,
-            )
-            for block, window in zip(blocks, family.windows(config, len(blocks)), strict=True)
-        ],
-        norm=find(base, family.final_norm),
+        blocks=[block_of(*pair) for pair in zip(blocks, family.windows(config, len(blocks)), strict=True)],
+        norm=final_norm,
         scale=size**-0.5 if family.scaled else 1.0,
         key_shape=(getattr(config, "num_key_value_heads", None) or config.num_attention_heads, size),
     )
@@ -227,13 +226,11 @@ def _projection(block: nn.Module, family: Family, size: int) -> Callable[[Tensor
     matrices = [find(block, path) for path in family.projections]
     norms = [find(block, path) for path in family.head_norms]
 
-    def by_head(hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """One matrix whose rows are each head's query, key and value."""
-        queries, keys, values = matrices[0](hidden).view(*hidden.shape[:2], -1, 3, size).unbind(3)
-        return queries, keys, values
-
-    def by_matrix(hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        queries, keys, values = (matrix(hidden).unflatten(-1, (-1, size)) for matrix in matrices)
+    def project(hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        if len(matrices) == 1:  # whose rows are each head's query, key and value
+            queries, keys, values = matrices[0](hidden).view(*hidden.shape[:2], -1, 3, size).unbind(3)
+        else:
+            queries, keys, values = (matrix(hidden).unflatten(-1, (-1, size)) for matrix in matrices)
         return (norms[0](queries), norms[1](keys), values) if norms else (queries, keys, values)
 
-    return by_head if len(matrices) == 1 else by_matrix
+    return project

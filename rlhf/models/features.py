@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 
 import torch
@@ -59,13 +60,12 @@ class Features:
         """Without the columns in which every row is padding."""
         first = self.prompt_width - int(self.prompt_lengths.max())
         columns = slice(first, self.prompt_width + int(self.response_lengths.max()))
-        return Features(
+        return dataclasses.replace(
+            self,
             input_ids=self.input_ids[:, columns],
             mask=self.mask[:, columns],
             hidden=None if self.hidden is None else self.hidden[:, columns],
             prompt_width=self.prompt_width - first,
-            prompt_lengths=self.prompt_lengths,
-            response_lengths=self.response_lengths,
         )
 
 
@@ -111,7 +111,6 @@ def before_response(hidden: Tensor, features: Features) -> Tensor:
 def run_base(base: nn.Module, features: Features, hidden: Tensor | None) -> Tensor:
     """Final hidden states (B, L, d) of a base model, from tokens or from the trunk's output."""
     start = {"input_ids": features.input_ids} if hidden is None else {"inputs_embeds": hidden}
-    output = base(
+    return base(
         **start, attention_mask=features.mask.long(), position_ids=positions_of(features.mask), use_cache=False
-    )
-    return output.last_hidden_state
+    ).last_hidden_state

@@ -8,19 +8,21 @@ small, stay float32. Sampling, one token a row, runs twins whose weights are cas
 from __future__ import annotations
 
 import copy
-import types
+import functools
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
+from peft.utils.integrations import dequantize_module_weight
 from torch import Tensor, nn
 
 from rlhf.config.packages import ACCELERATE, BITSANDBYTES
 from rlhf.models.hub import ModelError
 from rlhf.precision import AUTOCAST
 
+M = TypeVar("M", bound=nn.Module)
 SHORT = (torch.bfloat16, torch.float16)
 QUANTISED = ("int8", "int4")
 FEW_ROWS = range(8, 49)
@@ -72,7 +74,7 @@ class FrozenWeights:
 FLOAT32 = FrozenWeights()
 
 
-def with_modules(module: nn.Module, **replaced: nn.Module) -> nn.Module:
+def with_modules(module: M, **replaced: nn.Module) -> M:
     """A module that shares everything with `module` but the named children."""
     twin = copy.copy(module)
     twin._modules = {**module._modules, **replaced}  # copy.copy shares the dict itself
@@ -104,20 +106,12 @@ class _CastProduct(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, inputs: Tensor, layer: nn.Linear) -> Tensor:
         ctx.layer = layer
-        return F.linear(inputs, _dequantised(layer).to(inputs.dtype), layer.bias)
+        return F.linear(inputs, dequantize_module_weight(layer).to(inputs.dtype), layer.bias)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
         (gradient,) = gradients
-        return gradient @ _dequantised(ctx.layer).to(gradient.dtype), None
-
-
-def _dequantised(layer: nn.Linear) -> Tensor:
-    if layer.weight.is_floating_point():
-        return layer.weight
-    from peft.utils.integrations import dequantize_module_weight
-
-    return dequantize_module_weight(layer).detach()
+        return gradient @ dequantize_module_weight(ctx.layer).to(gradient.dtype), None
 
 
 class ShortLinear(nn.Linear):
@@ -136,16 +130,22 @@ class ShortEmbedding(nn.Embedding):
         return super().forward(input).float()
 
 
-def _weight_only(self: Any, x: Tensor) -> Tensor:
-    """The forward pass of a layer of bitsandbytes whose weight alone has few bits.
+@functools.cache
+def _weight_only(kind: Any) -> Any:
+    """A class of bitsandbytes' layers, of which the weight alone has few bits. peft looks for the library's classes.
 
     Its int8 layer rounds activations too, by whatever else is in the batch, so that a text's logprobs would depend on
     its neighbours. On a CPU with AVX512-BF16 its int4 layer repacks its weight in place at the first pass without a
     gradient; later passes give other numbers, by a kernel that has no gradient of its own.
     """
-    if self.weight.dtype == torch.uint8 and x.device.type != "cpu":  # int4 on a GPU: the library's own kernel
-        return type(self).forward(self, x)
-    return _CastProduct.apply(x, self)  # type: ignore[no-any-return]
+
+    class WeightOnly(kind):
+        def forward(self, x: Tensor) -> Tensor:
+            if self.weight.dtype == torch.uint8 and x.device.type != "cpu":  # int4 on a GPU: the library's own kernel
+                return super().forward(x)
+            return _CastProduct.apply(x, self)  # type: ignore[no-any-return]
+
+    return WeightOnly
 
 
 def compute_in_float32(model: nn.Module) -> None:
@@ -153,8 +153,10 @@ def compute_in_float32(model: nn.Module) -> None:
     short = set()
     for name, module in list(model.named_modules()):
         kind, weight = type(module), getattr(module, "weight", None)
-        if kind.__name__ in ("Linear8bitLt", "Linear4bit"):  # peft looks for the library's own classes
-            setattr(module, "forward", types.MethodType(_weight_only, module))  # noqa: B010  # pyright: no attribute
+        if kind.__name__ in ("Linear8bitLt", "Linear4bit"):
+            twin = object.__new__(_weight_only(kind))
+            vars(twin).update(vars(module))
+            model.set_submodule(name, twin)
         elif kind in (nn.Linear, nn.Embedding, ShortLinear, ShortEmbedding) and weight is not None:
             if weight.dtype not in SHORT:
                 continue

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from peft.utils import CONFIG_NAME
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import nn
 from transformers import (
@@ -22,12 +23,12 @@ from transformers import (
 )
 
 from rlhf.config import ModelConfig, RunConfig, TrainableConfig
+from rlhf.control_tokens import PAD, eos_id, name_padding, pad_id, pad_within, rows_needed
 from rlhf.errors import reason
 from rlhf.finite import check_loaded
-from rlhf.models.adapters import Adapter, adapter_at, merge, refuse_quantised, resize
-from rlhf.models.hub import CAUSAL, NOT_RUN, ModelError, OwnCode, few_of, loading, remedy
+from rlhf.models.adapters import Adapter, adapter_at, merge, resize
+from rlhf.models.hub import NOT_RUN, ModelError, OwnCode, few_of, loading, remedy
 from rlhf.models.layers import FLOAT32, FrozenWeights, compute_in_float32
-from rlhf.text import PAD, eos_id, name_padding, pad_id, pad_within, rows_needed
 
 EOS, UNKNOWN = "[EOS]", "[UNK]"
 CACHE_LINE = 64
@@ -84,19 +85,19 @@ def tokenizer_at(path: str | Path, own_code: OwnCode = NOT_RUN, option: str = "m
     Raises:
         ModelError: none there, damaged, or code of its own that is not allowed.
     """
+    why, to_do = "its files are not there", ""
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=own_code.allowed)
-        why = "" if tokenizer.vocab_size else "its files are not there"  # transformers makes an empty one of none
-        to_do = ""
+        if tokenizer.vocab_size:  # transformers makes an empty one of no files
+            return tokenizer
     except Exception as error:  # whatever the hub client, tokenizers or transformers raise
-        own_code.check_tokenizer(path, option)
-        why, to_do = reason(error), remedy(error, path)
-    if why and (not to_do or Path(path).is_dir()):
+        if "trust_remote_code" in str(error):
+            raise own_code.refusal(path, option) from error
+        why, to_do = reason(error), "" if Path(path).is_dir() else remedy(error, path)
+    if not to_do:
         other = {"model.path": "model.tokenizer", "reward.tokenizer": "reward.tokenizer"}.get(option)
         to_do = f"set {other} to the folder or hub name of one" if other else "save one with the model"
-    if why:
-        raise ModelError(f"{option}: no tokenizer at {path} ({why}); {to_do}")
-    return tokenizer
+    raise ModelError(f"{option}: no tokenizer at {path} ({why}); {to_do}")
 
 
 def load_tokenizer(
@@ -117,7 +118,6 @@ def load_tokenizer(
 def load_weights(
     path: str | Path,
     adapter: Adapter | None,
-    kind: str,
     prepare: Callable[[PretrainedConfig, str | Path], Any],
     *,
     option: str,
@@ -129,7 +129,6 @@ def load_weights(
     """A model from a folder or the hub, all its weights there and finite; a peft adapter is merged into its base.
 
     Args:
-        kind: CAUSAL or CLASSIFIER.
         prepare: given the config, which it may change, and where it lies; the class to load.
         option: what named the model, for errors.
         wanted: what to give instead of a model that lacks weights.
@@ -138,11 +137,15 @@ def load_weights(
     """
     logging.getLogger("transformers.modeling_utils").setLevel(logging.ERROR)
     place, revision = (path, "main") if adapter is None else (adapter.base, adapter.revision)
-    with loading(option, place, "" if adapter is None else f"the base of the adapter {path}, "):
-        own_code.check(place, kind, option, revision)
+    what = "" if adapter is None else f"the base of the adapter {path}, "
+    with loading(option, place, what, own_code):
+        own_code.warn(place, revision)
         config = AutoConfig.from_pretrained(place, trust_remote_code=own_code.allowed, revision=revision)
-        if adapter is not None:
-            refuse_quantised(config, adapter, option)
+        if adapter is not None and getattr(config, "quantization_config", None) is not None:
+            raise ModelError(  # weights of few bits would round the adapter away
+                f"{option}: {adapter.path} is an adapter of {adapter.base}, whose weights are quantised; name the "
+                f"whole model as base_model_name_or_path in {adapter.folder / CONFIG_NAME}"
+            )
         loaded = prepare(config, place).from_pretrained(
             place, config=config, revision=revision, output_loading_info=True, **options
         )
@@ -193,7 +196,6 @@ def load_pretrained(
     model = load_weights(
         path,
         adapter,
-        CAUSAL,
         prepare,
         option=option,
         own_code=own_code,
@@ -202,22 +204,12 @@ def load_pretrained(
         trust_remote_code=own_code.allowed,
         **frozen.options(),
     )
-    fit_vocabulary(model, words)
+    rows = rows_needed(words)
+    pad_within(words, rows)
+    resize(model, rows)  # a row beyond its tokens could be sampled and never be read
     model.config.pad_token_id = words.pad_token_id
     compute_in_float32(model)
     return model.eval(), words
-
-
-def fit_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    """As many embeddings as there are tokens, in place: a row beyond them could be sampled and never be read."""
-    rows = rows_needed(tokenizer)
-    pad_within(tokenizer, rows)
-    resize(model, rows)
-
-
-def widen_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    """An embedding for each token, padding among them, in place. For a model that samples nothing."""
-    resize(model, max(model.config.vocab_size, rows_needed(tokenizer), pad_id(tokenizer) + 1))
 
 
 def check_positions(config: PretrainedConfig, path: str | Path, positions: int | None) -> None:
@@ -230,6 +222,18 @@ def check_positions(config: PretrainedConfig, path: str | Path, positions: int |
     if positions is not None and limit is not None and positions > limit:
         raise ModelError(
             f"dataset.max_total_length: {positions}, but {path} reads at most {limit} tokens; make it {limit} or less"
+        )
+
+
+def check_same_tokens(mine: PreTrainedTokenizerBase, initial: PreTrainedTokenizerBase, path: str) -> None:
+    """A KL needs two distributions over the same tokens; a policy that was loaded has a logit for each and no more.
+
+    Raises:
+        ModelError: the tokenizers differ, and with them the logits.
+    """
+    if (mine.get_vocab(), eos_id(mine), pad_id(mine)) != (initial.get_vocab(), eos_id(initial), pad_id(initial)):
+        raise ModelError(
+            f"evaluation.policy: {path} has another tokenizer than the initial policy; give the `model` it came from"
         )
 
 

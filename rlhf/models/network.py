@@ -1,7 +1,7 @@
 """A base model as it is measured and trained: whole texts in, the states that the response's logits are made of out.
 
-By its own layers where `families` knows them: no padding mask where nothing is padded, and of the last block, which
-holds much of what is trained, the response's columns alone. Else by the model's own forward pass.
+By the layers that `families` knows: no padding mask where nothing is padded, and of the last block, which holds much of
+what is trained, the response's columns alone. Else by the model's own forward pass.
 """
 
 from __future__ import annotations
@@ -18,11 +18,10 @@ from transformers import PreTrainedModel
 
 from rlhf.distributed import is_sharded
 from rlhf.errors import reason
-from rlhf.models.decoder import Again, Decoder, recomputed
-from rlhf.models.families import BLOCKS, Unknown, decoder_of
+from rlhf.models.decoder import Context, Decoder, recomputed
+from rlhf.models.families import BLOCKS, Unknown, attribute, decoder_of
 from rlhf.models.features import Features, before_response, positions_of, run_base
 from rlhf.models.layers import with_modules
-from rlhf.models.split import attribute
 
 TOLERANCE = 1e-3
 """Of the hidden states' norm; another architecture is off by much more, rounding by less."""
@@ -37,25 +36,33 @@ class Network:
         base: without a head.
         top: the base is the last blocks alone, which go on from the trunk's output.
         whole: all columns' states are wanted, those of padding too, which mean nothing: the base is a trunk.
-        again: activations are not kept but computed again in the backward pass, within this context.
+        recompute: activations are not kept but computed again in the backward pass.
+        within: makes the context in which every computation runs.
     """
 
-    def __init__(self, base: nn.Module, *, top: bool = False, whole: bool = False, again: Again | None = None) -> None:
-        self.base = base
-        self.top = top
-        self.whole = whole
-        self.again = again
-        self._own_forward = base if again is None else recomputing(base, again)
+    def __init__(
+        self,
+        base: nn.Module,
+        *,
+        top: bool = False,
+        whole: bool = False,
+        recompute: bool = False,
+        within: Context = contextlib.nullcontext,
+    ) -> None:
+        self.base, self.top, self.whole, self.within = base, top, whole, within
+        self._again = within if recompute else None
+        self._fallback = recomputing(base, within) if recompute else base
         self._decoder: Decoder | None = None
 
     def __call__(self, features: Features) -> Tensor:
         start = features.hidden if self.top else None
-        if self.fallback_reason:
-            hidden = run_base(self._own_forward, features, start)
-            return hidden if self.whole else before_response(hidden, features)
-        if self._decoder is None:  # as late as this: adapters are put in after a network is made
-            self._decoder = decoder_of(self.base)
-        return states(self._decoder, features, start, self.again, whole=self.whole)
+        with self.within():
+            if self.fallback_reason:
+                hidden = run_base(self._fallback, features, start)
+                return hidden if self.whole else before_response(hidden, features)
+            if self._decoder is None:  # as late as this: adapters are put in after a network is made
+                self._decoder = decoder_of(self.base)
+            return states(self._decoder, features, start, self._again, whole=self.whole)
 
     @property
     def fallback_reason(self) -> str:
@@ -64,9 +71,9 @@ class Network:
 
 
 def states(
-    decoder: Decoder, features: Features, start: Tensor | None, again: Again | None = None, *, whole: bool = False
+    decoder: Decoder, features: Features, start: Tensor | None, again: Context | None = None, *, whole: bool = False
 ) -> Tensor:
-    """`Network` by a model's own layers.
+    """`Network` by known layers.
 
     Args:
         start: the trunk's output; None: from the tokens.
@@ -103,8 +110,7 @@ def _try(base: Any) -> str:
     ids = (torch.arange(20, device=device).view(2, 10) * 7 + 3) % base.config.vocab_size
     mask = torch.ones_like(ids, dtype=torch.bool)
     mask[1, :3] = False
-    lengths = {"prompt_lengths": torch.tensor([6, 3]), "response_lengths": torch.tensor([4, 4])}
-    both = Features(input_ids=ids, mask=mask, hidden=None, prompt_width=6, **lengths)
+    both = Features(ids, mask, None, 6, torch.tensor([6, 3]), torch.tensor([4, 4]))
     with _in_float32(base), torch.autocast(device.type, enabled=False):
         for texts in (both, both.rows(torch.tensor([0]))):
             expected = run_base(base, texts, None)[texts.mask]
@@ -135,16 +141,15 @@ def _in_float32(model: nn.Module) -> Iterator[None]:
 
 
 class _Recomputed(nn.Module):
-    def __init__(self, block: nn.Module, again: Again) -> None:
+    def __init__(self, block: nn.Module, again: Context) -> None:
         super().__init__()
-        self.block = block
-        self.again = again
+        self.block, self.again = block, again
 
     def forward(self, *inputs: Any, **named: Any) -> Any:
         return recomputed(self.block, self.again, *inputs, **named)
 
 
-def recomputing(base: nn.Module, again: Again = contextlib.nullcontext) -> nn.Module:
+def recomputing(base: nn.Module, again: Context = contextlib.nullcontext) -> nn.Module:
     """A twin of a base model, for training alone, that shares every tensor and keeps a block's input alone.
 
     Raises:
@@ -156,6 +161,4 @@ def recomputing(base: nn.Module, again: Again = contextlib.nullcontext) -> nn.Mo
 
 def recomputing_model(model: PreTrainedModel) -> PreTrainedModel:
     """`recomputing` for a model with a head."""
-    twin = with_modules(model, **{model.base_model_prefix: recomputing(model.base_model)})
-    assert isinstance(twin, PreTrainedModel)
-    return twin
+    return with_modules(model, **{model.base_model_prefix: recomputing(model.base_model)})

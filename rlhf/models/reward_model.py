@@ -28,16 +28,17 @@ from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
 from rlhf.batches import pad
 from rlhf.config import TrainableConfig
+from rlhf.control_tokens import pad_id, rows_needed
 from rlhf.data.tokenize import encode_answered
 from rlhf.errors import reason
 from rlhf.finite import NotFinite, check_loaded
-from rlhf.models.adapters import adapter_at
+from rlhf.models.adapters import adapter_at, resize
 from rlhf.models.families import KEPT_IN_FLOAT32
 from rlhf.models.features import positions_of
 from rlhf.models.hub import CLASSIFIER, NOT_RUN, ModelError, OwnCode, few_of, loading
 from rlhf.models.layers import FLOAT32, FrozenWeights, compute_in_float32, to_float32
-from rlhf.models.loading import check_positions, load_pretrained, load_tokenizer, load_weights, widen_vocabulary
-from rlhf.models.saving import end_alike, save_whole, write_trained
+from rlhf.models.loading import check_positions, load_pretrained, load_tokenizer, load_weights
+from rlhf.models.saving import write_trained
 
 NORMALISATION = "reward_normalisation.json"
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -103,17 +104,12 @@ class RewardModel:
         Raises:
             NotFinite: a weight, or what scores are normalised by, is NaN or infinite.
         """
-        end_alike(self.model, self.tokenizer)
         if not (math.isfinite(self.mean) and 0 < self.std < math.inf):
             raise NotFinite(
                 f"the scores of reference answers have mean {self.mean} and standard deviation {self.std}; try a "
                 "smaller reward_model.learning_rate"
             )
-        if train is None:
-            save_whole(self.model, folder)
-        else:
-            write_trained(self.model, folder, train, "reward_model.train", weights)
-        self.tokenizer.save_pretrained(folder)
+        write_trained(self.model, self.tokenizer, folder, train, "reward_model.train", weights)
         (folder / NORMALISATION).write_text(json.dumps({"mean": self.mean, "std": self.std}))
 
 
@@ -131,7 +127,7 @@ def new_reward_model(
     Raises:
         ModelError: damaged files, or a policy for shorter texts.
     """
-    with loading("reward model", policy):
+    with loading("reward model", policy, own_code=own_code):
         if (policy / ADAPTER_CONFIG).is_file():
             adapted, _ = load_pretrained(policy, frozen, own_code=own_code)
             adapted.config.num_labels = 1
@@ -140,14 +136,14 @@ def new_reward_model(
             )
             setattr(model, model.base_model_prefix, adapted.base_model)
         else:
-            own_code.check(policy, CLASSIFIER, "reward model")
+            own_code.warn(policy)
             config = AutoConfig.from_pretrained(policy, trust_remote_code=own_code.allowed)
-            classifier_class(config, "fp32", policy if own_code.allowed else None)
+            classifier_class(config, "fp32", policy, own_code, "reward model")
             model = AutoModelForSequenceClassification.from_pretrained(
                 policy, num_labels=1, trust_remote_code=own_code.allowed, **frozen.options()
             )
     check_loaded(dict(model.base_model.named_parameters()), policy, "model.path")
-    widen_vocabulary(model, tokenizer)
+    resize(model, max(model.config.vocab_size, rows_needed(tokenizer), pad_id(tokenizer) + 1))
     compute_in_float32(model)
     reward_model = RewardModel(model.eval(), tokenizer, **limits)
     check_positions(model.config, policy, limits["max_prompt_tokens"] + limits["max_new_tokens"])
@@ -214,12 +210,11 @@ def load_classifier(
             raise ModelError(
                 f"reward.path: {path} has {len(outputs)} outputs ({few_of(outputs)}); a reward model has one"
             )
-        return classifier_class(config, precision, place if own_code.allowed else None)
+        return classifier_class(config, precision, place, own_code)
 
     model = load_weights(
         path,
         adapter,
-        CLASSIFIER,
         prepare,
         option="reward.path",
         own_code=own_code,
@@ -231,17 +226,23 @@ def load_classifier(
 
 
 def classifier_class(
-    config: PretrainedConfig, precision: str, own_code_at: str | Path | None = None
+    config: PretrainedConfig,
+    precision: str,
+    place: str | Path = "",
+    own_code: OwnCode = NOT_RUN,
+    option: str = "reward.path",
 ) -> type[PreTrainedModel]:
     """The architecture's sequence classifier; below float32 it keeps a head called `score` in float32.
 
     Args:
-        own_code_at: folder or hub name whose own code is run where it brings a classifier; None: none is.
+        place: where the model lies, which may bring a classifier of its own.
     """
     kind: Any = MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING.get(type(config), None)
     brought = (getattr(config, "auto_map", None) or {}).get(CLASSIFIER)
-    if own_code_at is not None and brought:
-        kind = get_class_from_dynamic_module(brought, str(own_code_at))
+    if brought and own_code.allowed:
+        kind = get_class_from_dynamic_module(brought, str(place))
+    if kind is None and brought:
+        raise own_code.refusal(place, option)
     if kind is None:
         raise ModelError(
             f"reward.name: transformers has no sequence classifier of architecture {config.model_type}; give one of "

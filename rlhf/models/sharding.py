@@ -15,24 +15,18 @@ from transformers import PreTrainedModel
 
 from rlhf.config import HardwareConfig, TrainableConfig
 from rlhf.distributed import count, full_tensor, is_sharded
-from rlhf.models.base import Parameters, PolicyModels
-from rlhf.models.families import BLOCKS
-from rlhf.models.loading import language_head
-from rlhf.models.modes import AllParameters
-from rlhf.models.split import attribute
+from rlhf.models.families import BLOCKS, attribute
+from rlhf.models.policy import Parameters, PolicyModels
 
 
 def shard(models: PolicyModels) -> None:
-    """Cut up policy, reference and value network, in place; they keep their names."""
-    assert isinstance(models, AllParameters), "checked in rlhf.config.check"
-    bases = [models.model.base_model, models.reference.base_model]
-    heads = [language_head(models.model), language_head(models.reference)]
-    if models.value_base is not None:
-        bases.append(models.value_base)
-    _shard(bases, heads)
-    policy = {f"policy.{name}": parameter for name, parameter in models.model.named_parameters()}
-    value = {} if models.value_base is None else models.value_base.named_parameters()
-    new = {**policy, **{f"value.{name}": parameter for name, parameter in dict(value).items()}}
+    """Cut up policy, reference and value network of mode all, in place; they keep their names."""
+    networks = models.networks
+    parts = [networks.policy, networks.reference, *([] if networks.value is None else [networks.value])]
+    _shard([part.base for part in parts], [models.language_head, networks.reference_head])
+    new = {f"policy.{name}": parameter for name, parameter in models.model.named_parameters()}
+    if networks.value is not None:
+        new |= {f"value.{name}": parameter for name, parameter in networks.value.base.named_parameters()}
     models.policy_parameters = _renewed(models.policy_parameters, new)
     models.value_parameters = _renewed(models.value_parameters, new)
 

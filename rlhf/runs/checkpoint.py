@@ -84,7 +84,7 @@ def save_checkpoint(folder: Path, step: int, tensors: Mapping[str, Tensor], stat
 def load_checkpoint(folder: Path) -> Checkpoint | None:
     """What `find_checkpoint` finds, with its tensors."""
     newest = find_checkpoint(folder)
-    return None if newest is None else read_checkpoint(*newest)
+    return newest and read_checkpoint(*newest)
 
 
 def read_checkpoint(path: Path, state: dict[str, Any]) -> Checkpoint:
@@ -145,71 +145,53 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def parameter_tensors(parameters: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
-    """The parameters as a checkpoint holds them."""
-    return {f"parameter.{name}": full_tensor(parameter.data) for name, parameter in parameters.items()}
-
-
-@torch.no_grad()
-def load_parameter_tensors(parameters: Mapping[str, nn.Parameter], tensors: Mapping[str, Tensor]) -> None:
-    """Undo `parameter_tensors`.
-
-    Raises:
-        CheckpointError: the checkpoint was made with other trained parameters, or they are not finite.
-    """
-    saved = {key.removeprefix("parameter."): t for key, t in tensors.items() if key.startswith("parameter.")}
-    _check_tensors(saved, {name: p.shape for name, p in parameters.items()}, "parameters", "the model")
-    for name, parameter in parameters.items():
-        parameter.copy_(shard_like(saved[name], parameter))
-
-
-def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """The optimizer's moments and step counters, by parameter number; zeros, as it begins with, where it has none."""
-    tensors: dict[str, Tensor] = {}
+def training_tensors(parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """The parameters, and the optimizer's moments and step counters by parameter number: zeros, as it begins with, where
+    it has none."""
+    tensors = {f"parameter.{name}": full_tensor(parameter.data) for name, parameter in parameters.items()}
     for number, parameter in enumerate(_parameters(optimizer)):
         state = optimizer.state.get(parameter, {})
         for name in MOMENTS:
-            start = torch.zeros(()) if name == "step" else torch.zeros(parameter.shape)
+            start = torch.zeros(() if name == "step" else parameter.shape)
             tensors[f"optimizer.{number}.{name}"] = full_tensor(state.get(name, start))
     return tensors
 
 
-def load_optimizer_tensors(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
-    """Undo `optimizer_tensors`; learning rates and the like stay those of the config.
+@torch.no_grad()
+def load_training(
+    parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]
+) -> None:
+    """Undo `training_tensors`; learning rates and the like stay those of the config.
 
     Raises:
-        CheckpointError: moments are missing, of another shape, below 0 or not finite.
+        CheckpointError: tensors are missing, too many, of another shape or not finite, or a square moment is below 0.
     """
-    parameters = _parameters(optimizer)
-    shapes = {
-        f"optimizer.{number}.{name}": torch.Size() if name == "step" else parameter.shape
-        for number, parameter in enumerate(parameters)
-        for name in MOMENTS
-    }
-    saved = {key: tensor for key, tensor in tensors.items() if key.startswith("optimizer.")}
-    _check_tensors(saved, shapes, "optimizer states", "the optimizer")
-    state: dict[int, dict[str, Tensor]] = {number: {} for number in range(len(parameters))}
-    for key, value in saved.items():
-        _, number, name = key.split(".")
-        if name != "exp_avg" and bool((value < 0).any()):
+    optimized = _parameters(optimizer)
+    shapes = {f"parameter.{name}": parameter.shape for name, parameter in parameters.items()}
+    for number, parameter in enumerate(optimized):
+        shapes |= {f"optimizer.{number}.{name}": torch.Size() if name == "step" else parameter.shape for name in MOMENTS}
+    if odd := sorted(set(tensors) ^ set(shapes)):
+        more = f" and {len(odd) - 1} more" if len(odd) > 1 else ""
+        raise CheckpointError(f"the checkpoint holds other tensors than this run trains ({odd[0]}{more})")
+    for name, tensor in tensors.items():
+        if tensor.shape != shapes[name]:
+            raise CheckpointError(f"the checkpoint's {name} has shape {list(tensor.shape)}, not {list(shapes[name])}")
+    if name := not_finite(tensors):
+        raise CheckpointError(f"the checkpoint's {name} is not finite; overwrite=true starts afresh")
+    state: dict[int, dict[str, Tensor]] = {number: {} for number in range(len(optimized))}
+    for key, tensor in tensors.items():
+        kind, name = key.split(".", 1)
+        if kind == "parameter":
+            parameters[name].copy_(shard_like(tensor, parameters[name]))
+            continue
+        number, moment = name.split(".")
+        if moment != "exp_avg" and bool((tensor < 0).any()):
             raise CheckpointError(f"the checkpoint's {key} is below 0; overwrite=true starts afresh")
         # Steps are no tensor of the parameter's shape and never sharded.
-        state[int(number)][name] = value if name == "step" else shard_like(value, parameters[int(number)])
+        state[int(number)][moment] = tensor if moment == "step" else shard_like(tensor, optimized[int(number)])
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
 def _parameters(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
     """In the order of their numbers in the optimizer's state."""
     return [parameter for group in optimizer.param_groups for parameter in group["params"]]
-
-
-def _check_tensors(saved: Mapping[str, Tensor], shapes: Mapping[str, torch.Size], what: str, owner: str) -> None:
-    """Refuse tensors that are not, name by name and shape by shape, those of `owner`, or not finite."""
-    if odd := sorted(set(saved) ^ set(shapes)):
-        more = f" and {len(odd) - 1} more" if len(odd) > 1 else ""
-        raise CheckpointError(f"the checkpoint holds other {what} than {owner} ({odd[0]}{more})")
-    for name, tensor in saved.items():
-        if tensor.shape != shapes[name]:
-            raise CheckpointError(f"the checkpoint's {name} has shape {list(tensor.shape)}, not {list(shapes[name])}")
-    if name := not_finite(saved):
-        raise CheckpointError(f"the checkpoint's {name} is not finite; overwrite=true starts afresh")

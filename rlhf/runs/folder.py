@@ -15,7 +15,7 @@ from torch import Tensor
 
 from rlhf.config import RunConfig
 from rlhf.config.build import config_to_mapping
-from rlhf.config.frozen import edited, other_server
+from rlhf.config.identity import edited, other_server
 from rlhf.distributed import on_first_rank, rank
 from rlhf.files import file_errors, flush_to_disk, write_whole
 from rlhf.finite import check_saved
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from rlhf.runs.mirror import WandbMirror
 
 
-LOGS = (METRICS, SAMPLES, EVALUATIONS)
+LOGS: tuple[str, ...] = (METRICS, SAMPLES, EVALUATIONS)
 """What grows during a run; a checkpoint says how long each was, and a resumed run cuts them back to that."""
 
 
@@ -227,7 +227,7 @@ class RunFolder:
         return file
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
-        """Say in summary.json how the run ended. Not collective: another rank may be gone."""
+        """Say in summary.json how the run ended. Not collective: another rank may have ended."""
         if rank() == 0:
             self._lock.check()
             write_whole(self.path / SUMMARY, json.dumps(_finite(summary), indent=1, allow_nan=False))

@@ -96,7 +96,7 @@ class RunLock:
     def __exit__(self, *_: object) -> None:
         self._stop.set()
         self._thread.join()
-        with self._guarded() as alone:  # a lock.json that stays is taken over, since its process is gone
+        with self._guarded() as alone:  # a lock.json that stays is taken over, since its process has ended
             if alone and self._mine():
                 with file_errors(self.path, "delete it"):
                     self.path.unlink()
@@ -203,7 +203,7 @@ def process_start(pid: object) -> str | None:
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
     except (OSError, ValueError):
-        no_proc = not Path("/proc/self/stat").exists()  # as on macOS, where whether it lives is all that can be told
+        no_proc = not Path("/proc/self/stat").exists()  # as on macOS, where only whether it lives is known
         return "alive" if no_proc and isinstance(pid, int) and _is_alive(pid) else None
     return None if fields[0] == "Z" else fields[19]
 

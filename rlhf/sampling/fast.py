@@ -1,23 +1,30 @@
-"""Sampling over a static key-value cache: known layers, one pass per token, no row computed long after its end."""
+"""Sampling over a static key-value cache: known layers, one pass per token, no row computed long after its end.
+
+On a GPU the step is captured as CUDA graphs: one launch per token in place of hundreds.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+import functools
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from rlhf.config import RunConfig
+from rlhf.errors import reason
 from rlhf.models import positions_of
 from rlhf.models.decoder import Cache
 from rlhf.models.families import decoder_of
 from rlhf.models.layers import CastWeights, for_few_rows
 from rlhf.models.network import misfit
 from rlhf.models.policy import Sampler
-from rlhf.sampling.graphs import Graphs
 from rlhf.sampling.plain import draw
+from rlhf.terminal import complain
 
 RETIRE = 0.75
 """Finished rows are dropped once no more than this share goes on; halves where graphs fix the number of rows."""
@@ -140,30 +147,25 @@ class FastSampler:
 
     def sample(self, prompt_ids: Tensor, prompt_mask: Tensor, uniforms: Tensor) -> tuple[Tensor, Tensor]:
         """As `plain.sample_plain`."""
+        width = prompt_ids.shape[1]
         tokens = torch.full(uniforms.shape, self.pad_id, dtype=torch.int64, device=prompt_ids.device)
         logprobs = torch.zeros(uniforms.shape, device=prompt_ids.device)
         # Small kernels' calls cost a tenth less in this mode; nothing made in it is given back.
         with torch.inference_mode():
-            self._sample(prompt_ids, prompt_mask, uniforms, tokens, logprobs)
+            running = self._start(prompt_ids, prompt_mask, uniforms)
+            padded = not bool(prompt_mask.all())
+            for t in range(1, uniforms.shape[1]):
+                if t % self.look_every == 0:
+                    going = len(running.index) - int(running.finished.sum())
+                    if going == 0:
+                        break
+                    running = self._retire(running, going, tokens, logprobs)
+                if self.graphs is not None:
+                    self.graphs.run(self._step, running, -(-(width + t) // COLUMNS) * COLUMNS)
+                else:
+                    self._step(running, width + t, masked=padded)
+            tokens[running.index], logprobs[running.index] = running.tokens, running.logprobs
         return tokens, logprobs
-
-    def _sample(
-        self, prompt_ids: Tensor, prompt_mask: Tensor, uniforms: Tensor, tokens: Tensor, logprobs: Tensor
-    ) -> None:
-        width = prompt_ids.shape[1]
-        running = self._start(prompt_ids, prompt_mask, uniforms)
-        padded = not bool(prompt_mask.all())
-        for t in range(1, uniforms.shape[1]):
-            if t % self.look_every == 0:
-                going = len(running.index) - int(running.finished.sum())
-                if going == 0:
-                    break
-                running = self._retire(running, going, tokens, logprobs)
-            if self.graphs is not None:
-                self.graphs.run(self._step, running, -(-(width + t) // COLUMNS) * COLUMNS)
-            else:
-                self._step(running, width + t, masked=padded)
-        tokens[running.index], logprobs[running.index] = running.tokens, running.logprobs
 
     def _start(self, prompt_ids: Tensor, prompt_mask: Tensor, uniforms: Tensor) -> Running:
         """Prompts into the cache, and the first token of every response."""
@@ -236,3 +238,68 @@ class FastSampler:
 def captures(device: torch.device) -> bool:
     """Whether steps are captured as graphs there."""
     return device.type == "cuda"
+
+
+class Graphs:
+    """Graphs of a step by number of rows and of columns, captured as they are needed.
+
+    A pair's first step runs as it is, which warms up what a capture must not do (libraries' workspaces); the second is
+    captured, and from then on replayed. Where one cannot be captured, no other is tried.
+    """
+
+    def __init__(self) -> None:
+        self.captured: dict[tuple[int, int], torch.cuda.CUDAGraph | None] = {}
+        """None: warmed up."""
+        self.pool: Any = None
+        self.refused = False
+
+    def run(self, step: Callable[[Any, int], None], running: Any, columns: int) -> None:
+        """One step of `running`, whose tensors stay where they are from one call to the next.
+
+        The step is not kept: it holds the sampler that holds this, and a circle of large tensors would stay until
+        Python looks for circles.
+        """
+        key = len(running.index), columns
+        graph = self.captured.get(key)
+        if graph is None and key in self.captured and not self.refused:
+            graph = torch.cuda.CUDAGraph()
+            try:
+                with capturing(graph, self.pool):
+                    step(running, columns)
+                self.pool = self.pool or graph.pool()
+            except RuntimeError as error:
+                complain(f"sampling without a CUDA graph where none could be captured: {reason(error)}")
+                graph, self.refused = None, True
+        self.captured[key] = graph
+        if graph is None:
+            step(running, columns)
+        else:
+            graph.replay()
+
+
+@contextlib.contextmanager
+def capturing(graph: torch.cuda.CUDAGraph, pool: Any) -> Iterator[None]:
+    """As `torch.cuda.graph`, but without its garbage collection, which takes longer than many a rollout.
+
+    Another thread may be at work on the device meanwhile: a reward model's.
+    """
+    stream, outer = _capture_stream(torch.cuda.current_device()), torch.cuda.current_stream()
+    stream.wait_stream(outer)
+    try:
+        with torch.cuda.stream(stream):
+            graph.capture_begin(*(() if pool is None else (pool,)), capture_error_mode="thread_local")
+            try:
+                yield
+            except BaseException:
+                with contextlib.suppress(RuntimeError):  # that the capture has failed, which is known by now
+                    graph.capture_end()
+                raise
+            graph.capture_end()
+    finally:
+        outer.wait_stream(stream)
+
+
+@functools.cache
+def _capture_stream(device: int) -> torch.cuda.Stream:
+    """One for all captures: a library's workspace is kept for each stream that it was ever used on."""
+    return torch.cuda.Stream(device)

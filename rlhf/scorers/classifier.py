@@ -11,12 +11,12 @@ from transformers import PreTrainedModel
 
 from rlhf.batches import pad
 from rlhf.config import RunConfig
-from rlhf.marked_text import joined
+from rlhf.control_tokens import joined, special_control
 from rlhf.models.adapters import adapter_at
 from rlhf.models.hub import ModelError, OwnCode
 from rlhf.models.loading import moved, own_code_of, tokenizer_at
 from rlhf.models.reward_model import NORMALISATION, RewardModel, load_classifier, load_reward_model
-from rlhf.text import answer_text, encode_next, encode_whole, special_control
+from rlhf.text import answer_text, encode_next, encode_whole
 
 
 class TextClassifier:

@@ -19,13 +19,14 @@ import logging
 import re
 import zipfile
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor
 from transformers import AutoConfig, PreTrainedModel
 
-from rlhf.config import RewardConfig, RunConfig
+from rlhf.config import RunConfig
 from rlhf.errors import reason
 from rlhf.finite import check_loaded
 from rlhf.models.hub import ModelError, few_of, loading, remedy
@@ -38,20 +39,19 @@ HEAD = "v_head.weight"
 _BUFFERS = re.compile(r"\.attn\.(attention\.)?(bias|masked_bias|embed_positions)$|\.rotary_emb\.inv_freq$")
 
 
-def load_hh_gptj(config: RunConfig, _: Path | None, device: torch.device) -> TextClassifier:
+def load_hh_gptj(
+    config: RunConfig, _: Path | None, device: torch.device, *, read_before_suffix: bool = False
+) -> TextClassifier:
     """Scored at the suffix's last token."""
-    return TextClassifier(config, _load(config.reward), device)
-
-
-def load_tldr_gptj(config: RunConfig, _: Path | None, device: torch.device) -> TextClassifier:
-    """Scored at the last token before the suffix, as this one was trained."""
-    return TextClassifier(config, _load(config.reward), device, read_before_suffix=True)
-
-
-def _load(reward: RewardConfig) -> PreTrainedModel:
+    reward = config.reward
     assert reward.path is not None and reward.checkpoint_file is not None and reward.base is not None, "checked"
     file = checkpoint_path(reward.path, reward.checkpoint_file)
-    return fill(reward.base, read_tensors(file), reward.precision, file)
+    model = fill(reward.base, read_tensors(file), reward.precision, file)
+    return TextClassifier(config, model, device, read_before_suffix=read_before_suffix)
+
+
+load_tldr_gptj = partial(load_hh_gptj, read_before_suffix=True)
+"""Scored at the last token before the suffix, as this one was trained."""
 
 
 def checkpoint_path(path: str, name: str) -> Path:
@@ -105,11 +105,8 @@ def fill(base: str, tensors: dict[str, Tensor], precision: str, file: Path) -> P
         "has {} too many": tensors.keys() - expected.keys(),
         "has other shapes in {}": other,
     }
-    if problems := [
-        what.format(few_of({HEAD if name == "score.weight" else name for name in names}))
-        for what, names in wrong.items()
-        if names
-    ]:
+    problems = [what.format(few_of(names).replace("score.weight", HEAD)) for what, names in wrong.items() if names]
+    if problems:
         raise ModelError(
             f"reward.checkpoint_file: {file} {', '.join(problems)} for reward.base {base}; give its own base"
         )

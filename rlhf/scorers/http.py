@@ -21,7 +21,6 @@ proxy is asked; to others that of the environment (http_proxy, https_proxy, no_p
 
 from __future__ import annotations
 
-import email.utils
 import ipaddress
 import json
 import os
@@ -36,6 +35,8 @@ import requests
 import requests.utils
 import torch
 from torch import Tensor
+from urllib3.exceptions import InvalidHeader
+from urllib3.util import Retry
 
 from rlhf.config import RewardConfig, RunConfig
 from rlhf.errors import UserError, printable, reason
@@ -162,13 +163,11 @@ class HttpScorer:
     def _checked(self, answer: Any, count: int) -> list[float]:
         scores = answer.get("scores") if isinstance(answer, dict) else None
         if not isinstance(scores, list):
-            shown = repr(self._beginning(json.dumps(answer)))
-            raise self._error(f'answered without {{"scores": [...]}} ({shown})')
+            raise self._error(f'answered without {{"scores": [...]}} ({self._beginning(json.dumps(answer))!r})')
         if len(scores) != count:
             raise self._error(f"gave {len(scores)} scores for {count} responses")
         for i, score in enumerate(scores):
-            number = isinstance(score, int | float) and not isinstance(score, bool)
-            if not number or not abs(score) <= FLOAT32_MAX:
+            if type(score) not in (int, float) or not abs(score) <= FLOAT32_MAX:
                 shown = f"{self._beginning(json.dumps(score))!r}, response {i + 1} of {count}"
                 raise self._error(f"gave a score that is no finite number ({shown})")
         return [float(score) for score in scores]
@@ -228,10 +227,7 @@ def _through_proxy(url: str) -> str:
 
 def _retry_after(response: requests.Response) -> float:
     """Seconds; 0 where the header is absent or makes no sense. It holds seconds or a date."""
-    asked = response.headers.get("Retry-After", "")
-    if asked.strip().isdigit():
-        return float(asked)
     try:
-        return max(0.0, email.utils.parsedate_to_datetime(asked).timestamp() - time.time())
-    except (TypeError, ValueError):
+        return Retry().parse_retry_after(response.headers.get("Retry-After", ""))
+    except InvalidHeader:
         return 0.0

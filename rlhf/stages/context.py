@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rlhf.bad_steps import BadSteps
 from rlhf.config import RunConfig
 from rlhf.config.identity import fingerprint
 from rlhf.data import load_text_data
@@ -65,8 +64,7 @@ class RunContext:
             say(text)
 
     def read_data(self, *parts: str) -> TextData:
-        """These parts of the run's data set; where it was read from stands in the log. DataError where it is not as
-        configured."""
+        """These parts of the run's data set; the log says where from. DataError: they are not as configured."""
         data = load_text_data(self.config.dataset, parts)
         for line in data.sources:
             self.say(line)
@@ -75,10 +73,6 @@ class RunContext:
     def seconds(self) -> float:
         """Seconds that this run has worked, interruptions left out."""
         return self._seconds_before + time.monotonic() - self._started
-
-    def bad_steps(self, option: str, allowed: int) -> BadSteps:
-        """The count of this run's bad optimizer steps; `option` of the config says how many are `allowed`."""
-        return BadSteps(self.folder, option, allowed)
 
     def save(self, step: int, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
         """Checkpoint after everything up to `step` was logged; NotFinite where a number is NaN or infinite.

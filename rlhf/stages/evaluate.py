@@ -10,8 +10,8 @@ from rlhf.data.examples import TextData
 from rlhf.data.tokenize import encode_prompts, prompt_report
 from rlhf.evaluation import Evaluator
 from rlhf.finite import check_metrics
-from rlhf.models.loading import load_pretrained, moved, own_code_of
-from rlhf.models.pair import PolicyPair, check_same_tokens
+from rlhf.models.loading import check_same_tokens, load_pretrained, moved, own_code_of
+from rlhf.models.policy import Policy, policy_pair
 from rlhf.sampling.fast import say_where_plain
 from rlhf.scorers import load_scorer, parts_with_references
 from rlhf.stages.context import RunContext
@@ -32,10 +32,10 @@ def run_evaluate(context: RunContext) -> dict[str, float]:
     algorithm = algorithm_of(config)
     if config.algo.heads:
         assert config.evaluation.policy is not None, "checked in rlhf.config.check"
-        shape = models.policy.config
+        shape = models.sampler.config
         algorithm.load_heads(config.evaluation.policy, shape.hidden_size, shape.vocab_size, context.device)
     evaluator = Evaluator(config, algorithm, tokenizer, prompts, scorer, data.gold, stop_strings=stops)
-    say_where_plain(config, models.policy, context.say)
+    say_where_plain(config, models.sampler, context.say)
     report_fallback(models.fallback_reason, context.say)
     found = evaluator.run(models)
     check_metrics(found.metrics, "another evaluation.policy")
@@ -46,7 +46,7 @@ def run_evaluate(context: RunContext) -> dict[str, float]:
     return found.metrics
 
 
-def _policies(context: RunContext, data: TextData) -> tuple[PolicyPair, PreTrainedTokenizerBase]:
+def _policies(context: RunContext, data: TextData) -> tuple[Policy, PreTrainedTokenizerBase]:
     """What is measured and the initial policy, which may be the same.
 
     The former is loaded in float32, since training may have moved it by less than fewer bits can tell; the latter as
@@ -66,7 +66,7 @@ def _policies(context: RunContext, data: TextData) -> tuple[PolicyPair, PreTrain
         template_of(its_tokenizer, config.dataset.template)
         check_same_tokens(its_tokenizer, tokenizer, path)
         policy = moved(policy, context.device)
-    pair = PolicyPair(
+    pair = policy_pair(
         policy,
         moved(reference, context.device),
         temperature=config.rollout.temperature,

@@ -5,60 +5,55 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, ClassVar
 
 from torch import Tensor
 
-from rlhf.bad_steps import BadSteps
 from rlhf.batches import Rollouts, TrainingBatch
 from rlhf.config import RunConfig
 from rlhf.finite import NotFinite, check_metrics, check_weights
-from rlhf.kl import KLController, controller_of, k1, k3, released_k3, sequence_kl
 from rlhf.masked import masked_mean, masked_variance
 from rlhf.models.saving import save_policy
 from rlhf.models.sharding import whole_weights
-from rlhf.rewards import RunningMoments
-from rlhf.runs.checkpoint import load_optimizer_tensors, load_parameter_tensors, optimizer_tensors, parameter_tensors
+from rlhf.optimization import BadSteps
+from rlhf.rewards import KLController, RunningMoments, controller_of, k1, k3, released_k3, scale_scores, sequence_kl
+from rlhf.runs.checkpoint import load_training, training_tensors
 from rlhf.stages.context import RunContext
 from rlhf.stages.setup import Setup
 from rlhf.training_batch import Measured, measure_rollouts, training_batch
-from rlhf.update import Skip, update
+from rlhf.update import update
 
 
-class Responses(Protocol):
+class Responses(ABC):
     """Where an iteration's responses come from and what they are worth: all of them, on every rank."""
 
-    @property
-    def sampled(self) -> bool:
-        """Whether the policy has just sampled them; a data set's own say nothing of the policy's KL."""
-        ...
+    config: RunConfig
+    sampled: ClassVar[bool]
+    """Whether the policy has just sampled them; a data set's say nothing of the policy's KL."""
 
+    @abstractmethod
     def rollouts(self, iteration: int) -> Rollouts:
         """rollout.num_responses responses; those to one prompt are neighbours, algo.group_size of them."""
-        ...
 
+    @abstractmethod
     def scores(self, rollouts: Rollouts, iteration: int) -> Tensor:
         """(B,) raw scores of them."""
-        ...
 
     def scaled(self, scores: Tensor, std: float) -> Tensor:
-        """(B,) what the token rewards are made of.
-
-        Args:
-            std: of all raw scores of the run so far.
-        """
-        ...
+        """(B,) what the token rewards are made of; `std` is that of all raw scores of the run so far."""
+        return scale_scores(scores, std, self.config.reward)
 
     def values(self, measured: Measured) -> Tensor | None:
         """(B, T) what advantages take for V of the state before each token; None without a critic."""
-        ...
+        return measured.values
 
 
 @dataclass
 class Progress:
-    """What a checkpoint keeps beside tensors. Prompts and draws follow from `iteration`."""
+    """What a checkpoint keeps besides tensors. Prompts and draws follow from `iteration`."""
 
     controller: KLController
     bad_steps: BadSteps
@@ -97,29 +92,26 @@ class Progress:
 
 
 def run_loop(context: RunContext, setup: Setup, responses: Responses) -> dict[str, float]:
-    """The whole run from its initial policy or its checkpoint; returns the last evaluation."""
-    config = context.config
-    progress = Progress(
-        controller_of(config.algo.penalty),
-        context.bad_steps("optimization.max_bad_steps", config.optimization.max_bad_steps),
-    )
+    """The run from its initial policy or its checkpoint to its end; returns the last evaluation."""
+    config, parameters, scaler = context.config, setup.named_parameters(), setup.models.scaler
+    bad_steps = BadSteps(context.folder, "optimization.max_bad_steps", config.optimization.max_bad_steps)
+    progress = Progress(controller_of(config.algo.penalty), bad_steps)
     remedy = "a smaller optimization.learning_rate" + (" or value.learning_rate" if config.algo.critic else "")
-    metrics: dict[str, float] = {}
     if (checkpoint := context.take_checkpoint()) is not None:
-        load_parameter_tensors(setup.named_parameters(), checkpoint.tensors)
-        load_optimizer_tensors(setup.optimizer, checkpoint.tensors)
+        load_training(parameters, setup.optimizer, checkpoint.tensors)
         with checkpoint.reading() as state:
             progress.load_state_dict(state)
-            setup.models.scaler.load_state_dict(state["scaler"])
+            scaler.load_state_dict(state["scaler"])
         metrics = context.folder.last_evaluation()
+        del checkpoint  # its tensors
     else:
         metrics = evaluate(context, setup, progress)
         context.folder.log({**counters(context, progress), **metrics})
     for iteration in range(progress.iteration + 1, config.rollout.iterations + 1):
         row = one_iteration(config, setup, responses, progress, iteration)
-        check_weights(setup.named_parameters(), f"after iteration {iteration}", remedy)
-        if progress.bad_steps.count:
-            row["train/bad_steps"] = float(progress.bad_steps.count)
+        check_weights(parameters, f"after iteration {iteration}", remedy)
+        if bad_steps.count:
+            row["train/bad_steps"] = float(bad_steps.count)
         last = iteration == config.rollout.iterations
         moved = responses.sampled and progress.has_moved(config.evaluation.kl_step)
         if last or moved or iteration % config.evaluation.eval_every == 0:
@@ -127,12 +119,8 @@ def run_loop(context: RunContext, setup: Setup, responses: Responses) -> dict[st
             row |= metrics
         context.folder.log({**counters(context, progress), **row})
         if last or context.asked_to_stop() or iteration % config.checkpoint.checkpoint_every == 0:
-            tensors = {
-                **parameter_tensors(setup.named_parameters()),
-                **optimizer_tensors(setup.optimizer),
-            }
-            state = {**progress.state_dict(), "scaler": setup.models.scaler.state_dict()}
-            context.save(progress.step, tensors, state)
+            state = {**progress.state_dict(), "scaler": scaler.state_dict()}
+            context.save(progress.step, training_tensors(parameters, setup.optimizer), state)
             if not last:
                 context.stop_if_asked()
     final, how, heads = context.folder.final, config.checkpoint.save_final, setup.algorithm.heads
@@ -174,17 +162,15 @@ def one_iteration(
         metrics["data_log_ratio"] = kl  # of a data set's responses: how far they have been learnt, no KL
     times.append(time.monotonic())
 
-    skip = skip_of(setup, progress, rollouts, {"score": scores, **batch.numbers()})
+    numbers = {"score": scores, **batch.numbers()}
+
+    def skip(error: NotFinite, step: int, rows: Tensor) -> None:
+        named = setup.named_parameters()
+        progress.bad_steps.skip(error, step, named, lambda: [described(rollouts, numbers, i) for i in rows.tolist()])
+
+    parts, features = (setup.algorithm, setup.models, setup.optimizer), measured.features
     update_metrics, progress.step = update(
-        config,
-        setup.algorithm,
-        setup.models,
-        setup.optimizer,
-        batch,
-        measured.features,
-        iteration=iteration,
-        step=progress.step,
-        skip=skip,
+        config, *parts, batch, features, iteration=iteration, step=progress.step, skip=skip
     )
     progress.iteration = iteration
     times.append(time.monotonic())
@@ -199,25 +185,12 @@ def one_iteration(
     return row
 
 
-def skip_of(setup: Setup, progress: Progress, rollouts: Rollouts, numbers: Mapping[str, Tensor]) -> Skip:
-    """What an update tells of a bad step: its responses are written down, with these numbers of each.
-
-    Args:
-        numbers: (B,) or (B, T) by name; those outside the mask are left out.
-    """
-
-    def described(row: int) -> dict[str, Any]:
-        valid = rollouts.mask[row]
-        texts = {"row": row, "prompt": rollouts.prompts[row], "response": rollouts.responses[row]}
-        of_row = {name: column[row] for name, column in numbers.items()}
-        return texts | {name: x[valid.to(x.device)] if x.dim() else x for name, x in of_row.items()}
-
-    def skip(error: NotFinite, step: int, rows: Tensor) -> None:
-        progress.bad_steps.skip(
-            error, step, setup.named_parameters(), lambda: [described(row) for row in rows.tolist()]
-        )
-
-    return skip
+def described(rollouts: Rollouts, numbers: Mapping[str, Tensor], row: int) -> dict[str, Any]:
+    """A response of a bad step with its numbers, (B,) or (B, T) by name; those outside the mask are left out."""
+    valid = rollouts.mask[row]
+    texts = {"row": row, "prompt": rollouts.prompts[row], "response": rollouts.responses[row]}
+    of_row = {name: column[row] for name, column in numbers.items()}
+    return texts | {name: x[valid.to(x.device)] if x.dim() else x for name, x in of_row.items()}
 
 
 def rollout_metrics(rollouts: Rollouts, measured: Measured, batch: TrainingBatch) -> dict[str, float]:
@@ -236,11 +209,9 @@ def rollout_metrics(rollouts: Rollouts, measured: Measured, batch: TrainingBatch
 
 def sampled_kl_metrics(config: RunConfig, rollouts: Rollouts, measured: Measured) -> dict[str, float]:
     """Other estimates of the KL than k1, which the penalty and the controller see."""
+    estimators = {"kl_k3": k3} | ({"kl_released_k3": released_k3} if config.evaluation.released_k3 else {})
     pair = measured.old_logprobs, measured.reference_logprobs
-    metrics = {"kl_k3": float(sequence_kl(k3(*pair), rollouts.mask))}
-    if config.evaluation.released_k3:
-        metrics["kl_released_k3"] = float(sequence_kl(released_k3(*pair), rollouts.mask))
-    return metrics
+    return {name: float(sequence_kl(of(*pair), rollouts.mask)) for name, of in estimators.items()}
 
 
 def evaluate(context: RunContext, setup: Setup, progress: Progress) -> dict[str, float]:
@@ -257,9 +228,5 @@ def evaluate(context: RunContext, setup: Setup, progress: Progress) -> dict[str,
 
 def counters(context: RunContext, progress: Progress) -> dict[str, float]:
     samples = progress.iteration * context.config.rollout.num_responses
-    return {
-        "step": progress.step,
-        "iteration": progress.iteration,
-        "samples": samples,
-        "seconds": context.seconds(),
-    }
+    where = {"step": progress.step, "iteration": progress.iteration, "samples": samples}
+    return {**where, "seconds": context.seconds()}

@@ -17,14 +17,14 @@ from rlhf.models import PolicyModels
 from rlhf.random import endless_order
 from rlhf.rewards import score_responses
 from rlhf.stages.context import RunContext
-from rlhf.stages.loop import run_loop
+from rlhf.stages.loop import Responses, run_loop
 from rlhf.stages.setup import Setup, build
 from rlhf.training_batch import Measured
 from rlhf.update import rows_of_groups
 
 
 def run_offline(context: RunContext) -> dict[str, float]:
-    """The whole run from its initial policy or its checkpoint; returns the last evaluation."""
+    """As `run_loop`."""
     setup = build(context)
     algo, settings = context.config.algo, context.config.offline
     untrained = UntrainedValues(setup.models) if algo.critic and not settings.refresh_values else None
@@ -65,8 +65,8 @@ def local(parameter: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class DataResponses:
-    """`Responses` of the data set, each as often as the others, in an endless reshuffled order. A group of two is a
+class DataResponses(Responses):
+    """The data set's answers, each as often as the others, in an endless reshuffled order. A group of two is a
     prompt's chosen and rejected answer."""
 
     config: RunConfig
@@ -78,11 +78,9 @@ class DataResponses:
     sampled = False
 
     def rollouts(self, iteration: int) -> Rollouts:
-        """The iteration's answers."""
         return self.answers.rows(self._order(iteration)).to(torch.device(self.config.hardware.device))
 
     def scores(self, rollouts: Rollouts, iteration: int) -> Tensor:
-        """(B,) raw scores of them."""
         return self.all_scores[self._order(iteration)]
 
     def scaled(self, scores: Tensor, std: float) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass
 from queue import SimpleQueue
 
@@ -17,55 +17,35 @@ from rlhf.config import RunConfig
 from rlhf.data.tokenize import Prompts
 from rlhf.distributed import gathered, own_rows
 from rlhf.random import endless_order, sampling_uniforms
-from rlhf.rewards import checked_scores, scale_scores
+from rlhf.rewards import checked_scores
 from rlhf.rollout import generate
 from rlhf.scorers import Scorer
 from rlhf.stages.context import RunContext
-from rlhf.stages.loop import run_loop
+from rlhf.stages.loop import Responses, run_loop
 from rlhf.stages.setup import Setup, build
-from rlhf.training_batch import Measured
 
 
 def run_online(context: RunContext) -> dict[str, float]:
-    """The whole run from its initial policy or its checkpoint; returns the last evaluation."""
+    """As `run_loop`."""
     setup = build(context)
     config = context.config
     early = EarlyScores(setup.scorer, context.device) if scores_early(config) else None
-    return run_loop(context, setup, Sampled(config, setup, PromptsAhead(config, setup.prompts), early))
+    return run_loop(context, setup, Sampled(config, setup, early))
 
 
 def scores_early(config: RunConfig) -> bool:
-    """Whether scoring beside sampling can save time: elsewhere both would share the same cores."""
+    """Whether to score while more is sampled: only where the two do not share the same cores."""
     batches = config.rollout.num_responses // config.hardware.ranks > config.rollout.batch_size
     elsewhere = config.reward.name == "http" or (config.hardware.device == "cuda" and config.reward.name != "sentiment")
     return config.reward.overlap and batches and elsewhere
 
 
-class PromptsAhead:
-    """The prompts of an iteration, next in an endless reshuffled order, each as often as a group has responses.
-
-    They are tokenised while the iteration before is at work.
-    """
-
-    def __init__(self, config: RunConfig, prompts: Prompts) -> None:
-        self.config = config
-        self.prompts = prompts
-        self.pool = ThreadPoolExecutor(1, "prompts")
-        self.ahead: tuple[int, Future[PromptBatch]] | None = None
-
-    def take(self, iteration: int) -> PromptBatch:
-        """Those of `iteration`, and a start on the next one's."""
-        ready = self.ahead
-        batch = ready[1].result() if ready is not None and ready[0] == iteration else self._of(iteration)
-        if iteration < self.config.rollout.iterations:
-            self.ahead = iteration + 1, self.pool.submit(self._of, iteration + 1)
-        return batch
-
-    def _of(self, iteration: int) -> PromptBatch:
-        group_size = self.config.algo.group_size
-        count = self.config.rollout.num_responses // group_size
-        order = endless_order(self.config.seed, "prompts", (iteration - 1) * count, count, len(self.prompts))
-        return self.prompts.rows(order.repeat_interleave(group_size))
+def prompts_of(config: RunConfig, prompts: Prompts, iteration: int) -> PromptBatch:
+    """The prompts of an iteration, next in an endless reshuffled order, each as often as a group has responses."""
+    group_size = config.algo.group_size
+    count = config.rollout.num_responses // group_size
+    order = endless_order(config.seed, "prompts", (iteration - 1) * count, count, len(prompts))
+    return prompts.rows(order.repeat_interleave(group_size))
 
 
 class EarlyScores:
@@ -121,23 +101,21 @@ class EarlyScores:
 
 
 @dataclass(frozen=True)
-class Sampled:
+class Sampled(Responses):
     """`Responses` of the policy as it is."""
 
     config: RunConfig
     setup: Setup
-    prompts: PromptsAhead
     early: EarlyScores | None
     """Where responses are scored while more are sampled."""
     sampled = True
 
     def rollouts(self, iteration: int) -> Rollouts:
-        """The iteration's prompts, each with a group of responses."""
         config, setup = self.config, self.setup
         count = config.rollout.num_responses
         uniforms = sampling_uniforms(config.seed, "rollout", iteration, count, config.dataset.max_new_tokens)
         rows = own_rows(count)
-        prompts = self.prompts.take(iteration).rows(rows)  # padded as all of them are
+        prompts = prompts_of(config, setup.prompts, iteration).rows(rows)  # padded as all of them are
 
         def as_sampled(batch: Tensor, texts: list[str]) -> None:
             if self.early is not None:
@@ -156,10 +134,8 @@ class Sampled:
         return gathered(responses, count)
 
     def scores(self, rollouts: Rollouts, iteration: int) -> Tensor:
-        """(B,) raw scores, less those of the reference answers where reward.baseline asks for it.
-
-        reward.missing_eos_score stays what it is, whatever the reference.
-        """
+        """Less those of the reference answers where reward.baseline asks for it; reward.missing_eos_score stays what it
+        is, whatever the reference."""
         config, scorer, count = self.config, self.setup.scorer, len(rollouts.mask)
         part = rollouts.rows(own_rows(count))
         raw = scorer.score(part.prompts, part.responses) if self.early is None else self.early.take()
@@ -170,11 +146,3 @@ class Sampled:
             references = scorer.score(part.prompts[::group], part.references[::group]).repeat_interleave(group)
             scores = scores - checked_scores(references, part, None if missing_eos_score is None else 0.0)
         return gathered(scores, count)
-
-    def scaled(self, scores: Tensor, std: float) -> Tensor:
-        """(B,) divided by the running standard deviation and clipped, as `reward` says."""
-        return scale_scores(scores, std, self.config.reward)
-
-    def values(self, measured: Measured) -> Tensor | None:
-        """(B, T) of the value network as it is."""
-        return measured.values

@@ -17,7 +17,7 @@ from rlhf.data.tokenize import encode_prompts, prompt_report
 from rlhf.distributed import gathered, own_rows
 from rlhf.files import write_whole
 from rlhf.models.loading import moved
-from rlhf.models.pair import PolicyPair
+from rlhf.models.policy import policy_pair
 from rlhf.random import sampling_uniforms
 from rlhf.rewards import score_responses
 from rlhf.rollout import generate
@@ -43,7 +43,7 @@ def run_reference_samples(context: RunContext) -> dict[str, float]:
     scorer = load_scorer(config, context.inputs.get("reward_model"), context.device, data)
     prompts = encode_prompts(tokenizer, data.eval_prompts, config.dataset.max_prompt_tokens)
     policy = moved(policy, context.device)
-    models = PolicyPair(policy, policy, temperature=config.rollout.temperature, autocast=context.autocast)
+    models = policy_pair(policy, policy, temperature=config.rollout.temperature, autocast=context.autocast)
     say_where_plain(config, policy, context.say)
     count, rounds = len(prompts.texts), config.evaluation.reference_responses
     scores = {"reward": torch.zeros(count, rounds, dtype=torch.float64)}

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from rlhf.batches import PreferenceBatch
 from rlhf.chat import with_template
+from rlhf.control_tokens import add_padding
 from rlhf.data.examples import TextData
 from rlhf.data.tokenize import Preferences, prompt_report
 from rlhf.models.layers import QUANTISED, FrozenWeights
@@ -32,7 +33,6 @@ from rlhf.random import seed_torch
 from rlhf.scorers import mean_and_std, parts_with_references, reference_answers
 from rlhf.stages.context import RunContext
 from rlhf.stages.supervised import SupervisedTask, select_parameters, train
-from rlhf.text import add_padding
 
 CONFIDENCE_BINS = 10
 """Of [0.5, 1], in which a calibration compares confidence and accuracy."""
@@ -77,15 +77,15 @@ def run_reward_model(context: RunContext) -> dict[str, float]:
     settings = config.reward_model
     data = context.read_data("pairs", "test_pairs", *parts_with_references(settings.normalize))
     limits = {name: getattr(config.dataset, name) for name in ("max_prompt_tokens", "max_new_tokens")}
-    held = frozen_weights(config, settings.train, context.device)
-    policy = _initial_policy(context, data, held)
+    frozen = frozen_weights(config, settings.train, context.device)
+    policy = _initial_policy(context, data, frozen)
     tokenizer = load_tokenizer(policy, own_code_of(config.model))
     if settings.train.mode != "lora" or settings.train.merge_adapters:  # whose base has no place for it
         add_padding(tokenizer)
     data = with_template(config.dataset, data, tokenizer)
     context.say(prompt_report(config.dataset, tokenizer, data.pairs, data.dropped))
     seed_torch(settings.seed, "reward model")
-    reward_model = new_reward_model(policy, tokenizer, held, own_code_of(config.model), **limits)
+    reward_model = new_reward_model(policy, tokenizer, frozen, own_code_of(config.model), **limits)
     moved(reward_model.model, context.device)
     parameters = select_parameters(reward_model.model, settings.train, "reward_model.train")
     parameters = sharded(parameters, reward_model.model, settings.train, config.hardware)
@@ -133,7 +133,7 @@ def run_reward_model(context: RunContext) -> dict[str, float]:
     return metrics
 
 
-def _initial_policy(context: RunContext, data: TextData, held: FrozenWeights) -> Path:
+def _initial_policy(context: RunContext, data: TextData, frozen: FrozenWeights) -> Path:
     """A folder with the policy to start from. It is written here where there is none of whole weights, and an adapter
     of the reward model would have to refer to it."""
     config, policy = context.config, context.inputs.get("sft")
@@ -141,12 +141,14 @@ def _initial_policy(context: RunContext, data: TextData, held: FrozenWeights) ->
     refers = train.mode == "lora" and not train.merge_adapters
     if policy is not None and not (refers and (policy / ADAPTER_CONFIG).is_file()):
         return policy
-    if held.weights in QUANTISED:  # which are made of whole ones when they are loaded
-        held = dataclasses.replace(held, weights="bfloat16")
+    if frozen.weights in QUANTISED:  # which are made of whole ones when they are loaded
+        frozen = dataclasses.replace(frozen, weights="bfloat16")
     if policy is not None:
-        base, tokenizer = load_pretrained(policy, held, own_code=own_code_of(config.model))
+        base, tokenizer = load_pretrained(policy, frozen, own_code=own_code_of(config.model))
     else:  # the weights have been through SFT elsewhere
         seed_torch(config.sft.seed, "sft model")
-        base, tokenizer = load_base(config.model, data.words, config.dataset.max_total_length, context.cache_dir, held)
+        base, tokenizer = load_base(
+            config.model, data.words, config.dataset.max_total_length, context.cache_dir, frozen
+        )
     context.folder.write(lambda: save_model(base, tokenizer, context.folder.path / "initial"))
     return context.folder.path / "initial"

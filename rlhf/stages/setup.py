@@ -16,8 +16,8 @@ from rlhf.data.examples import DataError, TextData
 from rlhf.data.tokenize import Prompts, encode_prompts, prompt_report
 from rlhf.evaluation import Evaluator
 from rlhf.models import PolicyModels, build_models
-from rlhf.models.base import Parameters
 from rlhf.models.loading import frozen_weights, load_base, load_pretrained, moved, own_code_of
+from rlhf.models.policy import Parameters
 from rlhf.models.sharding import shard
 from rlhf.optimization import adamw
 from rlhf.random import seed_torch
@@ -29,8 +29,6 @@ from rlhf.text import unreachable_stop
 
 @dataclass(frozen=True)
 class Setup:
-    """What stays for the whole run."""
-
     data: TextData
     tokenizer: PreTrainedTokenizerBase
     prompts: Prompts
@@ -40,7 +38,7 @@ class Setup:
     evaluator: Evaluator
     algorithm: Algorithm
     stop_strings: Sequence[str] = ()
-    """What ends a response beside its EOS."""
+    """What ends a response besides its EOS."""
 
     def named_parameters(self) -> Parameters:
         """Everything that a checkpoint keeps and the optimizer does not."""
@@ -94,7 +92,7 @@ def initial_policy(context: RunContext, data: TextData) -> tuple[PreTrainedModel
 
 
 def stops_of(config: DatasetConfig, data: TextData, tokenizer: PreTrainedTokenizerBase) -> Sequence[str]:
-    """What ends a response beside its EOS: dataset.stop_strings, or what the form of the data asks for.
+    """What ends a response besides its EOS: dataset.stop_strings, or what the form of the data asks for.
 
     Raises:
         DataError: one of them can never be read in a response.

@@ -15,12 +15,11 @@ from rlhf.config import SupervisedConfig, TrainableConfig
 from rlhf.distributed import own_rows, sum_gradients, sum_numbers
 from rlhf.finite import NotFinite, check_metrics, check_weights
 from rlhf.models.layers import to_float32
-from rlhf.models.modes import adapting, lora_config
-from rlhf.models.split import split, top_parameters
-from rlhf.optimization import adamw, clip_and_step, schedule_factor, set_learning_rate
+from rlhf.models.modes import adapting, lora_config, split, top_parameters
+from rlhf.optimization import BadSteps, adamw, clip_and_step, schedule_factor, set_learning_rate
 from rlhf.precision import LossScaler
 from rlhf.random import endless_order
-from rlhf.runs.checkpoint import load_optimizer_tensors, load_parameter_tensors, optimizer_tensors, parameter_tensors
+from rlhf.runs.checkpoint import load_training, training_tensors
 from rlhf.stages.context import RunContext
 
 BETAS, EPS = (0.9, 0.95), 1e-8
@@ -84,7 +83,7 @@ def train(context: RunContext, task: SupervisedTask) -> dict[str, float]:
         weight_decay=settings.weight_decay,
     )
     done, scaler = 0, LossScaler(context.config.hardware.precision)
-    bad_steps = context.bad_steps(f"{task.option}.max_bad_steps", settings.max_bad_steps)
+    bad_steps = BadSteps(context.folder, f"{task.option}.max_bad_steps", settings.max_bad_steps)
 
     def log(step: int, metrics: Mapping[str, float], evaluates: bool) -> None:
         evaluation = task.evaluate() if evaluates else {}
@@ -93,8 +92,7 @@ def train(context: RunContext, task: SupervisedTask) -> dict[str, float]:
         context.folder.log({**counters, "seconds": context.seconds(), **metrics, **evaluation})
 
     if (checkpoint := context.take_checkpoint()) is not None:
-        load_parameter_tensors(task.parameters, checkpoint.tensors)
-        load_optimizer_tensors(optimizer, checkpoint.tensors)
+        load_training(task.parameters, optimizer, checkpoint.tensors)
         with checkpoint.reading() as state:
             done, bad_steps.count = int(state["step"]), int(state["bad_steps"])
             scaler.load_state_dict(state["scaler"])
@@ -115,8 +113,8 @@ def train(context: RunContext, task: SupervisedTask) -> dict[str, float]:
         last = step == settings.steps
         log(step, metrics, evaluates=last or step % settings.eval_every == 0)
         if last or context.asked_to_stop() or step % context.config.checkpoint.checkpoint_every == 0:
-            tensors = {**parameter_tensors(task.parameters), **optimizer_tensors(optimizer)}
-            context.save(step, tensors, {"step": step, "scaler": scaler.state_dict(), "bad_steps": bad_steps.count})
+            state = {"step": step, "scaler": scaler.state_dict(), "bad_steps": bad_steps.count}
+            context.save(step, training_tensors(task.parameters, optimizer), state)
             if not last:
                 context.stop_if_asked()
     return context.folder.last_evaluation()

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from rlhf.algorithms import ALGORITHMS
-from rlhf.algorithms.apa import apa_loss, infeasible_target_fraction
+from rlhf.algorithms.algorithm import value_loss
+from rlhf.algorithms.apa import apa_loss
 from rlhf.algorithms.awr import awr_loss, awr_weights
-from rlhf.algorithms.critic import value_loss
 from rlhf.algorithms.ppo import ppo_loss, probability_ratio
 from rlhf.batches import Totals, TrainingBatch
 from rlhf.config import AdvantagesConfig, APAConfig, AWRConfig, PPOConfig
@@ -42,13 +42,6 @@ def test_apas_gradient_pulls_to_the_target_and_is_zero_there():
     apa_loss(logprobs, anchor, advantages, FULL, lam=0.5).backward()
     assert logprobs.grad is not None
     assert logprobs.grad.tolist() == [[0.0, 3.0]]  # 2 error / 2 tokens
-
-
-def test_infeasible_targets():
-    # targets: -2 + 2 = 0 (just feasible), -1.5 + 4 > 0, -1 - 2 < 0
-    mask = torch.tensor([[True, True, True, False]])
-    fraction = infeasible_target_fraction(row(-2.0, -1.5, -1.0, 5.0), row(1.0, 2.0, -1.0, 5.0), mask, lam=0.5)
-    assert fraction.item() == pytest.approx(1 / 3)
 
 
 def test_awr_of_two_tokens():

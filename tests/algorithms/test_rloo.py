@@ -87,14 +87,6 @@ def test_where_nothing_has_moved_the_gradient_is_reinforces():
     torch.testing.assert_close(logprobs.grad, expected)
 
 
-def test_advantages_of_a_group_sum_to_zero_and_a_constant_of_its_prompt_changes_nothing():
-    rewards = torch.randn(12, generator=generator(1, "rloo"))
-    advantages = leave_one_out(rewards, 4)
-    torch.testing.assert_close(advantages.view(3, 4).sum(1), torch.zeros(3), atol=1e-6, rtol=0.0)
-    shifted = rewards + torch.tensor([5.0, -3.0, 0.5]).repeat_interleave(4)
-    torch.testing.assert_close(leave_one_out(shifted, 4), advantages)
-
-
 def test_losses_add_up_over_micro_batches_and_padding_has_no_influence():
     batch, logprobs = random_batch()
     whole = loss_of(batch, logprobs, 6).loss
@@ -116,4 +108,4 @@ def test_a_run_trains_no_values_and_goes_on_as_if_never_stopped(tmp_path, cache,
         assert execute(run)["status"] == "interrupted"
     assert execute(run)["status"] == "finished"
     assert_same(run, expected)
-    assert not any("value" in name for name in weights(run) if not name.startswith("final."))
+    assert not any("value" in name for name in weights(run) if not name.startswith("model."))

@@ -6,7 +6,6 @@ of 1. Noise is given as a share of that gain. A gold reward of noise alone stand
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -31,51 +30,45 @@ def simulated(rewards: np.ndarray, gold: np.ndarray | None = None) -> list[RunRe
     """A run of each row of `rewards`, (runs, evaluations); its KL rises evenly."""
     kl = np.linspace(0.0, 1.0, rewards.shape[1]).tolist()
     finished = {"status": "finished"}
+    golds = [None] * len(rewards) if gold is None else gold.tolist()
     return [
-        make_record(
-            Path(f"r{seed}"),
-            config("apa", seed),
-            rows(kl, one.tolist(), gold=None if gold is None else gold[seed].tolist()),
-            finished,
-            [],
-            [],
-        )
-        for seed, one in enumerate(rewards)
+        make_record(Path(f"r{seed}"), config("apa", seed), rows(kl, one, gold=golds[seed]), finished, [], [])
+        for seed, one in enumerate(rewards.tolist())
     ]
 
 
-def rates(records: list[RunRecord], seeds: int = 0) -> dict[str, float]:
-    """Shares of runs by diagnosis; with `seeds`, of settings of so many runs that are said to diverge."""
-    if seeds:
-        groups = [records[start : start + seeds] for start in range(0, len(records), seeds)]
-        said = [any(one.kind == "seeds" for one in diagnose(compare(group))) for group in groups]
-        return {f"seeds diverge ({seeds})": float(np.mean(said))}
-    found: dict[str, int] = {}
+def rates(records: list[RunRecord]) -> dict[str, float]:
+    """Shares of runs by diagnosis."""
+    counts: dict[str, int] = {}
     for one in diagnose(compare(records)):
         if one.kind in ("reward falls", "over-optimisation"):
-            below = "below the initial one" if "below the initial" in one.text else one.kind
-            found[below] = found.get(below, 0) + len(one.runs)
-    return {kind: count / len(records) for kind, count in found.items()}
+            kind = "below the initial one" if "below the initial" in one.text else one.kind
+            counts[kind] = counts.get(kind, 0) + len(one.runs)
+    return {kind: count / len(records) for kind, count in counts.items()}
 
 
-def cases(count: int) -> Iterator[tuple[str, float, dict[str, float]]]:
-    rng = np.random.default_rng(count)
-    for name, (gain, fall) in CURVES.items():
-        for noise in NOISES:
-            records = simulated(curve(gain, fall, count) + noise * rng.normal(size=(RUNS, count)))
-            shares = rates(records)
-            if not fall:
-                shares |= rates(records[: RUNS - RUNS % 3], 3) | rates(records, 10)
-            yield name, noise, shares
-    rising = np.tile(curve(1.0, 0.0, count), (RUNS, 1)) + np.linspace(0.0, 0.5, count)
-    yield "gold is noise", 0.1, rates(simulated(rising, 0.1 * rng.normal(size=(RUNS, count))))
+def diverging(records: list[RunRecord], seeds: int) -> dict[str, float]:
+    """The share of settings of so many runs that are said to diverge."""
+    groups = [records[start : start + seeds] for start in range(0, len(records) - seeds + 1, seeds)]
+    diverge = [any(one.kind == "seeds" for one in diagnose(compare(group))) for group in groups]
+    return {f"seeds diverge ({seeds})": float(np.mean(diverge))}
 
 
-def main() -> None:
+def main(_: list[str] | None = None) -> None:
     for count in (20, 8):
-        for name, noise, shares in cases(count):
-            said = ", ".join(f"{kind} {share:.1%}" for kind, share in shares.items()) or "nothing said"
-            print(f"{count:3} evaluations, {name:24} noise {noise:4}: {said}", flush=True)
+        rng = np.random.default_rng(count)
+        for name, (gain, fall) in CURVES.items():
+            for noise in NOISES:
+                records = simulated(curve(gain, fall, count) + noise * rng.normal(size=(RUNS, count)))
+                settings = {} if fall else {**diverging(records, 3), **diverging(records, 10)}
+                show(count, name, noise, {**rates(records), **settings})
+        rising = np.tile(curve(1.0, 0.0, count), (RUNS, 1)) + np.linspace(0.0, 0.5, count)
+        show(count, "gold is noise", 0.1, rates(simulated(rising, 0.1 * rng.normal(size=(RUNS, count)))))
+
+
+def show(count: int, name: str, noise: float, shares: dict[str, float]) -> None:
+    cells = ", ".join(f"{kind} {share:.1%}" for kind, share in shares.items()) or "no diagnosis"
+    print(f"{count:3} evaluations, {name:24} noise {noise:4}: {cells}", flush=True)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
@@ -35,47 +36,47 @@ DRAWS: dict[str, tuple[Callable[[np.random.Generator, int], np.ndarray], float, 
 
 
 def coverage(name: str, seeds: int) -> dict[str, float]:
-    """Shares of repetitions whose interval held the truth, by statistic."""
+    """Shares of repetitions whose interval holds the truth, by statistic."""
     draw, mean, deviation = DRAWS[name]
     rng = np.random.default_rng([seeds, *name.encode()])
-    held: dict[str, list[bool]] = {}
-    for _ in range(REPETITIONS):
+
+    def once() -> dict[str, bool | None]:
         sample, other = draw(rng, seeds).tolist(), draw(rng, seeds).tolist()
         against = versus(sample, other)
-        found = {"mean": (interval(sample), mean), "spread": (spread_interval(sample), deviation)}
-        if name == "normal":
-            found["iqm"] = (iqm_interval(sample), mean)
-        for statistic, (one, truth) in found.items():
-            if one is not None and one.low is not None and one.high is not None:
-                held.setdefault(statistic, []).append(one.low <= truth <= one.high)
-        if against.low is not None and against.high is not None:
-            held.setdefault("difference", []).append(against.low <= 0.0 <= against.high)
-        if against.probability_low is not None and against.probability_high is not None:
-            held.setdefault("P(A > B)", []).append(against.probability_low <= 0.5 <= against.probability_high)
-    return {statistic: float(np.mean(one)) for statistic, one in held.items()}
+        iqm = {"iqm": _holds(iqm_interval(sample), mean)} if name == "normal" else {}
+        return {
+            "mean": _holds(interval(sample), mean),
+            "spread": _holds(spread_interval(sample), deviation),
+            **iqm,
+            "difference": _between(against.low, 0.0, against.high),
+            "P(A > B)": _between(against.probability_low, 0.5, against.probability_high),
+        }
+
+    return _shares(once)
 
 
 def sensitivity_coverage(seeds: int, apart: float) -> dict[str, float]:
     """Of best, median and worst of 3 out of 6 settings whose true values lie `apart` standard deviations of one seed
     from one another."""
     rng = np.random.default_rng([seeds, round(100 * apart)])
-    truth = apart * np.arange(6.0)
-    weights = order_weights(6, 3)
-    held = np.zeros(3)
-    for _ in range(REPETITIONS):
-        table = truth + rng.normal(size=(seeds, 6))
-        found = expected([dict(enumerate(column)) for column in table.T.tolist()], 0, 3)
-        for place, (one, true) in enumerate(zip(found, weights @ truth, strict=True)):
-            assert one.low is not None and one.high is not None
-            held[place] += one.low <= true <= one.high
-    return dict(zip(("best", "median", "worst"), (held / REPETITIONS).tolist(), strict=True))
+    values = apart * np.arange(6.0)
+    truth = order_weights(6, 3) @ values
+
+    def once() -> dict[str, bool | None]:
+        table = values + rng.normal(size=(seeds, 6))
+        three = expected([dict(enumerate(column)) for column in table.T.tolist()], 0, 3)
+        places = zip(("best", "median", "worst"), three, truth.tolist(), strict=True)
+        return {name: _holds(one, true) for name, one, true in places}
+
+    return _shares(once)
 
 
 def gold_coverage(seeds: int) -> dict[str, float]:
-    """Of alpha and beta of a line through 8 evaluations a seed, with coefficients, noise and largest KL of its own."""
+    """Of alpha and beta of a line through 8 evaluations of each seed, whose coefficients, noise and largest KL
+    differ."""
     rng = np.random.default_rng(seeds)
-    held = np.zeros(2)
-    for _ in range(REPETITIONS):
+
+    def once() -> dict[str, bool | None]:
         points = []
         for _ in range(seeds):
             d = np.linspace(0.2, rng.uniform(1.5, 2.5), 8)
@@ -83,39 +84,55 @@ def gold_coverage(seeds: int) -> dict[str, float]:
             points.append((d, d * (alpha - beta * np.log(d)) + 0.05 * rng.normal(size=8)))
         line = fitted_line(points)
         assert line is not None
-        for place, (one, true) in enumerate(zip(line, (1.0, 0.3), strict=True)):
-            assert one.low is not None and one.high is not None
-            held[place] += one.low <= true <= one.high
-    return dict(zip(("alpha", "beta"), (held / REPETITIONS).tolist(), strict=True))
+        return {"alpha": _holds(line[0], 1.0), "beta": _holds(line[1], 0.3)}
+
+    return _shares(once)
 
 
-def winrate_coverage(seeds: int, spread: float) -> float:
+def winrate_coverage(seeds: int, spread: float) -> dict[str, float]:
     """Of a win rate on 16 prompts, whose chances vary by 0.15 between prompts and by `spread` between seeds."""
     rng = np.random.default_rng([seeds, round(100 * spread)])
-    held = 0
-    for _ in range(REPETITIONS):
+
+    def once() -> dict[str, bool | None]:
         chances = 0.5 + 0.15 * rng.normal(size=(16, 1)) + spread * rng.normal(size=(1, seeds))
         won = (rng.random((16, seeds)) < chances).astype(float)
         rate = seeds_rate({(f"p{i}", j): float(won[i, j]) for i in range(16) for j in range(seeds)})
-        assert rate.low is not None and rate.high is not None
-        held += rate.low <= 0.5 <= rate.high
-    return held / REPETITIONS
+        return {"win rate": _holds(rate, 0.5)}
+
+    return _shares(once)
 
 
-def main() -> None:
+def _holds(one: Any, truth: float) -> bool | None:
+    return None if one is None else _between(one.low, truth, one.high)
+
+
+def _between(low: float | None, truth: float, high: float | None) -> bool | None:
+    """None where there is no interval."""
+    return None if low is None or high is None else bool(low <= truth <= high)
+
+
+def _shares(once: Callable[[], dict[str, bool | None]]) -> dict[str, float]:
+    """Over the repetitions that have an interval, by statistic."""
+    holds = [once() for _ in range(REPETITIONS)]
+    by_name = {name: [bool(one[name]) for one in holds if one[name] is not None] for name in holds[0]}
+    return {name: float(np.mean(values)) for name, values in by_name.items() if values}
+
+
+def main(_: list[str] | None = None) -> None:
     for seeds in SEEDS:
-        print(f"gold line, {seeds} seeds: {gold_coverage(seeds)}", flush=True)
+        show("gold line", seeds, gold_coverage(seeds))
         for apart in (0.0, 0.5, 2.0):
-            print(f"sensitivity, {seeds} seeds, {apart:g} apart: {sensitivity_coverage(seeds, apart)}", flush=True)
+            show(f"sensitivity, {apart:g} apart", seeds, sensitivity_coverage(seeds, apart))
         for spread in (0.0, 0.1, 0.2):
-            print(
-                f"win rate, {seeds} seeds, {spread:g} between seeds: {winrate_coverage(seeds, spread):.1%}", flush=True
-            )
-    print(f"{'values':24}{'seeds':>6}  held by the 95 % interval of")
+            show(f"{spread:g} between seeds", seeds, winrate_coverage(seeds, spread))
     for name in DRAWS:
         for seeds in SEEDS:
-            shares = ", ".join(f"{statistic} {share:.1%}" for statistic, share in coverage(name, seeds).items())
-            print(f"{name:24}{seeds:6}  {shares}", flush=True)
+            show(name, seeds, coverage(name, seeds))
+
+
+def show(values: str, seeds: int, shares: dict[str, float]) -> None:
+    cells = ", ".join(f"{statistic} {share:.1%}" for statistic, share in shares.items())
+    print(f"{values:24}{seeds:3} seeds: {cells}", flush=True)
 
 
 if __name__ == "__main__":

@@ -15,165 +15,102 @@ from __future__ import annotations
 
 import argparse
 import copy
+import statistics
 import time
+from collections.abc import Callable
 
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from rlhf.config import RunConfig
-from rlhf.stages.loop import Progress, one_iteration
-from rlhf.stages.setup import Setup
-from rlhf.training_batch import measure_rollouts, training_batch
-from rlhf.update import update
-from tests.benchmarks.measuring import (
-    Machine,
-    Table,
-    Times,
-    add_options,
-    as_runs_do,
-    begin,
-    watching_collections,
-)
+from tests.benchmarks.measuring import CPU, Machine, Products, Table, begin, parser_of
 from tests.benchmarks.peer import describe, need_trl, run_trl
-from tests.benchmarks.setups import classifier_of, config_for, policy_for, responses_of, reward_of, setup_of
+from tests.benchmarks.setups import Iterations, classifier_of, config_for, iterations_of, policy_for, reward_of
 from tests.benchmarks.stages import show_shares, work_of
 
-CPU = torch.device("cpu")
-STAGES = ("sampling", "scoring", "measuring", "update")
+STAGES = {"sampling": "rollout", "scoring": "scoring", "measuring": "measuring", "update": "update"}
+"""With the names of their seconds in metrics."""
 DEFAULTS = {
-    "tiny": {"responses": 64, "prompt": 16, "new": 32, "minibatch": [8, 16], "train": ["all", "last_k=2"]},
-    "smollm2_135m": {"responses": 32, "prompt": 8, "new": 24, "minibatch": [8], "train": ["last_k=2"]},
+    "tiny": {"responses": 64, "prompt": 16, "new": 32, "minibatches": [8, 16], "train": ["all", "last_k=2"]},
+    "smollm2_135m": {"responses": 32, "prompt": 8, "new": 24, "minibatches": [8], "train": ["last_k=2"]},
 }
 
 
-class Ours:
-    """Our iterations, one behind the other, with the seconds of each and of its stages."""
-
-    def __init__(self, config: RunConfig, setup: Setup, progress: Progress, *, deterministic: bool = True) -> None:
-        self.config, self.setup, self.progress = config, setup, progress
-        self.deterministic = deterministic
-        self.responses = responses_of(config, setup)
-        self.seconds: list[float] = []
-        self.stages: dict[str, list[float]] = {stage: [] for stage in STAGES}
-
-    def iterate(self) -> None:
-        began = time.perf_counter()
-        with as_runs_do(CPU, deterministic=self.deterministic):
-            row = one_iteration(self.config, self.setup, self.responses, self.progress, self.progress.iteration + 1)
-        self.seconds.append(time.perf_counter() - began)
-        taken = [row[f"perf/{stage}_seconds"] for stage in ("rollout", *STAGES[1:])]
-        for stage, seconds in zip(STAGES, taken, strict=True):
-            self.stages[stage].append(seconds)
-        wanted = self.config.dataset.max_new_tokens
-        assert row["train/response_length"] == wanted, "a response ended early: the two sides are not equal"
-
-    def times(self, warm_up: int) -> tuple[Times, dict[str, Times]]:
-        return Times(self.seconds[warm_up:]), {name: Times(taken[warm_up:]) for name, taken in self.stages.items()}
-
-
 def main(arguments: list[str] | None = None) -> None:
-    options = parser().parse_args(arguments)
+    parser = parser_of(__doc__, repeats=5, responses=None, prompt=None, new=None, epochs=2)
+    parser.add_argument("--model", choices=list(DEFAULTS), default="tiny")
+    parser.add_argument("--train", nargs="+", help="what is trained: all, last_k=2, lora")
+    parser.add_argument("--minibatches", type=int, nargs="+", help="responses for each optimizer step")
+    parser.add_argument("--rollout", choices=("fast", "plain"), default="fast", help="our sampler")
+    parser.add_argument("--no-trl", dest="trl", action="store_false", help="ours alone")
+    parser.add_argument("--nondeterministic", action="store_true", help="ours without deterministic algorithms")
+    parser.add_argument("--profile", action="store_true", help="torch.profiler's top operators of ours")
+    options = parser.parse_args(arguments)
     for name, value in DEFAULTS[options.model].items():
         if getattr(options, name) is None:
             setattr(options, name, value)
     if options.trl:
         need_trl()
-    begin(options, CPU)
+    begin(options)
     for train in options.train:
-        for minibatch in options.minibatch:
+        for minibatch in options.minibatches:
             compare(options, train, minibatch)
 
 
-def parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", choices=list(DEFAULTS), default="tiny")
-    parser.add_argument("--train", nargs="+", help="what is trained: all, last_k=2, lora")
-    parser.add_argument("--minibatch", type=int, nargs="+", help="responses for each optimizer step")
-    parser.add_argument("--responses", type=int)
-    parser.add_argument("--prompt", type=int, help="tokens")
-    parser.add_argument("--new", type=int, help="tokens of each response")
-    parser.add_argument("--epochs", type=int, default=2)
-    parser.add_argument("--rollout", choices=("fast", "plain"), default="fast", help="our sampler")
-    parser.add_argument("--no-trl", dest="trl", action="store_false", help="ours alone")
-    parser.add_argument("--nondeterministic", action="store_true", help="ours without deterministic algorithms")
-    parser.add_argument("--profile", action="store_true", help="torch.profiler's top operators of ours")
-    add_options(parser, repeats=5)
-    return parser
-
-
-def config_of(options: argparse.Namespace, train: str, minibatch: int) -> RunConfig:
-    mode, _, last_k = train.partition("=")
-    return config_for(
-        f"model={options.model}",
-        *(["model.num_layers=4", "model.width=128", "model.num_heads=4"] if options.model == "tiny" else []),
-        f"model.train.mode={mode}",
-        *([f"model.train.last_k={last_k}"] if last_k else []),
-        f"rollout={options.rollout}",
-        f"optimization.epochs={options.epochs}",
-        f"hardware.threads={options.threads}",
-        algo="ppo",
-        responses=options.responses,
-        prompt=options.prompt,
-        new=options.new,
-        minibatch=minibatch,
-    )
-
-
 def compare(options: argparse.Namespace, train: str, minibatch: int) -> None:
-    config = config_of(options, train, minibatch)
+    words = f"rollout={options.rollout}", f"hardware.threads={options.threads}"
+    config = config_for(options, *words, train=train, algo="ppo", minibatch=minibatch)
     model, tokenizer = policy_for(config, options.model, torch.float32, CPU)
     reward = classifier_of(model)
-    work = work_of(config, model, options.prompt).by_stage()
+    work = work_of(config, model, options.prompt)
     peers = copy.deepcopy((model, reward)) if options.trl else None
     print(describe(config, model))
-    setup, progress = setup_of(config, model, tokenizer, reward_of(config, reward, tokenizer))
+    iterations = iterations_of(config, model, tokenizer, reward_of(config, reward, tokenizer))
+    iterations.deterministic = not options.nondeterministic
     machine = Machine(CPU)
-    machine.read(one for stage in work.values() for one in stage)
-    ours = Ours(config, setup, progress, deterministic=not options.nondeterministic)
-    ours.iterate()
+    machine.read(one for products in work.values() for one in products)
+    taken: dict[str, list[float]] = {name: [] for name in ("whole", *STAGES)}
+
+    def ours() -> None:
+        began = time.perf_counter()
+        row = iterations.next()
+        taken["whole"].append(time.perf_counter() - began)
+        for stage, name in STAGES.items():
+            taken[stage].append(row[f"perf/{name}_seconds"])
+        assert row["train/response_length"] == options.new, "a response ended early: the two sides are not equal"
+
+    ours()
     table = Table(f"{train}, minibatches of {minibatch}", "min s", "median s", "to ours", "collecting s")
+    warm_up, theirs, collecting = 1, None, []
     if peers is None:
         for _ in range(options.repeats):
-            ours.iterate()
-        whole, stages = ours.times(1)
-        table.row("ours", whole.least, whole.median, 1.0)
+            ours()
     else:
-        prompts = setup.prompts.rows(torch.arange(options.responses)).input_ids.tolist()
-        value = classifier_of(peers[0])
-        rounds = options.repeats + 1  # the first warms up
-        with watching_collections() as collections:
-            theirs, collecting = run_trl(config, *peers, value, tokenizer, prompts, rounds, ours.iterate, collections)
-        whole, stages = ours.times(2)
-        table.row("ours", whole.least, whole.median, 1.0)
-        table.row("TRL", theirs.least, theirs.median, theirs.median / whole.median, collecting.median)
+        prompts = iterations.setup.prompts.rows(torch.arange(options.responses)).input_ids.tolist()
+        networks = *peers, classifier_of(peers[0])
+        theirs, collecting = run_trl(config, *networks, tokenizer, prompts, options.repeats + 1, ours)
+        warm_up = 2
+    taken = {name: seconds[warm_up:] for name, seconds in taken.items()}
+    median = statistics.median(taken["whole"])
+    table.row("ours", min(taken["whole"]), median, 1.0)
+    if theirs is not None:
+        middle = statistics.median(theirs)
+        table.row("TRL", min(theirs), middle, middle / median, statistics.median(collecting))
     print()
-    show_shares(
-        "our stages",
-        {"whole": [one for stage in work.values() for one in stage], **work},
-        {"whole": whole, **stages},
-        machine,
-    )
+    whole = sum(work.values(), Products())
+    show_shares("our stages", {"whole": whole, **work}, taken, machine)
     if options.profile:
-        show_profile(config, setup)
+        show_profile(iterations)
 
 
-def show_profile(config: RunConfig, setup: Setup) -> None:
+def show_profile(iterations: Iterations) -> None:
     """Where our sampling and our update spend their time, by operator."""
-    responses = responses_of(config, setup)
-    with as_runs_do(CPU):
-        with profile(activities=[ProfilerActivity.CPU]) as seen:
-            rollouts = responses.rollouts(1)
-        _show(seen, "sampling")
-        measured = measure_rollouts(config, setup.models, rollouts, 1)
-        batch = training_batch(setup.algorithm, rollouts, measured, torch.randn(len(rollouts.mask)), 0.0)
-        with profile(activities=[ProfilerActivity.CPU]) as seen:
-            update(
-                config, setup.algorithm, setup.models, setup.optimizer, batch, measured.features, iteration=1, step=0
-            )
-        _show(seen, "update")
+    show_operators("sampling", lambda: iterations.responses.rollouts(1))
+    show_operators("update", iterations.updates(iterations.responses.rollouts(1)))
 
 
-def _show(seen: profile, title: str) -> None:
+def show_operators(title: str, call: Callable[[], object]) -> None:
+    with profile(activities=[ProfilerActivity.CPU]) as seen:
+        call()
     print(f"{title}, by operator")
     print(seen.key_averages().table(sort_by="self_cpu_time_total", row_limit=15, max_name_column_width=40))
 

@@ -1,4 +1,4 @@
-"""What the benchmarks of speed and memory share: clocks, the machine's own rates, counts of arithmetic, tables.
+"""What the benchmarks share: options, clocks, the machine's own rates, counts of arithmetic, tables.
 
 Arithmetic is counted in matrix products of linear layers alone, where their output is wanted: 2 x parameters x tokens
 for a forward pass, three times that where weights are trained. Attention's own products and everything by element are
@@ -8,7 +8,6 @@ left out, so that a share of the machine's rate is, if anything, too low.
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import gc
 import math
 import os
@@ -21,8 +20,8 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +30,8 @@ from transformers.utils import logging
 from rlhf.precision import without_cudnn_attention
 from rlhf.random import compute_the_same_again
 
+ROOT = Path(__file__).resolve().parents[2]
+CPU = torch.device("cpu")
 ENOUGH_SECONDS = 0.05
 """A product is repeated that long for each of a few readings of its rate."""
 COLD_BYTES = 256 * 2**20
@@ -40,27 +41,12 @@ Shapes = Counter[tuple[int, int]]
 """How many matrices of (inputs, outputs) there are."""
 
 
-@dataclass(frozen=True)
-class Times:
-    seconds: list[float]
-
-    @property
-    def least(self) -> float:
-        return min(self.seconds)
-
-    @property
-    def median(self) -> float:
-        return statistics.median(self.seconds)
-
-
-@dataclass(frozen=True)
-class Product:
-    """`times` products of `rows` tokens with a matrix of (inputs, outputs)."""
+class Product(NamedTuple):
+    """`rows` tokens times a matrix of (inputs, outputs)."""
 
     rows: int
     inputs: int
     outputs: int
-    times: int
     kind: str = "forward"
     """forward; input or weight: the two gradients of the backward pass."""
     matrices: int = 1
@@ -68,82 +54,73 @@ class Product:
     dtype: torch.dtype | None = None
     """None: what the machine is asked about."""
 
-    @property
-    def flops(self) -> int:
-        return 2 * self.rows * self.inputs * self.outputs * self.times
+
+Products = Counter[Product]
 
 
 def linear_shapes(*modules: nn.Module) -> Shapes:
     """Every linear layer below, with or without an adapter around it; embeddings and norms are no products."""
+    layers = (layer for module in modules for layer in module.modules() if isinstance(layer, nn.Linear))
+    return Counter((layer.in_features, layer.out_features) for layer in layers)
+
+
+def passes(shapes: Shapes, rows: int, times: int, dtype: torch.dtype | None = None, kinds: str = "forward") -> Products:
+    """The products of `times` passes of these kinds, which spaces separate."""
     return Counter(
-        (layer.in_features, layer.out_features)
-        for module in modules
-        for layer in module.modules()
-        if isinstance(layer, nn.Linear)
+        {
+            Product(rows, *shape, kind, count, dtype): count * times
+            for shape, count in shapes.items()
+            for kind in kinds.split()
+        }
     )
 
 
-def forward(shapes: Shapes, rows: int, times: int = 1, dtype: torch.dtype | None = None) -> list[Product]:
-    return [Product(rows, *shape, count * times, matrices=count, dtype=dtype) for shape, count in shapes.items()]
-
-
-def backward(
-    shapes: Shapes, rows: int, times: int = 1, dtype: torch.dtype | None = None, *, weights: bool
-) -> list[Product]:
-    """Gradients of the inputs and, where they are trained, of the weights."""
-    kinds = ("input", "weight") if weights else ("input",)
-    return [
-        Product(rows, *shape, count * times, kind, count, dtype) for shape, count in shapes.items() for kind in kinds
-    ]
-
-
-def flops(products: Iterable[Product]) -> int:
-    return sum(product.flops for product in products)
+def flops(products: Products) -> int:
+    return sum(2 * one.rows * one.inputs * one.outputs * times for one, times in products.items())
 
 
 class Machine:
     """Rates of this machine's matrix products, in the best of several readings.
 
-    Read before and after what they are compared with: other work on the machine may be gone by then.
+    Read before and after what they are compared with: other work on the machine may have ended by then.
     """
 
     def __init__(self, device: torch.device, dtype: torch.dtype = torch.float32) -> None:
         self.device, self.dtype = device, dtype
         side = 8192 if device.type == "cuda" else 2048
-        self.square = Product(side, side, side, 1)
+        self.square = Product(side, side, side)
         self.squares: list[float] = []
         """FLOP/s of the large square product in each reading."""
         self._least: dict[Product, float] = {}
 
     def read(self, products: Iterable[Product]) -> None:
-        """One more reading of each shape, and of a large square."""
-        self.squares.append(self.square.flops / self._measure(self.square))
-        for product in {dataclasses.replace(one, times=1) for one in products}:
+        """One more reading of each product, and of a large square."""
+        self.squares.append(flops(Counter([self.square])) / self._measure(self.square))
+        for product in set(products):
             self._least[product] = min(self._measure(product), self._least.get(product, math.inf))
 
-    def seconds(self, products: Iterable[Product]) -> float:
+    def seconds(self, products: Products) -> float:
         """What products that have been read would take, one behind the other and nothing else."""
-        return sum(one.times * self._least[dataclasses.replace(one, times=1)] for one in products)
+        return sum(times * self._least[one] for one, times in products.items())
 
     def _measure(self, product: Product) -> float:
-        rows, inputs, outputs = product.rows, product.inputs, product.outputs
-        dtype = product.dtype or self.dtype
+        rows, inputs, outputs, kind, matrices, dtype = product
+        dtype = dtype or self.dtype
 
         def made(*shape: int) -> Tensor:
             return torch.randn(shape, device=self.device).to(dtype)
 
-        turns = max(1, min(product.matrices, COLD_BYTES // (inputs * outputs * dtype.itemsize)))
-        if product.kind == "weight":
-            pairs = [(made(rows, outputs).t(), made(rows, inputs))]
-        elif product.kind == "input":
+        if kind == "weight":
+            return _least_of([(made(rows, outputs).t(), made(rows, inputs))], self.device)
+        turns = max(1, min(matrices, COLD_BYTES // (inputs * outputs * dtype.itemsize)))
+        weights = [made(outputs, inputs) for _ in range(turns)]
+        if kind == "input":
             left = made(rows, outputs)
-            pairs = [(left, made(outputs, inputs)) for _ in range(turns)]
-        else:
-            left = made(rows, inputs)
-            pairs = [(left, made(outputs, inputs).t()) for _ in range(turns)]
-        least = _least_of(pairs, self.device)
-        if product.kind == "forward" and self.device.type == "cpu":  # few rows: rlhf/models/layers.py
-            least = min(least, _least_of([(right.t(), left.t()) for left, right in pairs], self.device))
+            return _least_of([(left, weight) for weight in weights], self.device)
+        left = made(rows, inputs)
+        least = _least_of([(left, weight.t()) for weight in weights], self.device)
+        if self.device.type == "cpu":  # few rows: rlhf/models/layers.py
+            least = min(least, _least_of([(weight, left.t()) for weight in weights], self.device))
         return least
 
 
@@ -155,18 +132,12 @@ def _least_of(pairs: Sequence[tuple[Tensor, Tensor]], device: torch.device) -> f
 
 def least_seconds(call: Callable[[int], object], device: torch.device, readings: int = 3) -> float:
     """Seconds of one call, the least of a few readings of many calls."""
-    count, found = 1, math.inf
     for _ in range(2):
         call(0)
-    while True:
-        seconds = _seconds_of(call, count, device)
-        if seconds >= ENOUGH_SECONDS:
-            break
+    count = 1
+    while (seconds := _seconds_of(call, count, device)) < ENOUGH_SECONDS:
         count = max(2 * count, math.ceil(count * 1.2 * ENOUGH_SECONDS / max(seconds, 1e-6)))
-    for _ in range(readings):
-        found = min(found, seconds / count)
-        seconds = _seconds_of(call, count, device)
-    return min(found, seconds / count)
+    return min(seconds, *(_seconds_of(call, count, device) for _ in range(readings))) / count
 
 
 def _seconds_of(call: Callable[[int], object], count: int, device: torch.device) -> float:
@@ -184,22 +155,17 @@ def finish(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def timed(call: Callable[[], object], device: torch.device) -> float:
-    return _seconds_of(lambda _: call(), 1, device)
-
-
 def interleaved(
-    calls: Mapping[str, Callable[[], object]], repeats: int, device: torch.device, warm_up: int = 1
-) -> dict[str, Times]:
-    """A B A B ..., so that whatever else the machine does falls on all alike."""
+    calls: Mapping[str, Callable[[], object]], repeats: int, device: torch.device
+) -> dict[str, list[float]]:
+    """Seconds of A B A B ... after one call of each: whatever else the machine does falls on all alike."""
     for call in calls.values():
-        for _ in range(warm_up):
-            call()
-    found: dict[str, list[float]] = {name: [] for name in calls}
+        call()
+    taken: dict[str, list[float]] = {name: [] for name in calls}
     for _ in range(repeats):
         for name, call in calls.items():
-            found[name].append(timed(call, device))
-    return {name: Times(seconds) for name, seconds in found.items()}
+            taken[name].append(_seconds_of(lambda _, call=call: call(), 1, device))
+    return taken
 
 
 def copy_bandwidth(device: torch.device) -> float:
@@ -210,48 +176,40 @@ def copy_bandwidth(device: torch.device) -> float:
     return 2 * size / least_seconds(lambda _: target.copy_(source), device)
 
 
-def peak_bytes(device: torch.device) -> int:
-    """Of tensors on a GPU; of the whole process otherwise."""
+def peak_bytes(device: torch.device, who: int = resource.RUSAGE_SELF) -> int:
+    """Of tensors on a GPU; otherwise of this process, or of the largest of its children."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    return resource.getrusage(who).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def exponent(sizes: Sequence[float], costs: Sequence[float]) -> float:
     """b of cost = a size^b, by least squares on logarithms."""
-    xs, ys = [math.log(size) for size in sizes], [math.log(cost) for cost in costs]
-    x, y = statistics.fmean(xs), statistics.fmean(ys)
-    return sum((one - x) * (other - y) for one, other in zip(xs, ys, strict=True)) / sum((one - x) ** 2 for one in xs)
-
-
-@dataclass
-class Collections:
-    """Seconds that Python's garbage collector took since `reset`."""
-
-    seconds: float = 0.0
-    _began: float = field(default=0.0, repr=False)
-
-    def __call__(self, phase: str, _: dict[str, int]) -> None:
-        if phase == "start":
-            self._began = time.perf_counter()
-        else:
-            self.seconds += time.perf_counter() - self._began
-
-    def reset(self) -> float:
-        """The seconds so far, forgotten."""
-        seconds, self.seconds = self.seconds, 0.0
-        return seconds
+    return statistics.linear_regression([math.log(x) for x in sizes], [math.log(y) for y in costs]).slope
 
 
 @contextmanager
-def watching_collections() -> Iterator[Collections]:
-    found = Collections()
-    gc.callbacks.append(found)
+def watching_collections() -> Iterator[Callable[[], float]]:
+    """Gives what tells, and forgets, the seconds that Python's garbage collector took."""
+    began, seconds = 0.0, 0.0
+
+    def watch(phase: str, _: dict[str, int]) -> None:
+        nonlocal began, seconds
+        if phase == "start":
+            began = time.perf_counter()
+        else:
+            seconds += time.perf_counter() - began
+
+    def reset() -> float:
+        nonlocal seconds
+        so_far, seconds = seconds, 0.0
+        return so_far
+
+    gc.callbacks.append(watch)
     try:
-        yield found
+        yield reset
     finally:
-        gc.callbacks.remove(found)
+        gc.callbacks.remove(watch)
 
 
 @contextmanager
@@ -268,31 +226,39 @@ def as_runs_do(device: torch.device, *, deterministic: bool = True) -> Iterator[
         torch.backends.cuda.enable_cudnn_sdp(before)
 
 
-def add_options(parser: argparse.ArgumentParser, *, repeats: int) -> None:
-    """What all of them take."""
+def parser_of(description: str | None, *, repeats: int, **sizes: int | None) -> argparse.ArgumentParser:
+    """The options that all of them take, and those of the sizes that one measures: responses, prompt, new ..."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=repeats, help="of each alternative, after a warm-up")
     parser.add_argument("--threads", type=int, default=2, help="of torch, the same for all")
+    meaning = {
+        "layers": "fewer blocks than the model has; random weights",
+        "prompt": "tokens",
+        "new": "tokens of each response",
+        "minibatch": "responses of an optimizer step",
+    }
+    for name, default in sizes.items():
+        parser.add_argument(f"--{name}", type=int, default=default, help=meaning.get(name))
+    return parser
 
 
-def begin(options: argparse.Namespace, device: torch.device) -> None:
+def begin(options: argparse.Namespace, device: torch.device = CPU) -> None:
     """Set the threads; print what the figures depend on. Leaves with a line where the device is not there."""
     if device.type == "cuda" and not torch.cuda.is_available():
-        sys.exit("--device cuda: torch finds no CUDA device here; give --device cpu")
+        sys.exit("torch finds no CUDA device here: give --device cpu, and --layers 2 where the model is large")
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
     torch.set_num_threads(options.threads)
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    chip = torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_name()
+    chip = torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu_name()
     load = ", ".join(f"{one:.1f}" for one in os.getloadavg())
     print(f"{time.strftime('%Y-%m-%d %H:%M')}, {chip}, load average {load}")
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, python {platform.python_version()}\n")
 
 
-def cpu_name() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
+def _cpu_name() -> str:
+    file = Path("/proc/cpuinfo")
+    lines = file.read_text().splitlines() if file.exists() else []
     names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
     return f"{names[0] if names else platform.machine()} ({os.cpu_count()} cores)"
 
@@ -302,7 +268,7 @@ class Table:
 
     def __init__(self, first: str, *others: str, width: int = 34) -> None:
         self.widths = [width, *(max(9, len(title) + 2) for title in others)]
-        print(first.ljust(width) + "".join(title.rjust(w) for title, w in zip(others, self.widths[1:], strict=True)))
+        self.row(first, *others)
 
     def row(self, first: str, *others: str | float | None) -> None:
         """Numbers with three or four figures; nothing for None."""

@@ -17,10 +17,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallba
 from transformers.utils import logging
 
 from rlhf.config import RunConfig
-from rlhf.models.split import split, top_parameters
-from tests.benchmarks.measuring import Collections, Times
-
-INSTALL = "TRL 1.12.0 is not installed: pip install -e '.[benchmarks]', or leave it out with --no-trl"
+from rlhf.models.modes import split, top_parameters
+from tests.benchmarks.measuring import watching_collections
 
 
 def need_trl() -> None:
@@ -30,7 +28,7 @@ def need_trl() -> None:
     try:
         from trl.experimental.ppo import PPOTrainer  # noqa: F401  # pyright: ignore[reportMissingImports]
     except ImportError:
-        sys.exit(INSTALL)
+        sys.exit("TRL 1.12.0 is not installed: pip install -e '.[benchmarks]', or leave it out with --no-trl")
 
 
 @dataclass
@@ -38,23 +36,20 @@ class _Clock(TrainerCallback):
     """An iteration is what lies between two ends of a step, but for what `between` does there."""
 
     between: Callable[[], object]
-    collections: Collections
+    collected: Callable[[], float]
     seconds: list[float] = field(default_factory=list)
     collecting: list[float] = field(default_factory=list)
     began: float = 0.0
 
     def on_train_begin(self, *_: object, **__: object) -> None:
-        self._start()
+        self.collected()
+        self.began = time.perf_counter()
 
     def on_step_end(self, *_: object, **__: object) -> None:
         self.seconds.append(time.perf_counter() - self.began)
-        self.collecting.append(self.collections.reset())
+        self.collecting.append(self.collected())
         self.between()
-        self._start()
-
-    def _start(self) -> None:
-        self.collections.reset()
-        self.began = time.perf_counter()
+        self.on_train_begin()
 
 
 def run_trl(
@@ -66,8 +61,7 @@ def run_trl(
     prompts: list[list[int]],
     iterations: int,
     between: Callable[[], object],
-    collections: Collections,
-) -> tuple[Times, Times]:
+) -> tuple[list[float], list[float]]:
     """Seconds of each iteration after the first, and what of them garbage collection took; takes the networks.
 
     Args:
@@ -82,8 +76,8 @@ def run_trl(
     if config.model.train.mode == "last_k":
         _freeze_below(model, config.model.train.last_k)
         _freeze_below(value, config.model.train.last_k)
-    clock = _Clock(between, collections)
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, watching_collections() as collected:
+        clock = _Clock(between, collected)
         arguments = PPOConfig(
             output_dir=folder,
             per_device_train_batch_size=responses,
@@ -120,7 +114,7 @@ def run_trl(
         trainer.remove_callback(PrinterCallback)
         with contextlib.redirect_stdout(io.StringIO()):
             trainer.train()
-    return Times(clock.seconds[1:]), Times(clock.collecting[1:])
+    return clock.seconds[1:], clock.collecting[1:]
 
 
 def _freeze_below(model: PreTrainedModel, last_k: int) -> None:

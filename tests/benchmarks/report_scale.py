@@ -1,8 +1,8 @@
 """`python -m tests.benchmarks.report_scale [--rows 1000] [--every 10] RUNS ...`: a report's time and memory by runs.
 
 Made-up runs of as many rows and metrics as real ones log, with an evaluation at every `--every`-th row. Prints for each
-number of runs the seconds and the peak memory of `python -m analysis report`, files in the page cache; the exponent is
-that of the time between the first and the last.
+number of runs the seconds and the peak memory of `python -m analysis report`, files in the page cache, and the time's
+exponent.
 """
 
 from __future__ import annotations
@@ -21,21 +21,15 @@ import orjson
 import yaml
 
 from tests.analysis.made_up import config
+from tests.benchmarks.measuring import CPU, ROOT, exponent, peak_bytes
 
 ALGORITHMS = ("apa", "ppo", "awr")
-TRAIN = (
-    *("reward", "kl", "kl_k3", "entropy", "response_length", "eos_rate", "explained_variance", "kl_coef"),
-    *("policy_loss", "value_loss", "infeasible_target_fraction", "grad_norm", "value_grad_norm"),
-)
-PERF = (
-    "rollout_seconds",
-    "scoring_seconds",
-    "measuring_seconds",
-    "update_seconds",
-    "tokens_per_second",
-    "sampler_logprob_gap",
-)
-EVAL = ("reward", "reward_std", "reward_even", "reward_odd", "kl", "entropy", "response_length", "eos_rate")
+TRAIN = "reward kl kl_k3 entropy response_length eos_rate explained_variance kl_coef policy_loss value_loss"
+TRAIN += " infeasible_target_fraction grad_norm value_grad_norm"
+PERF = "rollout_seconds scoring_seconds measuring_seconds update_seconds tokens_per_second sampler_logprob_gap"
+EVAL = "reward reward_std reward_even reward_odd kl entropy response_length eos_rate"
+LOGGED = [f"{group}/{name}" for group, names in (("train", TRAIN), ("perf", PERF)) for name in names.split()]
+EVALUATED = [f"eval/{name}" for name in EVAL.split()]
 
 
 def write_sweep(folder: Path, runs: int, rows: int, every: int) -> None:
@@ -46,56 +40,48 @@ def write_sweep(folder: Path, runs: int, rows: int, every: int) -> None:
         run.mkdir(parents=True)
         text = yaml.safe_dump(config(algo, seed, optimization__learning_rate=learning_rate, sweep_name="scale"))
         (run / "config.yaml").write_text(text)
-        made = _rows(np.random.default_rng(index), rows, every)
+        made = made_rows(np.random.default_rng(index), rows, every)
         (run / "metrics.jsonl").write_bytes(b"\n".join(map(orjson.dumps, made)) + b"\n")
         finals = {key: value for key, value in made[-1].items() if key.startswith("eval/")}
         (run / "summary.json").write_bytes(orjson.dumps({"status": "finished", "wall_seconds": 60.0, **finals}))
 
 
-def _rows(rng: np.random.Generator, rows: int, every: int) -> list[dict[str, float]]:
+def made_rows(rng: np.random.Generator, rows: int, every: int) -> list[dict[str, float]]:
     """Reward rises with sqrt(KL), which wanders upwards; the last row is an evaluation."""
     kl = np.abs(np.cumsum(rng.normal(5.0 / rows, 0.3 / math.sqrt(rows), rows)))
     kl[0] = 0.0
-    reward = 0.5 * np.sqrt(kl)
-    noise = rng.normal(0.0, 0.05, (rows, len(TRAIN) + len(PERF) + len(EVAL)))
+    noise = rng.normal(0.0, 0.05, (rows, len(LOGGED) + len(EVALUATED))).tolist()
     made = []
-    for row in range(rows):
-        values: dict[str, float] = {"step": 8 * row, "iteration": row, "samples": 64 * row, "seconds": 1.5 * row}
-        drawn = iter(noise[row].tolist())
-        values |= {f"train/{name}": next(drawn) for name in TRAIN} | {f"perf/{name}": next(drawn) for name in PERF}
+    for row, values in enumerate(noise):
+        logged: dict[str, float] = {"step": 8 * row, "iteration": row, "samples": 64 * row, "seconds": 1.5 * row}
+        logged |= zip(LOGGED, values[: len(LOGGED)], strict=True)
         if row % every == 0 or row == rows - 1:
-            values |= {f"eval/{name}": float(reward[row]) + next(drawn) for name in EVAL} | {"eval/kl": float(kl[row])}
-        made.append(values)
+            reward = 0.5 * math.sqrt(kl[row])
+            logged |= {name: reward + value for name, value in zip(EVALUATED, values[len(LOGGED) :], strict=True)}
+            logged["eval/kl"] = float(kl[row])
+        made.append(logged)
     return made
 
 
-def report(folder: Path) -> tuple[float, float]:
-    """Seconds and peak MB of the command in a process of its own."""
-    before = time.perf_counter()
-    subprocess.run([sys.executable, "-m", "analysis", "report", str(folder)], check=True, stdout=subprocess.DEVNULL)
-    seconds = time.perf_counter() - before
-    # Of the largest child so far; sizes go up.
-    return seconds, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", type=int, nargs="*", default=[125, 250, 500, 1000])
     parser.add_argument("--rows", type=int, default=1000)
     parser.add_argument("--every", type=int, default=10)
-    options = parser.parse_args()
-    seconds = []
-    for runs in sorted(options.runs):
+    options = parser.parse_args(arguments)
+    runs, seconds = sorted(options.runs), []
+    for count in runs:
         with tempfile.TemporaryDirectory() as temporary:
             folder = Path(temporary) / "scale"
-            write_sweep(folder, runs, options.rows, options.every)
-            taken, memory = report(folder)
-        seconds.append(taken)
-        print(f"{runs} runs of {options.rows} rows: {taken:.1f} s, {memory:.0f} MB", flush=True)
-    if len(seconds) > 1:
-        runs = sorted(options.runs)
-        exponent = math.log(seconds[-1] / seconds[0]) / math.log(runs[-1] / runs[0])
-        print(f"time grows as runs to the power {exponent:.2f}")
+            write_sweep(folder, count, options.rows, options.every)
+            began = time.perf_counter()
+            command = [sys.executable, "-m", "analysis", "report", str(folder)]
+            subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+            seconds.append(time.perf_counter() - began)
+        megabytes = peak_bytes(CPU, resource.RUSAGE_CHILDREN) / 2**20  # of the largest child so far; sizes go up
+        print(f"{count} runs of {options.rows} rows: {seconds[-1]:.1f} s, {megabytes:.0f} MB", flush=True)
+    if len(runs) > 1:
+        print(f"time grows as runs to the power {exponent(runs, seconds):.2f}")
 
 
 if __name__ == "__main__":

@@ -2,134 +2,70 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import statistics
+from collections.abc import Mapping, Sequence
 
 import torch
-from torch import nn
 from transformers import PreTrainedModel
 
 from rlhf.config import RunConfig
 from rlhf.config.sizes import forward_rows
-from rlhf.models.families import BLOCKS, decoder_of
+from rlhf.models.families import BLOCKS, attribute, decoder_of
 from rlhf.models.loading import language_head
-from rlhf.models.split import attribute
-from tests.benchmarks.measuring import (
-    Machine,
-    Product,
-    Shapes,
-    Table,
-    Times,
-    backward,
-    flops,
-    forward,
-    linear_shapes,
-    share,
-)
+from tests.benchmarks.measuring import Machine, Products, Table, flops, linear_shapes, passes, share
 
 HEAD = torch.float32
 """Of logits, whatever the blocks compute in."""
 
 
-@dataclass(frozen=True)
-class Work:
-    """An iteration over texts of one length, with a separate value network that trains what the policy does.
+def work_of(config: RunConfig, model: PreTrainedModel, prompt: int) -> dict[str, Products]:
+    """By stage, over texts of one length, with a separate value network that trains what the policy does.
 
-    Only what must be done is counted: the policy's logits once, though its entropy may be taken apart; the last block
-    after its keys and values where its output is wanted; adapters, which are a few per cent of a base, not at all.
+    Only what must be done is counted: the policy's logits once, though its entropy may be taken apart; the last block's
+    output matrix and MLP (`tail`) where they are wanted, before the response's tokens; adapters, which are a few per
+    cent of a base, not at all.
+
+    Args:
+        model: before anything is put into it.
     """
-
-    trunk: Shapes
-    """Frozen blocks below the trained ones; none in modes all and lora."""
-    top: Shapes
-    """The trained blocks, but for `tail`."""
-    tail: Shapes
-    """The last block's output matrix and MLP, which are wanted before the response's tokens alone."""
-    head: Shapes
-    mode: str
-    responses: int
-    sampled_at_once: int
-    prompt: int
-    new: int
-    micro_batch: int
-    """Of the update."""
-    epochs: int
-
-    @property
-    def texts(self) -> int:
-        return self.prompt + self.new
-
-    def sampling(self) -> list[Product]:
-        """The prompts, then one token after the other; logits where a token is drawn."""
-        rows, rounds, blocks = self.sampled_at_once, self.responses // self.sampled_at_once, self.trunk + self.top
-        return [
-            *forward(blocks, rows * self.prompt, rounds),
-            *forward(blocks, rows, rounds * (self.new - 1)),
-            *forward(self.tail, rows, rounds * self.new),
-            *forward(self.head, rows, rounds * self.new, HEAD),
-        ]
-
-    def scoring(self) -> list[Product]:
-        """By a reward model of the policy's size, of whole texts and their EOS, all of them through all blocks."""
-        return forward(self.trunk + self.top + self.tail, self.responses * (self.texts + 1))
-
-    def measuring(self) -> list[Product]:
-        """Policy, reference and value network; logits of the first two."""
-        rows, times = self.micro_batch, self.responses // self.micro_batch
-        return [
-            *forward(self.trunk, self.sampled_at_once * self.texts, self.responses // self.sampled_at_once),
-            *forward(self.top, rows * self.texts, 3 * times),
-            *forward(self.tail, rows * self.new, 3 * times),
-            *forward(self.head, rows * self.new, 2 * times, HEAD),
-        ]
-
-    def update(self) -> list[Product]:
-        """Policy and value network, forward and backward."""
-        rows, times = self.micro_batch, self.epochs * (self.responses // self.micro_batch)
-        weights = self.mode != "lora"
-        return [
-            *forward(self.top, rows * self.texts, 2 * times),
-            *backward(self.top, rows * self.texts, 2 * times, weights=weights),
-            *forward(self.tail, rows * self.new, 2 * times),
-            *backward(self.tail, rows * self.new, 2 * times, weights=weights),
-            *forward(self.head, rows * self.new, times, HEAD),
-            *backward(self.head, rows * self.new, times, HEAD, weights=self.mode == "all"),
-        ]
-
-    def by_stage(self) -> dict[str, list[Product]]:
-        return {
-            "sampling": self.sampling(),
-            "scoring": self.scoring(),
-            "measuring": self.measuring(),
-            "update": self.update(),
-        }
-
-
-def work_of(config: RunConfig, model: PreTrainedModel, prompt: int) -> Work:
-    """Of the model before anything is put into it."""
-    blocks = list(getattr(model.base_model, attribute(model.base_model, BLOCKS)))
     train = config.model.train
+    blocks = list(getattr(model.base_model, attribute(model.base_model, BLOCKS)))
     cut = len(blocks) - train.last_k if train.mode == "last_k" else 0
-    head = language_head(model)
-    assert isinstance(head, nn.Linear)
     last = decoder_of(model.base_model).blocks[-1]
-    tail = linear_shapes(last.output, last.mlp)
-    responses = config.rollout.num_responses
-    return Work(
-        trunk=linear_shapes(*blocks[:cut]),
-        top=linear_shapes(*blocks[cut:]) - tail,
-        tail=tail,
-        head=linear_shapes(head),
-        mode=train.mode,
-        responses=responses,
-        sampled_at_once=min(config.rollout.batch_size, responses),
-        prompt=prompt,
-        new=config.dataset.max_new_tokens,
-        micro_batch=forward_rows(config),
-        epochs=config.optimization.epochs,
-    )
+    tail, head = linear_shapes(last.output, last.mlp), linear_shapes(language_head(model))
+    trunk, top = linear_shapes(*blocks[:cut]), linear_shapes(*blocks[cut:]) - tail
+
+    responses, new = config.rollout.num_responses, config.dataset.max_new_tokens
+    texts = prompt + new
+    sampled = min(config.rollout.batch_size, responses)
+    rounds = responses // sampled
+    rows = forward_rows(config)
+    measured = responses // rows
+    trained = config.optimization.epochs * measured
+    both = "forward input" if train.mode == "lora" else "forward input weight"
+    head_kinds = "forward input weight" if train.mode == "all" else "forward input"
+    return {
+        "sampling": passes(trunk + top, sampled * prompt, rounds)
+        + passes(trunk + top, sampled, rounds * (new - 1))
+        + passes(tail, sampled, rounds * new)
+        + passes(head, sampled, rounds * new, HEAD),
+        # By a reward model of the policy's size, of texts and their EOS, all of them through all blocks.
+        "scoring": passes(trunk + top + tail, responses * (texts + 1), 1),
+        # Policy, reference and value network; logits of the first two.
+        "measuring": passes(trunk, sampled * texts, rounds)
+        + passes(top, rows * texts, 3 * measured)
+        + passes(tail, rows * new, 3 * measured)
+        + passes(head, rows * new, 2 * measured, HEAD),
+        # Policy and value network.
+        "update": passes(top, rows * texts, 2 * trained, kinds=both)
+        + passes(tail, rows * new, 2 * trained, kinds=both)
+        + passes(head, rows * new, trained, HEAD, head_kinds),
+    }
 
 
-def show_shares(title: str, products: dict[str, list[Product]], times: dict[str, Times], machine: Machine) -> None:
+def show_shares(
+    title: str, products: Mapping[str, Products], times: Mapping[str, Sequence[float]], machine: Machine
+) -> None:
     """A row a stage: its arithmetic, the rate that it reached, and what share that is of what the machine does.
 
     Args:
@@ -139,19 +75,11 @@ def show_shares(title: str, products: dict[str, list[Product]], times: dict[str,
     square, disturbed = max(machine.squares), False
     table = Table(title, "min s", "median s", "GFLOP", "GFLOP/s", "of square", "of shapes", "shapes' GFLOP/s")
     for stage, work in products.items():
-        took, count, alone = times[stage], flops(work), machine.seconds(work)
-        rate = count / took.least
-        disturbed |= alone > took.least
-        table.row(
-            stage,
-            took.least,
-            took.median,
-            count / 1e9,
-            rate / 1e9,
-            share(rate, square),
-            share(alone, took.least),
-            count / alone / 1e9,
-        )
+        least, count, alone = min(times[stage]), flops(work), machine.seconds(work)
+        disturbed |= alone > least
+        giga = count / 1e9
+        shares = share(count / least, square), share(alone, least)
+        table.row(stage, least, statistics.median(times[stage]), giga, giga / least, *shares, giga / alone)
     rates = ", then ".join(f"{rate / 1e9:,.0f}" for rate in machine.squares)
     print(f"large square products: {rates} GFLOP/s; `of shapes`: the stage's own products, alone; both at their best\n")
     if disturbed:

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import yaml
 
-from rlhf.config import ALGO_CONFIGS, APAConfig, PPOConfig
+from rlhf.config import ALGO_CONFIGS, APAConfig
 from rlhf.config.build import ConfigError, build_config, config_to_mapping, no_such_option, option_paths
-from tests.config.composed import composed, config
+from tests.config.composed import composed
 
 
 @pytest.fixture(scope="module")
@@ -32,11 +32,6 @@ def problems(mapping: dict[str, Any]) -> list[str]:
     with pytest.raises(ConfigError) as error:
         build_config(mapping)
     return error.value.problems
-
-
-def test_the_algorithm_chooses_its_dataclass(default):
-    assert type(build_config(default).algo) is APAConfig
-    assert type(build_config(composed("algo=ppo")).algo) is PPOConfig
 
 
 @pytest.mark.parametrize(
@@ -119,8 +114,3 @@ def test_home_stands_for_itself_in_paths_alone(default, monkeypatch):
 def test_suggests_nothing_where_nothing_is_near():
     assert no_such_option("algo.zzz", option_paths()) == "algo.zzz: no such option"
     assert no_such_option("optimisation.epochs", option_paths()).endswith("did you mean optimization.epochs?")
-
-
-def test_off_without_quotes_is_the_word():
-    """Hydra and YAML read it as false."""
-    assert config("tracking.wandb=off").tracking.wandb == "off"

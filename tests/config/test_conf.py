@@ -6,9 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from rlhf.config import ALGO_CONFIGS
 from rlhf.config.build import build_config, config_to_mapping
-from tests.config.composed import CONF, composed, config
+from tests.config.composed import CONF, checked, composed, config
 
 FOLDERS = [folder for folder in CONF.iterdir() if folder.is_dir()]
 GROUPS = {folder.name: sorted(file.stem for file in folder.glob("*.yaml")) for folder in FOLDERS}
@@ -52,10 +51,6 @@ def test_a_model_of_ones_own_is_named_after_its_place(path, name):
     assert run.optimization.learning_rate <= 2e-5 and run.sft.learning_rate <= 2e-5
 
 
-def test_every_algorithm_has_a_file():
-    assert set(GROUPS["algo"]) == set(ALGO_CONFIGS)
-
-
 @pytest.mark.parametrize("file", sorted((CONF / "tuned").glob("*.yaml")), ids=lambda file: file.stem)
 def test_every_tuned_file_is_reached(file: Path):
     model, dataset, algo = file.stem.split("-")
@@ -70,13 +65,14 @@ def test_tuned_settings_lie_between_groups_and_command_line():
     assert composed("algo=ppo", "model=tiny")["algo"]["name"] == "ppo"
 
 
-def test_debug_wins_over_the_groups():
-    assert config("debug=one_step", "model=smollm2_135m").sft.steps == 2
-
-
 @pytest.mark.parametrize("data", ["letters", "hh"])
 def test_one_step_reads_as_few_pairs_of_every_data_set(data):
     """stage=offline scores both answers of each."""
     run = config("debug=one_step", f"dataset={data}", *([] if data == "letters" else ["model=smollm2_135m"]))
     assert run.dataset.num_pairs is not None and run.dataset.num_test_pairs <= 16
     assert run.rollout.num_responses <= 2 * run.dataset.num_pairs <= 64
+
+
+def test_one_step_has_whole_groups():
+    run = checked(composed("debug=one_step", "algo=rloo", "algo.group_size=3"), {})
+    assert run.rollout.num_responses == run.optimization.micro_batch_size == 3

@@ -9,8 +9,7 @@ import yaml
 
 from rlhf.config import RunConfig
 from rlhf.config.build import config_to_mapping
-from rlhf.config.frozen import edited, other_server, starts_anew
-from rlhf.config.identity import run_folder
+from rlhf.config.identity import edited, other_server, run_folder, starts_anew
 from tests.config.composed import config
 
 

@@ -98,17 +98,6 @@ def test_an_option_of_the_data_retrains_what_reads_it_alone(override, retrained)
     assert [stage for stage in before if before[stage] != after[stage]] == retrained
 
 
-def test_home_and_what_it_stands_for_are_one_run(tmp_path, monkeypatch):
-    (tmp_path / "pairs.jsonl").write_text("{}")
-    monkeypatch.setenv("HOME", str(tmp_path))
-    model = ("dataset=hh", "model=smollm2_135m")
-    short = config(*model, "dataset.path=~/pairs.jsonl", "output_dir=~/runs")
-    whole = config(*model, f"dataset.path={tmp_path}/pairs.jsonl", f"output_dir={tmp_path}/runs")
-    assert run_folder(short) == run_folder(whole)
-    assert short.dataset.path == whole.dataset.path  # what is read is what the id covers
-    assert run_id(short) != run_id(config(*model))
-
-
 def test_inputs_lie_in_the_cache_and_keep_their_weights():
     run = config("cache_dir=kept", "overwrite=true", "checkpoint.save_final=none")
     for needed in input_runs(run):

@@ -14,9 +14,8 @@ import pytest
 
 from rlhf.config.build import ConfigError
 from rlhf.config.identity import run_folder
-from rlhf.config.inputs import check_inputs
 from rlhf.config.options import options
-from rlhf.config.packages import PACKAGES, SMOLLM2_FOLDER
+from rlhf.config.packages import PACKAGES, SMOLLM2_FOLDER, cached_by, check_inputs
 from rlhf.runs.state import unfinished_inputs
 from sweeps.single import run_single
 from tests.config.composed import config
@@ -58,10 +57,6 @@ def test_a_missing_package_is_named_with_what_installs_it(monkeypatch):
 @pytest.mark.parametrize(
     ("overrides", "lines"),
     [
-        (
-            [*HUB, "dataset=stackexchange"],
-            ["dataset=stackexchange needs the package markdownify: pip install -e '.[hub]'"],
-        ),
         (
             [*HUB, "dataset=reviews"],
             [
@@ -106,6 +101,20 @@ def test_a_model_is_read_by_the_first_run_alone_and_converted_once(monkeypatch, 
     assert not list(tmp_path.iterdir())
     (tmp_path / SMOLLM2_FOLDER).mkdir(parents=True)
     check_inputs([*unfinished_inputs(needing), needing])
+
+
+@pytest.mark.parametrize(
+    ("overrides", "folders"),
+    [
+        ((), []),
+        (("stage=offline",), ["scores"]),
+        (("model=smollm2_135m",), []),  # its SFT run converts the weights
+        (("model=smollm2_135m", "stage=sft"), ["models"]),
+    ],
+)
+def test_what_a_run_keeps_in_the_cache_is_known_before_it_starts(tmp_path, overrides, folders):
+    run = config(f"cache_dir={tmp_path}", *overrides)
+    assert [folder.name for folder in cached_by(run)] == folders
 
 
 def test_every_optional_import_is_in_the_table():

@@ -100,8 +100,8 @@ def _is_a_runs(frame: Any) -> bool:
 
 
 @pytest.fixture(scope="module")
-def combination(tmp_path_factory, cache) -> Callable[[str], RunConfig]:
-    folder = tmp_path_factory.mktemp("watched")
+def combination(tmp_path_factory) -> Callable[[str], RunConfig]:
+    folder, cache = tmp_path_factory.mktemp("watched"), tmp_path_factory.mktemp("inputs")
     asks = [f"\n\nHuman: {number}?\n\nAssistant:" for number in range(80)]
     pairs = folder / "pairs.jsonl"
     pairs.write_text("".join(json.dumps({"chosen": f"{ask} Yes.", "rejected": f"{ask} No."}) + "\n" for ask in asks))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from rlhf.config.build import ConfigError
-from rlhf.config.sizes import derived_sizes, forward_rows
+from rlhf.config.sizes import derived_sizes
 from tests.config.composed import config
 
 LENGTH = "dataset.max_total_length=40"
@@ -38,12 +38,6 @@ def test_ranks_share_the_global_batches_and_not_the_steps():
         "tokens per forward pass of an update, at most": 4 * 40,
         "tokens per forward pass of the frozen trunk and of evaluations, at most": 32 * 40,
     }
-
-
-def test_a_micro_batch_is_no_larger_than_a_ranks_part():
-    assert forward_rows(config("optimization.minibatch_size=16", "optimization.micro_batch_size=16")) == 16
-    run = config("optimization.minibatch_size=16", "optimization.micro_batch_size=16", "hardware.ranks=4")
-    assert forward_rows(run) == 4
 
 
 @pytest.mark.parametrize(("stage", "what", "texts"), [("sft", "examples", 1), ("reward_model", "pairs", 2)])

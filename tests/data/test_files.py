@@ -105,13 +105,6 @@ def test_malformed_rows_are_skipped_and_counted_as_far_as_allowed(tmp_path: Path
     assert [named.split(": ")[0] for named in data.dropped.named] == places
 
 
-@pytest.mark.parametrize("rows", [[], [{"prompt": " ", "chosen": "a", "rejected": "b"}]])
-def test_a_file_without_a_pair_is_named(tmp_path: Path, rows: list[dict[str, str]]):
-    path = write(tmp_path / "pairs.jsonl", *rows)
-    with pytest.raises(DataError, match=rf"^dataset.path={path}: has no pair of answers; "):
-        load("hh", path)
-
-
 def test_both_parts_and_both_tables_share_what_may_be_malformed(tmp_path: Path):
     write(tmp_path / "pairs" / "train.jsonl", *dialogues(10), "{")
     write(tmp_path / "pairs" / "test.jsonl", *dialogues(range(20, 24)), "{")
@@ -156,19 +149,6 @@ def test_files_that_cannot_be_read_are_refused_in_one_line(tmp_path: Path):
             load("hh", tmp_path / name, max_bad_rows=0 if name != "list.json" else 9)
         assert message in str(error.value) and str(tmp_path / name) in str(error.value), name
         assert "\n" not in str(error.value)
-
-
-@pytest.mark.parametrize(
-    "text",
-    ["[1 2]", "[1,]", "[1, 2", "[", "[]x", '["a" "b"]', "[1}"],
-)
-def test_a_list_is_read_as_strictly_as_by_json(tmp_path: Path, text: str):
-    path = tmp_path / "a.json"
-    path.write_text(text)
-    with pytest.raises(json.JSONDecodeError):
-        json.loads(text)
-    with pytest.raises(DataError, match=r"a.json:1: not JSON \("):
-        list(json_rows(path, "dataset.path"))
 
 
 def test_the_items_of_a_list_have_their_lines(tmp_path: Path):
@@ -294,15 +274,6 @@ def test_the_hubs_test_part_is_held_out_and_leaves_the_training_part(monkeypatch
     assert len(load_text_data(settings("hh", num_test_pairs=4)).pairs) == 7  # another fingerprint, another table
 
 
-def test_folders_and_sft_texts_of_the_hub(monkeypatch: pytest.MonkeyPatch):
-    rows = [{"question": f"Why {n}?", "response_j": "a", "response_k": "b"} for n in range(20)]
-    asked: list[object] = []
-    monkeypatch.setattr(datasets, "load_dataset", hub_stand_in({"train": rows}, asked))
-    data = load_text_data(settings("stackexchange"))
-    assert asked == [("lvwerra/stack-exchange-paired", None, f"data/{folder}") for folder in ("reward", "finetune")]
-    assert len(data.sft) == len(data.pairs) == 16
-
-
 def test_without_hub_or_package_the_error_says_what_to_do(monkeypatch: pytest.MonkeyPatch):
     def unreachable(name: str, configuration: str | None = None, data_dir: str | None = None):
         raise ConnectionError(f"Couldn't reach '{name}' on the Hub\nand more")
@@ -381,13 +352,6 @@ def test_splits_are_chosen_by_name_and_never_merged(tmp_path: Path, monkeypatch:
         if "has no split" in problem:
             named = "dataset.test_split" if "test_split" in options else "dataset.split"
             assert all(name in str(error.value) for name in (*parts, named))
-
-
-def test_a_file_has_no_splits_to_choose_from(tmp_path: Path):
-    path = write(tmp_path / "a.jsonl", *dialogues(20))
-    assert load("hh", path).sources == (f"data: dataset.path={path}: train 20 rows; a fifth of the prompts held out",)
-    with pytest.raises(DataError, match=r"^dataset.split=train: dataset.path=.*a.jsonl has no splits; leave it null$"):
-        load("hh", path, split="train")
 
 
 def test_a_configuration_of_the_hub_is_chosen_and_all_are_listed(monkeypatch: pytest.MonkeyPatch):

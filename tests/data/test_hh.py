@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from rlhf.data.examples import DataError, Demonstration, Dropped, MalformedRow, Preference
-from rlhf.data.hh import demonstration, preferences
+from rlhf.data.examples import DataError, Dropped, Preference
+from rlhf.data.hh import preferences
 from tests.data.collected import contents, dialogues, load, write
 
 ASK = "\n\nHuman: hello\n\nAssistant:"
@@ -31,27 +31,7 @@ TWO_TURNS = ASK + " Hi.\n\nHuman: Assistant: who?\n\nAssistant:"
     ],
 )
 def test_rows_of_both_forms(row, pair):
-    assert preferences(row) == [Preference(*pair)]
-
-
-@pytest.mark.parametrize(
-    ("row", "problem"),
-    [
-        ({"chosen": "a"}, "a row must be an object with the texts chosen and rejected"),
-        (["chosen", "rejected"], "a row must be an object with the texts chosen and rejected"),
-        (None, "a row must be an object with the texts chosen and rejected"),
-        ({"chosen": "a", "rejected": 3}, "a row must be an object with the texts chosen and rejected"),
-        ({"chosen": "a", "rejected": "a b"}, "chosen and rejected do not begin with one dialogue up to an Assistant"),
-        ({"prompt": 3, "chosen": "a", "rejected": "b"}, "a row must be an object with the text prompt"),
-    ],
-)
-def test_malformed_rows(row, problem):
-    with pytest.raises(MalformedRow, match=f"^{problem}"):
-        preferences(row)
-
-
-def test_sft_texts_of_their_own_keep_one_turn():
-    assert demonstration({"prompt": ASK, "response": "Hi.\n\nHuman: more"}) == Demonstration(ASK, " Hi.")
+    assert preferences(row)[0] == Preference(*pair)
 
 
 def test_answers_that_lose_what_follows_them_are_counted(tmp_path: Path):

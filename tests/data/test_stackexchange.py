@@ -10,7 +10,7 @@ import pytest
 
 from rlhf.data.examples import DataError, Demonstration, Dropped, MalformedRow, Preference
 from rlhf.data.stackexchange import answer_score, demonstration, preferences, to_markdown
-from tests.data.collected import contents, every_pair, load, write
+from tests.data.collected import every_pair, load, write
 
 needs_markdownify = pytest.mark.skipif(
     importlib.util.find_spec("markdownify") is None, reason="pip install -e '.[hub]'"
@@ -111,15 +111,11 @@ def test_a_row_that_is_a_pair_already():
         ([], "a row must be an object with the text question"),
         ({"answers": []}, "a row must be an object with the text body"),
         ({"question": "Why?"}, "a row must be an object with response_j and response_k, or with a list of answers"),
-        ({"question": "Why?", "answers": "none"}, "a row must be an object with response_j and response_k, or with a"),
         (
             {"question": "Why?", "response_j": "a"},
             "a row must be an object with the texts question, response_j and res",
         ),
-        ({"question": "Why?", "answers": [3]}, "a row must be an object with the text text"),
         ({"question": "Why?", "answers": [{"text": "a"}]}, "an answer must have a whole number of upvotes, not None"),
-        (question((1, False), (True, False)), "an answer must have a whole number of upvotes, not True"),
-        ({"question": "?", "answers": [{"text": "a", "pm_score": "2"}]}, "an answer must have a whole number of pm_sc"),
         ({"question": "?", "answers": [{"text": "a", "upvotes": float("nan")}]}, "an answer must have a whole number"),
         ({"question": "?", "answers": [{"text": "a", "upvotes": 1, "accepted": "no"}]}, "an answer's accepted must be"),
     ],
@@ -145,7 +141,7 @@ def test_html_becomes_markdown():
 def test_without_markdownify_html_is_refused_in_one_line(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(sys.modules, "markdownify", None)
     with pytest.raises(
-        DataError, match=r"^dataset=stackexchange needs the package markdownify: pip install -e '.\[hub\]'$"
+        DataError, match=r"^HTML in dataset=stackexchange needs the package markdownify: pip install -e '.\[hub\]'$"
     ):
         to_markdown("<p>a</p>")
     assert to_markdown("a") == "a"
@@ -165,14 +161,3 @@ def test_both_forms_of_a_file(tmp_path: Path):
     paired = load("stackexchange", write(tmp_path / "paired.jsonl", *rows), num_test_pairs=12)
     assert every_pair(paired) == every_pair(data)
     assert {one.prompt for one in paired.test_pairs} == {one.prompt for one in data.test_pairs}
-
-
-def test_a_question_gives_ten_pairs_even_if_its_rows_are_pairs_already(tmp_path: Path):
-    rows = [
-        {"question": f"Why {n}?", "response_j": str(answer), "response_k": "no"}
-        for n in range(10)
-        for answer in range(12)
-    ]
-    data = load("stackexchange", write(tmp_path / "paired.jsonl", *rows), num_test_pairs=20)
-    assert (len(data.pairs), len(data.test_pairs)) == (80, 20)
-    assert contents(data) != contents(load("stackexchange", tmp_path / "paired.jsonl", num_test_pairs=20, seed=1))

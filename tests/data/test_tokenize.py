@@ -11,7 +11,6 @@ from transformers import PreTrainedTokenizerFast
 
 from rlhf.data.examples import Demonstration, Dropped, Preference
 from rlhf.data.tokenize import (
-    REPORTED_PROMPTS,
     Demonstrations,
     Preferences,
     encode_demonstrations,
@@ -94,11 +93,3 @@ def test_the_report_counts_cut_prompts_and_says_what_was_dropped(tokenizer):
         "data: skipped a.jsonl:7: not JSON",
         'data: the first prompt, 1 tokens: "w0"',
     ]
-
-
-def test_the_report_reads_the_first_of_many_prompts(tokenizer):
-    config = settings("hh", max_total_length=10, max_new_tokens=6)
-    examples = Asked([Demonstration(words(9), "")] * (REPORTED_PROMPTS + 1))
-    report = prompt_report(config, tokenizer, examples, Dropped())
-    assert report.startswith("data: hh: 2,001 prompts, 2,000 of the first 2,000 cut on the left to 4 tokens")
-    assert len(examples.indices) == REPORTED_PROMPTS

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import huggingface_hub.constants
@@ -48,7 +49,6 @@ def logits(model: torch.nn.Module, ids: torch.Tensor = IDS) -> torch.Tensor:
 
 
 KINDS = {
-    "plain": {"target_modules": "all-linear"},
     "dora": {"target_modules": "all-linear", "use_dora": True},
     "rslora": {"target_modules": ["q_proj", "v_proj"], "use_rslora": True},
     "patterns": {"target_modules": "all-linear", "alpha_pattern": {"q_proj": 9}, "rank_pattern": {"v_proj": 1}},
@@ -187,56 +187,65 @@ def test_the_tokenizer_that_is_named_is_used(tmp_path: Path):
         load_pretrained(tmp_path / "adapter")
 
 
-def damaged(folder: Path, how: str, base: Path) -> None:
-    if how == "without weights":
-        (folder / "adapter_model.safetensors").unlink()
-    if how == "half":
-        file = folder / "adapter_model.safetensors"
-        file.write_bytes(file.read_bytes()[:200])
-    if how == "no json":
-        (folder / "adapter_config.json").write_text("{")
-    if how == "of an adapter":
-        lora_in(base / ".." / "between", base)
-        settings = json.loads((folder / "adapter_config.json").read_text())
-        settings["base_model_name_or_path"] = str(base / ".." / "between")
-        (folder / "adapter_config.json").write_text(json.dumps(settings))
-    if how == "fewer targets saved":
-        settings = json.loads((folder / "adapter_config.json").read_text()) | {"target_modules": ["q_proj", "k_proj"]}
-        (folder / "adapter_config.json").write_text(json.dumps(settings))
-    if how == "of another depth":
-        settings = json.loads((folder / "adapter_config.json").read_text()) | {"layers_to_transform": [0]}
-        (folder / "adapter_config.json").write_text(json.dumps(settings))
-    if how == "no base named":
-        settings = json.loads((folder / "adapter_config.json").read_text()) | {"base_model_name_or_path": None}
-        (folder / "adapter_config.json").write_text(json.dumps(settings))
-    if how == "prompt":
-        model = AutoModelForCausalLM.from_pretrained(base)
-        shutil.rmtree(folder)
-        get_peft_model(model, PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2)).save_pretrained(folder)
-    if how == "quantised base":
-        settings = json.loads((base / "config.json").read_text())
-        settings["quantization_config"] = {"quant_method": "bitsandbytes", "load_in_4bit": True}
-        (base / "config.json").write_text(json.dumps(settings))
+def without_weights(folder: Path, _: Path) -> None:
+    (folder / "adapter_model.safetensors").unlink()
+
+
+def half(folder: Path, _: Path) -> None:
+    file = folder / "adapter_model.safetensors"
+    file.write_bytes(file.read_bytes()[:200])
+
+
+def no_json(folder: Path, _: Path) -> None:
+    (folder / "adapter_config.json").write_text("{")
+
+
+def of_an_adapter(folder: Path, base: Path) -> None:
+    lora_in(base.parent / "between", base)
+    lora_in(folder, base, base_model_name_or_path=str(base.parent / "between"))
+
+
+def prompt(folder: Path, base: Path) -> None:
+    model = AutoModelForCausalLM.from_pretrained(base)
+    shutil.rmtree(folder)
+    get_peft_model(model, PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2)).save_pretrained(folder)
+
+
+def quantised_base(_: Path, base: Path) -> None:
+    settings = json.loads((base / "config.json").read_text())
+    settings["quantization_config"] = {"quant_method": "bitsandbytes", "load_in_4bit": True}
+    (base / "config.json").write_text(json.dumps(settings))
+
+
+def says(**changes: object) -> Callable[[Path, Path], None]:
+    """Its config has other settings than its weights were saved with."""
+
+    def damage(folder: Path, base: Path) -> None:
+        lora_in(folder, base, **changes)
+
+    return damage
 
 
 @pytest.mark.parametrize(
-    ("how", "problem"),
+    ("damage", "problem"),
     [
-        ("without weights", "lacks adapter_model.safetensors; copy it whole"),
-        ("half", "cannot load"),
-        ("no json", "cannot load"),
-        ("of an adapter", "which is an adapter itself; merge that one"),
-        ("fewer targets saved", "lacks model.layers.0.self_attn.k_proj.lora_A.weight, "),
-        ("of another depth", "it has model.layers.1.self_attn.q_proj.lora_A.weight, "),
-        ("no base named", "names no base; give its folder or hub name as base_model_name_or_path in "),
-        ("prompt", "not one of weights; give LoRA"),
-        ("quantised base", "whose weights are quantised; name the whole model"),
+        (without_weights, "lacks adapter_model.safetensors; copy it whole"),
+        (half, "cannot load"),
+        (no_json, "cannot load"),
+        (of_an_adapter, "which is an adapter itself; merge that one"),
+        (says(target_modules=["q_proj", "k_proj"]), "lacks model.layers.0.self_attn.k_proj.lora_A.weight, "),
+        (says(layers_to_transform=[0]), "it has model.layers.1.self_attn.q_proj.lora_A.weight, "),
+        (says(base_model_name_or_path=None), "names no base; give its folder or hub name as base_model_name_or_path"),
+        (prompt, "not one of weights; give LoRA"),
+        (quantised_base, "whose weights are quantised; name the whole model"),
     ],
 )
-def test_an_adapter_that_cannot_be_used_is_refused_in_one_line(tmp_path: Path, how: str, problem: str):
+def test_an_adapter_that_cannot_be_used_is_refused_in_one_line(
+    tmp_path: Path, damage: Callable[[Path, Path], None], problem: str
+):
     base_in(tmp_path / "base")
     lora_in(tmp_path / "adapter", tmp_path / "base")
-    damaged(tmp_path / "adapter", how, tmp_path / "base")
+    damage(tmp_path / "adapter", tmp_path / "base")
     with pytest.raises(ModelError) as error:
         load_pretrained(tmp_path / "adapter", option="evaluation.policy")
     assert str(error.value).startswith("evaluation.policy: ") and "\n" not in str(error.value)

@@ -30,7 +30,6 @@ from tests.helpers import (
     plain_logprobs,
     policy_logits,
     policy_models,
-    reference_logits,
     unpadded,
 )
 
@@ -114,26 +113,6 @@ def test_samplers_update_and_a_plain_forward_agree_with_and_without_left_padding
         with torch.no_grad():
             row = token_logprobs(policy_logits(networks, networks.features(single)), single.response_ids)
         torch.testing.assert_close(row[0, : len(response)], update, atol=1e-5, rtol=1e-5)
-
-
-@pytest.mark.parametrize("architecture", ["gpt_neox", "qwen2"])
-def test_with_adapters_off_a_lora_run_has_the_untouched_base_exactly(architecture, folders, tmp_path):
-    networks, tokenizer = loaded(folders[architecture], "lora", tmp_path)
-    untouched, _ = load_pretrained(folders[architecture])
-    prompts = encode_prompts(tokenizer, [Demonstration(text, "") for text in PROMPTS], 20)
-    uniforms = sampling_uniforms(0, "test", 0, len(PROMPTS), NEW)
-    rollouts = responses(networks, tokenizer, prompts, uniforms, "fast")
-    features = networks.features(rollouts)
-    optimizer = torch.optim.AdamW(networks.named_parameters().values(), lr=0.05, weight_decay=0.1)
-    for _ in range(2):
-        policy_logits(networks, features).square().mean().backward()
-        networks.values(features).square().mean().backward()
-        optimizer.step()
-    with torch.no_grad():
-        trained, reference = policy_logits(networks, features), reference_logits(networks, features)
-        base = policy_logits(policy_models(untouched, "all"), features)
-    assert torch.equal(reference[rollouts.mask], base[rollouts.mask])
-    assert (trained - reference)[rollouts.mask].abs().max() > 0.05
 
 
 def test_texts_longer_than_the_model_are_refused_at_once(folders, tmp_path):

@@ -11,7 +11,7 @@ from torch import Tensor
 from rlhf import training_batch
 from rlhf.algorithms import algorithm_of
 from rlhf.models import PolicyModels
-from rlhf.models.concurrency import run_concurrently
+from rlhf.models.policy import run_concurrently
 from rlhf.training_batch import measure
 from rlhf.update import accumulate_gradients
 from tests.helpers import policy_models, random_rollouts, tiny_model, value_settings
@@ -30,20 +30,6 @@ def test_both_run_at_once_with_half_the_threads_each():
     (one, threads), (other, others) = run_concurrently(work, work)
     assert one != other and threading.current_thread().name not in (one, other)
     assert threads == others == 1 and torch.get_num_threads() == 2
-
-
-def test_one_after_the_other_in_this_thread_where_torch_has_a_single_one():
-    name = threading.current_thread().name
-    who = lambda: threading.current_thread().name  # noqa: E731
-    torch.set_num_threads(1)
-    assert run_concurrently(who, who) == (name, name)
-
-
-@pytest.mark.parametrize("enabled", [False, True])
-def test_the_gradient_mode_is_the_callers(enabled):
-    with torch.set_grad_enabled(enabled):
-        found = run_concurrently(torch.is_grad_enabled, torch.is_grad_enabled)
-    assert found == (enabled, enabled)
 
 
 def test_an_error_comes_once_both_have_ended():

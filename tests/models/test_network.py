@@ -10,19 +10,17 @@ from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
 import transformers
 from torch import Tensor
 from transformers import GPT2Config
 
 from rlhf.models import PolicyModels, network
-from rlhf.models.decoder import Angles, attention, turn
+from rlhf.models.decoder import Angles, turn
 from rlhf.models.families import FAMILIES, decoder_of
 from rlhf.models.features import Features, before_response, features_of, run_base
 from rlhf.models.layers import compute_in_float32
-from rlhf.models.network import Network, misfit
-from rlhf.models.split import split
-from rlhf.random import sampling_uniforms
+from rlhf.models.modes import split
+from rlhf.models.network import Network
 from tests import helpers
 from tests.helpers import (
     ARCHITECTURES,
@@ -34,7 +32,6 @@ from tests.helpers import (
     policy_logits,
     policy_models,
     random_rollouts,
-    sample,
     tiny_model,
     value_settings,
 )
@@ -126,22 +123,6 @@ def test_a_texts_states_do_not_depend_on_how_much_padding_is_before_it():
         )
 
 
-def test_a_mask_over_grouped_heads_needs_no_grouped_kernel(monkeypatch):
-    torch.manual_seed(0)
-    grouped, kernel = [], F.scaled_dot_product_attention
-    monkeypatch.setattr(
-        F, "scaled_dot_product_attention", lambda *a, **k: (grouped.append(k["enable_gqa"]), kernel(*a, **k))[1]
-    )
-    queries, keys, values = torch.randn(2, 4, 5, 8), torch.randn(2, 2, 5, 8), torch.randn(2, 2, 5, 8)
-    causal = torch.ones(5, 5, dtype=torch.bool).tril()
-    masked, unmasked = (attention(queries, keys, values, mask, 0.3) for mask in (causal[None, None], None))
-    assert grouped == [False, True]
-    torch.testing.assert_close(masked, unmasked)
-    for head in range(4):  # two neighbours look at one group
-        scores = (queries[:, head] @ keys[:, head // 2].transpose(1, 2) * 0.3).masked_fill(~causal, -torch.inf)
-        torch.testing.assert_close(masked[:, head], scores.softmax(-1) @ values[:, head // 2])
-
-
 def test_the_last_block_is_computed_for_the_response_alone(monkeypatch):
     base = tiny_model("llama").base_model
     run = Network(base)
@@ -152,13 +133,6 @@ def test_the_last_block_is_computed_for_the_response_alone(monkeypatch):
     monkeypatch.setattr(mlp, "forward", lambda self, hidden: (columns.append(hidden.shape[1]), plain(self, hidden))[1])
     run(EVEN)
     assert columns == [10] * (LAYERS - 1) + [6]
-
-
-def test_nothing_is_masked_where_nothing_is_padded():
-    seen = decoder_of(tiny_model("llama").base_model).masks(None, torch.device("cpu"), 5, slice(3, 5))
-    assert seen[0] is None
-    last = seen[LAYERS - 1]
-    assert last is not None and last[0, 0].tolist() == [[True] * 4 + [False], [True] * 5]
 
 
 # --- rotary positions ----------------------------------------------------------------------------------------------
@@ -176,9 +150,12 @@ def test_angles_are_the_models_own_to_the_bit(variant):
     size = decoder.key_shape[1]
     for count in (1, 5, 33, 64):
         tables: list[Tensor] = [table[0] for table in own[0](torch.zeros(1), torch.arange(count)[None])]
-        expected = (
-            Angles.by_neighbours(*reversed(tables), size) if "gptj" in variant else Angles.by_halves(*tables, size)
-        )
+        cos, sin = tables
+        if "gptj" in variant:
+            expected = Angles.of_pairs(sin, cos, size, halves=False)
+        else:
+            half = cos.shape[-1] // 2
+            expected = Angles.of_pairs(cos[:, :half], sin[:, :half], size, halves=True)
         angles = decoder.rotation(torch.arange(count))
         for table in ("cos", "up", "down"):
             assert torch.equal(getattr(angles, table), getattr(expected, table))
@@ -195,18 +172,12 @@ def slowly_turned(heads: Tensor, angles: list[float], pairs: list[tuple[int, int
     return turned
 
 
-@pytest.mark.parametrize(
-    ("kind", "pairs"), [("halves", [(0, 3), (1, 4), (2, 5)]), ("neighbours", [(0, 1), (2, 3), (4, 5)])]
-)
+@pytest.mark.parametrize(("halves", "pairs"), [(True, [(0, 3), (1, 4), (2, 5)]), (False, [(0, 1), (2, 3), (4, 5)])])
 @pytest.mark.parametrize("size", [6, 8], ids=["whole", "part of a head"])
-def test_heads_turn_pair_by_pair(kind, pairs, size):
+def test_heads_turn_pair_by_pair(halves, pairs, size):
     by_pair = [1.0, 0.5, 0.1]
     angles = torch.arange(4.0)[:, None] * torch.tensor(by_pair)
-    if kind == "halves":
-        both = torch.cat((angles, angles), -1)
-        rotation = Angles.by_halves(both.cos(), both.sin(), size)
-    else:
-        rotation = Angles.by_neighbours(angles.cos(), angles.sin(), size)
+    rotation = Angles.of_pairs(angles.cos(), angles.sin(), size, halves=halves)
     torch.manual_seed(0)
     heads = torch.randn(2, 3, 4, size, requires_grad=True)
     expected = slowly_turned(heads.detach(), by_pair, pairs)
@@ -220,18 +191,6 @@ def test_heads_turn_pair_by_pair(kind, pairs, size):
         (gradient,) = torch.autograd.grad((turned * g).sum(), heads)
         torch.testing.assert_close((gradient * heads).sum(), (turned * g).sum())
         torch.testing.assert_close(turn(gradient, at).detach(), g)
-
-
-def test_positions_of_each_row_of_its_own():
-    angles = torch.arange(6.0)[:, None] * torch.tensor([1.0, 0.3, 1.0, 0.3])
-    rotation = Angles.by_halves(angles.cos(), angles.sin(), 4)
-    heads = torch.randn(2, 1, 2, 4)
-    turned = turn(heads, rotation.at(torch.tensor([[3, 4], [0, 5]])))
-    torch.testing.assert_close(turned[1, 0, 0], heads[1, 0, 0])
-    wide = torch.zeros(1, 1, 6, 4)
-    wide[0, 0, 3], wide[0, 0, 4], wide[0, 0, 5] = heads[0, 0, 0], heads[0, 0, 1], heads[1, 0, 1]
-    expected = turn(wide, rotation.first(6))[0, 0]
-    torch.testing.assert_close(torch.stack((turned[0, 0, 0], turned[0, 0, 1], turned[1, 0, 1])), expected[3:])
 
 
 # --- what does not fit ---------------------------------------------------------------------------------------------
@@ -258,8 +217,7 @@ def assert_runs_by_itself(base: torch.nn.Module) -> str:
 def test_what_moved_in_transformers_is_named_and_costs_speed_alone(family, monkeypatch):
     kind = base_class(family)
     known = FAMILIES[kind]
-    paths = ("embedding", "blocks", "final_norm", "norm", "projections", "output", "mlp", "mlp_norm", "head_norms")
-    for field in (*paths, "positions"):
+    for field in ("modules", "norms", "projections", "output", "mlp", "head_norms"):
         path: Any = getattr(known, field)
         if path:
             moved = (*path[:-1], "moved.away") if isinstance(path, tuple) else "moved.away"
@@ -287,20 +245,6 @@ def test_layers_that_compute_something_else_are_found_out_once(monkeypatch):
     assert tries == [1]
 
 
-def test_running_out_of_memory_while_trying_says_nothing_of_the_model(monkeypatch):
-    """Another try may fit."""
-
-    def out_of_memory(*_, **__) -> None:
-        raise torch.OutOfMemoryError("of 80 GB")
-
-    base = tiny_model().base_model
-    monkeypatch.setattr(network, "states", out_of_memory)
-    with pytest.raises(torch.OutOfMemoryError):
-        misfit(base)
-    monkeypatch.undo()
-    assert misfit(base) == ""
-
-
 # --- hardware.gradient_checkpointing -------------------------------------------------------------------------------
 
 
@@ -315,17 +259,13 @@ def gradients(models: PolicyModels, *, together: bool = False) -> dict[str, torc
     return {name: p.grad for name, p in models.named_parameters().items() if p.grad is not None}
 
 
-def kept_and_recomputed(architecture: str, mode: str, value: Any = None) -> list[PolicyModels]:
-    both = [policy_models(tiny_model(architecture), mode, value, recompute=recompute) for recompute in (False, True)]
-    for models in both:
-        nudge(models.named_parameters())
-    return both
-
-
 def assert_same_gradients(architecture: str, mode: str, value: Any = None, *, together: bool = False) -> None:
-    kept, recomputed = (
-        gradients(models, together=together) for models in kept_and_recomputed(architecture, mode, value)
-    )
+    found = []
+    for recompute in (False, True):
+        models = policy_models(tiny_model(architecture), mode, value, recompute=recompute)
+        nudge(models.named_parameters())
+        found.append(gradients(models, together=together))
+    kept, recomputed = found
     assert set(kept) == set(recomputed) and len(kept) > 6
     for name, gradient in kept.items():
         torch.testing.assert_close(recomputed[name], gradient, atol=1e-6, rtol=1e-6)
@@ -341,11 +281,6 @@ def test_activations_computed_again_give_the_same_gradients(architecture):
 def test_whatever_the_value_network_and_whichever_adapter_was_on_last(mode, value):
     """Both losses on one graph: with LoRA, the value adapter is on when the policy's blocks are computed again."""
     assert_same_gradients("llama", mode, value, together=True)
-
-
-@pytest.mark.parametrize(("architecture", "mode"), [("gpt_neo", "all"), ("llama", "last_k"), ("gptj", "lora")])
-def test_the_same_gradients_by_the_models_own_forward_pass(fallback_reason, architecture, mode):
-    assert_same_gradients(architecture, mode, together=True)
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -365,13 +300,3 @@ def test_blocks_are_computed_again_for_training_alone(mode, monkeypatch):
     with torch.no_grad():
         policy_logits(models, features)
     assert calls == {False: trained}
-
-
-@pytest.mark.parametrize("sampling", helpers.SAMPLINGS)
-def test_the_sampler_keeps_its_cache(sampling):
-    uniforms = sampling_uniforms(0, "test", 0, 4, 5)
-    drawn = []
-    for models in kept_and_recomputed("gpt_neox", "last_k"):
-        with models.sampling() as sampler:
-            drawn.append(sample(sampling, sampler, ROLLOUTS.prompt_ids, ROLLOUTS.prompt_mask, uniforms))
-    assert torch.equal(drawn[0][0], drawn[1][0]) and torch.equal(drawn[0][1], drawn[1][1])

@@ -1,4 +1,4 @@
-"""Models that bring Python code of their own: refused in one line, run where an option says so, and nothing asked."""
+"""Models that bring Python code, refused in one line or run where an option says so; and what a hub refuses."""
 
 from __future__ import annotations
 
@@ -6,12 +6,13 @@ import json
 import sys
 from pathlib import Path
 
+import httpx
 import pytest
-from transformers import AutoConfig
+from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError
 
 from analysis.winrate.errors import WinrateError
 from analysis.winrate.reward_model import reward_model_scores
-from rlhf.models.hub import CAUSAL, CLASSIFIER, ModelError, OwnCode
+from rlhf.models.hub import CAUSAL, CLASSIFIER, ModelError, OwnCode, loading
 from rlhf.models.loading import load_pretrained
 from rlhf.models.reward_model import load_classifier
 from tests.helpers import tiny_model
@@ -114,9 +115,23 @@ def test_a_tokenizers_own_code_is_refused(brought):
     assert not mark.exists()
 
 
-def test_nothing_is_asked(brought, monkeypatch):
-    folder, mark = brought
-    monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("asked whether to run a model's code"))
-    with pytest.raises(ValueError, match="trust_remote_code"):
-        AutoConfig.from_pretrained(folder)
-    assert not mark.exists()
+# --- what a hub answers --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("kind", "status", "advice"),
+    [
+        (GatedRepoError, 403, "ask for access at https://huggingface.co/lab/name, then set HF_TOKEN"),
+        (RepositoryNotFoundError, 404, "what is private needs HF_TOKEN, or hf auth login"),
+        (HfHubHTTPError, 403, "what is private needs HF_TOKEN, or hf auth login"),
+        (HfHubHTTPError, 500, "give a folder, or a hub name that can be reached"),
+    ],
+)
+def test_each_refusal_of_a_hub_has_its_remedy(kind: type[HfHubHTTPError], status: int, advice: str):
+    answer = httpx.Response(status, request=httpx.Request("GET", "https://huggingface.co"))
+    with (
+        pytest.raises(ModelError, match=r"^model.path: cannot load lab/name \(") as error,
+        loading("model.path", "lab/name"),
+    ):
+        raise OSError("transformers' own words") from kind("refused", response=answer)
+    assert advice in str(error.value) and "\n" not in str(error.value)

@@ -9,10 +9,11 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, PreTrainedTokenizerFast
 
 from rlhf.chat import template_of
+from rlhf.control_tokens import add_padding
 from rlhf.models.loading import load_pretrained
 from rlhf.models.reward_model import load_reward_model, new_reward_model
 from rlhf.models.saving import save_model, write_folder
-from rlhf.text import add_padding, encode_prompt
+from rlhf.text import encode_prompt
 from tests.tokenizer_kinds import KINDS
 
 

@@ -43,16 +43,6 @@ def test_the_edges_between_chunks(vocabulary):
     assert drawn(logits, [0.0, 0.4999, 0.5, LARGEST]) == [CHUNK - 1, CHUNK - 1, CHUNK, CHUNK]
 
 
-@pytest.mark.parametrize("vocabulary", [3, 5, CHUNK, 300, 50257])
-@pytest.mark.parametrize("place", ["first", "middle", "last"])
-def test_the_only_possible_token_is_drawn_at_every_uniform(vocabulary, place):
-    """Whatever rounding does: neither a neighbour nor what fills the last chunk up."""
-    token = {"first": 0, "middle": vocabulary // 2, "last": vocabulary - 1}[place]
-    logits = torch.full((1, vocabulary), -torch.inf)
-    logits[0, token] = -7.25
-    assert drawn(logits, [*EDGES, 1e-300, 0.5]) == [token] * 4
-
-
 @pytest.mark.parametrize("vocabulary", [5, 128, 300])
 def test_what_the_policy_never_says_is_never_drawn(vocabulary):
     draws = generator(0, "impossible")
@@ -98,18 +88,6 @@ def test_it_is_a_search_of_the_cumulative_sum_in_float64(vocabulary, scale):
     assert bool(((tokens - expected)[near].abs() <= 1).all())
     log_softmax = logits.double().log_softmax(-1).gather(1, tokens[:, None]).squeeze(1)
     torch.testing.assert_close(logprobs.double(), log_softmax, atol=2e-6, rtol=1e-6)
-
-
-def test_a_row_does_not_depend_on_its_neighbours_nor_change_its_logits():
-    draws = generator(2, "draws")
-    logits = torch.randn(7, 300, generator=draws) * 3
-    uniforms = torch.rand(7, dtype=torch.float64, generator=draws)
-    before = logits.clone()
-    tokens, logprobs = draw(logits, uniforms)
-    assert torch.equal(logits, before)
-    for row in range(7):
-        token, logprob = draw(logits[row : row + 1], uniforms[row : row + 1])
-        assert token == tokens[row] and logprob == logprobs[row]
 
 
 def test_frequencies_are_those_of_the_softmax():

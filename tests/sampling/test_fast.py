@@ -10,16 +10,14 @@ import torch
 from torch import Tensor, nn
 from transformers import GPTJConfig, GPTNeoXConfig, MistralConfig, PretrainedConfig, PreTrainedModel, Qwen2Config
 
-import rlhf.rollout as rollout
 import rlhf.sampling.fast as fast
 from rlhf.algorithms.ilql_heads import ILQLHeads, ILQLSampler
 from rlhf.batches import PromptBatch, pad
-from rlhf.models.decoder import Decoder
 from rlhf.models.loading import word_tokenizer
 from rlhf.models.policy import Sampler
 from rlhf.random import generator, sampling_uniforms
 from rlhf.rollout import generate
-from rlhf.sampling.fast import fast_sampler, unfit
+from rlhf.sampling.fast import fast_sampler
 from tests.helpers import (
     _LLAMA,
     _SHARED,
@@ -157,16 +155,6 @@ def test_in_every_mode_it_samples_from_the_policy_as_it_is(architecture, mode):
         nudge(models.named_parameters(), seed=round_)
 
 
-def test_prompts_of_one_length_and_of_one_token_need_no_mask(monkeypatch):
-    masks: list[bool] = []
-    step = Decoder.step
-    monkeypatch.setattr(Decoder, "step", lambda *given: (masks.append(given[6] is not None), step(*given))[1])
-    for lengths in ([4] * 5, [1] * 5):
-        both(sampler_of(tiny_model("gpt_neo")), lengths)
-        both(ends_often(sampler_of(model_of(VARIANTS["mistral, a window"]()))), lengths)
-    assert masks and not any(masks)
-
-
 def test_ilqls_sampler_runs_on_it():
     torch.manual_seed(0)
     models = policy_models(tiny_model(), "last_k", temperature=0.8)
@@ -264,32 +252,3 @@ def test_in_bf16_matrices_are_cast_once_and_logprobs_are_off_by_rounding(archite
 
 
 # --- what does not fit ---------------------------------------------------------------------------------------------
-
-
-def test_models_that_it_does_not_fit_are_named_with_the_reason(monkeypatch):
-    from transformers import Gemma2Config, GPT2Config
-
-    assert [unfit(tiny_model(name)) for name in ARCHITECTURES] == [""] * len(ARCHITECTURES)
-    gpt2 = model_of(GPT2Config(n_embd=16, n_layer=1, n_head=2, n_positions=32, **_SHARED))
-    assert unfit(gpt2).startswith("GPT2Model is not among GPTNeoXModel, ")
-    gemma = model_of(Gemma2Config(head_dim=4, **_LLAMA, **_SHARED))
-    assert unfit(gemma).startswith("Gemma2Model is not among ")
-    dynamic = model_of(scaled_llama(rope_type="dynamic", factor=2.0)())
-    assert unfit(dynamic) == "rotary positions of type dynamic change with the length of a text"
-
-
-def test_generate_samples_plainly_where_it_does_not_fit(monkeypatch):
-    models = policy_models(tiny_model(), "all")
-    _, ids, mask = prompts([2, 3])
-    batch = PromptBatch(ids, mask, ["a", "b"], ["", ""])
-    tokenizer = word_tokenizer([f"w{i}" for i in range(VOCAB - 3)])
-    uniforms = sampling_uniforms(0, "fast", 3, 2, NEW)
-
-    def run(sampling: str):
-        return generate(models, tokenizer, batch, uniforms, sampling=sampling, batch_size=2, stop_strings=[])
-
-    expected = run("fast")
-    monkeypatch.setattr(fast.FastSampler, "sample", lambda *_: pytest.fail("sampled by what does not fit"))
-    assert torch.equal(run("plain").response_ids, expected.response_ids)
-    monkeypatch.setattr(rollout, "unfit", lambda _: "for some reason")
-    assert torch.equal(run("fast").response_ids, expected.response_ids)

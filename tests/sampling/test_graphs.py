@@ -15,18 +15,15 @@ import torch
 from torch import Tensor
 
 import rlhf.sampling.fast as fast
-import rlhf.sampling.graphs as graphs
 from rlhf.batches import pad
 from rlhf.masked import mask_through_first
 from rlhf.models.features import Features, micro_batches
 from rlhf.models.layers import compute_in_float32
 from rlhf.models.loading import moved
-from rlhf.models.pair import PolicyPair
-from rlhf.models.policy import Sampler, SamplerCache
+from rlhf.models.policy import Sampler, SamplerCache, policy_pair
 from rlhf.precision import without_cudnn_attention
 from rlhf.random import generator, sampling_uniforms
-from rlhf.sampling.fast import FastSampler, fast_sampler, unfit
-from rlhf.sampling.graphs import Graphs
+from rlhf.sampling.fast import FastSampler, Graphs, fast_sampler, unfit
 from rlhf.sampling.plain import sample_plain
 from tests.helpers import (
     ARCHITECTURES,
@@ -107,7 +104,7 @@ def recording(monkeypatch: pytest.MonkeyPatch, refuses: bool = False) -> Recorde
     monkeypatch.setattr(fast, "COLUMNS", COLUMNS)
     monkeypatch.setattr(FastSampler, "_step", lambda made, running, columns: recorder.run(made, running, columns))
     monkeypatch.setattr(torch.cuda, "CUDAGraph", FakeGraph)
-    monkeypatch.setattr(graphs, "capturing", recorder.capture)
+    monkeypatch.setattr(fast, "capturing", recorder.capture)
     return recorder
 
 
@@ -155,15 +152,6 @@ def test_replays_sample_what_the_plain_sampler_does(monkeypatch, architecture):
     assert {columns for _, columns in made_graphs.captured} <= {8, 16, 24}
 
 
-def test_all_graphs_share_the_pool_of_the_first(monkeypatch):
-    sampler = sampler_of(tiny_model())
-    made, _ = recorded(monkeypatch, sampler)
-    assert_plain(made, sampler, 0)
-    assert made.graphs is not None
-    pools = [graph.given_pool for graph in made.graphs.captured.values() if graph is not None]  # type: ignore[attr-defined]
-    assert len(pools) >= 2 and pools == [None] + ["the pool"] * (len(pools) - 1)
-
-
 def test_what_cannot_be_captured_runs_as_it_is_and_says_so_once(monkeypatch, capfd):
     sampler = ending(sampler_of(tiny_model()))
     made, recorder = recorded(monkeypatch, sampler, refuses=True)
@@ -172,26 +160,6 @@ def test_what_cannot_be_captured_runs_as_it_is_and_says_so_once(monkeypatch, cap
     (line,) = capfd.readouterr().err.splitlines()
     assert line.startswith("sampling without a CUDA graph where none could be captured: CUDA error: operation not")
     assert recorder.events["eager"] > 10 and not recorder.events["replayed"] and not recorder.events["captured"]
-
-
-@pytest.mark.parametrize(
-    "error", [torch.OutOfMemoryError("CUDA out of memory."), RuntimeError("CUDA error: out of memory")]
-)
-def test_lack_of_memory_for_a_capture_may_pass(monkeypatch, capfd, error):
-    sampler = ending(sampler_of(tiny_model()))
-    made, recorder = recorded(monkeypatch, sampler, refuses=True)
-    other, recorder.error = recorder.error, error
-    assert_plain(made, sampler, 0)
-    told = capfd.readouterr().err.splitlines()
-    assert len(told) == 1 and "out of memory" in told[0] and not recorder.events["captured"]
-    recorder.refuses = False
-    assert_plain(made, sampler, 1)
-    assert capfd.readouterr().err == "" and recorder.events["captured"] and recorder.events["replayed"]
-    recorder.refuses, recorder.error = True, other
-    assert made.graphs is not None
-    made.graphs.captured = dict.fromkeys(made.graphs.captured)
-    assert_plain(made, sampler, 2)
-    assert len(capfd.readouterr().err.splitlines()) == 1 and made.graphs.refused
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
@@ -229,16 +197,11 @@ def test_a_kept_sampler_serves_smaller_batches_and_makes_room_for_larger_ones(mo
     assert larger.width == WIDTH + 1 + NEW and made_for(sampler, rows=9) is not larger
 
 
-def test_without_graphs_nothing_is_kept():
-    sampler = sampler_of(tiny_model())
-    assert made_for(sampler) is not made_for(sampler) and sampler.cache.content is None
-
-
 def test_a_kept_sampler_goes_with_its_policy(monkeypatch):
     """Not when Python next looks for circles: its cache may be most of a GPU's memory."""
     recording(monkeypatch)
     model = tiny_model()
-    pair = PolicyPair(model, model, temperature=1.0, autocast=contextlib.nullcontext)
+    pair = policy_pair(model, model, temperature=1.0, autocast=contextlib.nullcontext)
     gc.collect()
     gc.disable()
     try:
@@ -272,33 +235,6 @@ def test_on_a_gpu_graphs_sample_what_the_plain_sampler_does(architecture):
 
 
 @pytest.mark.gpu
-def test_on_a_gpu_no_step_waits_for_the_device(monkeypatch):
-    """Captured or not, between two looks at how many rows go on."""
-    if not torch.cuda.is_available():
-        pytest.skip("no CUDA device")
-    sampler = sampler_of(moved(tiny_model("llama"), torch.device("cuda")))
-    made, steps = made_for(sampler), 0
-    ids, mask = (part.cuda() for part in prompts())
-    run = Graphs.run
-
-    def watched(graphs: Graphs, step: Any, running: Any, columns: int) -> None:
-        nonlocal steps
-        before, key = torch.cuda.get_sync_debug_mode(), (len(running.index), columns)
-        if graphs.captured.get(key) is not None or key not in graphs.captured:  # a capture itself may wait
-            torch.cuda.set_sync_debug_mode("error")
-            steps += 1
-        try:
-            run(graphs, step, running, columns)
-        finally:
-            torch.cuda.set_sync_debug_mode(before)
-
-    monkeypatch.setattr(Graphs, "run", watched)
-    for seed in range(3):
-        made.sample(ids, mask, sampling_uniforms(seed, "graphs", 0, 8, NEW).cuda())
-    assert steps > NEW
-
-
-@pytest.mark.gpu
 @pytest.mark.parametrize(
     ("mode", "held"),
     # Weights are held in few bits where they are frozen, the head among them.
@@ -328,8 +264,8 @@ def test_on_a_gpu_graphs_follow_training_in_bf16(mode, held):
             prompt_lengths=mask.sum(1).cpu(),
             response_lengths=valid.sum(1).cpu(),
         )
-        with torch.no_grad(), models._autocast():
-            features = dataclasses.replace(features, hidden=models._trunk(features))
+        with torch.no_grad(), models.autocast():
+            features = dataclasses.replace(features, hidden=models.networks.trunk and models.networks.trunk(features))
             expected = models.policy_logprobs(models.policy_hidden(features), tokens)
         gaps = (expected - logprobs)[valid].abs()
         assert float(gaps.mean()) < 0.02 and float(gaps.max()) < 0.2

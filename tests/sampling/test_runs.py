@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
-import re
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +13,6 @@ from transformers import AutoModelForCausalLM, GPT2Config
 import rlhf.models.network as network
 import rlhf.rollout as rollout
 from rlhf.config.identity import run_folder
-from rlhf.models.families import FAMILIES
 from rlhf.run import execute
 from rlhf.runs.state import read_rows
 from tests import small_hub
@@ -86,19 +83,6 @@ def test_an_unknown_architecture_says_so_in_a_line_each_and_trains(monkeypatch, 
     summary = json.loads((run_folder(run) / "summary.json").read_text())
     assert summary["status"] == "finished"
     assert read_rows(run_folder(run))[-1]["eval/kl"] > 1e-8
-
-
-def test_a_module_that_transformers_moved_is_named_and_the_run_goes_on(monkeypatch, tmp_path, cache, capfd):
-    moved = dataclasses.replace(FAMILIES["GPTNeoXModel"], output="attention.moved")
-    monkeypatch.setitem(FAMILIES, "GPTNeoXModel", moved)
-    used = spied(monkeypatch)
-    run = tiny(tmp_path, cache, "apa", *FEW)
-    assert execute(run)["status"] == "finished"
-    log = _log(run_folder(run), capfd.readouterr().out)
-    for what in ("rollout=plain", "measuring and training by the model's own forward pass"):
-        (line,) = {line for line in log if what in line}
-        assert re.fullmatch(rf"{what}: GPTNeoXLayer of transformers \d\S* has no module attention.moved", line)
-    assert set(used) == {"sample_plain"}
 
 
 def _log(folder: Path, printed: str) -> list[str]:

@@ -176,10 +176,6 @@ class Cluster:
                 raise RuntimeError(f"{name} did not start (status {daemon.poll()}):\n{output[-2000:]}")
             time.sleep(0.02)
 
-    def _kill(self, name: str) -> None:
-        self._daemons[name].kill()
-        self._daemons[name].wait(timeout=10)
-
     def _others(self) -> dict[int, str]:
         """The processes of the cluster but its daemons: jobs, what runs them, and clients."""
         daemons = {daemon.pid for daemon in self._daemons.values()}
@@ -255,23 +251,6 @@ class Cluster:
         """Set a node "down" or "drain", or "resume" it. Down: its jobs are requeued."""
         reason = [] if state == "resume" else ["reason=test"]
         self.run("scontrol", "update", f"nodename={name}", f"state={state}", *reason)
-
-    def kill_slurmd(self, name: str) -> None:
-        """End a node's daemon as a crash would. Its jobs' processes run on; the node is DOWN after half a minute."""
-        self._kill(name)
-
-    def restart_slurmd(self, name: str) -> None:
-        """Start a killed slurmd again and wait until the controller hears of it."""
-        self._start(name)
-        self.wait_until(lambda: not self.sinfo()[name].endswith("*"))
-
-    def kill_slurmctld(self) -> None:
-        """End the controller as a crash would. Clients wait some seconds and fail; when it is back it is so behind that
-        jobs of the last seconds may be unknown, their ids given again, and cancelled ones queued."""
-        self._kill("slurmctld")
-
-    def restart_slurmctld(self) -> None:
-        self._start("slurmctld")
 
 
 def _answers(address: Address) -> bool:

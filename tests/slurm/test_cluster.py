@@ -1,15 +1,14 @@
-"""The cluster of these tests starts, is mended, and leaves no trace at the end."""
+"""The cluster of these tests starts, and leaves no trace at the end."""
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from tests.slurm.cluster import Cluster, missing_packages
+from tests.slurm.cluster import Cluster
 from tests.slurm.processes import processes_of
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -21,24 +20,6 @@ def submit(cluster: Cluster, script: str, *options: str) -> str:
 
 def running(cluster: Cluster, job: str) -> bool:
     return cluster.squeue().get(job) == "RUNNING"
-
-
-def test_both_nodes_run_a_command(cluster: Cluster) -> None:
-    assert cluster.sinfo() == {"n1": "idle", "n2": "idle"}
-    assert cluster.run("srun", "-N2", "hostname").split() == [os.uname().nodename] * 2
-    assert sorted(cluster.run("srun", "-N2", "printenv", "SLURMD_NODENAME").split()) == ["n1", "n2"]
-
-
-def test_restore_mends_a_dead_slurmd_and_ends_what_it_left(cluster: Cluster, tmp_path: Path) -> None:
-    pid = tmp_path / "pid"
-    job = submit(cluster, f"echo $$ > {pid}; sleep 600", "--nodelist=n1")
-    cluster.wait_until(lambda: pid.exists() and pid.read_text())
-    cluster.kill_slurmd("n1")
-    assert running(cluster, job) and _alive(int(pid.read_text()))
-    cluster.restore()
-    assert cluster.squeue() == {} and not _alive(int(pid.read_text()))
-    assert cluster.sinfo() == {"n1": "idle", "n2": "idle"}
-    assert cluster.run("srun", "--nodelist=n1", "echo", "up") == "up\n"
 
 
 def test_clusters_side_by_side_and_no_trace_of_one_that_ended(
@@ -79,11 +60,6 @@ with Cluster(nodes=1, cpus=2, gpus=0) as cluster:
         tests.kill()
     cluster.wait_until(lambda: not processes_of(folder / "etc/slurm.conf") and not folder.exists(), 30)
     assert cluster.sinfo() == {"n1": "idle", "n2": "idle"}
-
-
-def test_missing_packages_are_named(tmp_path: Path) -> None:
-    assert missing_packages(path=str(tmp_path)) == ["slurmctld", "slurmd", "slurm-client", "munge"]
-    assert missing_packages(accounting=True, path=str(tmp_path))[4:] == ["slurmdbd", "mariadb-server-core"]
 
 
 def _alive(pid: int) -> bool:

@@ -94,16 +94,3 @@ def test_cancel_stops_the_study_and_not_its_runs_alone(cluster: Cluster, tmp_pat
     assert driver.returncode == 130, output
     cluster.wait_until(lambda: not cluster.squeue(), 60)
     assert states(load(tmp_path)) == ["RUNNING"] and len(spans(tmp_path, "begin")) == 2
-
-
-def test_inputs_in_the_queue_are_shown_while_their_driver_waits(cluster: Cluster, tmp_path: Path):
-    sweep = Sweep(cluster, tmp_path, target=TUNED)
-    behave(tmp_path, input_seconds=20.0)
-    driver = sweep.start("model.sft=true", "reward.path=null", "rollout.iterations=1")
-    cluster.wait_until(lambda: "RUNNING" in cluster.squeue().values(), 60)
-    shown = sweep.tool("status")[1]
-    assert shown.splitlines()[1].startswith("sft-") and " lost " not in shown, shown
-    said = sweep.tool("cancel")[1]
-    assert "sft-" in said and "goes on, as other sweeps may wait for it" in said, said
-    sweep.finish(driver)
-    assert driver.returncode == 130

@@ -64,9 +64,7 @@ def test_inputs_are_jobs_that_come_first(cluster: Cluster, tmp_path: Path):
     assert {start["SLURM_CPUS_PER_TASK"] for start in sweep.starts()[:2]} == {"2"}
 
 
-@pytest.mark.parametrize("with_accounting", [False, True])
-def test_a_run_that_raises_and_one_that_is_killed(request, tmp_path: Path, with_accounting: bool):
-    cluster = request.getfixturevalue("cluster_with_accounting" if with_accounting else "cluster")
+def test_a_run_that_raises_and_one_that_is_killed(cluster: Cluster, tmp_path: Path):
     sweep = Sweep(cluster, tmp_path)
     sweep.fates(ppo="raise", awr="kill")
     code, output = sweep.run("algo=apa,ppo,awr", "rollout.iterations=3")
@@ -132,15 +130,13 @@ def test_scancel_of_one(cluster: Cluster, tmp_path: Path):
     sweep.assert_as_undisturbed(tmp_path / "local", ["apa-s0", "ppo-s0"], "rollout.iterations=8")
 
 
-@pytest.mark.parametrize("how", ["USR2", "TERM", "requeue", "node down"])
+@pytest.mark.parametrize("how", ["TERM", "node down"])
 def test_a_job_that_runs_again_goes_on(cluster: Cluster, tmp_path: Path, how: str):
     sweep = Sweep(cluster, tmp_path, seconds=0.5)
     driver = sweep.start("algo=apa,ppo", "rollout.iterations=10")
     sweep.wait_for_rows("apa-s0", 3)
-    if how in ("USR2", "TERM"):
+    if how == "TERM":
         cluster.scancel(sweep.job("apa-s0"), signal=how)
-    elif how == "requeue":
-        cluster.requeue(sweep.job("apa-s0"))
     else:
         cluster.node(cluster.run("squeue", "-h", "-o", "%N", "-j", sweep.job("apa-s0")).strip(), "down")
     output = sweep.finish(driver)
@@ -149,17 +145,6 @@ def test_a_job_that_runs_again_goes_on(cluster: Cluster, tmp_path: Path, how: st
     assert second["from"] >= 3 and second["SLURM_RESTART_COUNT"] == "1"
     assert second["SLURM_JOB_ID"] == first["SLURM_JOB_ID"]
     sweep.assert_as_undisturbed(tmp_path / "local", ["apa-s0", "ppo-s0"], "rollout.iterations=10")
-
-
-def test_node_failure_where_accounting_calls_it_final(cluster_with_accounting: Cluster, tmp_path: Path):
-    sweep = Sweep(cluster_with_accounting, tmp_path, seconds=0.5)
-    driver = sweep.start("algo=apa", "rollout.iterations=10")
-    sweep.wait_for_rows("apa-s0", 3)
-    node = cluster_with_accounting.run("squeue", "-h", "-o", "%N", "-j", sweep.job("apa-s0")).strip()
-    cluster_with_accounting.node(node, "down")
-    output = sweep.finish(driver)
-    assert driver.returncode == 0, output
-    sweep.assert_as_undisturbed(tmp_path / "local", ["apa-s0"], "rollout.iterations=10")
 
 
 def test_time_limit(cluster: Cluster, tmp_path: Path):
@@ -252,7 +237,7 @@ def test_submit_and_leave(cluster: Cluster, tmp_path: Path):
     assert sweep.status("apa-s0") == "none"
     jobs = [sweep.job("apa-s0"), sweep.job("ppo-s0")]
     code, shown = sweep.tool("status")
-    assert re.search(rf"apa-s0-\w+ +pending +0/4 +- +- +{jobs[0]} ", shown), shown
+    assert re.search(rf"apa-s0-\w+ +pending +0/4( +-){{4}} +{jobs[0]} ", shown), shown
     code, output = sweep.run(*options, *sft, "hardware.slurm.wait=false")
     assert code == 0 and "2 runs are in the queue since an earlier command" in output, output
     code, output = sweep.run(*options, *sft)
@@ -295,20 +280,6 @@ def test_a_queue_that_does_not_answer(cluster: Cluster, tmp_path: Path):
     sweep.assert_as_undisturbed(tmp_path / "local", ["apa-s0"], "rollout.iterations=20")
 
 
-def test_a_controller_that_crashes(cluster: Cluster, tmp_path: Path):
-    sweep = Sweep(cluster, tmp_path, seconds=1.5)
-    driver = sweep.start("algo=apa", "rollout.iterations=20")
-    sweep.wait_for_rows("apa-s0", 1)
-    time.sleep(5)  # until the controller has saved that the job runs
-    cluster.kill_slurmctld()
-    time.sleep(15)
-    cluster.restart_slurmctld()
-    output = sweep.finish(driver, 180)
-    assert driver.returncode == 0, output
-    assert "squeue does not answer" in output
-    sweep.assert_as_undisturbed(tmp_path / "local", ["apa-s0"], "rollout.iterations=20")
-
-
 def test_a_users_own_squeue_settings_hide_nothing(cluster: Cluster, tmp_path: Path):
     sweep = Sweep(cluster, tmp_path)
     sweep.environment |= {"SQUEUE_PARTITION": "high", "SQUEUE_STATES": "PD", "LOGNAME": "somebody"}
@@ -328,13 +299,6 @@ def test_a_pack_of_one_that_failed_and_one_that_goes_on(cluster: Cluster, tmp_pa
     assert driver.returncode == 1, output
     assert len(sweep.starts_of("ppo-s0")) == 1 and len(sweep.starts_of("apa-s0")) == 2
     sweep.assert_as_undisturbed(tmp_path / "local", ["apa-s0"], "rollout.iterations=14")
-
-
-def test_relative_folders_and_a_look_from_elsewhere(cluster: Cluster, tmp_path: Path):
-    sweep = Sweep(cluster, tmp_path)
-    code, output = sweep.run("algo=apa", "rollout.iterations=1", "output_dir=runs", "cache_dir=cache")
-    assert code == 0, output
-    assert re.search(r"apa-s0-\w+ +finished +1/1", sweep.tool("status")[1])
 
 
 def test_overwrite_empties_once_however_often_the_job_starts(cluster: Cluster, tmp_path: Path):
@@ -364,13 +328,6 @@ def test_a_real_run_ends_as_if_undisturbed(cluster: Cluster, tmp_path: Path, how
     sweep.assert_as_undisturbed(tmp_path / "local", ["ppo-s0"], *TINY)
     weights = [next(tmp_path.glob(f"{place}runs/default/ppo*/final/model.safetensors")) for place in ("", "local/")]
     assert weights[0].read_bytes() == weights[1].read_bytes()
-
-
-def test_what_sbatch_refuses_is_one_line(cluster: Cluster, tmp_path: Path):
-    sweep = Sweep(cluster, tmp_path)
-    code, output = sweep.run("algo=apa", "hardware.slurm.partition=nowhere")
-    assert code == 1
-    assert "nowhere" in output and "Traceback" not in output
 
 
 def test_every_option_reaches_sbatch(cluster: Cluster, tmp_path: Path):

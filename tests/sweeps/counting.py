@@ -22,7 +22,8 @@ from rlhf.waiting import request_stop
 def execute(run: RunConfig) -> dict[str, Any]:
     """rollout.iterations steps of COUNTING_SECONDS; the folder above cache_dir has started.jsonl and fates.json.
 
-    fates.json: {"<start of a run id>": "raise" or "kill" or "nan"}, done at the third iteration.
+    fates.json: {"<start of a run id>": "raise", "kill", "exit", "slow" (30 s, or until it is asked to stop), "stubborn"
+    (the same, and not asked), at the third iteration, or "nan"}.
     """
     stopped: list[int] = []
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
@@ -33,7 +34,7 @@ def execute(run: RunConfig) -> dict[str, Any]:
         (folder / "summary.json").unlink(missing_ok=True)
         (folder / "config.yaml").write_text(yaml.safe_dump(config_to_mapping(run)))
         status = _count(run, folder, stopped)
-        summary = {"status": status, "finished_at": time.time(), **_latest(folder)}
+        summary = {"status": status, "finished_at": time.time(), "signals": stopped, **_latest(folder)}
         temporary = folder / ".summary"
         temporary.write_text(json.dumps(summary))
         temporary.replace(folder / "summary.json")
@@ -48,7 +49,7 @@ def _count(run: RunConfig, folder: Path, stopped: list[int]) -> str:
         if stopped:
             return "interrupted"
         if iteration == 2:
-            _meet_fate(run)
+            _meet_fate(_fate(run), stopped)
         draw = random.Random(f"{run.seed} {iteration}").random()
         reward = float("nan") if _fate(run) == "nan" else iteration + draw
         row = {"step": iteration, "iteration": iteration, "samples": 64 * iteration, "seconds": float(iteration)}
@@ -64,12 +65,16 @@ def _latest(folder: Path) -> dict[str, Any]:
     return {key: value for key, value in json.loads(lines[-1]).items() if key.startswith("eval/")}
 
 
-def _meet_fate(run: RunConfig) -> None:
-    fate = _fate(run)
+def _meet_fate(fate: str, stopped: list[int]) -> None:
     if fate == "raise":
         raise RuntimeError("the loss is not finite")
     if fate == "kill":
         os.kill(os.getpid(), signal.SIGKILL)
+    if fate == "exit":
+        os._exit(3)
+    deadline = time.monotonic() + (30 if fate in ("slow", "stubborn") else 0)
+    while time.monotonic() < deadline and (fate == "stubborn" or not stopped):
+        time.sleep(0.02)
 
 
 def _fate(run: RunConfig) -> str:

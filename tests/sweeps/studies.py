@@ -13,7 +13,6 @@ from typing import Any
 import optuna
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from omegaconf import OmegaConf
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 
@@ -25,7 +24,7 @@ from sweeps.settings import DEFAULTS, study_settings
 from sweeps.study import StoredStudy
 from sweeps.study_spec import StudySpec
 from sweeps.study_storage import open_storage
-from tests.config.composed import CONF, composed
+from tests.config.composed import with_values
 
 ROOT = Path(__file__).resolve().parents[2]
 TARGET = "tests.sweeps.tuned:execute"
@@ -46,14 +45,8 @@ def words(folder: Path, *further: str) -> list[str]:
 
 def specs(typed: list[str], search: bool = True) -> list[StudySpec]:
     """As the sweeper makes them, but Hydra composes the groups alone, once each, since it takes its time."""
-    found = []
-    for cell in cells([], OverridesParser.create().parse_overrides(typed), GROUPS, search=search):
-        groups = [text for text in cell.overrides if (CONF / text.partition("=")[0]).is_dir()]
-        values = OmegaConf.from_dotlist([text for text in cell.overrides if text not in groups])
-        config = OmegaConf.to_container(OmegaConf.merge(composed(*groups), values))
-        assert isinstance(config, dict)
-        found.append(StudySpec(cell, {str(key): value for key, value in config.items()}))
-    return found
+    found = cells([], OverridesParser.create().parse_overrides(typed), GROUPS, search=search)
+    return [StudySpec(cell, with_values(tuple(cell.overrides))[0]) for cell in found]
 
 
 @pytest.fixture

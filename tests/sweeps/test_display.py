@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import io
 import json
+from pathlib import Path
 
 import pytest
 from rich.console import Console
 
 from rlhf.config.identity import run_folder, run_id
-from sweeps.display import Display
-from sweeps.progress import RunProgress, duration
-from sweeps.runs import Outcome
+from sweeps.display import Display, RunProgress
+from sweeps.runs import Outcome, log_path
 from tests.config.composed import config
 
 
@@ -30,6 +30,15 @@ def row(iteration, **more):
     return {"iteration": iteration, "samples": 64 * iteration, "seconds": 4.0 * iteration} | more
 
 
+def shown(progress: RunProgress) -> tuple[float | None, float | None]:
+    return progress.latest_of("reward"), progress.latest_of("kl")
+
+
+def look(display: Display, running: list[Path]) -> None:
+    display._looked = 0.0
+    display.update(running, [])
+
+
 def test_speed_and_time_left(run):
     progress = RunProgress(run)
     progress.state = "running"
@@ -37,7 +46,7 @@ def test_speed_and_time_left(run):
     assert progress.seconds_left is None and progress.described() == f"{run_id(run)} starting"
     write(run, row(0, **{"eval/reward": 0.5, "eval/kl": 0.0}), row(1, **{"train/reward": 0.7, "train/kl": 0.2}))
     progress.look()
-    assert (progress.done, progress.reward, progress.kl) == (1, 0.7, 0.2)
+    assert (progress.done, *shown(progress)) == (1, 0.7, 0.2)
     assert progress.responses_per_second == pytest.approx(16.0)
     assert progress.seconds_left == pytest.approx(36.0)
     assert progress.described() == f"{run_id(run)} 1/10 reward 0.700 KL 0.200 16.0 responses/s, 0:36 left"
@@ -77,8 +86,7 @@ def test_the_live_table_cuts_no_number(run, width):
     stream = io.StringIO()
     console = Console(file=stream, force_terminal=True, color_system=None, width=width)
     with Display([run], console) as display:
-        display.update([run_folder(run)], [])
-        display._look()
+        look(display, [run_folder(run)])
     shown = stream.getvalue()
     assert {"4/10", "-1.250", "123.456"} <= set(shown.split()) and "\N{HORIZONTAL ELLIPSIS}" not in shown
     assert ("-12.345" in shown) == ("responses/s" in shown) == (width > 60)  # where it began, beside where it is
@@ -89,9 +97,9 @@ def test_a_finished_run_shows_its_evaluation_and_no_speed(run):
     progress = RunProgress(run)
     progress.look()
     progress.state = "running"
-    assert progress.reward == 0.9 and progress.responses_per_second == pytest.approx(16.0)
+    assert shown(progress)[0] == 0.9 and progress.responses_per_second == pytest.approx(16.0)
     progress.state = "finished"
-    assert (progress.first_reward, progress.reward, progress.kl) == (0.5, 0.7, 1.5)
+    assert shown(progress) == (0.7, 1.5)
     assert progress.responses_per_second is None
 
 
@@ -99,7 +107,7 @@ def test_rows_of_junk_are_passed_over(run):
     write(run, row(0), [1], "text", row(1, **{"train/reward": "\x1b[31m", "train/kl": None, "eval/kl": True}))
     progress = RunProgress(run)
     progress.look()
-    assert (progress.done, progress.reward, progress.kl) == (1, None, None)
+    assert (progress.done, *shown(progress)) == (1, None, None)
 
 
 def test_how_many_are_done_and_how_long_the_rest_takes(tmp_path):
@@ -110,8 +118,7 @@ def test_how_many_are_done_and_how_long_the_rest_takes(tmp_path):
     write(runs[2], row(0), row(7))
     stream = io.StringIO()
     with Display(runs, Console(file=stream, force_terminal=True, color_system=None, width=100)) as display:
-        display.update([run_folder(run) for run in runs[:3]], [])
-        display._look()
+        look(display, [run_folder(run) for run in runs[:3]])
         display.update([], [Outcome(runs[0], "finished")])
     assert "1 of 5 done, about 0:58 left (1 finished, 2 running, 2 queued)" in stream.getvalue()
 
@@ -120,13 +127,20 @@ def test_stopping_says_how_long_an_iteration_takes(run):
     write(run, row(0), row(1), row(2))
     stream = io.StringIO()
     with Display([run], Console(file=stream, width=100)) as display:
-        display.update([run_folder(run)], [])
-        display._look()
+        look(display, [run_folder(run)])
         display.stopping = lambda: True
         display.update([run_folder(run)], [])
         display.update([run_folder(run)], [])
     assert stream.getvalue().count("stopping after this iteration (0:04 or less), with a checkpoint") == 1
 
 
-def test_duration():
-    assert [duration(seconds) for seconds in (None, 5.4, 65, 3723)] == ["-", "0:05", "1:05", "1:02:03"]
+def test_what_runs_say_of_their_data_is_shown_once_with_their_stage(tmp_path):
+    runs = [config(f"output_dir={tmp_path}", "rollout.iterations=10", f"seed={seed}") for seed in range(2)]
+    stream = io.StringIO()
+    with Display(runs, Console(file=stream, width=100), logs=True) as display:
+        for run in runs:
+            write(run, row(0))
+            log_path(run).parent.mkdir(exist_ok=True)
+            log_path(run).write_text("warning\ndata: letters: 64 prompts\n")
+        look(display, [run_folder(run) for run in runs])
+    assert stream.getvalue() == "online data: letters: 64 prompts\n"

@@ -8,7 +8,6 @@ import time
 import pytest
 from optuna.trial import FrozenTrial, TrialState
 
-from rlhf.config.build import ConfigError
 from rlhf.config.identity import input_runs, run_id
 from sweeps import study as studies
 from sweeps.study import OpenTrial
@@ -57,17 +56,6 @@ def test_a_trial_that_its_driver_had_no_time_to_mark(search, tmp_path, monkeypat
     assert "at work" not in printed.splitlines()[-1] and printed.splitlines()[-1].endswith("2 complete")
 
 
-def test_drivers_that_share_a_grid_take_different_points(tmp_path):
-    storage = f"sqlite:///{tmp_path}/studies.db"
-    here, there = (
-        stored(tmp_path, EPOCHS, sampler="grid", n_trials=4, storage=storage, owner=owner) for owner in ("a", "b")
-    )
-    asked = [one.study.ask() for one in (here, there, here, there)]  # all, before one has its values
-    for one, trial in zip((here, there, here, there), asked, strict=True):
-        one.begin(trial)
-    assert [trial.params["optimization.epochs"] for trial in asked] == [1, 2, 3, 4]
-
-
 def test_qmc_goes_on_after_trials_that_failed(search, tmp_path):
     typed = (LR, "optimization.max_grad_norm=interval(0.5,2)", "hardware.parallel_runs=1")
     behave(tmp_path, fates={"apa": "raise"})
@@ -82,16 +70,6 @@ def test_qmc_goes_on_after_trials_that_failed(search, tmp_path):
     assert parts == whole and len({str(one) for one in whole}) == 4
 
 
-def test_a_trial_whose_runs_ended_without_a_value_is_not_tried_again(search, tmp_path):
-    behave(tmp_path, fates={"apa": "nan"})
-    code, printed = search(LR, n_trials=1)
-    assert code == 1 and "retry_failed" not in printed
-    assert search(LR, n_trials=1, retry_failed=True)[0] == 1
-    (trial,) = load(tmp_path).trials
-    assert trial.state == TrialState.FAIL
-    assert trial.user_attrs["reason"].endswith("no usable evaluation after the initial one")
-
-
 def test_what_a_run_reached_unseen_counts_for_later_trials(search, tmp_path):
     search(LR, n_trials=2, pruner="median", sampler="random")
     for trial in load(tmp_path).trials:  # its runs took no time; an evaluation after each of 4 iterations
@@ -104,13 +82,6 @@ def test_trials_that_wait_for_inputs_leave_their_slots_to_other_studies(search, 
     begun = [note["time"] for note in spans(tmp_path, "begin", of=("sft",))]
     ended = [note["time"] for note in spans(tmp_path, "finished", of=("sft",))]
     assert len(begun) == 2 and max(begun) < min(ended)
-
-
-def test_halving_reads_both_seeds(search, tmp_path):
-    behave(tmp_path, seconds=0.05)
-    assert search("seed=0,1", LR, n_trials=2, pruner="halving")[0] == 0
-    for trial in load(tmp_path).trials:
-        assert set(trial.intermediate_values) <= {64, 128, 192, 256} and trial.intermediate_values
 
 
 def test_values_that_cannot_be_together_are_not_tried_again(search, tmp_path):
@@ -156,29 +127,6 @@ def test_a_trial_that_another_process_told_is_left_alone(search, tmp_path):
     assert states(load(tmp_path)) == ["FAIL", "COMPLETE"] and "trial 0: told by another process" in printed
 
 
-def test_a_grid_that_drivers_share_has_no_trial_too_many(tmp_path):
-    storage = f"sqlite:///{tmp_path}/studies.db"
-    here = stored(tmp_path, EPOCHS, sampler="grid", n_trials=4, storage=storage)
-    assert all(isinstance(here.ask(), OpenTrial) for _ in range(4))
-    surplus = here.ask()  # as a driver would that saw three
-    assert isinstance(surplus, FrozenTrial) and surplus.state == TrialState.PRUNED
-    assert line_on(here, surplus).endswith("trial 4 not run: the grid has no point left")
-
-
-@pytest.mark.parametrize(
-    ("settings", "line"),
-    [
-        ({"storage": "{}/misspelt/there/study.journal"}, "hydra.sweeper.storage: "),
-        ({"target": "tests.sweeps.misspelt:execute"}, "hydra.launcher.target: tests.sweeps.missp"),
-    ],
-)
-def test_misspelt_places_are_refused(search, tmp_path, settings, line):
-    settings = {name: one.format(tmp_path) if isinstance(one, str) else one for name, one in settings.items()}
-    with pytest.raises(ConfigError) as error:
-        search(LR, n_trials=1, **settings)
-    assert error.value.problems[0].startswith(line) and not (tmp_path / "misspelt").exists()
-
-
 @pytest.mark.parametrize("pruner", ["median", "halving"])
 def test_a_pruner_reads_both_seeds(search, tmp_path, pruner):
     behave(tmp_path, seconds=0.05)
@@ -187,7 +135,15 @@ def test_a_pruner_reads_both_seeds(search, tmp_path, pruner):
         assert set(trial.intermediate_values) <= {64, 128, 192, 256} and trial.intermediate_values
 
 
-def test_a_failed_input_leaves_one_trial_of_each_study(search, tmp_path):
-    behave(tmp_path, fates={"sft": "raise"})
-    assert search("algo=apa,ppo", LR, n_trials=4)[0] == 1
-    assert states(load(tmp_path)) == states(load(tmp_path, "default/algo=ppo")) == ["RUNNING"]
+def test_drivers_that_share_a_grid_take_different_points_and_no_trial_too_many(tmp_path):
+    storage = f"sqlite:///{tmp_path}/studies.db"
+    here, there = (
+        stored(tmp_path, EPOCHS, sampler="grid", n_trials=4, storage=storage, owner=owner) for owner in ("a", "b")
+    )
+    asked = [one.study.ask() for one in (here, there, here, there)]  # all, before one has its values
+    for one, trial in zip((here, there, here, there), asked, strict=True):
+        one.begin(trial)
+    assert [trial.params["optimization.epochs"] for trial in asked] == [1, 2, 3, 4]
+    surplus = here.ask()  # as a driver would that saw three
+    assert isinstance(surplus, FrozenTrial) and surplus.state == TrialState.PRUNED
+    assert line_on(here, surplus).endswith("trial 4 not run: the grid has no point left")

@@ -263,6 +263,7 @@ def test_a_second_command_at_work_on_the_study_is_refused(search, tmp_path):
             "hydra.sweeper.sampler: qmc spreads numbers",
         ),
         (LR, {"storage": "nosuch://x"}, "hydra.sweeper.storage: "),
+        (LR, {"storage": "misspelt/there/study.journal"}, "hydra.sweeper.storage: "),
     ],
 )
 def test_samplers_and_storages_that_cannot_be(search, tmp_path, typed, settings, problem):
@@ -272,17 +273,31 @@ def test_samplers_and_storages_that_cannot_be(search, tmp_path, typed, settings,
     assert not (tmp_path / "spans.jsonl").exists()
 
 
-def test_a_reward_that_is_no_number_fails_the_trial(search, tmp_path):
+def test_a_reward_that_is_no_number_fails_the_trial_for_good(search, tmp_path):
     behave(tmp_path, fates={"apa": "nan"})
-    assert search(LR, n_trials=1)[0] == 1
-    assert load(tmp_path).trials[0].user_attrs["reason"].endswith("no usable evaluation after the initial one")
+    for retry_failed in (False, True):
+        code, printed = search(LR, n_trials=1, retry_failed=retry_failed)
+        (trial,) = load(tmp_path).trials
+        assert code == 1 and "retry_failed" not in printed
+        assert trial.user_attrs["reason"].endswith("no usable evaluation after the initial one")
 
 
-def test_values_that_cannot_be_together_fail_their_trial_alone(search, tmp_path):
-    sizes = [f"optimization.{name}=tag(search,choice(8,16,32))" for name in ("minibatch_size", "micro_batch_size")]
-    code, _ = search(*sizes, sampler="grid", n_trials=9)
-    trials = load(tmp_path).trials
-    bad = [trial for trial in trials if trial.state.name == "FAIL"]
-    assert code == 1 and len(trials) == 9
-    assert [tuple(trial.params.values()) for trial in bad] == [(8, 16), (8, 32), (16, 32)]
-    assert bad[0].user_attrs["reason"].startswith("optimization.micro_batch_size: 16 does not divide")
+def test_no_slot_waits_beside_long_and_short_trials(search, tmp_path):
+    seconds, count = 5.0, 9  # of 1 and 3 epochs, which come first and third; the others take 1 s
+    behave(tmp_path, seconds=1.0, long={"1": seconds, "3": seconds})
+    code, _ = search(
+        f"optimization.epochs=range(1,{count + 1})", "rollout.iterations=1", sampler="grid", n_trials=count
+    )
+    assert (code, states(load(tmp_path))) == (0, ["COMPLETE"] * count)
+    begun = [note["time"] for note in spans(tmp_path, "begin")]
+    ended = [note["time"] for note in spans(tmp_path, "finished")]
+    # Slots are alike: the i-th to become free is taken by the i-th start after the first four.
+    idle = [start - end for end, start in zip(ended, begun[4:], strict=False)]
+    assert len(idle) == count - 4 and min(idle) >= 0 and max(idle) < 2.0
+    assert ended[-1] - begun[0] < seconds + 4.0
+
+
+def test_studies_take_turns(search, tmp_path):
+    search("algo=apa,ppo,awr", "optimization.epochs=range(1,4)", "hardware.parallel_runs=1", sampler="grid", n_trials=3)
+    algos = [note["run"].partition("-")[0] for note in spans(tmp_path, "begin")]
+    assert [sorted(algos[i : i + 3]) for i in range(0, 9, 3)] == [["apa", "awr", "ppo"]] * 3

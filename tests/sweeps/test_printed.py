@@ -13,11 +13,11 @@ from rlhf.config.identity import input_runs, run_folder, run_id, sweep_folder
 from sweeps.__main__ import main
 from sweeps.experiment import closing_lines, report_sweeps
 from sweeps.runs import Outcome, Stopped, log_path, outcome_path, write_json, write_record
-from sweeps.single import print_cached, print_result, print_sizes
+from sweeps.single import print_result, print_start
 from tests.config.composed import config
 
 HOSTILE = "[/red] [bold]x \x1b[31mred\u202e"
-FOLDERS = ["runs[/old]", "runs[old]", "runs[red]a b"]
+FOLDER = "runs[/old] [red]a b"
 
 
 def console(width: int = 500) -> tuple[Console, io.StringIO]:
@@ -41,9 +41,8 @@ ROWS = (
 )
 
 
-@pytest.mark.parametrize("name", FOLDERS)
-def test_status_of_folders_and_errors_that_look_like_markup(tmp_path, capsys, name):
-    failed, finished = made(tmp_path / name), made(tmp_path / name, "seed=1")
+def test_status_of_folders_and_errors_that_look_like_markup(tmp_path, capsys):
+    failed, finished = made(tmp_path / FOLDER), made(tmp_path / FOLDER, "seed=1")
     for run in (failed, finished):
         write_record(run, "rlhf.run:execute")
         log(run, *ROWS)
@@ -54,7 +53,7 @@ def test_status_of_folders_and_errors_that_look_like_markup(tmp_path, capsys, na
     assert main(["status", str(sweep_folder(failed))]) == 0
     printed = capsys.readouterr().out
     assert f"failed: {run_id(failed)}: [/red] [bold]x red (log: " in printed
-    assert f"{name}/default/logs/{run_id(failed)}.log" in printed
+    assert f"{FOLDER}/default/logs/{run_id(failed)}.log" in printed
     row = next(line for line in printed.splitlines() if line.startswith(run_id(finished)))
     assert row.split()[1:5] == ["finished", f"1/{finished.rollout.iterations}", "-10.250", "123.456"]
     assert "\x1b" not in printed and "\u202e" not in printed
@@ -74,7 +73,8 @@ def test_status_names_the_input_that_failed(tmp_path, capsys):
 
 @pytest.mark.parametrize("width", [60, 80, 200])
 def test_status_on_terminals(tmp_path, monkeypatch, width):
-    from sweeps.status import status_table, sweep_status
+    from rlhf.terminal import fitted_table
+    from sweeps.__main__ import status_columns, sweep_status
 
     monkeypatch.chdir(tmp_path)
     run = made(tmp_path / "runs")
@@ -84,53 +84,47 @@ def test_status_on_terminals(tmp_path, monkeypatch, width):
     log_path(run).touch()
     printer, stream = console(width)
     statuses, _ = sweep_status(sweep_folder(run))
-    printer.print(status_table(statuses, width))
+    printer.print(fitted_table(status_columns(statuses), width))
     printed = stream.getvalue()
-    assert {"0.500", "123.456", f"1/{run.rollout.iterations}"} <= set(printed.split())
+    assert {"-10.250", "123.456", f"1/{run.rollout.iterations}"} <= set(printed.split())
     assert max(map(len, printed.splitlines())) <= width and "\N{HORIZONTAL ELLIPSIS}" not in printed
     assert (f"runs/default/logs/{run_id(run)}.log" in printed) == (width == 200)  # relative, or not at all
 
 
-@pytest.mark.parametrize("name", FOLDERS)
-def test_the_end_of_a_sweep(tmp_path, name):
-    run = made(tmp_path / name)
+def test_the_end_of_a_sweep(tmp_path):
+    run = made(tmp_path / FOLDER)
     printer, stream = console()
     report_sweeps([Outcome(run, "finished")], printer)  # there is nothing to report on
     with pytest.raises(Stopped):
         closing_lines([], [Outcome(run, "failed", HOSTILE)], 65.0, printer)
     printed = stream.getvalue()
-    assert "no report (" in printed and name in printed
+    assert "no report (" in printed and FOLDER in printed
     assert f"0 of 1 run finished in 1:05\nfailed: {run_id(run)}: [/red] [bold]x red" in printed
 
 
-@pytest.mark.parametrize("name", FOLDERS)
-def test_the_end_of_a_single_run(tmp_path, name):
-    run = made(tmp_path / name, "overwrite=true")
+def test_the_end_of_a_single_run(tmp_path):
+    run = made(tmp_path / FOLDER, "overwrite=true")
     log(run, *ROWS)
     printer, stream = console()
     print_result(run, {"eval/reward": -10.25, "eval/kl": 123.456, "eval/gold_reward": None}, printer)
     first, results, report = stream.getvalue().splitlines()
     assert first == f"{run_id(run)} finished, reward from -12.345 to -10.250, KL 123.456 (last evaluation)"
     assert results == f"results: {run_folder(run)}"
-    assert report.startswith("report: python -m analysis report ") and name in report
+    assert report.startswith("report: python -m analysis report ") and FOLDER in report
 
 
 def test_the_start(tmp_path, monkeypatch):
     run = made(tmp_path / "runs")
-    printer, stream = console()
-    print_cached([run], printer)
-    assert not stream.getvalue()  # nothing is there
     sft = input_runs(run)[0]
     run_folder(sft).mkdir(parents=True)
     (run_folder(sft) / "summary.json").write_text(json.dumps({"status": "finished"}))
-    print_cached([run], printer)
-    assert stream.getvalue() == f"from the cache, trained earlier: {run_id(sft)} (in {run_folder(sft).parent})\n"
     printer, stream = console()
-    print_sizes([run, run], printer)
-    (line,) = stream.getvalue().splitlines()
+    print_start([run, run], printer)
+    sizes, cached = stream.getvalue().splitlines()
+    assert cached == f"from the cache, trained earlier: {run_id(sft)} (in {run_folder(sft).parent})"
     rollout, length = run.rollout, run.dataset.max_total_length
-    assert f"{rollout.iterations} iterations of {rollout.num_responses} responses" in line
-    assert f"{rollout.batch_size * length:,} tokens per forward pass" in line
+    assert f"{rollout.iterations} iterations of {rollout.num_responses} responses" in sizes
+    assert f"{rollout.batch_size * length:,} tokens per forward pass" in sizes
     monkeypatch.setenv("RLHF_VERBOSE", "1")
-    print_sizes([run], printer)
+    print_start([run], printer)
     assert "micro-batches per minibatch and rank (optimization.minibatch_size" in stream.getvalue()

@@ -9,9 +9,8 @@ import pytest
 import yaml
 from omegaconf import OmegaConf
 
-from rlhf.config import ALGO_CONFIGS, APAConfig, PPOConfig, RunConfig
+from rlhf.config import APAConfig, PPOConfig, RunConfig
 from rlhf.config.build import ConfigError
-from sweeps.overrides import config_folders, refuse_unknown, without_null_groups
 from sweeps.sources import composed_run, with_settings_of_algo
 from tests.config.composed import CONF, register
 
@@ -55,6 +54,10 @@ def test_the_files_that_set_values_are_named_with_what_they_set():
     ]
 
 
+def test_a_file_of_ours_of_which_nothing_is_read_is_not_named():
+    assert run_of("stage=sft", "algo=rloo").settings_from == []
+
+
 def test_an_experiment_of_ones_own_has_settings_by_algorithm(mine):
     search = f"hydra.searchpath=[{mine}]"
     apa, ppo = run_of(search, "experiment=mine"), run_of(search, "experiment=mine", "algo=ppo")
@@ -85,7 +88,8 @@ def test_a_model_of_ones_own_lies_outside_the_clone(mine):
     [
         (
             ["experiment=old", "algo=ppo"],
-            "algo.lam: no such option ({}/experiment/old.yaml sets it; there, what is one",
+            "algo.lam: no such option of this algorithm; leave it out, or use algo=apa or algo=awr "
+            "({}/experiment/old.yaml sets it; there, what is one",
         ),
         (["experiment=unread"], "model.path: model.source=random does not read it ({}/experiment/unread.yaml sets it)"),
     ],
@@ -94,32 +98,6 @@ def test_a_problem_says_which_file_set_the_option(mine, words, line):
     with pytest.raises(ConfigError) as error:
         run_of(f"hydra.searchpath=[{mine}]", *words)
     assert [problem for problem in error.value.problems if problem.startswith(line.format(mine))]
-
-
-def test_a_file_that_would_never_be_opened_is_refused(tmp_path):
-    register()
-    (tmp_path / "algo").mkdir()
-    (tmp_path / "algo" / "apa.yaml").write_text("name: apa\n")
-    with pytest.raises(ConfigError) as error:
-        refuse_unknown([], config_folders(["--config-dir", str(tmp_path)], [], CONF))
-    assert error.value.problems == [
-        f"{tmp_path}/algo/apa.yaml: conf/algo/apa.yaml is found before it; give it another name"
-    ]
-
-
-def test_folders_of_the_command_line(tmp_path):
-    assert config_folders([f"--config-dir={tmp_path}"], [], CONF) == [CONF, tmp_path]
-    assert config_folders([], [f"hydra.searchpath=[file://{tmp_path}]"], CONF) == [CONF, tmp_path]
-    with pytest.raises(ConfigError, match="--config-dir: nowhere is no folder"):
-        config_folders(["-cd", "nowhere"], [], CONF)
-
-
-def test_a_null_group_is_none_or_refused():
-    words = ["debug=null", "experiment=null", "seed=1", "tuned=null", "algo=null"]
-    assert without_null_groups(words, [CONF]) == ["seed=1", "~tuned", "algo=null"]
-    with pytest.raises(ConfigError) as error:
-        refuse_unknown(["algo=null"], [CONF])
-    assert error.value.problems == [f"algo=null: a run has one; there are {', '.join(sorted(ALGO_CONFIGS))}"]
 
 
 @pytest.mark.parametrize(
@@ -142,17 +120,3 @@ def test_a_model_with_other_weights_than_its_own_is_said():
     lines = run_of("model=pythia_125m", "dataset=hh", "model.path=owner/mine").settings_from
     assert any("is made for" in line and "model=hub" in line for line in lines)
     assert not any("is made for" in line for line in run_of("model=pythia_125m", "dataset=hh").settings_from)
-
-
-@pytest.mark.parametrize(
-    ("typed", "said"),
-    [
-        ("experiment=hh1b", r"no such option; did you mean hh_1b\? There are .*, with FOLDER/experiment/hh1b\.yaml"),
-        ("experiment=other", r"no such option; there are .*, with FOLDER/experiment/other\.yaml"),
-        ("model=gpt2", r"no such option; there are .*: model=hub model\.path=owner/gpt2"),
-        ("model=me/gpt2", r"no such option; there are .*: model=hub model\.path=me/gpt2"),
-    ],
-)
-def test_a_choice_that_no_group_has_is_told_what_was_meant_and_how_to_bring_it(typed, said):
-    with pytest.raises(ConfigError, match=f"^{typed}: {said}$"):
-        refuse_unknown([typed], [CONF])

@@ -12,6 +12,8 @@ from hydra.core.config_store import ConfigStore
 from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 
+from sweeps.settings import AXES, DEFAULTS
+
 if TYPE_CHECKING:
     from hydra.core.override_parser.types import Override
     from omegaconf import DictConfig
@@ -45,7 +47,7 @@ class HarnessSweeper(Sweeper):
             ConfigError: one of its configs cannot be; nothing has been launched.
             sweeps.runs.Stopped: runs failed or were interrupted.
         """
-        from sweeps.settings import AXES, study_settings
+        from sweeps.settings import study_settings
 
         settings = study_settings({name: value for name, value in self.given.items() if name not in AXES})
         cells = self._cells(arguments)
@@ -70,13 +72,9 @@ class HarnessSweeper(Sweeper):
             overrides = [f"{key}={_text(f'{name}.{key}', value)}" for key, value in _mapping(name, texts).items()]
             return parser.parse_overrides(overrides)
 
-        choices = {
-            str(group): option
-            for group, option in self.sweep_config.hydra.runtime.choices.items()
-            if not str(group).startswith("hydra/")
-        }
+        choices = {str(group): option for group, option in self.sweep_config.hydra.runtime.choices.items()}
         groups = Groups(
-            options={group: loader.get_group_options(group) for group in choices},
+            options={group: loader.get_group_options(group) for group in choices if not group.startswith("hydra/")},
             chosen={group: option for group, option in choices.items() if isinstance(option, str)},
         )
         spaces = {
@@ -92,7 +90,7 @@ class HarnessSweeper(Sweeper):
         from omegaconf.errors import OmegaConfBaseException
 
         from rlhf.config.build import ConfigError
-        from sweeps.overrides import composition_problem
+        from sweeps.sources import composition_problem
 
         made = []
         problems: dict[str, list[str]] = {}
@@ -104,23 +102,30 @@ class HarnessSweeper(Sweeper):
                     problems.setdefault(problem, []).append(cell.name)
             except (HydraException, OmegaConfBaseException) as error:
                 problems.setdefault(composition_problem(error, cell.overrides), []).append(cell.name)
-        if problems:
-            raise ConfigError([f"{_in_cells(names, len(cells))}{problem}" for problem, names in problems.items()])
+        lines = []
+        for problem, names in problems.items():
+            more = f" (and {len(names) - 1} more)" if len(names) > 1 else ""
+            lines.append(problem if len(names) == len(cells) else f"{names[0]}{more}: {problem}")
+        if lines:
+            raise ConfigError(lines)
         return made
+
+    def _composed(self, cell: Cell) -> DictConfig:
+        return self.context.config_loader.load_sweep_config(self.sweep_config, cell.overrides)
 
     def _run(self, cell: Cell) -> RunConfig:
         from sweeps.sources import composed_run
 
-        composed = self.context.config_loader.load_sweep_config(self.sweep_config, cell.overrides)
+        composed = self._composed(cell)
         return composed_run(composed, composed.hydra)
 
     def _spec(self, cell: Cell) -> StudySpec:
         from rlhf.config.build import ConfigError
-        from sweeps.sources import settings_files, unresolved_mapping, with_settings_of_algo
+        from sweeps.sources import run_mapping, settings_files, with_settings_of_algo
         from sweeps.study_spec import StudySpec
 
-        composed = self.context.config_loader.load_sweep_config(self.sweep_config, cell.overrides)
-        mapping = with_settings_of_algo(unresolved_mapping(composed), cell.overrides)
+        composed = self._composed(cell)
+        mapping = with_settings_of_algo(run_mapping(composed, resolve=False), cell.overrides)
         spec = StudySpec(cell, mapping, tuple(settings_files(composed.hydra)))
         if problems := spec.problems():
             raise ConfigError(problems)
@@ -146,20 +151,9 @@ def _text(name: str, value: Any) -> str:
     raise ConfigError([f"{name}: {value!r} is not written as on the command line ('a,b,c' is a list of values)"])
 
 
-def _in_cells(names: list[str], total: int) -> str:
-    """Where a problem occurs; nothing where it occurs everywhere."""
-    if len(names) == total:
-        return ""
-    return f"{names[0]}{f' (and {len(names) - 1} more)' if len(names) > 1 else ''}: "
-
-
-def _store() -> None:
-    from sweeps.settings import AXES, DEFAULTS
-
-    sweeper = {"_target_": f"{__name__}.{HarnessSweeper.__name__}", **AXES, **DEFAULTS}
-    store = ConfigStore.instance()
-    store.store(group="hydra/sweeper", name="harness", node=sweeper, provider="apa-rlhf")
-    store.store(group="hydra/launcher", name="harness", node={"target": "rlhf.run:execute"}, provider="apa-rlhf")
-
-
-_store()
+_NODES = {
+    "sweeper": {"_target_": f"{__name__}.{HarnessSweeper.__name__}", **AXES, **DEFAULTS},
+    "launcher": {"target": "rlhf.run:execute"},
+}
+for _group, _node in _NODES.items():
+    ConfigStore.instance().store(group=f"hydra/{_group}", name="harness", node=_node, provider="apa-rlhf")
