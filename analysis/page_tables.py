@@ -13,8 +13,8 @@ from analysis.looks import drawn_settings
 from analysis.measures import Claims, ClaimsTable, Sensitivity
 from analysis.overoptimization import GoldFit
 from analysis.statistics import Interval
-from analysis.summary import BudgetResult, Comparison, SettingSummary
-from analysis.tables import SHORT_MARK, change_text, efficiency_header, efficiency_text, interval_text, number
+from analysis.summary import BudgetResult, Comparison, NotReached, SettingSummary
+from analysis.tables import change_text, efficiency_header, interval_text, number
 
 _NONE = "\N{EN DASH}"
 _LISTED_SEEDS = 5
@@ -54,10 +54,8 @@ class PageTable:
 
 
 def _best(settings: Sequence[SettingSummary]) -> list[SettingSummary]:
-    """Those of the highest KL efficiency, in the order they have; all, where they are few."""
-    ranked = sorted(settings, key=lambda setting: -setting.headline.kl_efficiency.mean)
-    kept = {id(setting) for setting in ranked[:MOST_ROWS]}
-    return [setting for setting in settings if id(setting) in kept]
+    """Those of the highest KL efficiency, the highest first; all, where they are few."""
+    return sorted(settings, key=lambda setting: -setting.headline.kl_efficiency.mean)[:MOST_ROWS]
 
 
 def _of_settings(caption: str, count: int, file: str) -> str:
@@ -80,15 +78,6 @@ def _mean(value: Interval) -> Cell:
     return Cell(text, value.mean)
 
 
-def _marked(cell: Cell, budget: BudgetResult) -> Cell:
-    """With the dagger of what rests partly on the constant continuation."""
-    return Cell(cell.text + SHORT_MARK, cell.sort) if budget.short_runs else cell
-
-
-def _range(value: Interval) -> Cell:
-    return Cell(f"{number(value.minimum)} to {number(value.maximum)}", value.minimum)
-
-
 def _plain(value: float | None, digits: int = 3) -> Cell:
     return Cell(number(value, digits), "" if value is None else value)
 
@@ -99,16 +88,27 @@ def _seeds(seeds: Sequence[int]) -> str:
     return f"{len(seeds)} ({min(seeds)} to {max(seeds)})"
 
 
+def _share(setting: SettingSummary) -> Cell:
+    share = setting.headline.share
+    if share is None:
+        return Cell(_NONE, "")
+    bounds = "" if share.low is None or share.high is None else f" [{share.low:.0%}, {share.high:.0%}]"
+    return Cell(f"{share.mean:.0%}{bounds}", share.mean)
+
+
 def headline_table(settings: Sequence[SettingSummary]) -> PageTable:
     with_gold = any(setting.gold_after for setting in settings)
-    header = ["algorithm", efficiency_header(settings), "reward", *(["gold reward"] if with_gold else [])]
+    with_share = any(setting.headline.share for setting in settings)
+    header = ["algorithm", efficiency_header(settings), *(["share of the optimum"] if with_share else []), "reward"]
+    header += ["gold reward"] if with_gold else []
     rows = []
     for setting in _best(settings):
         gold = setting.gold_after
         gold_cell = Cell(change_text(setting.gold_before, gold, 3), "" if gold is None else gold.mean)
         cells = [
             Cell(setting.name),
-            Cell(efficiency_text(setting, settings), setting.headline.kl_efficiency.mean),
+            Cell(interval_text(setting.headline.kl_efficiency), setting.headline.kl_efficiency.mean),
+            *([_share(setting)] if with_share else []),
             Cell(change_text(setting.reward_before, setting.reward_after, 3), setting.reward_after.mean),
             *([gold_cell] if with_gold else []),
             _cell(setting.kl, 2),
@@ -122,31 +122,26 @@ def headline_table(settings: Sequence[SettingSummary]) -> PageTable:
 
 
 def budget_table(settings: Sequence[SettingSummary]) -> PageTable:
-    """By rising budget; the columns of several seeds only where some setting has them."""
-    pairs = [(setting, budget) for setting in _best(settings) for budget in setting.budgets]
-    pairs.sort(key=lambda pair: pair[1].kl_budget)
-    with_range = any(len(setting.runs) > 1 for setting in settings)
-    with_iqm = any(budget.iqm is not None for _, budget in pairs)
-
-    def several_seeds(budget: BudgetResult) -> list[Cell]:
-        ranges = [_range(budget.kl_efficiency)] if with_range else []
-        return ranges + ([_cell(budget.iqm)] if with_iqm else [])
-
+    """A matrix: algorithms by the budgets at which any of them has a value, the one that every run spent first."""
+    shown = _best(settings)
+    common = shown[0].headline.kl_budget
+    by_budget = {id(one): {budget.kl_budget: budget for budget in (*one.budgets, one.headline)} for one in shown}
+    budgets = [common, *sorted({kl for found in by_budget.values() for kl in found} - {common})]
     rows = [
-        [
-            Cell(setting.name),
-            Cell(f"{budget.kl_budget:g}", budget.kl_budget),
-            _marked(_mean(budget.kl_efficiency), budget),
-            *several_seeds(budget),
-            _marked(_cell(budget.gain), budget),
-            Cell(f"{budget.short_runs} of {len(setting.runs)}", budget.short_runs),
-        ]
-        for setting, budget in pairs
+        [Cell(setting.name), *(_at_budget(by_budget[id(setting)].get(kl), setting) for kl in budgets)]
+        for setting in shown
     ]
-    extra = [*(["min to max"] if with_range else []), *(["interquartile mean"] if with_iqm else [])]
-    header = ("algorithm", "budget, nats", "KL efficiency", *extra, "reward gain within it", "runs short of it")
-    caption = _of_settings("KL efficiency and reward gain at each KL budget", len(settings), "kl_efficiency.csv")
+    header = ("algorithm", *(f"{kl:g} nats" for kl in budgets))
+    caption = _of_settings("KL efficiency within each budget", len(settings), "kl_efficiency.csv")
     return PageTable("budgets-table", caption, header, rows, frozenset(range(1, len(header))))
+
+
+def _at_budget(budget: BudgetResult | NotReached | None, setting: SettingSummary) -> Cell:
+    if budget is None:
+        return Cell(_NONE, "")
+    if isinstance(budget, NotReached):
+        return Cell(f"not reached ({budget.runs} of {len(setting.runs)} runs did)", "")
+    return _mean(budget.kl_efficiency)
 
 
 def claims_page_table(claims: ClaimsTable) -> PageTable:

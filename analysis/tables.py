@@ -7,16 +7,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from analysis.statistics import Interval
-from analysis.summary import Comparison, SettingSummary
+from analysis.summary import BudgetResult, Comparison, SettingSummary
 from rlhf.errors import visible
 from rlhf.terminal import Column, fitted_columns
 
 if TYPE_CHECKING:
     from rich.table import Table
-
-# Dagger beside a KL efficiency that rests partly on the constant continuation.
-SHORT_MARK = "\N{DAGGER}"
 
 _NARROWEST_NAME = 9  # of the column of algorithms
 
@@ -37,7 +36,10 @@ KL_EFFICIENCY_COLUMNS = (
     "reward_gain_at_budget",
     "reward_gain_min",
     "reward_gain_max",
-    "runs_below_budget",
+    "share_of_optimum",
+    "share_low",
+    "share_high",
+    "runs_at_budget",
     "reward_before",
     "reward_after",
     "gold_before",
@@ -71,29 +73,25 @@ def change_text(before: Interval | None, after: Interval | None, digits: int = 2
 
 
 def efficiency_header(settings: Sequence[SettingSummary]) -> str:
-    """Names the headline budget where all rows share it; `efficiency_text` does otherwise."""
+    """Names the KL that every run spent."""
     budgets = {setting.headline.kl_budget for setting in settings}
     return f"KL efficiency at {budgets.pop():g} nats" if len(budgets) == 1 else "KL efficiency"
 
 
-def efficiency_text(setting: SettingSummary, settings: Sequence[SettingSummary]) -> str:
-    headline = setting.headline
-    text = interval_text(headline.kl_efficiency) + (SHORT_MARK if headline.short_runs else "")
-    shared = len({other.headline.kl_budget for other in settings}) == 1
-    return text if shared else f"{text} at {headline.kl_budget:g} nats"
-
-
 def explanation(settings: Sequence[SettingSummary]) -> str:
-    """What the brackets and marks of the headline column mean, for the rows at hand."""
-    methods = {setting.headline.kl_efficiency.method for setting in settings}
+    """What the brackets of the headline column mean, for the rows at hand."""
+    found = [setting.headline.kl_efficiency for setting in settings]
+    methods = {one.method for one in found}
     parts = []
+    if "crossed" in methods:
+        parts.append("[ ]: 95 % interval over seeds and prompts.")
+    if "prompts" in methods:
+        parts.append("[ ]: 95 % interval over prompts, for these runs: fewer than 3 seeds say nothing of others.")
     if "student_t" in methods or "bca" in methods:
         names = [name for key, name in (("student_t", "Student t"), ("bca", "BCa bootstrap")) if key in methods]
         parts.append(f"[ ]: 95 % interval over seeds ({', '.join(names)}).")
-    if any(setting.headline.kl_efficiency.seeds == 2 for setting in settings):
+    if any(one.seeds == 2 and one.low is None for one in found):
         parts.append("( ): min to max over seeds; fewer than 3 carry no interval.")
-    if any(setting.headline.short_runs for setting in settings):
-        parts.append(f"{SHORT_MARK}: some runs never spent the budget.")
     return " ".join(parts)
 
 
@@ -114,7 +112,7 @@ def summary_table(comparison: Comparison, width: int = 80) -> Table:
         Column("KL", [number(setting.kl.mean, 2) for setting in settings], True),
         Column(
             efficiency_header(settings).replace(" at ", "\nat "),
-            [efficiency_text(setting, settings) for setting in settings],
+            [interval_text(setting.headline.kl_efficiency) for setting in settings],
         ),
     ]
     # Names may break their lines, so that the room is what the numbers leave.
@@ -150,29 +148,35 @@ def _caption(comparison: Comparison, with_gold: bool) -> str:
 
 
 def kl_efficiency_rows(settings: Sequence[SettingSummary]) -> list[dict[str, Any]]:
-    """One row per setting and budget, with the columns above; None where there is nothing to say."""
+    """One row per setting and budget, first the one that every run spent, with the columns above; None where there is
+    nothing to say."""
     rows = []
     for setting in settings:
-        for budget in setting.budgets:
-            efficiency, gain = budget.kl_efficiency, budget.gain
+        for budget in (setting.headline, *setting.budgets):
+            reached = budget if isinstance(budget, BudgetResult) else None
+            efficiency, gain = reached and reached.kl_efficiency, reached and reached.gain
+            iqm, share = reached and reached.iqm, reached and reached.share
             values = (
                 setting.algo,
                 setting.label,
                 len(setting.runs),
                 budget.kl_budget,
-                efficiency.mean,
-                efficiency.low,
-                efficiency.high,
-                efficiency.method,
-                efficiency.minimum,
-                efficiency.maximum,
-                budget.iqm and budget.iqm.mean,
-                budget.iqm and budget.iqm.low,
-                budget.iqm and budget.iqm.high,
-                gain.mean,
-                gain.minimum,
-                gain.maximum,
-                budget.short_runs,
+                efficiency and efficiency.mean,
+                efficiency and efficiency.low,
+                efficiency and efficiency.high,
+                efficiency and efficiency.method,
+                efficiency and efficiency.minimum,
+                efficiency and efficiency.maximum,
+                iqm and iqm.mean,
+                iqm and iqm.low,
+                iqm and iqm.high,
+                gain and gain.mean,
+                gain and gain.minimum,
+                gain and gain.maximum,
+                share and share.mean,
+                share and share.low,
+                share and share.high,
+                len(setting.runs) if isinstance(budget, BudgetResult) else budget.runs,
                 setting.reward_before.mean,
                 setting.reward_after.mean,
                 setting.gold_before and setting.gold_before.mean,
@@ -186,6 +190,7 @@ def kl_efficiency_rows(settings: Sequence[SettingSummary]) -> list[dict[str, Any
 def run_rows(comparison: Comparison) -> list[dict[str, Any]]:
     """One row per run folder: what it is, why it was left out if it was, and its final numbers."""
     compared = {run.record.id: run for setting in comparison.settings for run in setting.runs}
+    common = comparison.settings[0].headline.kl_budget if comparison.settings else 0.0
     reasons = {item.record.id: item.reason for item in comparison.excluded}
     finals = sorted({key for record in comparison.records for key in record.summary if key.startswith("eval/")})
     rows = []
@@ -202,8 +207,8 @@ def run_rows(comparison: Comparison) -> list[dict[str, Any]]:
                 "status": record.status,
                 "compared": run is not None,
                 "reason": reasons.get(record.id) or record.reason or "",
-                "kl_budget": run and run.kl_budgets[0],
-                "kl_efficiency": run and run.curve.efficiency(run.kl_budgets[0]),
+                "kl_budget": run and common,
+                "kl_efficiency": run and float(np.mean(run.curve.efficiency(common))),
                 "largest_kl": run and run.curve.largest_kl,
                 "wall_seconds": record.summary.get("wall_seconds"),
                 "peak_memory_mb": record.summary.get("peak_memory_mb"),
