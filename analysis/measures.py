@@ -189,7 +189,7 @@ def sensitivities(comparison: Comparison) -> list[Sensitivity]:
     by_algo: dict[str, list[dict[int | None, float]]] = {}  # KL efficiency by seed, of each setting
     for setting in comparison.settings:
         budget = setting.headline.kl_budget
-        own = {run.record.seed: run.curve.efficiency(budget) for run in setting.runs}
+        own = {run.record.seed: run.efficiency(budget) for run in setting.runs}
         by_algo.setdefault(setting.algo, []).append(own)
     compared = {(setting.algo, setting.label) for setting in comparison.settings}
     closed = [

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,6 +36,14 @@ class ComparedRun:
     evaluations: Evaluations
     curve: GainCurve
     kl_budgets: tuple[float, ...]  # dataset.kl_budgets, nats
+
+    def efficiency(self, budget: float) -> float:
+        """E(K) at a budget in nats that the run spent."""
+        return _mean(self.curve.efficiency(budget))
+
+    def gain(self, kl: float) -> float:
+        """The best gain at no more KL, in nats, than `kl`, which the run spent."""
+        return _mean(self.curve.gain(kl))
 
 
 @dataclass(frozen=True)
@@ -130,11 +138,7 @@ def compare(records: Sequence[RunRecord]) -> Comparison:
             usable.append((record, *found))
         except UnusableRunError as error:
             excluded.append(ExcludedRun(record, str(error)))
-    # The same prompts in all, so that runs can be compared prompt by prompt.
-    configs = [record.config for record, _, _ in usable]
-    one_task = not any(key.startswith("dataset.") for key in differing_settings(configs))
-    prompts = {points.gains.shape[1] if points.by_prompt else 0 for _, points, _ in usable}
-    crossed = one_task and len(prompts) == 1 and prompts != {0}
+    crossed = share_prompts([(record, points) for record, points, _ in usable])
     reference = _reference([record for record, _, _ in usable]) if crossed else None
     if reference is not None:
         usable = [(record, evaluations(record, reference.baseline), budgets) for record, _, budgets in usable]
@@ -154,6 +158,28 @@ def compare(records: Sequence[RunRecord]) -> Comparison:
     settings = [measure.setting(algo, label, runs) for (algo, label), runs in sorted(groups.items())]
     notes = _notes(compared, settings, excluded)
     return Comparison(list(records), settings, excluded, notes, reference, crossed)
+
+
+def together(sides: Mapping[str, SettingSummary], kl: float | None = None) -> Comparison:
+    """Settings of any sweeps, measured alike and at one budget: by name, in their order.
+
+    Args:
+        kl: nats, which every run spent; None: the largest such.
+    """
+    runs = [run for setting in sides.values() for run in setting.runs]
+    records = [run.record for run in runs]
+    crossed = share_prompts([(run.record, run.evaluations) for run in runs])
+    reference = _reference(records) if crossed else None
+    measure = _Measure(common_budget(runs) if kl is None else kl, crossed, reference)
+    settings = [measure.setting(name, "", list(setting.runs)) for name, setting in sides.items()]
+    return Comparison(records, settings, [], scale_notes([record.config for record in records]), reference, crossed)
+
+
+def share_prompts(runs: Sequence[tuple[RunRecord, Evaluations]]) -> bool:
+    """Whether all kept numbers of the same prompts, so that they can be compared prompt by prompt."""
+    one_task = not any(key.startswith("dataset.") for key in differing_settings([record.config for record, _ in runs]))
+    prompts = {points.gains.shape[1] if points.by_prompt else 0 for _, points in runs}
+    return one_task and len(prompts) == 1 and prompts != {0}
 
 
 def common_budget(runs: Sequence[ComparedRun]) -> float:
@@ -210,6 +236,11 @@ def _lost_its_end(record: RunRecord) -> bool:
 
 def _is_budget(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and 0.0 < value < _LARGEST
+
+
+def _mean(parts: np.ndarray | None) -> float:
+    assert parts is not None, "callers ask for what the run reached"
+    return float(parts.mean())
 
 
 def _curve(points: Evaluations) -> GainCurve:

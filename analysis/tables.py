@@ -7,8 +7,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from analysis.statistics import Interval
 from analysis.summary import BudgetResult, Comparison, SettingSummary
 from rlhf.errors import visible
@@ -208,7 +206,7 @@ def run_rows(comparison: Comparison) -> list[dict[str, Any]]:
                 "compared": run is not None,
                 "reason": reasons.get(record.id) or record.reason or "",
                 "kl_budget": run and common,
-                "kl_efficiency": run and float(np.mean(run.curve.efficiency(common))),
+                "kl_efficiency": run and run.efficiency(common),
                 "largest_kl": run and run.curve.largest_kl,
                 "wall_seconds": record.summary.get("wall_seconds"),
                 "peak_memory_mb": record.summary.get("peak_memory_mb"),

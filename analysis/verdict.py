@@ -26,7 +26,11 @@ class Pair:
     difference: float  # of KL efficiency, units of reward, at least 0
     low: float | None  # 95% interval; None where there is none
     high: float | None
-    told_apart: bool  # by Holm's adjusted p over all pairs
+    p_value: float | None  # two-sided, adjusted by Holm for the number of pairs; None where there is none
+
+    @property
+    def told_apart(self) -> bool:
+        return self.p_value is not None and self.p_value < ALPHA
 
     @property
     def text(self) -> str:
@@ -51,11 +55,11 @@ def verdict(comparison: Comparison) -> Verdict:
     basis = _basis(comparison, settings)
     if len(settings) == 1:
         return Verdict(f"{head} {basis}", ())
-    pairs = _pairs(comparison, settings)
+    found = pairs(comparison, settings)
     if len(settings) > MOST_ROWS:
-        told = sum(pair.told_apart for pair in pairs)
-        return Verdict(f"{head} {told} of {len(pairs)} pairs are told apart. {basis}", tuple(pairs))
-    return Verdict(" ".join([head, *_clauses(settings, pairs), basis]), tuple(pairs))
+        told = sum(pair.told_apart for pair in found)
+        return Verdict(f"{head} {told} of {len(found)} pairs are told apart. {basis}", tuple(found))
+    return Verdict(" ".join([head, *_clauses(settings, found), basis]), tuple(found))
 
 
 def _efficiency(setting: SettingSummary) -> float:
@@ -84,18 +88,16 @@ def _basis(comparison: Comparison, settings: Sequence[SettingSummary]) -> str:
     return f"{text}: too few for an interval." if counts[0] < 3 else f"{text}; intervals over seeds alone."
 
 
-def _pairs(comparison: Comparison, settings: Sequence[SettingSummary]) -> list[Pair]:
-    found = [(first, second, _difference(comparison, first, second)) for first, second in _couples(settings)]
-    known = [p for _, _, (_, _, _, p) in found if p is not None]
-    adjusted = iter(holm(known))
+def pairs(comparison: Comparison, settings: Sequence[SettingSummary]) -> list[Pair]:
+    """Each against each of the settings that follow it, in KL efficiency."""
+    found = [
+        (first, second, _difference(comparison, first, second)) for first, second in itertools.combinations(settings, 2)
+    ]
+    adjusted = iter(holm([p for _, _, (_, _, _, p) in found if p is not None]))
     return [
-        Pair(first, second, value, low, high, p is not None and next(adjusted) < ALPHA)
+        Pair(first, second, value, low, high, None if p is None else next(adjusted))
         for first, second, (value, low, high, p) in found
     ]
-
-
-def _couples(settings: Sequence[SettingSummary]) -> list[tuple[SettingSummary, SettingSummary]]:
-    return list(itertools.combinations(settings, 2))
 
 
 def _difference(
@@ -103,31 +105,27 @@ def _difference(
 ) -> tuple[float, float | None, float | None, float | None]:
     """Value, interval and p-value."""
     budget = first.headline.kl_budget
-    ours, theirs = ([run.curve.efficiency(budget) for run in side.runs] for side in (first, second))
     if comparison.crossed:
+        ours, theirs = (np.array([run.curve.efficiency(budget) for run in side.runs]) for side in (first, second))
         our_seeds, their_seeds = ([run.record.seed for run in side.runs] for side in (first, second))
-        one = crossed_difference(np.array(ours), np.array(theirs), our_seeds, their_seeds)
+        one = crossed_difference(ours, theirs, our_seeds, their_seeds)
         return one.value, one.low, one.high, one.p_value
-    other = versus(_means(ours), _means(theirs))
+    other = versus([run.efficiency(budget) for run in first.runs], [run.efficiency(budget) for run in second.runs])
     p = None if other.better is None else 2.0 * min(other.better, 1.0 - other.better)
     return other.difference, other.low, other.high, p
 
 
-def _means(parts: Sequence[np.ndarray | None]) -> list[float]:
-    return [float(np.mean(one)) for one in parts if one is not None]
-
-
-def _clauses(settings: Sequence[SettingSummary], pairs: Sequence[Pair]) -> list[str]:
+def _clauses(settings: Sequence[SettingSummary], found: Sequence[Pair]) -> list[str]:
     """First who is above whom, those who are above the same together; then who is not told apart."""
     below: dict[tuple[str, ...], list[str]] = {}
     for setting in settings:
-        under = tuple(pair.second.name for pair in pairs if pair.first is setting and pair.told_apart)
+        under = tuple(pair.second.name for pair in found if pair.first is setting and pair.told_apart)
         if under:
             below.setdefault(under, []).append(setting.name)
     clauses = []
     for under, names in below.items():
         clauses.append(f"{_listed(names)} {'is' if len(names) == 1 else 'are'} above {_listed(list(under))}.")
-    open_pairs = [pair for pair in pairs if not pair.told_apart]
+    open_pairs = [pair for pair in found if not pair.told_apart]
     if open_pairs:
         said = [f"{pair.first.name} and {pair.second.name} (difference {pair.text})" for pair in open_pairs]
         clauses.append(f"Not told apart: {'; '.join(said)}.")
