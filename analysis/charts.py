@@ -38,6 +38,7 @@ from analysis.drawing import (
 )
 from analysis.findings import Findings
 from analysis.looks import Look, algorithm_looks, drawn_settings, draws_runs, looks
+from analysis.optimum import ReferenceSamples, best_of_n
 from analysis.overoptimization import GoldFit
 from analysis.statistics import Interval
 from analysis.summary import ComparedRun, SettingSummary, samples_name
@@ -56,6 +57,10 @@ _PLOT_WIDTH, _PLOT_HEIGHT, _LABEL = 310, 340, (46, 15)
 _MARKS_OF_A_LINE = 6
 _QUANTITIES = {"reward": "Reward", "gold_reward": "Gold reward", "kl": "KL"}
 UNITS = {"reward": "score of the reward model", "gold_reward": "gold score", "kl": "nats per response"}
+_OPTIMUM_CAPTION = (
+    " Dashed line: the optimum, the most that any policy gains for its KL, estimated from the initial policy's "
+    "responses (dotted where too few carry it); diamonds: best-of-n."
+)
 # Values that fit beside one another below an axis on a phone.
 _MOST_UPRIGHT = 6
 
@@ -117,7 +122,7 @@ def charts(findings: Findings) -> list[Figure]:
     settings = findings.comparison.settings
     if not settings:
         return []
-    made = [frontier_figure(settings), curves_figure(settings)]
+    made = [frontier_figure(settings, findings.comparison.reference), curves_figure(settings)]
     if findings.gold_fits:
         made.append(overoptimization_figure(findings.gold_fits))
     keys = dict.fromkeys(ablation.key for ablation in findings.ablations)
@@ -136,18 +141,20 @@ def _band_note(settings: Sequence[SettingSummary]) -> str:
     return "Lines are single runs." if seeds == "1 seed" else f"Lines: mean over {seeds}; bands: minimum to maximum."
 
 
-def frontier_figure(settings: Sequence[SettingSummary]) -> Figure:
-    """The best reward within each KL, and the step at which it was reached; for at least one setting."""
+def frontier_figure(settings: Sequence[SettingSummary], reference: ReferenceSamples | None = None) -> Figure:
+    """The best reward within each KL, and the step at which it was reached; for at least one setting. With reference
+    samples, what is possible beside it."""
     shown, end = scene(settings), frontier_end(settings)
     x, y = _kl_axis(end), alt.Y("mean:Q", title="best reward within this KL, score", scale=_padded(zero=False))
     means = joined([_frontier_rows(setting, end, shown.points, place) for place, setting in enumerate(shown.settings)])
     marked = means.query("mark")
-    layers: list[Any] = _budget_lines(shown, end, x)
+    layers: list[Any] = _budget_line(settings[0].headline.kl_budget, x)
+    if reference is not None:
+        layers += _possible(reference, end, x, y)
     others = joined([_frontier_rows(setting, end, _POINTS_OF_OTHERS, 0) for setting in shown.others])
     if shown.others:
         layers.append(grey_lines(others, x, y))
-    layers += [bands(means, x, y, shown.looks), lines(means, x, y, shown.looks, width=0.8)]
-    layers += [lines(means.query("all_runs"), x, y, shown.looks)]
+    layers += [bands(means, x, y, shown.looks), lines(means, x, y, shown.looks)]
     hover: list[alt.Chart] = []
     tooltip = [word("line", "mean of"), number("kl", "KL up to"), number("mean", "best reward")]
     tooltip += [number("low", "least"), number("high", "most"), word("step", "reached at step")]
@@ -168,12 +175,12 @@ def frontier_figure(settings: Sequence[SettingSummary]) -> Figure:
     )
     caption = shown.caption(
         "Best reward within each KL, chosen on half of the prompts and scored on the other half: a line can dip. "
-        "Lines: means over seeds; bands: minimum to maximum. Where a line is thin, some runs never spent that KL and "
-        "count with their last gain. Beside it: the optimizer step at which the best reward was reached.",
+        "Lines: means over seeds, as far as all runs went; bands: minimum to maximum. Beside it: the optimizer step at "
+        f"which the best reward was reached.{_OPTIMUM_CAPTION if reference is not None else ''}",
         "Small marks are single evaluations.",
     )
-    thin = " Thin where some runs never spent that KL." * any(len(one.runs) > 1 for one in shown.settings)
-    note = _band_note(shown.settings) + thin + " Small marks: single evaluations." * shown.with_runs
+    note = _band_note(shown.settings) + " Small marks: single evaluations." * shown.with_runs
+    note += " Dashed: the optimum. Diamonds: best-of-n." * (reference is not None)
     panel = Panel("Best reward within each KL", description, layered(layers), _FRONTIER_HEIGHT, hover)
     return Figure("frontier", "Reward-KL frontier", caption, note, shown.looks, [panel])
 
@@ -189,8 +196,7 @@ def _padded(**more: Any) -> alt.Scale:
 
 
 def _frontier_rows(setting: SettingSummary, end: float, count: int, place: int) -> pd.DataFrame:
-    """Columns: line, kl, mean, low, high; `step` is text, over seeds; `mark`: whether it carries a marker; `all_runs`:
-    whether every run spent so much."""
+    """Columns: line, kl, mean, low, high; `step` is text, over seeds; `mark`: whether it carries a marker."""
     made = frontier_band(setting, end, count)
     steps = np.array([frontier_steps(run, made.x) for run in setting.runs])  # (seeds, points)
     # Evenly spread; those of neighbouring settings do not coincide where their lines do.
@@ -204,7 +210,6 @@ def _frontier_rows(setting: SettingSummary, end: float, count: int, place: int) 
         high=made.high,
         step=[_steps_text(column) for column in steps.T],
         mark=np.isin(np.arange(count), places),
-        all_runs=made.x <= min(run.curve.largest_kl for run in setting.runs),
     )
 
 
@@ -230,14 +235,34 @@ def _evaluations(shown: Scene, end: float) -> pd.DataFrame:
     return joined(found)
 
 
-def _budget_lines(shown: Scene, end: float, x: alt.X) -> list[alt.Chart]:
-    budgets = sorted({budget.kl_budget for setting in shown.settings for budget in setting.budgets})
-    inside = [budget for budget in budgets if budget <= end]
-    data = pd.DataFrame({"kl": inside, "text": [f"budget {budget:g}" for budget in inside]})
+def _budget_line(budget: float, x: alt.X) -> list[alt.Chart]:
+    """Where the settings are compared."""
+    data = pd.DataFrame({"kl": [budget], "text": [f"every run spent {budget:g}"]})
     text = alt.Chart(data).mark_text(angle=270, align="left", baseline="bottom", dx=6, dy=-3, fillOpacity=0.75)
     return [
         alt.Chart(data).mark_rule(strokeOpacity=0.35).encode(x),
-        text.encode(x, y=alt.value(_FRONTIER_HEIGHT - 60), text="text:N"),
+        text.encode(x, y=alt.value(_FRONTIER_HEIGHT - 10), text="text:N"),
+    ]
+
+
+def _possible(reference: ReferenceSamples, end: float, x: alt.X, y: alt.Y) -> list[alt.Chart]:
+    """The optimum, dotted where too few samples carry it, and best-of-n."""
+    baseline = float(reference.baseline.mean())
+    optimum = reference.optimum(np.linspace(0.0, np.sqrt(end), _POINTS) ** 2)
+    trusted = optimum.kl <= optimum.trusted_kl
+    line = frame(kl=optimum.kl, mean=baseline + optimum.gain)
+    beyond = ~trusted
+    if trusted.any():  # so that the two pieces meet
+        beyond[np.flatnonzero(trusted)[-1]] = True
+    numbers = 2 ** np.arange(1, int(np.log2(reference.rewards.shape[1] / 4)) + 1)
+    chosen = best_of_n(reference.rewards, numbers)
+    marks = frame(kl=chosen.kl, mean=baseline + chosen.gain.mean(axis=1), n=[f"best of {n}" for n in numbers])
+    said = [word("n", "sampling"), number("kl", "KL"), number("mean", "reward")]
+    inside = marks[marks["kl"] <= end]
+    return [
+        alt.Chart(line[trusted]).mark_line(strokeWidth=1.5, strokeDash=[7, 4], strokeOpacity=0.7).encode(x, y),
+        alt.Chart(line[beyond]).mark_line(strokeWidth=1.5, strokeDash=[1, 4], strokeOpacity=0.7).encode(x, y),
+        alt.Chart(inside).mark_point(shape="diamond", filled=False, size=45, opacity=0.8).encode(x, y, tooltip=said),
     ]
 
 

@@ -28,11 +28,11 @@ class Band:
 
 def frontier_end(settings: Sequence[SettingSummary]) -> float:
     """KL at the right edge, nats: what the runs spent, at most twice the largest budget, so that one run that flew off
-    does not squeeze the rest; never left of the headline budget."""
+    does not squeeze the rest; never left of the KL that every run spent."""
     largest = max(run.curve.largest_kl for setting in settings for run in setting.runs)
     budgets = [budget.kl_budget for setting in settings for budget in setting.budgets]
-    headline = max(setting.headline.kl_budget for setting in settings)
-    return 1.06 * max(headline, min(largest, 2.0 * max(budgets)))
+    common = max(setting.headline.kl_budget for setting in settings)
+    return 1.06 * max(common, min(largest, 2.0 * max(budgets)))
 
 
 def square_root_ticks(end: float) -> list[float]:
@@ -47,14 +47,14 @@ def square_root_ticks(end: float) -> list[float]:
 
 
 def frontier_band(setting: SettingSummary, end: float, points: int) -> Band:
-    """Best reward within each KL, at values of KL (nats) whose square roots are evenly spaced, up to `end` or the KL of
-    the setting's longest run.
-
-    Each run's frontier starts at its initial reward and is constant beyond its own largest KL.
-    """
-    longest = max(run.curve.largest_kl for run in setting.runs)
-    kl = np.linspace(0.0, np.sqrt(min(end, longest)), points) ** 2
-    rewards = np.array([run.evaluations.reward[0] + run.curve.gain(kl) for run in setting.runs])  # (seeds, points)
+    """Best reward within each KL, at values of KL (nats) whose square roots are evenly spaced, up to `end` or the KL
+    that all runs of the setting spent."""
+    reached = min(run.curve.largest_kl for run in setting.runs)
+    kl = np.linspace(0.0, np.sqrt(min(end, reached)), points) ** 2
+    kl[-1] = min(kl[-1], reached)
+    rewards = np.array(
+        [run.evaluations.initial_reward + run.curve.gains(kl) for run in setting.runs]
+    )  # (seeds, points)
     return Band(kl, rewards.mean(axis=0), rewards.min(axis=0), rewards.max(axis=0))
 
 

@@ -31,6 +31,7 @@ class Evaluations:
     """(N, P) reward of each evaluation prompt above the initial policy's; of the two halves of the prompts where the
     run did not keep each."""
     by_prompt: bool  # whether `gains` is of prompts
+    initial_reward: float  # the initial policy's, from which gains are counted
     skipped: int  # evaluations left out because KL, reward or the reward of one half is not a number
 
 
@@ -58,9 +59,10 @@ def evaluations(run: RunRecord, baseline: np.ndarray | None = None) -> Evaluatio
     prompts = _by_prompt(run, usable)
     halves = np.stack([even[usable], odd[usable]], axis=1)
     rewards = halves if prompts is None else prompts
-    gains = rewards - rewards[0]
+    gains, initial = rewards - rewards[0], float(reward[usable][0])
     if prompts is not None and baseline is not None and len(baseline) == prompts.shape[1]:
         gains = np.concatenate([np.zeros((1, len(baseline))), prompts[1:] - baseline])
+        initial = float(baseline.mean())
     return Evaluations(
         samples=run.column("samples")[usable],
         step=step[usable],
@@ -71,6 +73,7 @@ def evaluations(run: RunRecord, baseline: np.ndarray | None = None) -> Evaluatio
         gold_reward=gold[usable] if np.isfinite(gold).any() else None,
         gains=gains,
         by_prompt=prompts is not None,
+        initial_reward=initial,
         skipped=int(made.sum() - usable.sum()),
     )
 

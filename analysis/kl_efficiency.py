@@ -26,13 +26,14 @@ class Path:
     right: np.ndarray  # (Q, N) weights at the end of each piece
     last: np.ndarray  # (N,) weights at the last edge, where a point may lie upright above the last piece
 
-    def at(self, u: float) -> np.ndarray:
-        """(N,) weights at sqrt(KL) = u; at a jump the upper side, since the point with that KL counts."""
-        if u >= self.edges[-1]:
-            return self.last
-        piece = int(np.searchsorted(self.edges, u, side="right")) - 1
-        share = (u - self.edges[piece]) / (self.edges[piece + 1] - self.edges[piece])
-        return self.left[piece] + share * (self.right[piece] - self.left[piece])
+    def at(self, u: np.ndarray) -> np.ndarray:
+        """(M, N) weights at each sqrt(KL) of u; at a jump the upper side, since the point with that KL counts."""
+        if not len(self.left):
+            return np.broadcast_to(self.last, (len(u), len(self.last)))
+        piece = np.clip(np.searchsorted(self.edges, u, side="right") - 1, 0, len(self.left) - 1)
+        share = ((u - self.edges[piece]) / (self.edges[piece + 1] - self.edges[piece]))[:, None]
+        inside = self.left[piece] + share * (self.right[piece] - self.left[piece])
+        return np.where((u >= self.edges[-1])[:, None], self.last, inside)
 
     def mean(self, end: float) -> np.ndarray:
         """(N,) mean of the weights over u from 0 to `end`, which is above 0 and at most the last edge."""
@@ -55,11 +56,16 @@ class GainCurve:
 
     def __init__(self, kl: np.ndarray, gains: np.ndarray) -> None:
         kl = np.maximum(np.asarray(kl, dtype=np.float64), 0.0)
-        self.gains = np.asarray(gains, dtype=np.float64)
-        assert kl.ndim == 1 and self.gains.ndim == 2 and len(kl) == len(gains) > 0 and self.gains.shape[1] >= 2
-        assert np.isfinite(kl).all() and np.isfinite(self.gains).all()
+        self.gains_of_prompts = np.asarray(gains, dtype=np.float64)
+        assert (
+            kl.ndim == 1
+            and self.gains_of_prompts.ndim == 2
+            and len(kl) == len(gains) > 0
+            and self.gains_of_prompts.shape[1] >= 2
+        )
+        assert np.isfinite(kl).all() and np.isfinite(self.gains_of_prompts).all()
         self.largest_kl = float(kl.max())
-        even, odd = (self.gains[:, half::2].mean(axis=1) for half in (0, 1))
+        even, odd = (self.gains_of_prompts[:, half::2].mean(axis=1) for half in (0, 1))
         u = np.sqrt(kl)
         self._paths = (path(u, odd), path(u, even))  # the evaluations that count for even prompts, for odd ones
 
@@ -70,7 +76,13 @@ class GainCurve:
     def gain(self, kl: float) -> np.ndarray | None:
         """(P,) each prompt's part of the best gain at KL <= `kl` (nats); their mean is the gain. None where the run
         never spent as much."""
-        return self._parts([one.at(float(np.sqrt(kl))) for one in self._paths]) if self.reaches(kl) else None
+        return self._parts([one.at(np.sqrt([kl]))[0] for one in self._paths]) if self.reaches(kl) else None
+
+    def gains(self, kl: np.ndarray) -> np.ndarray:
+        """The mean over prompts of `gain` at each of many KLs, all of which the run spent; same shape."""
+        u = np.sqrt(np.asarray(kl, dtype=np.float64))
+        halves = [one.at(u) @ self.gains_of_prompts[:, half::2].mean(axis=1) for half, one in enumerate(self._paths)]
+        return (halves[0] + halves[1]) / 2.0
 
     def efficiency(self, kl_budget: float) -> np.ndarray | None:
         """(P,) each prompt's part of E(K) = (1 / sqrt K) * integral from 0 to sqrt K of gain(u^2) du, in units of
@@ -81,10 +93,10 @@ class GainCurve:
 
     def _parts(self, weights: list[np.ndarray]) -> np.ndarray:
         """The two halves count the same, also where one has a prompt more."""
-        prompts = self.gains.shape[1]
+        prompts = self.gains_of_prompts.shape[1]
         parts = np.empty(prompts)
         for half in (0, 1):
-            own = self.gains[:, half::2]
+            own = self.gains_of_prompts[:, half::2]
             parts[half::2] = weights[half] @ own * (prompts / (2.0 * own.shape[1]))
         return parts
 

@@ -88,7 +88,7 @@ def sweep_curves(comparison: Comparison) -> SweepCurves:
             gains = gains_within(setting, row["kl"])
             if gains:
                 spread, name = interval(gains), f"over_kl/{setting.name}"
-                row[f"{name}/seeds"] = seeds_that_spent(setting, row["kl"])
+                row[f"{name}/seeds"] = len(gains)
                 if spread.low is not None and spread.high is not None:
                     row |= {f"{name}/reward_gain_low": spread.low, f"{name}/reward_gain_high": spread.high}
     return SweepCurves(over_samples(comparison), rows, summary)
@@ -151,8 +151,8 @@ def run_rows(comparison: Comparison) -> list[dict[str, Any]]:
             "setting": setting.name,
             "seed": run.record.seed,
             "kl": float(run.evaluations.kl[-1]),
-            "kl_efficiency": run.curve.efficiency(setting.headline.kl_budget),
-            "reward_gain_at_budget": float(run.curve.gain(setting.headline.kl_budget)),
+            "kl_efficiency": run.efficiency(setting.headline.kl_budget),
+            "reward_gain_at_budget": run.gain(setting.headline.kl_budget),
         }
         for setting in comparison.settings
         for run in setting.runs
@@ -266,15 +266,11 @@ def over_kl(comparison: Comparison) -> list[dict[str, float]]:
 
 
 def gains_within(setting: SettingSummary, kl: float) -> list[float]:
-    """Best reward gained within a KL (nats) by each run of the setting, constant beyond the run's own largest KL, as in
-    the report's frontier; none where no run spent as much."""
-    if seeds_that_spent(setting, kl) == 0:
+    """Best reward gained within a KL (nats) by each run of the setting, as in the report's frontier; none where not all
+    of them spent as much."""
+    if not all(run.curve.reaches(kl) for run in setting.runs):
         return []
-    return [float(run.curve.gain(kl)) for run in setting.runs]
-
-
-def seeds_that_spent(setting: SettingSummary, kl: float) -> int:
-    return sum(run.curve.reaches(kl) for run in setting.runs)
+    return [run.gain(kl) for run in setting.runs]
 
 
 def load_wandb_server(path: str, group: str, api: Any = None) -> list[RunRecord]:
