@@ -14,9 +14,9 @@ from collections.abc import Sequence
 
 # name: (module with add_arguments(parser) and run(options) -> exit code, what it does).
 COMMANDS = {
-    "report": ("analysis.report_command", "tables, figures and one HTML page of a sweep, written into its folder"),
+    "report": ("analysis.report", "tables, figures and one HTML page of a sweep, written into its folder"),
     "compare": ("analysis.versus", "runs or sweeps against one another at equal KL"),
-    "figure": ("analysis.paper_figures", "a figure in the paper's form, 1 to 9"),
+    "figure": ("analysis.paper_figures.command", "a figure in the paper's form, 1 to 9"),
     "winrate": ("analysis.winrate.command", "responses of two models judged pair by pair, as figure 1"),
     "dashboard": ("analysis.dashboard", "a W&B workspace of a sweep, and its curves averaged over seeds"),
 }

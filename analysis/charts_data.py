@@ -1,7 +1,8 @@
-"""The numbers behind the charts, the same on paper and on the page."""
+"""The numbers behind the charts."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -9,10 +10,10 @@ import numpy as np
 
 from analysis.summary import ComparedRun, SettingSummary
 
-# Room to the right of the last tick of a KL axis.
-_MARGIN = 1.04
 # Points put between two evaluations to find a step; it is shown as a whole number.
 _BETWEEN = 16
+# Ticks on an axis of KL, at most.
+_TICKS = 9
 
 
 @dataclass(frozen=True)
@@ -26,29 +27,35 @@ class Band:
 
 
 def frontier_end(settings: Sequence[SettingSummary]) -> float:
-    """sqrt(KL) at the right edge: what the runs spent, at most twice the largest budget, so that one run that flew off
+    """KL at the right edge, nats: what the runs spent, at most twice the largest budget, so that one run that flew off
     does not squeeze the rest; never left of the headline budget."""
     largest = max(run.curve.largest_kl for setting in settings for run in setting.runs)
     budgets = [budget.kl_budget for setting in settings for budget in setting.budgets]
     headline = max(setting.headline.kl_budget for setting in settings)
-    return float(np.sqrt(max(headline, min(largest, 2.0 * max(budgets))))) * _MARGIN
+    return 1.06 * max(headline, min(largest, 2.0 * max(budgets)))
 
 
 def square_root_ticks(end: float) -> list[float]:
-    """About six KL values of one or two digits, about evenly spaced in u = sqrt(KL) from 0 to `end`; in nats."""
-    wanted = (np.linspace(0.0, end / _MARGIN, 7)[1:]) ** 2
-    ticks = {0.0} | {float(f"{kl:.1g}") if kl < 10 else float(f"{kl:.2g}") for kl in wanted}
-    return sorted(kl for kl in ticks if np.sqrt(kl) <= end)
+    """Round values from 0 to `end`, nats, that keep a distance on an axis on which sqrt(KL) is evenly spaced."""
+    first = math.floor(math.log10(end)) - 3
+    round_values = [0.0, *(float(f"{digit}e{power}") for power in range(first, first + 5) for digit in (1, 2, 3, 4, 5))]
+    ticks: list[float] = []
+    for kl in round_values:
+        if kl <= end and (not ticks or math.sqrt(kl) - math.sqrt(ticks[-1]) >= math.sqrt(end) / _TICKS):
+            ticks.append(kl)
+    return ticks
 
 
 def frontier_band(setting: SettingSummary, end: float, points: int) -> Band:
-    """Best reward within each KL over u = sqrt(KL), evenly spaced up to `end` or the KL of the setting's longest run.
+    """Best reward within each KL, at values of KL (nats) whose square roots are evenly spaced, up to `end` or the KL of
+    the setting's longest run.
 
     Each run's frontier starts at its initial reward and is constant beyond its own largest KL.
     """
-    u = np.linspace(0.0, min(end, float(np.sqrt(max(run.curve.largest_kl for run in setting.runs)))), points)
-    rewards = np.array([run.evaluations.reward[0] + run.curve.gain(u**2) for run in setting.runs])  # (seeds, points)
-    return Band(u, rewards.mean(axis=0), rewards.min(axis=0), rewards.max(axis=0))
+    longest = max(run.curve.largest_kl for run in setting.runs)
+    kl = np.linspace(0.0, np.sqrt(min(end, longest)), points) ** 2
+    rewards = np.array([run.evaluations.reward[0] + run.curve.gain(kl) for run in setting.runs])  # (seeds, points)
+    return Band(kl, rewards.mean(axis=0), rewards.min(axis=0), rewards.max(axis=0))
 
 
 def frontier_steps(run: ComparedRun, kl: np.ndarray) -> np.ndarray:
@@ -56,11 +63,11 @@ def frontier_steps(run: ComparedRun, kl: np.ndarray) -> np.ndarray:
 
     Between two evaluations u = sqrt(KL), reward and step are taken as linear, as KL efficiency takes them.
     """
-    found = run.evaluations
-    place = np.linspace(0.0, len(found.kl) - 1.0, (len(found.kl) - 1) * _BETWEEN + 1)
+    made = run.evaluations
+    place = np.linspace(0.0, len(made.kl) - 1.0, (len(made.kl) - 1) * _BETWEEN + 1)
     u, rewards, steps = (
-        np.interp(place, np.arange(len(found.kl)), values)
-        for values in (np.sqrt(np.maximum(found.kl, 0.0)), found.reward, found.step)
+        np.interp(place, np.arange(len(made.kl)), values)
+        for values in (np.sqrt(np.maximum(made.kl, 0.0)), made.reward, made.step)
     )
     order = np.lexsort((place, u))
     best = np.maximum.accumulate(rewards[order])
@@ -69,22 +76,12 @@ def frontier_steps(run: ComparedRun, kl: np.ndarray) -> np.ndarray:
     return steps[order][np.searchsorted(best, best[last], side="left")]
 
 
-def steps_text(steps: np.ndarray) -> str:
-    """Of the seeds: their mean, and between which they lie."""
-    known = steps[np.isfinite(steps)]
-    if not len(known):
-        return "not logged"
-    if known.min() == known.max():
-        return f"{known[0]:.0f}"
-    return f"{known.mean():.0f} ({known.min():.0f} to {known.max():.0f} over seeds)"
-
-
 def free_labels(markers: Sequence[tuple[float, float]], plot_width: float, size: tuple[float, float]) -> list[int]:
     """Places of the markers that can carry a label above them which touches no other label, marker or edge: as many as
     fit, the first ones first.
 
     Args:
-        markers: (across, up) in pixels, or whatever unit the others have.
+        markers: (across, up) in pixels.
         size: width and height of a label.
     """
     width, height = size
@@ -98,11 +95,6 @@ def free_labels(markers: Sequence[tuple[float, float]], plot_width: float, size:
             taken.append(middle)
             kept.append(place)
     return kept
-
-
-def samples_band(setting: SettingSummary, quantity: str, points: int | None = None) -> Band | None:
-    """`evaluations_band` over responses generated."""
-    return evaluations_band(setting.runs, quantity, "samples", points)
 
 
 def evaluations_band(runs: Sequence[ComparedRun], quantity: str, over: str, points: int | None = None) -> Band | None:

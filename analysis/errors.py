@@ -3,3 +3,7 @@
 
 class AnalysisError(ValueError):
     """The command cannot do what was asked."""
+
+
+class WinrateError(AnalysisError):
+    """A judged comparison cannot go on."""

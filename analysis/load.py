@@ -1,7 +1,7 @@
 """Run folders -> `RunRecord`s, one per run.
 
 Nothing is dropped silently: a run that cannot be compared keeps its place in the list with `reason` saying why, and
-what was tolerated in a run that can is said in its `notes`. No matplotlib, no scipy: this module is quick to import.
+what was tolerated in a run that can is said in its `notes`. This module is quick to import.
 """
 
 from __future__ import annotations
@@ -17,9 +17,8 @@ import numpy as np
 
 from analysis.errors import AnalysisError
 from analysis.labels import label_configs
-from analysis.metrics import Metrics, json_lines, to_metrics
 from analysis.parallel import mapped
-from analysis.plain import NotPlainError, plain, read_yaml
+from analysis.run_files import Metrics, NotPlainError, json_lines, plain, read_yaml, to_metrics
 from rlhf.errors import printable
 from rlhf.runs.state import CONFIG, LOCK, METRICS, SAMPLES, SUMMARY
 
@@ -28,6 +27,8 @@ _RUN_FILES = (CONFIG, METRICS, SUMMARY, LOCK)
 
 RL_STAGES = ("online", "offline")
 """The stages that train a policy with an algorithm: what comparisons are made of."""
+
+PROMPTS_SHOWN = 3
 
 _MISSING = object()
 
@@ -69,6 +70,15 @@ class RunRecord:
     def setting(self, path: str, default: Any = None) -> Any:
         """The value at a dotted path of the config, such as `dataset.kl_budgets`."""
         return _look_up(self.config, path, default)
+
+
+@dataclass(frozen=True)
+class SamplePair:
+    """One evaluation prompt with its response at the first evaluation and at the last (rows of samples.jsonl)."""
+
+    prompt: str
+    before: dict[str, Any]
+    after: dict[str, Any]
 
 
 def load_sweep(sweep_folder: Path) -> list[RunRecord]:
@@ -175,16 +185,30 @@ def _with_stage(run: RunRecord) -> str:
     return run.algo if apart else f"{run.algo} offline"
 
 
-def read_samples(run: RunRecord) -> list[dict[str, Any]]:
-    """The lines of samples.jsonl in order; what cannot be read is left out, since samples only illustrate."""
+def sample_pairs(run: RunRecord) -> list[SamplePair]:
+    """The first prompts of samples.jsonl that the first and the last evaluation hold, in the file's order: not chosen
+    by how they look. What cannot be read is left out, since samples only illustrate."""
     path = run.folder / SAMPLES
-    if not path.is_file():
-        return []
     try:
-        rows, _ = json_lines(path)
+        rows = [_sample(row) for row in json_lines(path)[0]] if path.is_file() else []
     except OSError:
         return []
-    return [made for row in rows if (made := _sample(row)) is not None]
+    usable = [row for row in rows if isinstance(row.get("prompt"), str) and "step" in row]
+    if not usable or usable[0]["step"] == usable[-1]["step"]:
+        return []
+    before, after = (
+        {row["prompt"]: row for row in reversed(usable) if row["step"] == step}
+        for step in (usable[0]["step"], usable[-1]["step"])
+    )
+    shared = [prompt for prompt in reversed(before) if prompt in after]
+    return [SamplePair(prompt, before[prompt], after[prompt]) for prompt in shared[:PROMPTS_SHOWN]]
+
+
+def _sample(row: dict[str, Any]) -> dict[str, Any]:
+    try:
+        return plain(row)
+    except NotPlainError:
+        return {}
 
 
 def is_run(folder: Path) -> bool:
@@ -205,13 +229,6 @@ def _why_not_finished(status: str, summary: dict[str, Any]) -> str:
     error = str(summary.get("error") or "").strip()
     last_line = error.splitlines()[-1] if error else ""  # of a traceback, the line that says what happened
     return f"{status}: {last_line}" if last_line else status
-
-
-def _sample(row: dict[str, Any]) -> dict[str, Any] | None:
-    try:
-        return plain(row)
-    except NotPlainError:
-        return None
 
 
 def _plain_or_problem(

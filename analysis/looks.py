@@ -1,5 +1,4 @@
-"""What lines look like, on paper and on the page: colour, dash pattern and marker, which settings get one, and how many
-runs may be drawn one by one.
+"""What lines look like: colour, dash pattern and marker, which settings get one, and how many runs are drawn singly.
 
 A colour for each algorithm, and with it a dash pattern and a marker for each line, so that grey print and the
 colour-blind still tell them apart.
@@ -15,30 +14,29 @@ from analysis.summary import SettingSummary
 from rlhf.config import ALGO_CONFIGS
 
 # Okabe and Ito's palette, made for colour-blind readers, without black and yellow: they vanish on a dark or white page.
+# report.css has a lighter one of each for dark pages.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+OTHERS_COLOUR = "#8A8F98"
 # On, off, on, ... in line widths.
 DASHES: tuple[tuple[float, ...], ...] = ((), (5, 2), (5, 1.5, 1, 1.5), (1.2, 1.2), (8, 2, 2, 2), (3, 1))
-# Matplotlib's name, and the path inside the box from -1 to 1 that the page draws.
-MARKERS = (
-    ("o", "M1,0A1,1,0,1,1,-1,0A1,1,0,1,1,1,0Z"),
-    ("s", "M-.9,-.9H.9V.9H-.9Z"),
-    ("^", "M0,-1L1,.85H-1Z"),
-    ("D", "M0,-1.1L1.1,0L0,1.1L-1.1,0Z"),
-    ("v", "M0,1L1,-.85H-1Z"),
-    ("P", "M-.35,-1H.35V-.35H1V.35H.35V1H-.35V.35H-1V-.35H-.35Z"),
-    (">", "M1,0L-.85,1V-1Z"),
-    ("<", "M-1,0L.85,1V-1Z"),
+# Paths inside the box from -1 to 1: circle, square, triangle, diamond, triangle down, cross, triangles right and left.
+SHAPES = (
+    "M1,0A1,1,0,1,1,-1,0A1,1,0,1,1,1,0Z",
+    "M-.9,-.9H.9V.9H-.9Z",
+    "M0,-1L1,.85H-1Z",
+    "M0,-1.1L1.1,0L0,1.1L-1.1,0Z",
+    "M0,1L1,-.85H-1Z",
+    "M-.35,-1H.35V-.35H1V.35H.35V1H-.35V.35H-1V-.35H-.35Z",
+    "M1,0L-.85,1V-1Z",
+    "M-1,0L.85,1V-1Z",
 )
 # The known algorithms keep their look from report to report, whichever of them a sweep holds.
 _KNOWN = tuple(ALGO_CONFIGS)
-OTHERS_COLOUR = "#8A8F98"
 
 # More lines than this cannot be told apart: the best keep their looks and the rest is grey.
 MOST_SETTINGS = 12
 # With more runs than this only means and bands are drawn: single runs would be a smear, and megabytes.
 MOST_RUNS = 60
-# More bands on top of each other are mud: from here on they are faint.
-MOST_BANDS = 6
 
 
 @dataclass(frozen=True)
@@ -47,50 +45,46 @@ class Look:
 
     colour: str
     dash: tuple[float, ...]
-    marker: str
     shape: str
+
+
+def look(hue: int, dash: int, shape: int) -> Look:
+    """By places in the palettes, which start again at their ends."""
+    return Look(COLOURS[hue % len(COLOURS)], DASHES[dash % len(DASHES)], SHAPES[shape % len(SHAPES)])
 
 
 def looks(settings: Sequence[SettingSummary]) -> list[Look]:
     """One for each setting. Where every algorithm has one setting, all by algorithm; otherwise the dash goes by place
     among the algorithm's settings, the marker by place, and so does the colour where there is one algorithm alone."""
-    algos = _algorithms([setting.algo for setting in settings])
     counts = Counter(setting.algo for setting in settings)
     if not counts or max(counts.values()) == 1:
         return algorithm_looks([setting.algo for setting in settings])
-    made: list[Look] = []
+    algos = _ordered(counts)
     ranks: Counter[str] = Counter()
+    made = []
     for place, setting in enumerate(settings):
         index = algos.index(setting.algo)
-        hue = index if len(counts) > 1 else index + place
-        dash = ranks[setting.algo]
+        made.append(look(index if len(counts) > 1 else index + place, ranks[setting.algo], place))
         ranks[setting.algo] += 1
-        made.append(_look(hue, dash, place))
     return made
 
 
 def algorithm_looks(algos: Sequence[str]) -> list[Look]:
     """One for each algorithm."""
-    known = _algorithms(algos)
-    return [_look(index, index, index) for index in map(known.index, algos)]
+    places = map(_ordered(algos).index, algos)
+    return [look(place, place, place) for place in places]
 
 
-def _look(hue: int, dash: int, place: int) -> Look:
-    return Look(COLOURS[hue % len(COLOURS)], DASHES[dash % len(DASHES)], *MARKERS[place % len(MARKERS)])
-
-
-def _algorithms(algos: Sequence[str]) -> list[str]:
+def _ordered(algos: Sequence[str] | Counter[str]) -> list[str]:
     return [*_KNOWN, *sorted(set(algos) - set(_KNOWN))]
 
 
 def drawn_settings(settings: Sequence[SettingSummary]) -> tuple[list[SettingSummary], list[SettingSummary]]:
-    """Those that get a look of their own, in the order of the table, and the grey ones: with too many settings, those
-    of the highest KL efficiency get one."""
-    if len(settings) <= MOST_SETTINGS:
-        return list(settings), []
+    """Those that get a look of their own, in the order of the table, and the grey ones, the best first: with too many
+    settings, those of the highest KL efficiency get one."""
     ranked = sorted(settings, key=lambda setting: -setting.headline.kl_efficiency.mean)
     best = {id(setting) for setting in ranked[:MOST_SETTINGS]}
-    return [one for one in settings if id(one) in best], [one for one in settings if id(one) not in best]
+    return [one for one in settings if id(one) in best], ranked[MOST_SETTINGS:]
 
 
 def draws_runs(settings: Sequence[SettingSummary]) -> bool:

@@ -9,7 +9,9 @@ from __future__ import annotations
 import base64
 import functools
 import hashlib
+import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +19,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from analysis import page_tables, page_texts
-from analysis.charts import charts
-from analysis.charts_base import ChartFigure, script_json
+from analysis.drawing import Figure, on_page, page_spec
 from analysis.findings import Findings
 from analysis.tables import explanation
 from rlhf.errors import visible
@@ -36,11 +37,10 @@ _TALL_TABLE = 16
 _LONG_LIST = 6
 
 
-def render_page(title: str, findings: Findings) -> str:
+def render_page(title: str, findings: Findings, figures: Sequence[Figure]) -> str:
     """The whole page."""
     comparison = findings.comparison
     settings = comparison.settings
-    figures = charts(findings)
     context: dict[str, Any] = {
         "title": title,
         "texts": page_texts,
@@ -80,7 +80,7 @@ def render_page(title: str, findings: Findings) -> str:
 
 def _contents(context: dict[str, Any]) -> list[tuple[str, str]]:
     """(id, title) of the sections, in order."""
-    figures: list[ChartFigure] = context["figures"]
+    figures: list[Figure] = context["figures"]
     of_runs = [
         *((figure.id, figure.title) for figure in figures),
         ("budgets", "At each KL budget"),
@@ -101,6 +101,23 @@ def _breakable(text: str) -> Markup:
 def _visible(value: Any) -> Any:
     """Text of runs without what a browser would obey, such as a change of direction; our own HTML as it is."""
     return visible(value) if isinstance(value, str) and not isinstance(value, Markup) else value
+
+
+def script_json(value: Any) -> str:
+    """JSON that may stand inside a script element, whatever it holds.
+
+    Raises:
+        ValueError: a number is NaN or infinite, which JSON has no word for.
+    """
+    return json.dumps(_all_visible(value), allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
+
+
+def _all_visible(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {visible(name): _all_visible(inner) for name, inner in value.items()}
+    if isinstance(value, list):
+        return [_all_visible(inner) for inner in value]
+    return _visible(value)
 
 
 def _policy(scripts: tuple[str, ...]) -> str:
@@ -127,5 +144,6 @@ def _environment() -> Environment:
         finalize=_visible,
     )
     environment.filters["breakable"] = _breakable
-    environment.filters["script_json"] = lambda value: Markup(script_json(value))
+    environment.filters["on_page"] = on_page
+    environment.filters["spec_json"] = lambda panel: Markup(script_json(page_spec(panel)))
     return environment

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,6 @@ from analysis.statistics import Interval
 from analysis.summary import BudgetResult, Comparison, SettingSummary
 from analysis.tables import SHORT_MARK, change_text, efficiency_header, efficiency_text, interval_text, number
 
-_NONE = "\N{EN DASH}"
 _LISTED_SEEDS = 5
 _TRENDS = {
     "rises": "only rises",
@@ -37,16 +36,20 @@ class Cell:
 
 @dataclass(frozen=True)
 class PageTable:
-    """The first cell of a row is its heading; `numbers` are the columns set flush right."""
+    """The first cell of a row is its heading; `numbers` says whether the other columns are set flush right."""
 
     id: str
     caption: str
-    header: Sequence[str]
-    rows: Sequence[Sequence[Cell]]
-    numbers: frozenset[int] = frozenset()
+    rows: Sequence[Mapping[str, Cell]]
+    """By name of the column."""
+    numbers: bool = True
     sortable: bool = True
     whole: int | None = None
     """How many rows there would be, where not all are shown."""
+
+    @property
+    def header(self) -> tuple[str, ...]:
+        return tuple(self.rows[0]) if self.rows else ()
 
     @property
     def count(self) -> int:
@@ -70,27 +73,22 @@ def _of_rows(caption: str, count: int, where: str) -> str:
     return caption if count <= MOST_ROWS else f"{caption}: the first {MOST_ROWS} of {count}; {where}"
 
 
-def _cell(value: Interval | None, digits: int = 3) -> Cell:
-    return Cell(_NONE, "") if value is None else Cell(interval_text(value, digits), value.mean)
+def _cell(value: Interval | float | None, digits: int = 3) -> Cell:
+    if value is None:
+        return Cell(number(None), "")
+    if isinstance(value, Interval):
+        return Cell(interval_text(value, digits), value.mean)
+    return Cell(number(value, digits), value)
 
 
 def _mean(value: Interval) -> Cell:
     """Without the range over two seeds, for a table that has a column of it."""
-    text = interval_text(value) if value.low is not None else number(value.mean)
-    return Cell(text, value.mean)
+    return Cell(interval_text(value) if value.low is not None else number(value.mean), value.mean)
 
 
 def _marked(cell: Cell, budget: BudgetResult) -> Cell:
     """With the dagger of what rests partly on the constant continuation."""
     return Cell(cell.text + SHORT_MARK, cell.sort) if budget.short_runs else cell
-
-
-def _range(value: Interval) -> Cell:
-    return Cell(f"{number(value.minimum)} to {number(value.maximum)}", value.minimum)
-
-
-def _plain(value: float | None, digits: int = 3) -> Cell:
-    return Cell(number(value, digits), "" if value is None else value)
 
 
 def _seeds(seeds: Sequence[int]) -> str:
@@ -101,24 +99,25 @@ def _seeds(seeds: Sequence[int]) -> str:
 
 def headline_table(settings: Sequence[SettingSummary]) -> PageTable:
     with_gold = any(setting.gold_after for setting in settings)
-    header = ["algorithm", efficiency_header(settings), "reward", *(["gold reward"] if with_gold else [])]
     rows = []
     for setting in _best(settings):
         gold = setting.gold_after
         gold_cell = Cell(change_text(setting.gold_before, gold, 3), "" if gold is None else gold.mean)
-        cells = [
-            Cell(setting.name),
-            Cell(efficiency_text(setting, settings), setting.headline.kl_efficiency.mean),
-            Cell(change_text(setting.reward_before, setting.reward_after, 3), setting.reward_after.mean),
-            *([gold_cell] if with_gold else []),
-            _cell(setting.kl, 2),
-            Cell(_seeds(setting.seeds), len(setting.runs)),
-        ]
-        rows.append(cells)
+        reward = change_text(setting.reward_before, setting.reward_after, 3)
+        rows.append(
+            {
+                "algorithm": Cell(setting.name),
+                efficiency_header(settings): Cell(
+                    efficiency_text(setting, settings), setting.headline.kl_efficiency.mean
+                ),
+                "reward": Cell(reward, setting.reward_after.mean),
+                **({"gold reward": gold_cell} if with_gold else {}),
+                "KL, nats": _cell(setting.kl, 2),
+                "seeds": Cell(_seeds(setting.seeds), len(setting.runs)),
+            }
+        )
     caption = "The result, before and after training, means over seeds"
-    caption = _of_settings(caption, len(settings), "kl_efficiency.csv")
-    whole = (*header, "KL, nats", "seeds")
-    return PageTable("headline", caption, whole, rows, frozenset(range(1, len(whole))))
+    return PageTable("headline", _of_settings(caption, len(settings), "kl_efficiency.csv"), rows)
 
 
 def budget_table(settings: Sequence[SettingSummary]) -> PageTable:
@@ -128,122 +127,114 @@ def budget_table(settings: Sequence[SettingSummary]) -> PageTable:
     with_range = any(len(setting.runs) > 1 for setting in settings)
     with_iqm = any(budget.iqm is not None for _, budget in pairs)
 
-    def several_seeds(budget: BudgetResult) -> list[Cell]:
-        ranges = [_range(budget.kl_efficiency)] if with_range else []
-        return ranges + ([_cell(budget.iqm)] if with_iqm else [])
+    def several_seeds(budget: BudgetResult) -> dict[str, Cell]:
+        value = budget.kl_efficiency
+        ends = Cell(f"{number(value.minimum)} to {number(value.maximum)}", value.minimum)
+        return ({"min to max": ends} if with_range else {}) | (
+            {"interquartile mean": _cell(budget.iqm)} if with_iqm else {}
+        )
 
     rows = [
-        [
-            Cell(setting.name),
-            Cell(f"{budget.kl_budget:g}", budget.kl_budget),
-            _marked(_mean(budget.kl_efficiency), budget),
-            *several_seeds(budget),
-            _marked(_cell(budget.gain), budget),
-            Cell(f"{budget.short_runs} of {len(setting.runs)}", budget.short_runs),
-        ]
+        {
+            "algorithm": Cell(setting.name),
+            "budget, nats": Cell(f"{budget.kl_budget:g}", budget.kl_budget),
+            "KL efficiency": _marked(_mean(budget.kl_efficiency), budget),
+            **several_seeds(budget),
+            "reward gain within it": _marked(_cell(budget.gain), budget),
+            "runs short of it": Cell(f"{budget.short_runs} of {len(setting.runs)}", budget.short_runs),
+        }
         for setting, budget in pairs
     ]
-    extra = [*(["min to max"] if with_range else []), *(["interquartile mean"] if with_iqm else [])]
-    header = ("algorithm", "budget, nats", "KL efficiency", *extra, "reward gain within it", "runs short of it")
     caption = _of_settings("KL efficiency and reward gain at each KL budget", len(settings), "kl_efficiency.csv")
-    return PageTable("budgets-table", caption, header, rows, frozenset(range(1, len(header))))
+    return PageTable("budgets-table", caption, rows)
 
 
 def claims_page_table(claims: ClaimsTable) -> PageTable:
     def to_target(row: Claims) -> Cell:
-        if row.samples_to_target is not None:
-            return _cell(row.samples_to_target, 0)
-        if claims.target is None:
-            return Cell(_NONE, "")
-        return Cell(f"reached by {row.runs_at_target} of {len(row.setting.runs)} runs", "")
+        if row.samples_to_target is None and claims.target is not None:
+            return Cell(f"reached by {row.runs_at_target} of {len(row.setting.runs)} runs", "")
+        return _cell(row.samples_to_target, 0)
 
     best = {id(setting) for setting in _best([row.setting for row in claims.rows])}
     rows = [
-        [
-            Cell(row.setting.name),
-            _cell(row.mean_gain),
-            to_target(row),
-            _cell(row.largest_fall),
-            _cell(row.kl_overshoot, 2),
-            Cell(_NONE, "") if row.spread is None else _mean(row.spread),
-        ]
+        {
+            "algorithm": Cell(row.setting.name),
+            "mean gain": _cell(row.mean_gain),
+            "responses to target": to_target(row),
+            "largest fall": _cell(row.largest_fall),
+            "KL overshoot, nats": _cell(row.kl_overshoot, 2),
+            "spread over seeds": _cell(None) if row.spread is None else _mean(row.spread),
+        }
         for row in claims.rows
         if id(row.setting) in best
     ]
-    header = (
-        "algorithm",
-        "mean gain",
-        "responses to target",
-        "largest fall",
-        "KL overshoot, nats",
-        "spread over seeds",
-    )
     caption = _of_settings("Sample efficiency and stability", len(claims.rows), "claims.csv")
-    return PageTable("claims-table", caption, header, rows, frozenset(range(1, len(header))))
+    return PageTable("claims-table", caption, rows)
 
 
 def sensitivity_table(found: Sequence[Sensitivity]) -> PageTable:
     rows = [
-        [
-            Cell(one.algo),
-            Cell(str(one.settings), one.settings),
-            Cell(str(one.tried), one.tried),
-            Cell(str(one.failed), one.failed),
-            *(_cell(value) for value in (one.best, one.median, one.worst)),
-        ]
+        {
+            "algorithm": Cell(one.algo),
+            "settings drawn": Cell(str(one.settings), one.settings),
+            "tried": Cell(str(one.tried), one.tried),
+            "without a result": Cell(str(one.failed), one.failed),
+            **{name: _cell(getattr(one, name)) for name in ("best", "median", "worst")},
+        }
         for one in found
     ]
-    header = ("algorithm", "settings drawn", "tried", "without a result", "best", "median", "worst")
     caption = "KL efficiency at the headline budget to expect of settings drawn from those tried"
-    return PageTable("sensitivity-table", caption, header, rows, frozenset(range(1, len(header))))
+    return PageTable("sensitivity-table", caption, rows)
 
 
 def gold_table(fits: Sequence[GoldFit]) -> PageTable:
     best = {id(setting) for setting in _best([fit.setting for fit in fits])}
     rows = [
-        [
-            Cell(fit.setting.name),
-            _cell(fit.alpha),
-            _cell(fit.beta),
-            Cell(_TRENDS[fit.trend], "") if fit.peak_kl is None else _plain(fit.peak_kl, 1),
-            _plain(fit.explained, 2),
-        ]
+        {
+            "algorithm": Cell(fit.setting.name),
+            "alpha": _cell(fit.alpha),
+            "beta": _cell(fit.beta),
+            "highest at, nats": Cell(_TRENDS[fit.trend], "") if fit.peak_kl is None else _cell(fit.peak_kl, 1),
+            "R\N{SUPERSCRIPT TWO}": _cell(fit.explained, 2),
+        }
         for fit in fits
         if id(fit.setting) in best
     ]
-    header = ("algorithm", "alpha", "beta", "highest at, nats", "R\N{SUPERSCRIPT TWO}")
     caption = (
-        "The lines drawn, fitted through all seeds: gold gain = d (alpha \N{MINUS SIGN} beta log d) with d = sqrt(KL); "
-        "[ ]: 95 % interval over seeds, by leaving out one at a time. Whether a line bends is said only where beta's "
-        "interval does not hold 0. R\N{SUPERSCRIPT TWO}: share of the gains' variance about their mean that the line "
+        "The lines drawn: gold gain = d (alpha \N{MINUS SIGN} beta log d) with d = sqrt(KL). [ ]: 95 % interval over "
+        "seeds, by leaving out one at a time; ( ): two seeds, from one to the other. Whether a line bends is said only "
+        "where beta's interval does not hold 0. R\N{SUPERSCRIPT TWO}: share of the gains' variance that the line "
         "explains"
     )
-    return PageTable("gold-table", caption, header, rows, frozenset(range(1, len(header))))
+    return PageTable("gold-table", caption, rows)
 
 
 def excluded_table(comparison: Comparison) -> PageTable:
     count = len(comparison.excluded)
-    rows = [[Cell(item.record.id), Cell(item.reason)] for item in comparison.excluded[:MOST_ROWS]]
+    rows = [{"run": Cell(item.record.id), "reason": Cell(item.reason)} for item in comparison.excluded[:MOST_ROWS]]
     caption = _of_rows("Runs left out of the comparison", count, "runs.csv has all")
-    return PageTable("excluded-table", caption, ("run", "reason"), rows, whole=count)
+    return PageTable("excluded-table", caption, rows, numbers=False, whole=count)
 
 
 def settings_table(settings: Sequence[SettingSummary]) -> PageTable:
     """A column for each setting that the charts tell apart, a row for each thing that differs between any two."""
-    drawn, _ = drawn_settings(settings)
+    shown = {id(setting) for setting in drawn_settings(settings)[0]}
     differing = differing_settings([setting.runs[0].record.config for setting in settings])
-    columns = [place for place, setting in enumerate(settings) if any(setting is one for one in drawn)]
-    rows = [[Cell(key), *(Cell(values[place]) for place in columns)] for key, values in differing.items()]
-    header = ("setting", *(settings[place].name for place in columns))
+    rows = [
+        {"setting": Cell(key)}
+        | {one.name: Cell(value) for one, value in zip(settings, values, strict=True) if id(one) in shown}
+        for key, values in differing.items()
+    ]
     where = "the runs' config.yaml files have all, kl_efficiency.csv the labels"
     caption = _of_rows("Settings that are not the same in all runs", len(rows), where)
-    return PageTable("settings-table", caption, header, rows[:MOST_ROWS], sortable=False, whole=len(rows))
+    return PageTable("settings-table", caption, rows[:MOST_ROWS], numbers=False, sortable=False, whole=len(rows))
 
 
 def provenance_table(findings: Findings) -> PageTable:
     records = [run.record for setting in findings.comparison.settings for run in setting.runs]
     seconds, memory = _numbers(records, "wall_seconds"), _numbers(records, "peak_memory_mb")
-    versions = sorted({f"{name} {version}" for record in records for name, version in _versions(record).items()})
+    known = [record.summary.get("versions") for record in records]
+    versions = sorted({f"{name} {one[name]}" for one in known if isinstance(one, dict) for name in one})
     facts = {
         "commit": _distinct(record.summary.get("git_commit") for record in records),
         "data set": _distinct(record.setting("dataset.name") for record in records),
@@ -255,17 +246,12 @@ def provenance_table(findings: Findings) -> PageTable:
         "seconds": f"{sum(seconds):.0f} in all, {min(seconds):.0f} to {max(seconds):.0f} a run" if seconds else "",
         "peak memory, largest run": f"{max(memory):.0f} MB" if memory else "",
     }
-    rows = [[Cell(name), Cell(text or "not recorded")] for name, text in facts.items()]
-    return PageTable("provenance-table", "Of the compared runs", ("what", "value"), rows, sortable=False)
+    rows = [{"what": Cell(name), "value": Cell(text or "not recorded")} for name, text in facts.items()]
+    return PageTable("provenance-table", "Of the compared runs", rows, numbers=False, sortable=False)
 
 
 def _numbers(records: Sequence[RunRecord], key: str) -> list[float]:
     return [float(value) for record in records if isinstance(value := record.summary.get(key), int | float)]
-
-
-def _versions(record: RunRecord) -> dict[str, Any]:
-    versions = record.summary.get("versions")
-    return versions if isinstance(versions, dict) else {}
 
 
 def _hardware(record: RunRecord) -> str:

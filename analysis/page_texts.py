@@ -8,10 +8,9 @@ from typing import Any
 
 from analysis import diagnoses as limits
 from analysis.diagnoses import Diagnosis
-from analysis.load import RL_STAGES, RunRecord
+from analysis.load import RL_STAGES, RunRecord, sample_pairs
 from analysis.looks import drawn_settings
 from analysis.measures import TARGET_SHARE, ClaimsTable
-from analysis.samples import sample_pairs
 from analysis.summary import Comparison, SettingSummary
 from analysis.tables import number
 

@@ -1,7 +1,8 @@
-"""A sweep folder -> its report: CSV files, figures and one page, written into the same folder."""
+"""`python -m analysis report runs/<sweep>`: CSV files, figures and one page, written into the sweep's folder."""
 
 from __future__ import annotations
 
+import argparse
 import shutil
 import tempfile
 import time
@@ -10,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from analysis.errors import AnalysisError
 from analysis.findings import Findings, findings
 from analysis.load import RunRecord, SweepFolderError, load_sweep
 from analysis.measures import ClaimsTable
@@ -18,8 +20,10 @@ from analysis.statistics import Interval
 from analysis.summary import Comparison, compare
 from analysis.tables import KL_EFFICIENCY_COLUMNS, kl_efficiency_rows, run_rows, summary_table, write_csv
 
-__all__ = ["ReportFiles", "first_lines", "problem_lines", "summary_table", "write_report"]
+__all__ = ["problem_lines", "summary_table", "write_report"]
 
+NOTHING_COMPARED = 1
+_MOST_REASONS = 5
 _MOST_DIAGNOSES = 10
 _SCRATCH = ".report-"
 _ABANDONED = 3600.0  # seconds after which no report is still writing
@@ -46,6 +50,57 @@ class ReportFiles:
     def comparison(self) -> Comparison:
         """For `summary_table`."""
         return self.findings.comparison
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("sweep_folder", type=Path, nargs="?", help="a sweep's folder, such as runs/default")
+    parser.add_argument("--wandb", metavar="ENTITY/PROJECT", help="read the runs from W&B's server")
+    parser.add_argument("--group", help="with --wandb: the sweep's name")
+    parser.add_argument("--output", type=Path, help="write there; otherwise into the sweep's folder")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Write the report and print its table; 1 where there was no run to compare.
+
+    Raises:
+        AnalysisError: no such runs, or options that do not go together.
+    """
+    from rlhf.terminal import NARROWEST, tell
+    from rlhf.terminal import console as made_console
+
+    folder, records = _source(options)
+    files = write_report(folder, records, options.output)
+    console = made_console(narrowest=NARROWEST)
+    console.print(summary_table(files.comparison, console.width))
+    if options.wandb is not None:
+        tell(console, "note: read from W&B, which keeps no versions and no samples: the page lacks both")
+    for text in _said(files.findings):
+        tell(console, text)
+    tell(console, str(files.html))
+    return 0 if files.comparison.settings else NOTHING_COMPARED
+
+
+def _said(found: Findings) -> list[str]:
+    """Below the table: notes, why runs were left out, diagnoses."""
+    excluded = [f"left out: {item.record.id}: {item.reason}" for item in found.comparison.excluded]
+    return [
+        *(f"note: {note}" for note in found.comparison.notes),
+        *first_lines(excluded, _MOST_REASONS, "runs.csv has all"),
+        *problem_lines(found),
+    ]
+
+
+def _source(options: argparse.Namespace) -> tuple[Path, Sequence[RunRecord] | None]:
+    """The folder that names the report, and the runs where they are not read from it."""
+    if options.wandb is None:
+        if options.sweep_folder is None or options.group is not None:
+            raise AnalysisError("give a sweep's folder, such as runs/default, or --wandb ENTITY/PROJECT --group SWEEP")
+        return options.sweep_folder, None
+    if options.group is None or options.output is None or options.sweep_folder is not None:
+        raise AnalysisError("--wandb: needs --group SWEEP and --output FOLDER, and no sweep folder")
+    from analysis.wandb_run import load_wandb_server
+
+    return Path(options.group), load_wandb_server(options.wandb, options.group)
 
 
 def write_report(
@@ -106,9 +161,9 @@ def _remove_abandoned(target: Path) -> None:
 
 
 def _write(folder: Path, title: str, found: Findings) -> None:
-    # These take half a second to import; a table alone does not need them.
-    from analysis.figures import curves_figure, frontier_figure, save_figure
-    from analysis.figures_findings import ablation_figure, overoptimization_figure
+    # These take a second to import; a table alone does not need them.
+    from analysis.charts import charts
+    from analysis.drawing import save_figure
     from analysis.page import render_page
 
     comparison = found.comparison
@@ -118,14 +173,11 @@ def _write(folder: Path, title: str, found: Findings) -> None:
     write_csv(folder / "claims.csv", claims_rows(found.claims), _CLAIMS_COLUMNS)
     diagnoses = [verdict(comparison, found.diagnoses), *(diagnosis.text for diagnosis in found.diagnoses)]
     (folder / "diagnoses.txt").write_text("\n".join(diagnoses) + "\n", encoding="utf-8", errors="replace")
-    save_figure(frontier_figure(comparison), folder, "frontier")
-    save_figure(curves_figure(comparison), folder, "reward_kl")
-    if found.gold_fits:
-        save_figure(overoptimization_figure(found.gold_fits), folder, "overoptimization")
-    for key in dict.fromkeys(one.key for one in found.ablations):
-        save_figure(ablation_figure([one for one in found.ablations if one.key == key]), folder, f"over_{key}")
+    figures = charts(found)
+    for figure in figures:
+        save_figure(figure, folder, figure.file)
     # The folder's name may hold bytes that are no text.
-    (folder / "report.html").write_text(render_page(title, found), encoding="utf-8", errors="replace")
+    (folder / "report.html").write_text(render_page(title, found, figures), encoding="utf-8", errors="replace")
 
 
 def claims_rows(claims: ClaimsTable) -> list[dict[str, Any]]:

@@ -1,4 +1,5 @@
-"""A sweep's results as one W&B run: curves over seeds, KL efficiency, and responses before and after training.
+"""What a sweep writes to W&B and reads from it: its results as one run (curves over seeds, KL efficiency, responses
+before and after training), and its runs' metrics where their folders are out of reach.
 
 W&B has no common KL axis and cannot average over one, so the averages are logged beside the runs. `sweeps` logs the
 curves when a sweep ends; `python -m analysis dashboard` logs all of it for its panels.
@@ -7,18 +8,21 @@ curves when a sweep ends; `python -m analysis dashboard` logs all of it for its 
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from analysis.curves import gains_within, over_kl, over_samples, seeds_that_spent
+import numpy as np
+
+from analysis.charts_data import evaluations_band
 from analysis.errors import AnalysisError
-from analysis.samples import sample_pairs
+from analysis.load import RunRecord, label_runs, make_record, sample_pairs
 from analysis.statistics import interval
-from analysis.summary import Comparison
+from analysis.summary import Comparison, SettingSummary
 from analysis.tables import KL_EFFICIENCY_COLUMNS, kl_efficiency_rows
 from rlhf.errors import reason
 from rlhf.runs.mirror import has_credentials, quiet_settings
@@ -28,8 +32,14 @@ JOB_TYPE = "analysis"
 SAMPLES_TABLE, EFFICIENCY_TABLE, RUNS_TABLE = "before_after", "kl_efficiency_table", "kl_efficiency_of_runs"
 INIT_TIMEOUT = 20.0  # seconds to wait for the server
 
+# Points of the KL axis, evenly spaced in sqrt(KL) up to the largest budget.
+KL_POINTS = 50
 _SAMPLE_COLUMNS = ("algo", "label", "seed", "prompt", "before", "after")
 _SCORES = ("reward", "gold_reward")
+# What W&B's server writes for numbers that JSON does not have.
+_NOT_FINITE = ("NaN", "Infinity", "-Infinity")
+# Runs about runs: the averaged curves, of a sweep's end and of the dashboard.
+_NOT_RUNS = ("sweep", JOB_TYPE)
 
 
 class WandbError(AnalysisError):
@@ -40,10 +50,8 @@ class WandbError(AnalysisError):
 class SweepCurves:
     """What the sweep-level run logs."""
 
-    over_samples: list[dict[str, float]]  # rows of analysis.curves.over_samples
-    over_kl: list[
-        dict[str, float]
-    ]  # rows of analysis.curves.over_kl, with `seeds` that spent it, and from 3 on `low` and `high`
+    over_samples: list[dict[str, float]]
+    over_kl: list[dict[str, float]]  # with `seeds` that spent it, and from 3 on `low` and `high`
     summary: dict[str, float]  # kl_efficiency/<setting> and reward_gain_at_budget/<setting>, at the headline budget
 
     @property
@@ -217,3 +225,132 @@ def _table(columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> Any:
     import wandb
 
     return wandb.Table(columns=list(columns), data=[[row[column] for column in columns] for row in rows])
+
+
+def over_samples(comparison: Comparison) -> list[dict[str, float]]:
+    """A row per number of responses at which anything was evaluated: mean, min and max over the seeds that got as far,
+    each taken as linear between its own evaluations, as in the report.
+
+    Keys: `samples`, and `over_samples/<setting>/<reward or kl>_<mean, min or max>`.
+    """
+    rows: dict[float, dict[str, float]] = {}
+    for setting in comparison.settings:
+        for quantity in ("reward", "kl"):
+            band = evaluations_band(setting.runs, quantity, "samples")
+            if band is None:
+                continue
+            name = f"over_samples/{setting.name}/{quantity}"
+            for point in zip(band.x, band.mean, band.low, band.high, strict=True):
+                samples, mean, low, high = map(float, point)
+                row = rows.setdefault(samples, {"samples": samples})
+                row |= {f"{name}_mean": mean, f"{name}_min": low, f"{name}_max": high}
+    return [rows[samples] for samples in sorted(rows)]
+
+
+def over_kl(comparison: Comparison) -> list[dict[str, float]]:
+    """A row per point of a common KL axis: the best reward gained within it, over the seeds.
+
+    Keys: `kl` (nats), and `over_kl/<setting>/reward_gain_<mean, min or max>`.
+    """
+    budgets = [budget.kl_budget for setting in comparison.settings for budget in setting.budgets]
+    rows = []
+    for kl in np.linspace(0.0, np.sqrt(max(budgets, default=0.0)), KL_POINTS) ** 2:
+        row = {"kl": float(kl)}
+        for setting in comparison.settings:
+            name, gains = f"over_kl/{setting.name}/reward_gain", gains_within(setting, float(kl))
+            if gains:
+                row |= {f"{name}_mean": float(np.mean(gains)), f"{name}_min": min(gains), f"{name}_max": max(gains)}
+        if len(row) > 1:
+            rows.append(row)
+    return rows
+
+
+def gains_within(setting: SettingSummary, kl: float) -> list[float]:
+    """Best reward gained within a KL (nats) by each run of the setting, constant beyond the run's own largest KL, as in
+    the report's frontier; none where no run spent as much."""
+    if seeds_that_spent(setting, kl) == 0:
+        return []
+    return [float(run.curve.gain(kl)) for run in setting.runs]
+
+
+def seeds_that_spent(setting: SettingSummary, kl: float) -> int:
+    return sum(run.curve.reaches(kl) for run in setting.runs)
+
+
+def load_wandb_server(path: str, group: str, api: Any = None) -> list[RunRecord]:
+    """Every run of one sweep on W&B's server, by id, labelled.
+
+    Args:
+        path: entity/project.
+        group: the sweep's name.
+        api: a `wandb.Api`; one of the account that is logged in if not given.
+
+    Raises:
+        WandbError: not logged in, no answer, no such project, or no runs of that group.
+    """
+    records: dict[str, RunRecord] = {}
+    try:
+        for run in (api or _api()).runs(path, filters={"group": group}):  # in the order of their creation
+            if run.job_type in _NOT_RUNS:
+                continue
+            # A run that was overwritten leaves its earlier self on the server, under the same name.
+            notes = ["an earlier run of this name is on W&B; the last one counts"] if run.name in records else []
+            summary = {key: run.summary[key] for key in run.summary.keys()}  # noqa: SIM118 (no dict: no iteration)
+            records[run.name] = record_from_wandb(
+                Path(run.name), dict(run.config), run.scan_history(), summary, notes=notes
+            )
+    except WandbError:
+        raise
+    except Exception as error:  # whatever W&B raises for no network, a rejected key or a missing project
+        raise WandbError(f"W&B, {path}: {reason(error)}") from error
+    if not records:
+        raise WandbError(f"W&B, {path}: no runs of group {group!r}")
+    return label_runs([records[name] for name in sorted(records)])
+
+
+def record_from_wandb(
+    folder: Path,
+    config: Mapping[str, Any],
+    rows: Iterable[Mapping[str, Any]],
+    summary: Mapping[str, Any],
+    problems: Iterable[str] = (),
+    notes: Iterable[str] = (),
+) -> RunRecord:
+    """A run from what W&B has of it, without what W&B adds.
+
+    Args:
+        folder: of the run; its name is the run's id.
+        rows: the history in order of step; of several rows with one step the first counts, as on the server.
+    """
+    by_step: dict[Any, dict[str, Any]] = {}
+    for row in rows:
+        # None: a metric that other rows have and this one lacks.
+        logged = {key: _finite(value) for key, value in row.items() if not key.startswith("_") and value is not None}
+        by_step.setdefault(row.get("_step", len(by_step)), logged)
+    problems = list(problems)
+    if not by_step:
+        problems.append("W&B has no rows of it")
+    return make_record(
+        folder,
+        {key: value for key, value in config.items() if not key.startswith("_")},
+        [row for row in by_step.values() if row],
+        {key: _finite(value) for key, value in summary.items() if not key.startswith("_")},
+        problems,
+        list(notes),
+    )
+
+
+def _finite(value: Any) -> Any:
+    """None for what is no finite number, as in metrics.jsonl."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return None if value in _NOT_FINITE else value
+
+
+def _api() -> Any:
+    """Without a question: `wandb.Api` asks for a key where it finds none."""
+    import wandb
+
+    if not logged_in():
+        raise WandbError("not logged in to W&B: `wandb login` first, or set WANDB_API_KEY")
+    return wandb.Api(timeout=30)

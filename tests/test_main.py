@@ -17,7 +17,7 @@ from rlhf.config.build import option_types
 
 ROOT = Path(__file__).resolve().parents[1]
 STAND_IN = "hydra.launcher.target=tests.sweeps.counting:execute"
-HEAVY = ("torch", "transformers", "optuna", "wandb", "matplotlib", "peft", "submitit")
+HEAVY = ("torch", "transformers", "optuna", "wandb", "altair", "pandas", "peft", "submitit")
 ALGOS = ", ".join(sorted(ALGO_CONFIGS))
 
 

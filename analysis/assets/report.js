@@ -18,7 +18,7 @@
       button.setAttribute("aria-pressed", String(button.dataset.setting === name));
     }
     for (const view of views) {
-      view.signal("chosen", view.signal("names").indexOf(name)).runAsync();
+      view.signal("chosen", name ?? "").runAsync();
     }
   }
 

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import argparse
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from analysis.load import SweepFolderError
 from analysis.matched import check_nats
-from analysis.paper_figures.table import FIGURES, PaperFigure
+from analysis.paper_figures.contents import Contents, Row, gather
+from analysis.paper_figures.table import FIGURES, PAIRS, PaperFigure
+from analysis.winrate.results import PairResult, read_winrates
 from rlhf.terminal import say
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
-    from analysis.paper_figures.contents import Contents, Row
+Save = Callable[[Path], list[Path]]
+"""Draws the figure into a folder."""
 
 _WIDTH = 100
 
@@ -55,14 +54,11 @@ def run(options: argparse.Namespace) -> int:
     """
     figure = FIGURES[options.number]
     check_nats("--target-kl", options.target_kl)
-    drawn, caption = _win_rates(figure, options) if figure.lines == "pair" else _over_samples(figure, options)
-    # matplotlib takes half a second to import; a command that cannot be done does not need it.
-    from analysis.figures import save_figure
-
+    save, caption = _win_rates(figure, options) if figure.lines == "pair" else _over_samples(figure, options)
     output = options.output or options.folders[0]
     try:
         output.mkdir(parents=True, exist_ok=True)
-        paths = save_figure(drawn, output, f"figure_{figure.number}")
+        paths = save(output)
     except OSError as error:
         raise SweepFolderError(f"{output}: cannot be written ({error.strerror}); give another --output") from error
     say("\n".join(map(str, paths)))
@@ -71,37 +67,55 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
-def _over_samples(figure: PaperFigure, options: argparse.Namespace) -> tuple[Figure, list[str]]:
-    from analysis.paper_figures.contents import Choice, gather
-
-    contents = gather(figure, options.folders, Choice(options.target_kl, options.all_settings))
+def _over_samples(figure: PaperFigure, options: argparse.Namespace) -> tuple[Save, list[str]]:
+    contents = gather(figure, options.folders, options.target_kl, options.all_settings)
     runs = [run for row in contents.rows for line in row.lines for run in line.runs]
     gold = options.gold and any(run.evaluations.gold_reward is not None for run in runs)
-    from analysis.paper_figures.drawing import draw
-
     caption = _caption(figure, contents)
     if options.gold and not gold:
         caption.append("--gold: no run drawn here has logged a gold reward")
     if options.target_kl is not None and (options.all_settings or figure.lines != "algorithm"):
         caption.append(f"--target-kl: not used, figure {figure.number} draws every setting here")
-    return draw(figure, contents, gold), caption
+
+    def save(folder: Path) -> list[Path]:
+        # The drawing libraries take a second to import; a command that cannot be done does not need them.
+        from analysis.paper_figures.drawing import save_paper_figure
+
+        return save_paper_figure(figure, contents, gold, folder)
+
+    return save, caption
 
 
-def _win_rates(figure: PaperFigure, options: argparse.Namespace) -> tuple[Figure, list[str]]:
-    from analysis.paper_figures.winrates import missing_pairs, read_winrates
-
+def _win_rates(figure: PaperFigure, options: argparse.Namespace) -> tuple[Save, list[str]]:
     pairs, judge = read_winrates(options.folders)
-    from analysis.paper_figures.drawing import draw_win_rates, prompts_text
-
+    counts = sorted({pair.prompts for pair in pairs})
+    prompts = f"{counts[0]} to {counts[-1]}" if len(counts) > 1 else f"{counts[0]}"
+    here = f"judged by {judge} on {prompts} prompt{'s' if counts[-1] != 1 else ''}"
     caption = [
-        f"{figure.title}. Here judged by {judge} on {prompts_text(pairs)}; at the right the win rate of the left "
-        "model, ties one half, with its interval over prompts, and over seeds from 3 on.",
+        f"{figure.title}. Here {here}; at the right the win rate of the left model, ties one half, with its interval "
+        "over prompts, and over seeds from 3 on.",
         f"The paper: {figure.finds}.",
     ]
     unparsed = [f"{pair.unparsed} of {pair.model_a} vs {pair.model_b}" for pair in pairs if pair.unparsed]
     if unparsed:
         caption.append(f"left out: answers of the judge that have no verdict: {', '.join(unparsed)}")
-    return draw_win_rates(figure, pairs, judge), caption + missing_pairs(pairs)
+
+    def save(folder: Path) -> list[Path]:
+        from analysis.winrate.figure import save_win_rates
+
+        return save_win_rates(pairs, folder, f"In the form of figure 1: {figure.shows}", f"Here: {here}")
+
+    return save, caption + missing_pairs(pairs)
+
+
+def missing_pairs(pairs: Sequence[PairResult]) -> list[str]:
+    """The paper's pairs that are not there, whatever the models are called besides."""
+
+    def algo(name: str) -> str:
+        return next((algo for algo in ("sft", "ppo", "apa") if algo in name), name)
+
+    there = [{algo(pair.model_a.lower()), algo(pair.model_b.lower())} for pair in pairs]
+    return [f"figure 1 shows {a} vs {b}; no such pair was judged" for a, b in PAIRS if {a, b} not in there]
 
 
 def _caption(figure: PaperFigure, contents: Contents) -> list[str]:
@@ -115,7 +129,7 @@ def _caption(figure: PaperFigure, contents: Contents) -> list[str]:
 
 def _seeds(row: Row) -> str:
     """The seeds of all lines, or of each where they are not the same."""
-    seeds = {line.name: _listed(line.seeds) for line in row.lines}
+    seeds = {line.name: _listed(line.setting.seeds) for line in row.lines}
     if len(set(seeds.values())) == 1:
         return next(iter(seeds.values()))
     return ", ".join(f"{name} {text}" for name, text in seeds.items())
@@ -124,4 +138,4 @@ def _seeds(row: Row) -> str:
 def _listed(seeds: Sequence[int]) -> str:
     if not seeds:
         return "seed unknown"
-    return f"seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}"
+    return f"seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, sorted(seeds)))}"

@@ -164,3 +164,5 @@ FIGURES = {
 
 PAIRS = (("sft", "ppo"), ("sft", "apa"), ("ppo", "apa"))
 """Of figure 1."""
+CONTROLLERS = {"none": "no KL control", "fixed": "fixed KL coefficient", "adaptive": "adaptive KL control"}
+"""`algo.kl.controller` in the order of figure 8's legend, and how it says it."""

@@ -1,7 +1,8 @@
-"""Requests to an OpenAI-compatible server: one at a time per key, tried again with back-off, kept as soon as answered.
+"""Requests to an OpenAI-compatible server: each asked once, and its answer on disk before it is used.
 
-The client's own retries are off: what follows is the one policy. An answer under way has been paid for, so whatever
-ends an evaluation waits a little for those, and they are kept too.
+The client of the package openai tries again what may go away (no connection, no answer in time, 408, 409, 429, 5xx),
+with back-off, and as the server asks in Retry-After. An answer under way has been paid for, so whatever ends an
+evaluation waits a little for those, and they are kept too.
 """
 
 from __future__ import annotations
@@ -9,33 +10,33 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
-import random
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+import os
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
 from urllib.parse import urlsplit, urlunsplit
 
-from analysis.winrate.cache import AnswerCache
-from analysis.winrate.errors import WinrateError
-from analysis.winrate.failures import Failure, failure_of, reply_of
+from filelock import FileLock, Timeout
+
+from analysis.errors import WinrateError
+from analysis.run_files import whole_text
 from analysis.winrate.prompt import Reply, Request
+from rlhf.errors import printable
 
 if TYPE_CHECKING:
     from openai import AsyncOpenAI
 
 OPENAI_URL = "https://api.openai.com/v1"
-
-LONGEST_WAIT = 60.0
-"""Seconds between two tries, where the server does not name a time."""
-LONGEST_RETRY_AFTER = 300.0
-"""Seconds; a server that asks for more ends the evaluation rather than seem to hang it."""
 GRACE = 15.0
 """Seconds that an ending evaluation waits for answers under way."""
 GOES_ON = "; every answer so far is kept, the same command goes on from there"
-_REFUSALS_TO_GIVE_UP = 3
-_FAILURES_TO_GIVE_UP = 3
-"""Requests that failed in every try, with no answer in between."""
-_SECONDS_BETWEEN_NOTES = 5.0
+_FATAL_STATUS = frozenset({401, 402, 403, 404, 405})
+_MOST_REFUSALS = 3
+"""With no answer so far."""
+_BETWEEN_TRIES = 9.0
+"""Seconds, at most, that the client waits before it tries again where the server names no time."""
+_LONGEST_MESSAGE = 200
 
 
 @dataclass(frozen=True)
@@ -46,10 +47,9 @@ class JudgeSettings:
     base_url: str  # may hold credentials; `public_url` has none
     max_tokens: int  # of one answer
     reasoning: bool  # send max_completion_tokens and no temperature, as reasoning models want it
-    timeout: float  # seconds for a whole answer
+    timeout: float  # seconds for an answer
     concurrency: int
     max_retries: int  # of a request that failed; not of an answer without verdict
-    backoff: float  # seconds before the first retry; doubles
 
     @property
     def parameters(self) -> dict[str, Any]:
@@ -77,6 +77,75 @@ class JudgeSettings:
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
+class AnswerCache:
+    """Replies by key, one JSON line each. Reading needs no lock; `put` works between `with` and its end.
+
+    A line is on disk before the answer is used: a process killed at any moment loses at most the line it was writing.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._lock = FileLock(f"{path}.lock", timeout=0)
+        self._file: IO[bytes] | None = None
+        self._replies = _read_replies(path)
+
+    def __enter__(self) -> AnswerCache:
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._lock.acquire()
+            self._replies = _read_replies(self.path)  # what came since
+            self._file = self.path.open("a+b", buffering=0)
+            content_end = self._file.seek(0, os.SEEK_END)
+            self._file.seek(max(0, content_end - 1))
+            if self._file.read(1) not in (b"", b"\n"):
+                self._file.write(b"\n")
+        except Timeout as error:
+            raise WinrateError(f"{self.path} is in use by another evaluation; wait, or give --cache FILE") from error
+        except OSError as error:
+            raise WinrateError(f"--cache {self.path}: cannot be written ({error.strerror})") from error
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        assert self._file is not None
+        self._file.close()
+        self._lock.release()
+
+    def get(self, key: str) -> Reply | None:
+        return self._replies.get(key)
+
+    def put(self, key: str, reply: Reply) -> None:
+        """On disk when this returns."""
+        assert self._file is not None, "the cache is open for reading only"
+        line = json.dumps({"key": key, **asdict(reply)}).encode() + b"\n"
+        try:
+            written = self._file.write(line)
+            os.fsync(self._file.fileno())
+        except OSError as error:
+            raise WinrateError(f"--cache {self.path}: cannot be written ({error.strerror}); make room") from error
+        if written != len(line):
+            raise WinrateError(f"--cache {self.path}: a line was cut off; make room on the disk")
+        self._replies[key] = reply
+
+
+def _read_replies(path: Path) -> dict[str, Reply]:
+    """Lines that are no replies, such as one cut off by a kill, are passed over: they will be asked for again."""
+    replies: dict[str, Reply] = {}
+    try:
+        lines = path.read_bytes().split(b"\n") if path.exists() else []
+    except OSError as error:
+        raise WinrateError(f"--cache {path}: cannot be read ({error.strerror})") from error
+    for line in lines:
+        try:
+            row = json.loads(line)
+            texts = [whole_text(row[name]) for name in ("content", "model", "finish_reason")]
+            counts = [row[name] for name in ("prompt_tokens", "completion_tokens")]
+            if isinstance(row["key"], str) and all(count is None or type(count) is int for count in counts):
+                replies[row["key"]] = Reply(*texts, *counts)
+        except (ValueError, RecursionError, TypeError, KeyError, AttributeError):
+            continue
+    return replies
+
+
 @dataclass
 class Usage:
     """Sums over answers."""
@@ -93,12 +162,12 @@ class Usage:
         self.uncounted += reply.prompt_tokens is None or reply.completion_tokens is None
 
 
-class GivenUp(Exception):
-    """This request failed in every try; others may go through, and the evaluation ends once they are done."""
-
-
 class Refused(Exception):
     """The server will not answer this one request, such as one that is too long; others may go through."""
+
+
+class NotACompletion(Exception):
+    """The server answered 200 with something else, such as a proxy's error page."""
 
 
 @dataclass
@@ -110,28 +179,28 @@ class Asker:
     cache: AnswerCache
     say: Callable[[str], None]  # notes for the user, one line each
     usage: Usage = field(default_factory=Usage)  # what this process paid for
-    _error: WinrateError | None = None
+    _end: WinrateError | None = None
     _refusals: int = 0
-    _given_up: int = 0  # requests that failed in every try
-    _in_a_row: int = 0  # of those, with no answer since
-    _last_failure: str = ""
-    _last_note: float = -_SECONDS_BETWEEN_NOTES
-    _fetching: dict[str, asyncio.Task[Reply]] = field(default_factory=dict)
-    _sending: set[asyncio.Task[Reply]] = field(default_factory=set)
+    _asking: dict[str, asyncio.Task[Reply]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self._slots = asyncio.Semaphore(self.settings.concurrency)
-        self._key = self.client.api_key if self.client is not None else ""
 
     async def __aenter__(self) -> Asker:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        await _cancelled(self._fetching.values())  # these wait for a slot or a retry; what is being sent goes on
-        if self._sending:
-            self.say(f"waiting up to {GRACE:g} s for answers under way ({len(self._sending)}); Ctrl-C leaves them")
-            await asyncio.wait(self._sending, timeout=GRACE)
-        await _cancelled(self._sending)
+        """Those that wait for a slot end as soon as they have one."""
+        self._end = self._end or WinrateError("ended")
+        await asyncio.sleep(0)
+        under_way = [task for task in self._asking.values() if not task.done()]
+        sent = min(len(under_way), self.settings.concurrency)
+        if sent:
+            self.say(f"waiting up to {GRACE:g} s for answers under way ({sent}); Ctrl-C leaves them")
+            await asyncio.wait(under_way, timeout=GRACE)
+        for task in under_way:
+            task.cancel()
+        await asyncio.gather(*self._asking.values(), return_exceptions=True)
         if self.client is not None:
             await self.client.close()
 
@@ -140,110 +209,113 @@ class Asker:
 
         Raises:
             Refused: for this request there will be none.
-            GivenUp: for this request there is none now; `check_complete` tells.
-            WinrateError: the evaluation cannot go on.
+            WinrateError: the evaluation cannot go on: this request, or another, got no answer in any of its tries.
         """
         key = self.settings.key(request)
         known = self.cache.get(key)
         if known is not None:
             return known
-        if key not in self._fetching:
-            self._fetching[key] = asyncio.create_task(self._fetch(key, request))
-        return await asyncio.shield(self._fetching[key])
+        if key not in self._asking:
+            self._asking[key] = asyncio.create_task(self._ask(key, request))
+        return await asyncio.shield(self._asking[key])
 
-    async def _fetch(self, key: str, request: Request) -> Reply:
+    async def _ask(self, key: str, request: Request) -> Reply:
+        import openai
+
         async with self._slots:
-            if self._error is not None:
-                raise self._error
-            for tried in range(self.settings.max_retries + 1):
-                sending = asyncio.create_task(self._send(key, request))
-                self._sending.add(sending)
-                sending.add_done_callback(self._sent)
-                try:
-                    return await asyncio.shield(sending)
-                except Exception as error:
-                    failure = failure_of(error, self._key)
-                    if failure is None:
-                        raise
-                self._end_if_hopeless(failure)
-                if tried < self.settings.max_retries:
-                    await self._wait(failure, tried)
-        self._given_up += 1
-        self._in_a_row += 1
-        self._last_failure = failure.message
-        if self._in_a_row >= _FAILURES_TO_GIVE_UP:
-            raise self._end(self._what_failed(self._in_a_row))
-        raise GivenUp(failure.message)
+            if self._end is not None:
+                raise self._end
+            try:
+                reply = await self._send(request)
+            except (openai.OpenAIError, NotACompletion, TimeoutError, json.JSONDecodeError) as error:
+                raise self._failure(error) from error
+            self.cache.put(key, reply)
+        self.usage.add(reply)
+        return reply
 
-    def check_complete(self) -> None:
-        """Call when every request has been tried.
-
-        Raises:
-            WinrateError: some were given up.
-        """
-        if self._given_up:
-            raise self._end(self._what_failed(self._given_up))
-
-    def _what_failed(self, requests: int) -> str:
-        who = "one request" if requests == 1 else f"{requests} requests"
-        each = "" if requests == 1 else " each"
-        return f": {who} failed {self.settings.max_retries + 1} times{each}: {self._last_failure}" + GOES_ON
-
-    def _sent(self, sending: asyncio.Task[Reply]) -> None:
-        self._sending.discard(sending)
-        if not sending.cancelled():
-            sending.exception()  # seen, should nobody be waiting any more
-
-    async def _send(self, key: str, request: Request) -> Reply:
+    async def _send(self, request: Request) -> Reply:
         assert self.client is not None, "there are requests to send"
         # The client's timeout is for each piece of an answer; one that comes in drips must end too.
-        async with asyncio.timeout(self.settings.timeout):
+        async with asyncio.timeout((self.settings.max_retries + 1) * (self.settings.timeout + _BETWEEN_TRIES)):
             completion: Any = await self.client.chat.completions.create(
                 model=self.settings.model,
                 messages=list(request.messages),  # type: ignore[arg-type]
                 **self.settings.parameters,
             )
-        reply = reply_of(completion, self._key)
-        self.cache.put(key, reply)
-        self.usage.add(reply)
-        self._in_a_row = 0
-        return reply
+        return reply_of(completion, self.client.api_key)
 
-    def _end_if_hopeless(self, failure: Failure) -> None:
-        if failure.kind == "fatal":
-            raise self._end(f": {failure.message}")
-        if failure.kind == "refused":
-            self._refusals += 1
-            if self._refusals >= _REFUSALS_TO_GIVE_UP and self.usage.answers == 0:
-                raise self._end(f" refused every request: {failure.message}")
-            raise Refused(failure.message)
+    def _failure(self, error: Exception) -> Exception:
+        """What follows from an error after all tries: Refused, or the end."""
+        import openai
 
-    def _end(self, why: str) -> WinrateError:
+        message = self._message(error)
+        if isinstance(error, openai.APIStatusError):
+            hint = ""
+            if error.status_code == 400 and any(_refuses(error, name) for name in ("max_tokens", "temperature")):
+                hint = "; add --reasoning-model, which sends max_completion_tokens, no temperature"
+            if hint or error.status_code in _FATAL_STATUS or error.code == "insufficient_quota":
+                return self._end_by(f": {message}{hint}")
+            if 400 <= error.status_code < 500 and error.status_code not in (408, 409, 429):
+                self._refusals += 1
+                if self._refusals >= _MOST_REFUSALS and self.usage.answers == 0:
+                    return self._end_by(f" refused every request: {message}")
+                return Refused(message)
+        return self._end_by(f": no answer in {self.settings.max_retries + 1} tries: {message}{GOES_ON}")
+
+    def _message(self, error: Exception) -> str:
+        """One line of bearable length without the key, which is struck out before the line is cut: the cut may fall
+        within it."""
+        import openai
+
+        if isinstance(error, TimeoutError | openai.APITimeoutError):
+            return "none came within --timeout"
+        text = str(error)
+        if isinstance(error, json.JSONDecodeError):
+            text = "the server's answer is no JSON"
+        elif isinstance(error, openai.APIConnectionError) and not isinstance(error, openai.APIResponseValidationError):
+            text = f"connection error ({error.__cause__})" if str(error.__cause__ or "") else "connection error"
+        line = printable(redacted(text, self.client.api_key if self.client else ""))
+        return line if len(line) <= _LONGEST_MESSAGE else line[: _LONGEST_MESSAGE - 1] + "\N{HORIZONTAL ELLIPSIS}"
+
+    def _end_by(self, why: str) -> WinrateError:
         """The error that ends the evaluation; requests that wait for a slot meet it too and are not sent."""
-        self._error = WinrateError(f"--model {self.settings.model} at {self.settings.public_url}{why}")
-        return self._error
-
-    async def _wait(self, failure: Failure, tried: int) -> None:
-        seconds = waiting_time(tried, self.settings.backoff, failure.retry_after, random.random())
-        if seconds > LONGEST_RETRY_AFTER:
-            raise self._end(f": the server asks to wait {seconds:.0f} s ({failure.message})" + GOES_ON)
-        now = asyncio.get_running_loop().time()
-        if now - self._last_note >= _SECONDS_BETWEEN_NOTES:
-            self._last_note = now
-            self.say(f"judge: {failure.message}; trying again in {seconds:.1f} s (retry {tried + 1})")
-        await asyncio.sleep(seconds)
+        self._end = WinrateError(f"--model {self.settings.model} at {self.settings.public_url}{why}")
+        return self._end
 
 
-def waiting_time(tried: int, backoff: float, retry_after: float | None, chance: float) -> float:
-    """Seconds before the next try: half to all of backoff * 2^tried, by `chance` in [0, 1), so that what failed
-    together does not come back together; not before the server's Retry-After."""
-    wanted = min(backoff * 2.0**tried, LONGEST_WAIT) * (0.5 + chance / 2.0)
-    return max(wanted, retry_after or 0.0)
+def _refuses(error: Any, parameter: str) -> bool:
+    """Whether the server wants a request without this parameter, as newer judges want it without those of older ones.
+
+    Some servers name it in a field, some in the message alone.
+    """
+    said = str(error).lower()
+    named = error.param == parameter if error.param else f"'{parameter}'" in said
+    return named and any(word in said for word in ("unsupported", "not supported", "max_completion_tokens"))
 
 
-async def _cancelled(tasks: Iterable[asyncio.Task[Reply]]) -> None:
-    """End tasks and wait until they have; what they raise was told before, or follows from the cancelling."""
-    ending = list(tasks)
-    for task in ending:
-        task.cancel()
-    await asyncio.gather(*ending, return_exceptions=True)
+def reply_of(completion: Any, key: str) -> Reply:
+    """The first choice of a chat completion; an empty text where the judge said nothing. The key, should the server
+    send it back, is struck out.
+
+    Raises:
+        NotACompletion: it is none.
+    """
+    choices = getattr(completion, "choices", None)
+    choice = choices[0] if isinstance(choices, list) and choices else None
+    message = getattr(choice, "message", None)
+    content = getattr(message, "content", None)
+    if message is None or not isinstance(content, str | None):
+        raise NotACompletion(f"the server's answer is no chat completion: {completion}")
+    usage = getattr(completion, "usage", None)
+    texts = (content, getattr(completion, "model", None), getattr(choice, "finish_reason", None))
+    counts = (getattr(usage, name, None) for name in ("prompt_tokens", "completion_tokens"))
+    # The client does not check what a server sends.
+    return Reply(
+        *(redacted(whole_text(str(text or "")), key) for text in texts),
+        *(count if type(count) is int else None for count in counts),
+    )
+
+
+def redacted(text: str, key: str) -> str:
+    """The text without the API key; short stand-ins for keys of local servers are no secrets."""
+    return text.replace(key, "***") if len(key) >= 8 else text

@@ -3,71 +3,72 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
-import matplotlib
-from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-from matplotlib.patches import Patch
+import altair as alt
+import pandas as pd
 
+from analysis.drawing import save
 from analysis.winrate.intervals import rate_text
 from analysis.winrate.results import PairResult
 
-# Dark, light and middle, and the last hatched: told apart in grey print and by colour-blind readers.
-_SEGMENTS = (
-    ("left model wins", "#0B4F86", "", "white"),
-    ("tie or inconsistent", "#EFEFEF", "", "black"),
-    ("right model wins", "#F0A04B", "////", "black"),
-)
-_STYLE: Any = {
-    "font.size": 10.0,
-    "svg.hashsalt": "analysis",
-    "hatch.linewidth": 0.5,
-    "figure.constrained_layout.use": True,
-    "text.parse_math": False,  # names may hold dollars
+# Dark, light and middle: told apart in grey print and by colour-blind readers.
+_SEGMENTS = {
+    "left model wins": ("#0B4F86", "white"),
+    "tie or inconsistent": ("#EFEFEF", "black"),
+    "right model wins": ("#F0A04B", "black"),
 }
 _NARROW = 0.06
 """Share of a bar below which a segment has no room for its number."""
+_WIDTH, _BAR = 430, 42
 
 
-def win_rate_figure(pairs: Sequence[PairResult], judge: str) -> Figure:
-    """Shares of comparisons that have a verdict in both orders; at the right the win rate of the left model."""
-    with matplotlib.rc_context(_STYLE):
-        figure = Figure(figsize=(7.6, 1.5 + 0.55 * len(pairs)))
-        FigureCanvasAgg(figure)
-        axes = figure.subplots()
-        for place, pair in enumerate(pairs):
-            _draw_bar(axes, place, pair)
-        axes.set_yticks(range(len(pairs)), [f"{pair.model_a} vs {pair.model_b}" for pair in pairs])
-        axes.invert_yaxis()  # the first pair on top
-        axes.text(1.02, -0.5, "win rate of the left", va="center", fontsize="small")
-        axes.set_xlim(0.0, 1.0)
-        axes.xaxis.set_major_formatter(lambda share, _: f"{share:.0%}")
-        axes.set_xlabel(f"share of comparisons, judged by {judge}")
-        for side in ("top", "right", "left"):
-            axes.spines[side].set_visible(False)
-        axes.tick_params(axis="y", length=0)
-        handles = [
-            Patch(facecolor=colour, hatch=hatch, edgecolor="black", linewidth=0.6, label=name)
-            for name, colour, hatch, _ in _SEGMENTS
-        ]
-        figure.legend(handles=handles, loc="outside upper left", ncols=3, frameon=False)
-        return figure
+def save_win_rates(pairs: Sequence[PairResult], folder: Path, title: str, note: str) -> list[Path]:
+    """figure_1.png and .svg: shares of comparisons that have a verdict in both orders; at the right the win rate of the
+    left model."""
+    segments, rates = _rows(pairs)
+    y = alt.Y("pair:N", sort=None, title=None, axis=alt.Axis(labelLimit=0, domain=False, ticks=False))
+    x = alt.X(
+        "start:Q",
+        title="share of comparisons",
+        axis=alt.Axis(format=".0%", tickCount=5),
+        scale=alt.Scale(domain=[0, 1]),
+    )
+    colours, inks = ([look[part] for look in _SEGMENTS.values()] for part in (0, 1))
+    by_kind = alt.Color("kind:N", sort=None, scale=alt.Scale(domain=list(_SEGMENTS), range=colours))
+    by_kind.legend = alt.Legend(title=None, orient="top", labelLimit=0)
+    ink = alt.Color("kind:N", scale=alt.Scale(domain=list(_SEGMENTS), range=inks), legend=None)
+    bars = alt.Chart(segments).mark_bar(size=0.62 * _BAR, stroke="black", strokeWidth=0.6)
+    numbers = alt.Chart(segments[segments["share"] >= _NARROW]).mark_text()
+    layers: list[Any] = [
+        bars.encode(x, alt.X2("end"), y, by_kind),
+        numbers.encode(alt.X("middle:Q"), y, ink, text=alt.Text("share:Q", format=".0%")),
+        alt.Chart(rates).mark_text(align="left", dx=8).encode(y, x=alt.value(_WIDTH), text="rate:N"),
+    ]
+    silent = rates[rates["silent"]]
+    if len(silent):
+        words = alt.Chart(silent).mark_text(fontStyle="italic").encode(y, x=alt.value(_WIDTH / 2))
+        layers.append(words.encode(text=alt.value("no verdict could be read")))
+    head = alt.Chart(rates.head(1)).mark_text(align="left", dx=8, fontWeight="bold")
+    layers.append(head.encode(x=alt.value(_WIDTH), y=alt.value(-8), text=alt.value("win rate of the left")))
+    drawn = alt.layer(*layers).resolve_scale(color="independent").properties(width=_WIDTH, height=_BAR * len(pairs))
+    return save([drawn], folder, "figure_1", title, note)
 
 
-def _draw_bar(axes: Axes, place: int, pair: PairResult) -> None:
-    counts = (pair.wins, pair.ties + pair.inconsistent, pair.losses)
-    total = sum(counts)
-    if total == 0:
-        axes.text(0.5, place, "no verdict could be read", ha="center", va="center", style="italic")
-        return
-    left = 0.0
-    for count, (_, colour, hatch, ink) in zip(counts, _SEGMENTS, strict=True):
-        share = count / total
-        axes.barh(place, share, 0.62, left=left, color=colour, hatch=hatch, edgecolor="black", linewidth=0.6)
-        if share >= _NARROW:
-            box = {"facecolor": colour, "edgecolor": "none", "pad": 1.5} if hatch else None
-            axes.text(left + share / 2, place, f"{share:.0%}", ha="center", va="center", color=ink, bbox=box)
-        left += share
-    axes.text(1.02, place, rate_text(pair.win_rate), va="center", fontsize="small")
+def _rows(pairs: Sequence[PairResult]) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """A row per segment, and a row per pair."""
+    segments, rates = [], []
+    for pair in pairs:
+        name = f"{pair.model_a} vs {pair.model_b}"
+        counts = (pair.wins, pair.ties + pair.inconsistent, pair.losses)
+        total, start = sum(counts), 0.0
+        rates.append({"pair": name, "rate": rate_text(pair.win_rate), "silent": total == 0})
+        for kind, count in zip(_SEGMENTS, counts, strict=True):
+            share = count / total if total else 0.0
+            if share:
+                row = {"pair": name, "kind": kind, "start": start, "end": start + share, "share": share}
+                segments.append(row | {"middle": start + share / 2})
+            start += share
+    columns = ["pair", "kind", "start", "end", "share", "middle"]
+    return pd.DataFrame(segments, columns=columns), pd.DataFrame(rates)

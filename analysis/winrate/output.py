@@ -9,22 +9,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from analysis.winrate.errors import WinrateError
+from analysis.errors import WinrateError
 from analysis.winrate.intervals import MIN_SEEDS, Rate, rate_text
-from analysis.winrate.judgements import Asked, Judgement
-from analysis.winrate.results import PairResult, Results
+from analysis.winrate.results import WINRATES, Asked, Judgement, Results, pair_row
 
 if TYPE_CHECKING:
     from rich.table import Table
-
-_COUNTS = ("prompts", "seeds", "comparisons", "wins", "ties", "losses", "inconsistent", "unparsed", "identical")
-_RATES = {"win_rate": "", "position_bias": "position_bias_", "agreement": "agreement_"}
-
-
-def _percent_text(rate: Rate) -> str:
-    """`62% [51%, 72%]`."""
-    interval = "" if rate.low is None or rate.high is None else f" [{rate.low:.0%}, {rate.high:.0%}]"
-    return f"{rate.value:.0%}{interval}"
 
 
 def prepare_folder(folder: Path) -> None:
@@ -60,17 +50,17 @@ def write_results(folder: Path, results: Results, judgements: Sequence[Judgement
 
 
 def _write_all(folder: Path, results: Results, judgements: Sequence[Judgement], about: dict[str, Any]) -> list[Path]:
-    from analysis.figures import save_figure
     from analysis.tables import write_csv
-    from analysis.winrate.figure import win_rate_figure
+    from analysis.winrate.figure import save_win_rates
 
-    rows = [_pair_row(pair) for pair in results.pairs]
-    write_csv(folder / "winrates.csv", rows, list(rows[0]))
+    rows = [pair_row(pair) for pair in results.pairs]
+    write_csv(folder / WINRATES, rows, list(rows[0]))
     lines = (json.dumps(_judgement_row(judgement), ensure_ascii=False) for judgement in judgements)
     # Paths and model names come from the command line, where there may be bytes that are no UTF-8.
     with (folder / "judgements.jsonl").open("w", encoding="utf-8", errors="replace") as file:
         file.writelines(line + "\n" for line in lines)
-    figures = save_figure(win_rate_figure(results.pairs, about["judge"]), folder, "figure_1")
+    title = f"Win rates, judged by {about['judge']}"
+    figures = save_win_rates(results.pairs, folder, title, "Each comparison in both orders; ties count one half.")
     totals = {
         "pairs": rows,
         "position_bias": results.position_bias and dataclasses.asdict(results.position_bias),
@@ -78,7 +68,7 @@ def _write_all(folder: Path, results: Results, judgements: Sequence[Judgement], 
     }
     text = json.dumps(about | totals, indent=2, ensure_ascii=False)
     (folder / "winrate.json").write_text(text + "\n", encoding="utf-8", errors="replace")
-    return [folder / "winrates.csv", folder / "judgements.jsonl", *figures, folder / "winrate.json"]
+    return [folder / WINRATES, folder / "judgements.jsonl", *figures, folder / "winrate.json"]
 
 
 def results_table(results: Results, judge: str) -> Table:
@@ -103,18 +93,14 @@ def results_table(results: Results, judge: str) -> Table:
     table.add_column("win rate", no_wrap=True)
     for pair in results.pairs:
         counts = (pair.prompts, pair.wins, pair.ties, pair.losses, pair.inconsistent, pair.unparsed)
-        cells = [f"{pair.model_a} vs {pair.model_b}", *map(str, counts), rate_text(pair.win_rate)]
-        table.add_row(*(cells))
+        table.add_row(f"{pair.model_a} vs {pair.model_b}", *map(str, counts), rate_text(pair.win_rate))
     return table
 
 
-def _pair_row(pair: PairResult) -> dict[str, Any]:
-    row: dict[str, Any] = {"model_a": pair.model_a, "model_b": pair.model_b}
-    row |= {name: getattr(pair, name) for name in _COUNTS}
-    for name, prefix in _RATES.items():
-        rate: Rate | None = getattr(pair, name)
-        row |= {name: rate and rate.value, f"{prefix}ci_low": rate and rate.low, f"{prefix}ci_high": rate and rate.high}
-    return row
+def _percent_text(rate: Rate) -> str:
+    """`62% [51%, 72%]`."""
+    interval = "" if rate.low is None or rate.high is None else f" [{rate.low:.0%}, {rate.high:.0%}]"
+    return f"{rate.value:.0%}{interval}"
 
 
 def _judgement_row(judgement: Judgement) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from analysis.winrate.errors import WinrateError
+from analysis.errors import WinrateError
 from analysis.winrate.matching import Comparison
 
 Verdict = Literal["A", "B", "TIE"]
@@ -38,18 +38,6 @@ _LAST_LINE = re.compile(
 
 
 @dataclass(frozen=True)
-class Template:
-    """A judge template that holds all it must."""
-
-    path: Path
-    text: str
-
-    @property
-    def hash(self) -> str:
-        return hashlib.sha256(self.text.encode()).hexdigest()
-
-
-@dataclass(frozen=True)
 class Request:
     """One question to a judge. `attempt` counts from 0; from 1 on it asks again after an answer without verdict."""
 
@@ -68,7 +56,7 @@ class Reply:
     completion_tokens: int | None
 
 
-def read_template(path: Path) -> Template:
+def read_template(path: Path) -> str:
     """The template of a file.
 
     Raises:
@@ -82,28 +70,23 @@ def read_template(path: Path) -> Template:
     missing = [part for part in needed if part not in text]
     if missing:
         raise WinrateError(f"--template {path}: lacks {', '.join(missing)}; start from {DEFAULT_TEMPLATE}")
-    return Template(path, text)
+    return text
 
 
-def render(template: Template, comparison: Comparison, *, swapped: bool) -> str:
+def render(template: str, comparison: Comparison, *, swapped: bool) -> str:
     """The message that shows model_a's response as A, or as B when `swapped`."""
     responses = [comparison.answer_a.response, comparison.answer_b.response]
     texts = [comparison.prompt, comparison.reference or "", *sorted(responses)]  # both orders have one code
     code = hashlib.sha256("\0".join(texts).encode()).hexdigest()[:16]
-    first, second = reversed(responses) if swapped else responses
-    values = {
-        "prompt": comparison.prompt,
-        "reference": comparison.reference or "",
-        "response_a": first,
-        "response_b": second,
-    }
+    shown = [comparison.prompt, comparison.reference or "", *(reversed(responses) if swapped else responses)]
+    values = dict(zip(_TITLES, shown, strict=True))
 
     def delimited(match: re.Match[str]) -> str:
         title = _TITLES[match[1]]
         return f"BEGIN {title} {code}\n{values[match[1]]}\nEND {title} {code}"
 
     # One pass over the template alone: a response that holds `{response_b}` stays as it is.
-    return _PLACEHOLDER.sub(delimited, template.text)
+    return _PLACEHOLDER.sub(delimited, template)
 
 
 def parse_verdict(reply: Reply) -> Verdict | None:

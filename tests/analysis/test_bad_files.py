@@ -13,10 +13,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from analysis.labels import flatten, label_configs
-from analysis.load import load_run, make_record, read_samples
-from analysis.metrics import to_metrics
+from analysis.load import load_run, make_record, sample_pairs
 from analysis.report import write_report
+from analysis.run_files import to_metrics
 from tests.analysis.made_up import config, rows, write_run
 
 HUGE = "9" * 400
@@ -114,7 +113,7 @@ def test_half_characters_become_question_marks(tmp_path: Path) -> None:
     record = load_run(run)
     assert record.summary["cpu"] == "?"
     # A sample whose reward no float holds is left out.
-    assert [row["response"] for row in read_samples(record)] == ["re?", "re?"]
+    assert [(pair.before["response"], pair.after["step"]) for pair in sample_pairs(record)] == [("re?", 4)]
     assert "failed: OSError: ?" in write_report(tmp_path).html.read_text(encoding="utf-8")
 
 
@@ -138,12 +137,6 @@ def test_text_is_never_a_number() -> None:
     alike: list[dict[str, Any]] = [{"a": "1.5", "b": True}, {"a": 2, "b": None}]
     for made in (alike, [alike[0]], [{"a": "nan", "b": 1.0}, {"a": 1.0, "b": 1.0}]):
         assert np.isnan(to_metrics(made).columns["a"][0]) and to_metrics(made).columns["b"][0] == 1.0
-
-
-def test_values_that_are_no_settings_still_have_labels() -> None:
-    """Of records that were not read from files."""
-    assert flatten({"a": {"b": {1, 2}}, "c": ({"d": 1},)}) == {"a.b": "{1, 2}", "c": ("{'d': 1}",)}
-    assert label_configs([{"algo": {"lam": float("nan")}, "x": x} for x in (1, 2)]) == ["x=1", "x=2"]
 
 
 def test_a_record_from_elsewhere_is_checked_too() -> None:

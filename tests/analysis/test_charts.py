@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from analysis.charts import charts
-from analysis.charts_base import MOST_GREY, ChartFigure, rows, scene, script_json
-from analysis.charts_data import frontier_steps, samples_band, square_root_ticks, thinned
-from analysis.charts_samples import curves_chart
+from analysis.charts import MOST_GREY, charts, curves_figure, scene
+from analysis.charts_data import evaluations_band, frontier_steps, square_root_ticks, thinned
+from analysis.drawing import Figure, frame, page_spec, save_figure
 from analysis.findings import Findings, findings
 from analysis.load import RunRecord, label_runs, make_record
 from analysis.looks import MOST_RUNS, MOST_SETTINGS, drawn_settings, looks
+from analysis.page import script_json
 from analysis.summary import Comparison, compare
 from tests.analysis.made_up import config
 from tests.analysis.made_up import rows as evaluations
@@ -46,32 +46,47 @@ def ablation() -> Findings:
     return findings(comparison_of(settings=3, seeds=2))
 
 
-def parts(spec: dict[str, Any], kind: str) -> Iterator[dict[str, Any]]:
-    """The layers with marks of a kind."""
-    return (layer for layer in spec["layer"] if layer["mark"]["type"] == kind)
+def layers(figure: Figure, kind: str, panel: int = 0) -> list[tuple[dict[str, Any], list[dict[str, Any]]]]:
+    """(layer, its data) of each layer with marks of a kind, as the page has them."""
+    spec = page_spec(figure.panels[panel])
+    found = []
 
+    def collect(part: dict[str, Any]) -> None:
+        for layer in part.get("layer", []):
+            collect(layer)
+        if part.get("mark", {}).get("type") == kind:
+            found.append((part, spec["datasets"][part["data"]["name"]]))
 
-def values(figure: ChartFigure, kind: str, chart: int = 0) -> list[dict[str, Any]]:
-    """The data of the first layer of a kind."""
-    return next(parts(figure.charts[chart].spec, kind))["data"]["values"]
+    collect(spec)
+    return found
 
 
 def test_each_finding_has_its_charts(ablation: Findings) -> None:
     made = charts(ablation)
-    titles = [(figure.id, len(figure.charts)) for figure in made]
-    assert titles == [("frontier", 1), ("curves", 3), ("overoptimization", 1), ("ablation-0", 3)]
+    titles = [(figure.id, len(figure.panels)) for figure in made]
+    assert titles == [("frontier", 1), ("curves", 3), ("overoptimization", 1), ("over_algo.lam", 3)]
     assert charts(findings(compare([]))) == []
 
 
 def test_frontier_line_is_the_comparison_own(ablation: Findings) -> None:
     figure = charts(ablation)[0]
-    for row in values(figure, "line"):
-        setting = ablation.comparison.settings[row["s"]]
-        rewards = [run.evaluations.reward[0] + run.curve.gain(row["k"]) for run in setting.runs]
-        assert (row["m"], row["a"], row["b"]) == pytest.approx((np.mean(rewards), min(rewards), max(rewards)), abs=1e-3)
+    settings = {setting.name: setting for setting in ablation.comparison.settings}
+    for row in layers(figure, "line")[0][1]:
+        runs = settings[row["line"]].runs
+        rewards = [run.evaluations.reward[0] + run.curve.gain(row["kl"]) for run in runs]
+        assert (row["mean"], row["low"], row["high"]) == pytest.approx(
+            (np.mean(rewards), min(rewards), max(rewards)), abs=1e-3
+        )
     # Every evaluation is a mark: 3 settings of 2 seeds and 5 evaluations.
-    marks = values(figure, "point")
+    marks = layers(figure, "point")[0][1]
     assert len(marks) == 30 and {row["step"] for row in marks} == {0, 2, 4, 6, 8}
+
+
+def test_a_line_is_thin_where_not_every_run_went() -> None:
+    short, long = record("apa", 0, [0, 1], [0, 1]), record("apa", 1, [0, 1, 4], [0, 1, 2])
+    thin, thick = layers(charts(findings(compare([short, long])))[0], "line")
+    assert thin[0]["mark"]["strokeWidth"] < thick[0]["mark"]["strokeWidth"]
+    assert max(row["kl"] for row in thin[1]) == 4 and max(row["kl"] for row in thick[1]) <= 1
 
 
 def test_steps_of_the_frontier() -> None:
@@ -86,11 +101,10 @@ def test_steps_of_the_frontier() -> None:
 
 
 def test_step_labels_do_not_touch(ablation: Findings) -> None:
-    halo, labels = list(parts(charts(ablation)[0].charts[0].spec, "text"))[-2:]
-    assert halo["mark"]["stroke"] == "var(--paper)" and halo["data"] == labels["data"]
-    found = labels["data"]["values"]
-    assert found and all(row["text"].startswith("step ") for row in found)
-    places = [(math.sqrt(row["k"]) / 2 * 310, row["m"] / 6 * 340) for row in found]
+    (halo, data), (_, labels) = layers(charts(ablation)[0], "text")[-2:]
+    assert halo["mark"]["style"] == "halo" and data == labels
+    assert labels and all(row["text"].startswith("step ") for row in labels)
+    places = [(math.sqrt(row["kl"]) / 2 * 310, row["mean"] / 6 * 340) for row in labels]
     close = [
         (a, b) for i, a in enumerate(places) for b in places[:i] if abs(a[0] - b[0]) < 40 and abs(a[1] - b[1]) < 12
     ]
@@ -100,27 +114,25 @@ def test_step_labels_do_not_touch(ablation: Findings) -> None:
 def test_mean_over_the_runs_that_got_as_far() -> None:
     short, long = record("apa", 0, [0, 1], [0, 1]), record("apa", 1, [0, 1, 2], [0, 3, 5])
     setting = compare([short, long]).settings[0]
-    over = samples_band(setting, "reward")
+    over = evaluations_band(setting.runs, "reward", "samples")
     assert over is not None and over.x.tolist() == [0, 64, 128]
     assert (over.mean.tolist(), over.low.tolist(), over.high.tolist()) == ([0, 2, 5], [0, 1, 5], [0, 3, 5])
-    assert samples_band(setting, "gold_reward", points=2) is not None
+    assert evaluations_band(setting.runs, "gold_reward", "samples", points=2) is not None
     assert thinned(np.arange(100), 5).tolist() == [0, 25, 50, 74, 99]
 
 
 def test_ablation_chart_holds_the_means(ablation: Findings) -> None:
     figure = charts(ablation)[-1]
     points = ablation.ablations[0].points
-    for chart, of in enumerate(
-        (lambda p: p.setting.reward_after, lambda p: p.setting.kl, lambda p: p.hypervolume),
-    ):
-        found = values(figure, "line", chart)
-        assert [(row["x"], row["m"]) for row in found] == [(p.value, pytest.approx(of(p).mean, 1e-4)) for p in points]
-    assert figure.charts[0].spec["layer"][0]["encoding"]["x"]["scale"]["type"] == "linear"  # 1 to 3: no decades
+    for panel, of in enumerate((lambda p: p.setting.reward_after, lambda p: p.setting.kl, lambda p: p.hypervolume)):
+        ((line, found),) = layers(figure, "line", panel)
+        expected = [(p.value, pytest.approx(of(p).mean, 1e-4)) for p in points]
+        assert [(row["x"], row["mean"]) for row in found] == expected
+    assert line["encoding"]["x"]["scale"]["type"] == "linear"  # 1 to 3: no decades
     values_of = {1.0: 0.1, 2.0: 1.0, 3.0: 10.0}
-    kl = [0.0, 1.0]
-    records = [record("apa", 0, kl, [0, lam], algo__lam=values_of[lam]) for lam in values_of]
-    wide = charts(findings(compare(label_runs(records))))[-1]
-    x = wide.charts[0].spec["layer"][0]["encoding"]["x"]
+    records = [record("apa", 0, [0.0, 1.0], [0, lam], algo__lam=values_of[lam]) for lam in values_of]
+    ((line, _),) = layers(charts(findings(compare(label_runs(records))))[-1], "line")
+    x = line["encoding"]["x"]
     # By parity, as on other axes, every second label of a logarithmic axis goes where any two would touch.
     assert (x["scale"]["type"], x["axis"]["values"], x["axis"]["labelOverlap"]) == ("log", [0.1, 1.0, 10.0], "greedy")
 
@@ -141,8 +153,8 @@ def test_what_the_gold_line_does_is_said(gold: Callable[[np.ndarray], np.ndarray
         runs.append(make_record(Path(f"apa{seed}"), config("apa", seed), made, {"status": "finished"}, [], []))
     (three,) = (one for one in charts(findings(compare(runs))) if one.id == "overoptimization")
     (single,) = (one for one in charts(findings(compare(runs[:1]))) if one.id == "overoptimization")
-    assert said in three.charts[0].description
-    assert "apa bends no more than its seeds differ" in single.charts[0].description
+    assert said in three.panels[0].description
+    assert "apa bends no more than its seeds differ" in single.panels[0].description
 
 
 def test_an_ablation_of_which_no_seed_has_every_value() -> None:
@@ -158,29 +170,27 @@ def test_of_many_settings_the_best_are_told_apart() -> None:
     worst = max(setting.headline.kl_efficiency.mean for setting in others)
     assert worst < min(setting.headline.kl_efficiency.mean for setting in drawn)
     figure = charts(findings(comparison))[0]
-    assert [entry.name for entry in figure.legend] == [setting.name for setting in drawn]
+    assert list(figure.looks) == [setting.name for setting in drawn]
     assert f"Of 15 settings the {MOST_SETTINGS} of the highest KL efficiency are told apart" in figure.caption
-    grey = values(figure, "line")
-    assert {row["s"] for row in grey} == {12, 13, 14}
+    grey = layers(figure, "line")[0][1]
+    assert {row["line"] for row in grey} == {setting.name for setting in others}
     # One algorithm alone: no two lines look alike.
-    pairs = [(look.colour, look.dash, look.marker) for look in looks(drawn)]
+    pairs = [(look.colour, look.dash, look.shape) for look in looks(drawn)]
     assert len(set(pairs)) == len(pairs)
 
 
 def test_of_very_many_settings_not_all_are_grey() -> None:
     many = scene(comparison_of(settings=MOST_SETTINGS + MOST_GREY + 3, seeds=1).settings)
     assert len(many.others) == MOST_GREY and many.undrawn == 3
-    assert f"Of {MOST_SETTINGS + MOST_GREY + 3} settings" in many.remarks()
-    assert f"the next {MOST_GREY} are grey" in many.remarks()
+    assert f"Of {MOST_SETTINGS + MOST_GREY + 3} settings" in many.caption("")
+    assert f"the next {MOST_GREY} are grey" in many.caption("")
 
 
 def test_of_many_runs_means_and_bands_alone() -> None:
     few, many = comparison_of(2, MOST_RUNS // 2), comparison_of(2, MOST_RUNS // 2 + 1)
     assert scene(few.settings).with_runs and not scene(many.settings).with_runs
-    figure = curves_chart(many.settings)
-    assert "too many runs to draw one by one" in figure.caption
-    parameters = {one["name"]: one["value"] for one in figure.charts[0].spec["params"]}
-    assert parameters["runs"] == [] and len(list(parts(figure.charts[0].spec, "line"))) == 1
+    figure = curves_figure(many.settings)
+    assert "too many runs to draw one by one" in figure.caption and len(layers(figure, "line")) == 1
 
 
 def test_a_known_algorithm_keeps_its_look() -> None:
@@ -194,32 +204,25 @@ def test_json_inside_a_script_element() -> None:
     assert "<" not in text and json.loads(text) == {"run": "</script><script>alert(1)</script>"}
     with pytest.raises(ValueError):
         script_json([math.nan])
-    assert rows(s=1, x=np.array([1.0, np.nan, 2.0]), m=np.array([np.inf, 1.0, 1.23456789])) == [
-        {"s": 1, "x": 2.0, "m": 1.2346}
-    ]
+    kept = frame(line="a", x=np.array([1.0, np.nan, 2.0]), mean=np.array([np.inf, 1.0, 1.23456789]))
+    assert kept.to_dict("records") == [{"line": "a", "x": 2.0, "mean": 1.2346}]
 
 
-def test_ticks_lie_on_the_axis() -> None:
-    # Up to sqrt(KL) = 3 in six steps: 0.25, 1, 2.25, 4, 6.25 and 9 nats.
-    assert square_root_ticks(3 * 1.04) == [0, 0.2, 1, 2, 4, 6, 9]
+@pytest.mark.parametrize("end", [0.003, 0.5, 2.65, 9.0, 40.0, 3000.0])
+def test_ticks_are_round_and_keep_a_distance(end: float) -> None:
+    ticks = square_root_ticks(end)
+    assert ticks[0] == 0 and ticks[-1] <= end and 4 <= len(ticks) <= 10
+    assert all(float(f"{tick:.0e}") == tick for tick in ticks)
+    assert min(np.diff(np.sqrt(ticks))) >= math.sqrt(end) / 9
 
 
-def all_charts() -> list[tuple[str, dict[str, Any]]]:
-    small = charts(findings(comparison_of(settings=3, seeds=2)))
-    large = charts(findings(comparison_of(settings=MOST_SETTINGS + 1, seeds=5)))
-    return [
-        (f"{size} {figure.id} {place}", chart.spec)
-        for size, figures in (("small", small), ("large", large))
-        for figure in figures
-        for place, chart in enumerate(figure.charts)
-        if size == "small" or place == 0
-    ]
-
-
-@pytest.mark.parametrize(("name", "spec"), all_charts(), ids=[name for name, _ in all_charts()])
-def test_vega_lite_takes_and_draws_the_spec(name: str, spec: dict[str, Any]) -> None:
-    altair = pytest.importorskip("altair", reason="pip install altair vl-convert-python")
-    converter = pytest.importorskip("vl_convert", reason="pip install altair vl-convert-python")
-    altair.LayerChart.from_dict(spec, validate=True)
-    svg = converter.vegalite_to_svg(json.loads(script_json(spec)))
-    assert svg.count("<path") > 10 and "NaN" not in svg
+@pytest.mark.parametrize("settings", [3, MOST_SETTINGS + 1])
+def test_vega_lite_takes_and_draws_every_chart(tmp_path: Path, settings: int) -> None:
+    altair = pytest.importorskip("altair")
+    for figure in charts(findings(comparison_of(settings=settings, seeds=2 if settings == 3 else 5))):
+        for panel in figure.panels:
+            altair.LayerChart.from_dict(page_spec(panel), validate=True)
+        png, svg = save_figure(figure, tmp_path, figure.file)
+        drawn = svg.read_text(encoding="utf-8")
+        assert png.read_bytes().startswith(b"\x89PNG") and drawn.count("<path") > 10 and "NaN" not in drawn
+        assert figure.title in drawn and all(name in drawn for name in figure.looks)

@@ -12,7 +12,7 @@ import pytest
 
 from analysis.evaluations import UnusableRunError, evaluations
 from analysis.labels import label_configs
-from analysis.load import SweepFolderError, label_runs, load_run, load_sweep, read_samples
+from analysis.load import SweepFolderError, label_runs, load_run, load_sweep, sample_pairs
 from analysis.page_texts import counts
 from analysis.summary import compare, samples_name
 from tests.analysis.made_up import config, rows, write_run
@@ -170,18 +170,20 @@ def test_label_keys_are_short_but_unambiguous() -> None:
 
 def test_samples_are_read_as_far_as_they_go(tmp_path: Path) -> None:
     folder = write_run(tmp_path, "r", config("apa", 0), rows([0, 1], [0, 1]))
-    assert read_samples(load_run(folder)) == []
-    (folder / "samples.jsonl").write_text(json.dumps({"step": 0, "prompt": "p"}) + '\n{"step"')
-    assert read_samples(load_run(folder)) == [{"step": 0, "prompt": "p"}]
+    assert sample_pairs(load_run(folder)) == []
+    kept = [{"step": step, "prompt": prompt} for step in (0, 2) for prompt in "abcd"]
+    (folder / "samples.jsonl").write_text("".join(json.dumps(row) + "\n" for row in kept) + '{"step"')
+    pairs = sample_pairs(load_run(folder))
+    assert [(pair.prompt, pair.before["step"], pair.after["step"]) for pair in pairs] == [(p, 0, 2) for p in "abc"]
 
 
 def test_loading_imports_nothing_heavy() -> None:
     code = (
         "import sys, analysis.load\n"
-        "heavy = {'matplotlib', 'scipy', 'torch', 'hydra', 'omegaconf', 'rich', 'rlhf.run'} & set(sys.modules)\n"
+        "heavy = {'altair', 'pandas', 'scipy', 'torch', 'hydra', 'omegaconf', 'rich', 'rlhf.run'} & set(sys.modules)\n"
         "assert not heavy, heavy\n"
-        "import analysis.report, analysis.figures\n"
-        "foreign = {'matplotlib.pyplot', 'torch', 'hydra', 'rlhf.run'} & set(sys.modules)\n"
+        "import analysis.report, analysis.charts\n"
+        "foreign = {'torch', 'hydra', 'rlhf.run'} & set(sys.modules)\n"
         "assert not foreign, foreign\n"
     )
     root = Path(__file__).parents[2]

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from analysis.charts import charts
 from analysis.findings import Findings, findings
 from analysis.load import label_runs, load_sweep, make_record
 from analysis.page import render_page
@@ -92,7 +93,7 @@ class Made:
 
 
 def made(found: Findings, title: str = "Report of made_up") -> Made:
-    html = render_page(title, found)
+    html = render_page(title, found, charts(found))
     return Made(found, html, Page(html))
 
 
@@ -262,7 +263,7 @@ def test_size_and_time_of_a_large_report() -> None:
     ]
     found = findings(compare(label_runs(records)))
     start = time.perf_counter()
-    html = render_page("Report of many", found)
+    html = render_page("Report of many", found, charts(found))
     assert time.perf_counter() - start < 20.0  # 2 s on two idle cores
     assert len(html.encode()) < 5_000_000
 

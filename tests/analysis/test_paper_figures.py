@@ -6,15 +6,11 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 
 from analysis.load import SweepFolderError
-from analysis.paper_figures.contents import Choice, Contents, gather
-from analysis.paper_figures.drawing import draw
+from analysis.paper_figures.contents import Contents, gather
+from analysis.paper_figures.drawing import line_looks, log_threshold, mismatches, panel_rows, row_title, title
 from analysis.paper_figures.table import FIGURES
 from tests.analysis.made_up import config, rows, write_run
 
@@ -54,46 +50,34 @@ def fill_offline(sweep: Path, **more: Any) -> None:
             add(sweep, algo, seed, [0, 1, 1 + seed], [0, 0.5, 0.5 * seed], stage__name="offline", **more)
 
 
-def drawn(number: int, *folders: Path, gold: bool = False, **choice: Any) -> tuple[Figure, Contents]:
-    contents = gather(FIGURES[number], folders, Choice(**choice))
-    return draw(FIGURES[number], contents, gold), contents
+def contents_of(number: int, *folders: Path, **choice: Any) -> Contents:
+    return gather(FIGURES[number], folders, **choice)
 
 
-def line(axes: Axes, name: str) -> Line2D:
-    return next(one for one in axes.lines if one.get_label() == name)
-
-
-def points(axes: Axes, name: str) -> list[tuple[float, ...]]:
+def points(contents: Contents, quantity: str, name: str, row: int = 0) -> list[tuple[float, ...]]:
     """(x, low, mean, high) of a line and its band."""
-    mean = line(axes, name)
-    shape = next(one for one in axes.collections if one.get_label() == name).get_paths()[0]
-    corners = np.asarray(shape.vertices)
-    found = []
-    for x, y in np.asarray(mean.get_xydata()):
-        edges = corners[corners[:, 0] == x][:, 1]
-        found.append((float(x), float(edges.min()), float(y), float(edges.max())))
-    return found
+    data = panel_rows(contents.rows[row], quantity, contents.over)
+    found = data[data["line"] == name]
+    return list(found[["x", "low", "mean", "high"]].itertuples(index=False, name=None))
 
 
-def legend(figure: Figure) -> list[str]:
-    return [text.get_text() for text in figure.legends[0].get_texts()]
+def legend(number: int, contents: Contents) -> list[str]:
+    return list(line_looks(FIGURES[number], contents.rows))
 
 
-def styles(figure: Figure) -> list[tuple[Any, ...]]:
+def styles(number: int, contents: Contents) -> set[tuple[Any, ...]]:
     """Dash pattern and marker of each line, which grey print keeps."""
-    lines = figure.axes[0].lines
-    return [(tuple(one._unscaled_dash_pattern[1] or ()), one.get_marker()) for one in lines]  # type: ignore[attr-defined]
+    return {(look.dash, look.shape) for look in line_looks(FIGURES[number], contents.rows).values()}
 
 
 def test_lines_are_means_and_bands_run_from_minimum_to_maximum(tmp_path: Path) -> None:
     for seed, reward in ((0, [0.0, 1.0, 2.0]), (100, [0.0, 3.0, 2.5]), (1000, [0.3, 2.0, 6.0])):
         add(tmp_path, "apa", seed, [0, 1 + seed / 100, 4], reward)
-    figure, contents = drawn(3, tmp_path)
-    left, right = figure.axes
-    assert points(left, "APA") == [(0, 0, pytest.approx(0.1), 0.3), (64, 1, 2, 3), (128, 2, 3.5, 6)]
-    assert points(right, "APA") == [(0, 0, 0, 0), (64, 1, pytest.approx(14 / 3), 11), (128, 4, 4, 4)]
-    assert left.get_xlabel() == "responses generated" and "nats" in right.get_ylabel()
-    assert left.get_title(loc="left") == "Here: pythia_125m on hh, 3 seeds"
+    contents = contents_of(3, tmp_path)
+    assert points(contents, "reward", "APA") == [(0, 0, pytest.approx(0.1), 0.3), (64, 1, 2, 3), (128, 2, 3.5, 6)]
+    kl = [(0, 0, 0, 0), (64, 1, pytest.approx(14 / 3, rel=1e-4), 11), (128, 4, 4, 4)]
+    assert points(contents, "kl", "APA") == kl
+    assert contents.over == "samples" and row_title(contents.rows[0]) == "Here: pythia_125m on hh, 3 seeds"
     assert contents.gaps == (
         "figure 3 shows 1B; the model of these runs is pythia_125m",
         "figure 3 shows ppo; the folder has no finished run of it",
@@ -105,8 +89,8 @@ def test_a_seed_that_is_shorter_or_missing(tmp_path: Path) -> None:
     add(tmp_path, "apa", 0, [0, 2, 4], [0, 2, 4])
     add(tmp_path, "apa", 1, [0, 8], [0, 8], name="short")
     add(tmp_path, "apa", 2, [0, 9, 9], [0, 9, 9], name="broken", status="failed")
-    figure, contents = drawn(4, tmp_path)
-    assert points(figure.axes[0], "APA") == [(0, 0, 0, 0), (64, 2, 5, 8), (128, 4, 4, 4)]
+    contents = contents_of(4, tmp_path)
+    assert points(contents, "reward", "APA") == [(0, 0, 0, 0), (64, 2, 5, 8), (128, 4, 4, 4)]
     assert contents.left_out == (
         f"left out: {tmp_path.name}/broken: failed",
         f"APA: {tmp_path.name}/short ends at 64 of 128; from there on it is not counted",
@@ -116,25 +100,23 @@ def test_a_seed_that_is_shorter_or_missing(tmp_path: Path) -> None:
 def test_between_its_own_evaluations_a_run_is_linear(tmp_path: Path) -> None:
     add(tmp_path, "apa", 0, [0, 2, 4], [0, 2, 4], samples_per_row=32)
     add(tmp_path, "apa", 1, [0, 8], [0, 8])
-    figure, _ = drawn(4, tmp_path)
-    assert points(figure.axes[0], "APA") == [(0, 0, 0, 0), (32, 2, 3, 4), (64, 4, 6, 8)]
+    assert points(contents_of(4, tmp_path), "reward", "APA") == [(0, 0, 0, 0), (32, 2, 3, 4), (64, 4, 6, 8)]
 
 
 def test_models_are_rows_in_the_papers_order(tmp_path: Path) -> None:
     fill_hh(tmp_path / "b", model__name="pythia_1b")
     fill_hh(tmp_path / "a", model__name="pythia_125m")
-    figure, contents = drawn(3, tmp_path / "b", tmp_path / "a")
+    contents = contents_of(3, tmp_path / "b", tmp_path / "a")
     assert [row.title for row in contents.rows] == ["pythia_125m on hh", "pythia_1b on hh"]
-    assert len(figure.axes) == 4 and contents.gaps == () and contents.left_out == ()
-    assert legend(figure) == ["APA", "PPO", "AWR"]
-    assert points(figure.axes[2], "PPO") == [(0, 0, 0, 0), (64, 1, 1.5, 2), (128, 3, 3, 3)]
+    assert contents.gaps == () and contents.left_out == () and legend(3, contents) == ["APA", "PPO", "AWR"]
+    assert points(contents, "reward", "PPO", row=1) == [(0, 0, 0, 0), (64, 1, 1.5, 2), (128, 3, 3, 3)]
 
 
 def test_an_algorithm_may_be_missing_for_one_model_alone(tmp_path: Path) -> None:
     add(tmp_path, "apa", 0, [0, 1], [0, 1], model__name="gpt_neo_2_7b", dataset__name="tldr")
     add(tmp_path, "ppo", 0, [0, 1], [0, 1], model__name="gpt_neo_2_7b", dataset__name="tldr")
     add(tmp_path, "apa", 0, [0, 1], [0, 1], model__name="tldr_6b", dataset__name="tldr")
-    _, contents = drawn(5, tmp_path)
+    contents = contents_of(5, tmp_path)
     assert contents.gaps == (
         "figure 5 shows ppo; there is no finished run of it for tldr_6b on tldr",
         "figure 5 shows awr; the folder has no finished run of it",
@@ -143,14 +125,14 @@ def test_an_algorithm_may_be_missing_for_one_model_alone(tmp_path: Path) -> None
 
 def test_other_data_sets_and_algorithms(tmp_path: Path) -> None:
     fill_hh(tmp_path / "letters", dataset__name="letters", model__name="tiny")
-    _, contents = drawn(6, tmp_path / "letters")
+    contents = contents_of(6, tmp_path / "letters")
     assert contents.gaps == (
         "figure 6 shows the data set HH; these runs are on letters",
         "figure 6 shows Dolly-v2-7B; the model of these runs is tiny",
     )
     assert contents.left_out == ("left out: awr: figure 6 does not show it",)
     fill_hh(tmp_path / "hh", model__name="dolly_7b")
-    _, contents = drawn(6, tmp_path / "letters", tmp_path / "hh")
+    contents = contents_of(6, tmp_path / "letters", tmp_path / "hh")
     assert [row.title for row in contents.rows] == ["dolly_7b on hh"] and contents.gaps == ()
     assert contents.left_out[-1] == "left out: runs on letters: figure 6 shows HH"
 
@@ -160,26 +142,26 @@ def test_settings_are_chosen_at_matched_kl(tmp_path: Path) -> None:
         add(tmp_path, "apa", 0, [0, kl], [0, kl], algo__lam=lam)
         add(tmp_path, "awr", 0, [0, 4 * kl], [0, kl], algo__lam=lam)
     add(tmp_path, "ppo", 0, [0, 10], [0, 1])
-    figure, contents = drawn(3, tmp_path)
-    assert legend(figure) == ["APA", "PPO", "AWR"] and len(contents.chosen) == 1
-    assert points(figure.axes[1], "APA")[-1][2] == 9 and points(figure.axes[1], "AWR")[-1][2] == 12
-    figure, _ = drawn(3, tmp_path, target_kl=3.0)
-    assert points(figure.axes[1], "APA")[-1][2] == 3
-    figure, contents = drawn(2, tmp_path, all_settings=True)
-    assert legend(figure) == ["APA (lam=0.1)", "APA (lam=1)", "PPO", "AWR (lam=0.1)", "AWR (lam=1)"]
-    assert contents.chosen == () and len(set(styles(figure))) == 5
+    contents = contents_of(3, tmp_path)
+    assert legend(3, contents) == ["APA", "PPO", "AWR"] and len(contents.chosen) == 1
+    assert points(contents, "kl", "APA")[-1][2] == 9 and points(contents, "kl", "AWR")[-1][2] == 12
+    assert points(contents_of(3, tmp_path, target_kl=3.0), "kl", "APA")[-1][2] == 3
+    contents = contents_of(2, tmp_path, all_settings=True)
+    assert legend(2, contents) == ["APA (lam=0.1)", "APA (lam=1)", "PPO", "AWR (lam=0.1)", "AWR (lam=1)"]
+    assert contents.chosen == () and len(styles(2, contents)) == 5
 
 
 def test_figure_2_always_says_how_kl_matches(tmp_path: Path) -> None:
     fill_hh(tmp_path)
-    figure, contents = drawn(2, tmp_path)
+    contents = contents_of(2, tmp_path)
     assert "2.00" in contents.chosen[0] and "4.00" in contents.chosen[0]
-    assert drawn(3, tmp_path)[1].chosen == ()
+    assert contents_of(3, tmp_path).chosen == ()
     said = "Here KL at the last evaluation is not matched: the largest is 2.0 times the smallest"
-    assert figure.get_suptitle() == f"In the form of figure 2: APA, PPO and AWR at similar KL\n{said}"
+    assert mismatches(contents.rows) == said
+    assert title(FIGURES[2]) == "In the form of figure 2: APA, PPO and AWR at similar KL"
     for algo in ("apa", "ppo", "awr"):
         add(tmp_path / "alike", algo, 0, [0, 1, 2], [0, 1, 2])
-    assert drawn(2, tmp_path / "alike")[0].get_suptitle() == "In the form of figure 2: APA, PPO and AWR at similar KL"
+    assert mismatches(contents_of(2, tmp_path / "alike").rows) == ""
 
 
 def test_runs_of_several_folders_are_joined_and_each_counted_once(tmp_path: Path) -> None:
@@ -188,8 +170,8 @@ def test_runs_of_several_folders_are_joined_and_each_counted_once(tmp_path: Path
     add(tmp_path / "b", "apa", 0, [0, 1], [0, 1], name="apa-s0-x")
     add(tmp_path / "b", "apa", 1, [0, 1], [0, 3], name="apa-s1-x")
     add(tmp_path / "b", "apa", 0, [0, 1], [0, 7], name="apa-s0-y")
-    figure, contents = drawn(4, tmp_path / "a", tmp_path / "b", tmp_path / "b" / "apa-s1-x")
-    assert points(figure.axes[0], "APA")[-1] == (64, 1, 2, 3)
+    contents = contents_of(4, tmp_path / "a", tmp_path / "b", tmp_path / "b" / "apa-s1-x")
+    assert points(contents, "reward", "APA")[-1] == (64, 1, 2, 3)
     assert sorted(contents.left_out) == [
         "left out: a/apa-s1-x: the same run as b/apa-s1-x",
         "left out: b/apa-s0-x: the same run as a/apa-s0-x",
@@ -201,63 +183,61 @@ def test_runs_of_several_folders_are_joined_and_each_counted_once(tmp_path: Path
 def test_lambdas_are_lines_in_order(tmp_path: Path) -> None:
     lams = [10.0, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 0.05, 20.0]
     fill_lambdas(tmp_path, lams)
-    figure, contents = drawn(7, tmp_path)
-    assert legend(figure) == [f"\N{GREEK SMALL LETTER LAMDA} = {lam:g}" for lam in sorted(lams)]
-    assert points(figure.axes[1], "\N{GREEK SMALL LETTER LAMDA} = 0.1")[-1][2] == 20
-    assert len(set(styles(figure))) == len({one.get_color() for one in figure.axes[0].lines}) == 9
-    assert contents.gaps == ()
+    contents = contents_of(7, tmp_path)
+    assert legend(7, contents) == [f"\N{GREEK SMALL LETTER LAMDA} = {lam:g}" for lam in sorted(lams)]
+    assert points(contents, "kl", "\N{GREEK SMALL LETTER LAMDA} = 0.1")[-1][2] == 20
+    colours = {look.colour for look in line_looks(FIGURES[7], contents.rows).values()}
+    assert len(colours) == 9 and contents.gaps == ()
 
 
 def test_gaps_of_the_lambda_figure(tmp_path: Path) -> None:
     fill_lambdas(tmp_path, [0.3])
-    gaps = drawn(7, tmp_path)[1].gaps
+    gaps = contents_of(7, tmp_path).gaps
     assert gaps == ("figure 7 shows several lambdas; the runs of apa have 0.3 alone",)
     add(tmp_path, "apa", 0, [0, 1], [0, 1], algo__lam=0.3, optimization__learning_rate=0.5)
-    figure, contents = drawn(7, tmp_path)
+    contents = contents_of(7, tmp_path)
     assert contents.gaps[-1] == "the lines do not differ in lambda alone, but in optimization.learning_rate too"
-    assert len(set(legend(figure))) == 2
+    assert len(legend(7, contents)) == 2
 
 
 def test_controllers_are_lines(tmp_path: Path) -> None:
     fill_controllers(tmp_path, {"adaptive": 4.0, "none": 400.0, "fixed": 10.0})
-    figure, contents = drawn(8, tmp_path)
+    contents = contents_of(8, tmp_path)
     names = ["no KL control", "fixed KL coefficient 0.05", "adaptive KL control (from 0.05, target 6 nats)"]
-    assert legend(figure) == names and contents.gaps == ()
-    assert points(figure.axes[1], names[0]) == [(0, 0, 0, 0), (64, 200, 200, 200), (128, 400, 400, 400)]
-    assert figure.axes[1].get_yscale() == "symlog" and figure.axes[0].get_yscale() == "linear"
-    assert len(set(styles(figure))) == 3
+    assert legend(8, contents) == names and contents.gaps == ()
+    assert points(contents, "kl", names[0]) == [(0, 0, 0, 0), (64, 200, 200, 200), (128, 400, 400, 400)]
+    # From a tenth of the lowest peak on, 4 nats, or so.
+    assert log_threshold(panel_rows(contents.rows[0], "kl", "samples")) == 1.0 and len(styles(8, contents)) == 3
 
 
 def test_gaps_of_the_controller_figure(tmp_path: Path) -> None:
     fill_controllers(tmp_path, {"adaptive": 4.0, "none": 100.0})  # 25 times
-    figure, contents = drawn(8, tmp_path)
+    contents = contents_of(8, tmp_path)
     gap = "figure 8 shows ppo with fixed KL coefficient; no finished run has algo.kl.controller=fixed"
-    assert contents.gaps == (gap,) and figure.axes[1].get_yscale() == "linear"
+    assert contents.gaps == (gap,) and log_threshold(panel_rows(contents.rows[0], "kl", "samples")) is None
 
 
-@pytest.mark.parametrize(("samples", "label", "last"), [(0, "training steps", 4), (50, "responses trained on", 100)])
-def test_offline_runs(tmp_path: Path, samples: int, label: str, last: int) -> None:
+@pytest.mark.parametrize(("samples", "over", "last"), [(0, "step", 4), (50, "samples", 100)])
+def test_offline_runs(tmp_path: Path, samples: int, over: str, last: int) -> None:
     fill_offline(tmp_path, samples_per_row=samples)
     add(tmp_path, "ppo", 0, [0, 1], [0, 1])  # online
-    figure, contents = drawn(9, tmp_path)
-    assert legend(figure) == ["ILQL", "AWR", "APA"] and label in figure.axes[0].get_xlabel()
-    assert points(figure.axes[0], "ILQL")[-1] == (last, 0, 0.25, 0.5)
+    contents = contents_of(9, tmp_path)
+    assert legend(9, contents) == ["ILQL", "AWR", "APA"] and contents.over == over
+    assert points(contents, "reward", "ILQL")[-1] == (last, 0, 0.25, 0.5)
     assert contents.gaps == ("figure 9 shows 1B; the model of these runs is pythia_125m",)
     with pytest.raises(SweepFolderError, match="needs finished runs of apa or ppo or awr; there is none"):
-        drawn(3, tmp_path / f"ilql-s0-{tmp_path.name}0")
+        contents_of(3, tmp_path / f"ilql-s0-{tmp_path.name}0")
 
 
 def test_gold_is_a_panel_of_its_own(tmp_path: Path) -> None:
     add(tmp_path / "gold", "apa", 0, [0, 1], [0, 1], gold=[0.5, 0.25])
-    figure, _ = drawn(3, tmp_path / "gold", gold=True)
-    assert len(figure.axes) == 3 and points(figure.axes[2], "APA")[-1] == (64, 0.25, 0.25, 0.25)
+    assert points(contents_of(3, tmp_path / "gold"), "gold_reward", "APA")[-1] == (64, 0.25, 0.25, 0.25)
 
 
 def test_title_claims_no_data_set_of_the_paper(tmp_path: Path) -> None:
     fill_hh(tmp_path, dataset__name="letters")
-    figure, _ = drawn(3, tmp_path)
-    assert figure.get_suptitle() == "In the form of figure 3: APA, PPO and AWR"
-    assert figure.axes[0].get_title(loc="left") == "Here: pythia_125m on letters, 2 seeds"
+    assert title(FIGURES[3]) == "In the form of figure 3: APA, PPO and AWR"
+    assert row_title(contents_of(3, tmp_path).rows[0]) == "Here: pythia_125m on letters, 2 seeds"
     for one in FIGURES.values():
         assert not any(name in one.shows for name in ("HH", "TLDR", "StackExchange", "LLaMA", "Dolly", "B", "125M"))
 
@@ -267,16 +247,10 @@ def test_evaluations_without_a_number_are_a_note(tmp_path: Path) -> None:
         reward = [0.0, *[float("nan")] * gaps, *[1.0] * (3 - gaps)]
         add(tmp_path, "apa", seed, [0, 1, 2, 3], reward, name=f"r{seed}")
     lacking = "no finite KL, reward or reward of one half of the prompts, and no point"
-    assert drawn(4, tmp_path)[1].left_out == (
+    assert contents_of(4, tmp_path).left_out == (
         f"note: {tmp_path.name}/r0 is drawn, but 1 evaluation has {lacking}",
         f"note: {tmp_path.name}/r1 is drawn, but 2 evaluations have {lacking}",
     )
-
-
-def test_dollars_in_names_are_text(tmp_path: Path) -> None:
-    add(tmp_path, "apa", 0, [0, 1], [0, 1], model__name="$\\nonesuch$")
-    figure, _ = drawn(3, tmp_path)
-    assert not any(text.get_parse_math() for text in (figure.axes[0]._left_title, *figure.legends[0].get_texts()))  # type: ignore[attr-defined]
 
 
 def test_names_of_models_and_data_sets() -> None:

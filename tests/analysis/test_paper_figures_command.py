@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from analysis.__main__ import main
-from analysis.load import SweepFolderError
-from analysis.paper_figures.drawing import draw_win_rates
+from analysis.errors import AnalysisError
+from analysis.paper_figures.command import missing_pairs
 from analysis.paper_figures.table import FIGURES
-from analysis.paper_figures.winrates import missing_pairs, read_winrates
+from analysis.winrate.results import read_winrates
 from tests.analysis.test_paper_figures import add, fill_controllers, fill_hh, fill_lambdas, fill_offline
 
 WINRATES = """model_a,model_b,prompts,wins,ties,losses,unparsed,win_rate,ci_low,ci_high
@@ -25,14 +25,12 @@ sft,apa,10,1,1,8,1,0.15,,
 def test_win_rates(tmp_path: Path) -> None:
     (tmp_path / "winrates.csv").write_text(WINRATES)
     pairs, judge = read_winrates([tmp_path])
-    assert missing_pairs(pairs) == ["figure 1 shows ppo vs apa; no such pair was judged"]
-    figure = draw_win_rates(FIGURES[1], pairs, judge)
-    widths = [bar.get_width() for bar in figure.axes[0].patches]  # type: ignore[attr-defined]
-    assert widths == pytest.approx([0.2, 0.2, 0.6, 0.1, 0.1, 0.8])
-    title = "In the form of figure 1: win rates of SFT, PPO and APA\nHere: judged by an unnamed judge on 10 prompts"
-    assert figure.axes[0].get_title(loc="left") == title
-    texts = [text.get_text() for text in figure.axes[0].texts]
-    assert "0.30 [0.10, 0.60]" in texts and "0.15" in texts
+    assert missing_pairs(pairs) == ["figure 1 shows ppo vs apa; no such pair was judged"] and "unnamed" in judge
+    assert main(["figure", "1", str(tmp_path)]) == 0
+    drawn = (tmp_path / "figure_1.svg").read_text(encoding="utf-8")
+    assert all(f">{text}<" in drawn for text in ("20%", "60%", "10%", "80%", "0.30 [0.10, 0.60]", "0.15"))
+    for said in ("In the form of figure 1: win rates of SFT, PPO and APA", "judged by an unnamed judge on 10 prompts"):
+        assert said in drawn
 
 
 def test_win_rates_of_the_winrate_command(tmp_path: Path) -> None:
@@ -41,13 +39,13 @@ def test_win_rates_of_the_winrate_command(tmp_path: Path) -> None:
         folder.mkdir(parents=True)
         (folder / "winrates.csv").write_text(WINRATES)
         (folder / "winrate.json").write_text(f'{{"judge": "{judge}"}}')
-    with pytest.raises(SweepFolderError, match="several winrates"):
+    with pytest.raises(AnalysisError, match="several winrates"):
         read_winrates([tmp_path])
-    with pytest.raises(SweepFolderError, match="judged by a and b"):
+    with pytest.raises(AnalysisError, match="judged by a and b"):
         read_winrates([tmp_path / "winrate" / "a", tmp_path / "winrate" / "b"])
     assert read_winrates([tmp_path / "winrate" / "a"])[1] == "a"
     (folder / "winrates.csv").write_text("model_a\nsft\n")
-    with pytest.raises(SweepFolderError, match="not a table of win rates"):
+    with pytest.raises(AnalysisError, match="not a table of win rates"):
         read_winrates([folder])
 
 

@@ -9,7 +9,6 @@ import pytest
 
 from analysis.__main__ import COMMANDS, main
 from analysis.load import load_sweep
-from analysis.report import first_lines
 from tests.analysis.made_up import config, rows, write_run
 
 
@@ -20,7 +19,6 @@ from tests.analysis.made_up import config, rows, write_run
         (["s", "--group", "x"], "give a sweep's folder, such as runs/default, or --wandb ENTITY/PROJECT --group SWEEP"),
         (["--wandb", "a/b"], "--wandb: needs --group SWEEP and --output FOLDER, and no sweep folder"),
         (["nosuch"], "nosuch: no such folder; give a sweep's folder, such as runs/default"),
-        (["s", "--from-wandb"], "s: no run has W&B files; leave out --from-wandb to read metrics.jsonl"),
     ],
 )
 def test_what_cannot_be_is_one_line(tmp_path: Path, monkeypatch, capsys, words: list[str], line: str) -> None:
@@ -73,16 +71,11 @@ def test_nothing_to_compare_is_no_success(tmp_path: Path, capsys) -> None:
 
 def test_what_wandb_does_not_keep_is_said(tmp_path: Path, monkeypatch, capsys) -> None:
     write_run(tmp_path, "apa-s0", config("apa", 0), rows([0, 1], [0, 1]))
-    monkeypatch.setattr("analysis.wandb_rows.load_wandb_offline", load_sweep)
-    assert main(["report", str(tmp_path), "--from-wandb"]) == 0
+    monkeypatch.setattr("analysis.wandb_run.load_wandb_server", lambda path, group: load_sweep(tmp_path))
+    assert main(["report", "--wandb", "me/it", "--group", "g", "--output", str(tmp_path / "out")]) == 0
     assert "note: read from W&B, which keeps no versions and no samples" in capsys.readouterr().out
     assert main(["report", str(tmp_path)]) == 0
     assert "W&B" not in capsys.readouterr().out
-
-
-def test_many_diagnoses_are_cut() -> None:
-    assert first_lines(["a", "b", "c"], 2, "x has all") == ["a", "b", "and 1 more; x has all"]
-    assert first_lines(["a", "b"], 2, "x has all") == ["a", "b"]
 
 
 @pytest.mark.parametrize("columns", [30, 80, 200])

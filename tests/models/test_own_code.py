@@ -10,8 +10,8 @@ import httpx
 import pytest
 from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError
 
-from analysis.winrate.errors import WinrateError
-from analysis.winrate.reward_model import reward_model_scores
+from analysis.errors import WinrateError
+from analysis.winrate.scores import reward_model_scores
 from rlhf.models.hub import CAUSAL, CLASSIFIER, ModelError, OwnCode, loading
 from rlhf.models.loading import load_pretrained
 from rlhf.models.reward_model import load_classifier

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from analysis.curves import over_kl, over_samples
 from analysis.load import load_sweep
 from analysis.summary import compare
+from analysis.wandb_run import over_kl, over_samples
 from rlhf.config import RunConfig
 from sweeps.experiment import run_experiment
 from tests.config.composed import config

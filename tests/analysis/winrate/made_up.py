@@ -11,15 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from analysis.winrate.command import add_arguments, run
-from analysis.winrate.matching import Comparison
-from analysis.winrate.sources import Answer
+from analysis.winrate.matching import Answer, Comparison
 
 ROOT = Path(__file__).resolve().parents[3]
 # The command in a process of its own, as analysis/__main__.py runs it.
 PROGRAM = """
 import argparse, sys
 from analysis.winrate.command import add_arguments, run
-from analysis.winrate.errors import WinrateError
+from analysis.errors import WinrateError
 parser = argparse.ArgumentParser()
 add_arguments(parser)
 try:
@@ -31,7 +30,7 @@ except WinrateError as error:
 COMMAND = (sys.executable, "-c", PROGRAM)
 
 KEY = "sk-very-secret-0123456789"
-FAST = ("--backoff", "0.02", "--timeout", "5", "--yes")
+FAST = ("--max-retries", "1", "--timeout", "5", "--yes")
 RIGHT = [
     ("sft", "ppo", "2", "0", "2", "0", "0", "0.5"),
     ("sft", "apa", "0", "0", "4", "0", "0", "0.0"),

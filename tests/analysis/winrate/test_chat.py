@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from analysis.winrate.errors import WinrateError
+from analysis.errors import WinrateError
 from tests.analysis.winrate.judge_server import IN, OUT, Call, JudgeServer, Say, Script, judging, longer
 from tests.analysis.winrate.made_up import (
     FAST,
@@ -66,7 +66,7 @@ def test_second_time_nothing_is_sent_and_no_key_is_needed(
 
 
 def test_a_judge_without_any_verdict_is_warned_of(tmp_path: Path, sources: list[str], capsys: Any) -> None:
-    """Its name holds what matplotlib would take for mathematics; ppo and apa have one text in common, a tie."""
+    """Of a judge with a strange name; ppo and apa have one text in common, a tie."""
     arguments = (*sources, "--model", r"a$\frac$b$", "--parse-retries", "0")
     with judging(lambda _: Say("hm")) as server:
         assert winrate(tmp_path, *arguments, "--base-url", server.url, *FAST) == 2
@@ -86,7 +86,7 @@ def test_new_results_take_the_place_of_old_ones_all_at_once(
     def full(*_: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("analysis.figures.save_figure", full)
+    monkeypatch.setattr("analysis.winrate.figure.save_win_rates", full)
     with pytest.raises(WinrateError, match=r"--output .*out: cannot be written \(No space left on device\)"):
         winrate(tmp_path, *arguments, "--limit", "1")
     assert {file.name: file.read_bytes() for file in (tmp_path / "out").iterdir()} == before

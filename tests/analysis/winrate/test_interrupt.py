@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from analysis.winrate.errors import WinrateError
+from analysis.errors import WinrateError
 from tests.analysis.winrate.judge_server import Call, JudgeServer, Say, judging, longer
 from tests.analysis.winrate.made_up import (
     COMMAND,

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from analysis.winrate.errors import WinrateError
+from analysis.errors import WinrateError
 from analysis.winrate.prompt import (
     DEFAULT_TEMPLATE,
     REMINDER,

@@ -9,9 +9,8 @@ import pytest
 from scipy import stats
 
 from analysis.winrate.intervals import mean_rate, seeds_rate, share_rate
-from analysis.winrate.judgements import Asked, Judgement
 from analysis.winrate.prompt import Reply, Verdict
-from analysis.winrate.results import summarise
+from analysis.winrate.results import Asked, Judgement, summarise
 from tests.analysis.winrate.made_up import compare
 
 SAID = (Reply("", "judge", "stop", 1, 1),)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from analysis.winrate.errors import WinrateError
+from analysis.errors import WinrateError
 from tests.analysis.winrate.made_up import about, answers, pair_rows, winrate, write_rows
 
 
@@ -90,8 +90,8 @@ def test_reward_model_scores_prompt_response_and_eos(tmp_path: Path, tiny: dict[
     import torch
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-    from analysis.winrate.reward_model import reward_model_scores
-    from analysis.winrate.sources import Answer
+    from analysis.winrate.matching import Answer
+    from analysis.winrate.scores import reward_model_scores
 
     model = AutoModelForSequenceClassification.from_pretrained(tiny["reward"]).eval()
     tokenizer = AutoTokenizer.from_pretrained(tiny["reward"])
@@ -124,8 +124,8 @@ def test_a_judged_text_begins_and_ends_once(monkeypatch: pytest.MonkeyPatch) -> 
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 
-    from analysis.winrate import reward_model
-    from analysis.winrate.sources import Answer
+    from analysis.winrate import scores
+    from analysis.winrate.matching import Answer
 
     words = ["[UNK]", "[EOS]", "[BOS]", "[SEP]", "p0", "p1", "p2", "good"]
     core = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="[UNK]"))
@@ -133,15 +133,25 @@ def test_a_judged_text_begins_and_ends_once(monkeypatch: pytest.MonkeyPatch) -> 
     core.post_processor = processors.TemplateProcessing(  # type: ignore[assignment]
         single="[BOS] $A [SEP]", special_tokens=[("[BOS]", 2), ("[SEP]", 3)]
     )
-    names = {"bos_token": "[BOS]", "eos_token": "[EOS]", "sep_token": "[SEP]", "unk_token": "[UNK]"}
+    names = {
+        "pad_token": "[UNK]",
+        "bos_token": "[BOS]",
+        "eos_token": "[EOS]",
+        "sep_token": "[SEP]",
+        "unk_token": "[UNK]",
+    }
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, **names)
-    model = SimpleNamespace(config=SimpleNamespace(max_position_embeddings=6))
     read: list[str] = []
-    monkeypatch.setattr(reward_model, "_load", lambda *_: (tokenizer, model))
-    monkeypatch.setattr(
-        reward_model, "_logit", lambda _, __, ids: read.append(" ".join(words[i] for i in ids)) or float(len(ids))
-    )
-    score = reward_model.reward_model_scores("made/up")
+
+    class Model:
+        config = SimpleNamespace(max_position_embeddings=6)
+
+        def __call__(self, input_ids: Any, attention_mask: Any) -> Any:
+            read.append(" ".join(words[i] for i in input_ids[0]))
+            return SimpleNamespace(logits=input_ids[:, :1])
+
+    monkeypatch.setattr(scores, "_load", lambda *_: (tokenizer, Model()))
+    score = scores.reward_model_scores("made/up")
     for prompt in ("p0", "[BOS]p0", "[BOS][BOS]p0"):
         for response in ("good", "good[EOS]", "good [EOS][EOS]"):
             score(prompt, Answer(response, None, {}))

@@ -7,9 +7,15 @@ from typing import Any
 
 import pytest
 
-from analysis.winrate.errors import WinrateError
-from analysis.winrate.matching import make_comparisons, match_prompts, meeting_notes, read_pairs
-from analysis.winrate.sources import read_models, read_references
+from analysis.errors import WinrateError
+from analysis.winrate.matching import (
+    make_comparisons,
+    match_prompts,
+    meeting_notes,
+    read_models,
+    read_pairs,
+    read_references,
+)
 from tests.analysis.made_up import config, rows, write_run
 from tests.analysis.winrate.made_up import answers, write_rows
 

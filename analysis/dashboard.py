@@ -1,4 +1,6 @@
-"""The command: compare the runs, log the analysis run, write the workspace, save it where one is logged in."""
+"""`python -m analysis dashboard runs/<sweep>`: compare the runs, log the analysis run, write the workspace, and save it
+where one is logged in.
+"""
 
 from __future__ import annotations
 
@@ -116,7 +118,7 @@ def _unsynced(folder: Path) -> bool:
 
 def _workspaces() -> Any:
     try:
-        from analysis.dashboard import workspace
+        from analysis import workspace
     except ModuleNotFoundError as error:
         if (error.name or "").split(".")[0] != "wandb_workspaces":
             raise
