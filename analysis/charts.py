@@ -141,13 +141,13 @@ def frontier_figure(settings: Sequence[SettingSummary]) -> Figure:
     shown, end = scene(settings), frontier_end(settings)
     x, y = _kl_axis(end), alt.Y("mean:Q", title="best reward within this KL, score", scale=_padded(zero=False))
     means = joined([_frontier_rows(setting, end, shown.points, place) for place, setting in enumerate(shown.settings)])
-    marked = means[means["mark"]]
+    marked = means.query("mark")
     layers: list[Any] = _budget_lines(shown, end, x)
     others = joined([_frontier_rows(setting, end, _POINTS_OF_OTHERS, 0) for setting in shown.others])
     if shown.others:
         layers.append(grey_lines(others, x, y))
     layers += [bands(means, x, y, shown.looks), lines(means, x, y, shown.looks, width=0.8)]
-    layers += [lines(means[means["all_runs"]], x, y, shown.looks)]
+    layers += [lines(means.query("all_runs"), x, y, shown.looks)]
     hover: list[alt.Chart] = []
     tooltip = [word("line", "mean of"), number("kl", "KL up to"), number("mean", "best reward")]
     tooltip += [number("low", "least"), number("high", "most"), word("step", "reached at step")]
@@ -244,7 +244,7 @@ def _budget_lines(shown: Scene, end: float, x: alt.X) -> list[alt.Chart]:
 def _step_labels(marked: pd.DataFrame, end: float, x: alt.X, y: alt.Y) -> list[alt.Chart]:
     """The step beside the markers, where it is another than at the line's marker before, and as many as fit without
     touching another label, marker or budget's name."""
-    low, high = marked["low"].min(), marked["high"].max()
+    low, high = float(marked["low"].to_numpy().min()), float(marked["high"].to_numpy().max())
     up = (marked["mean"] - low) / (high - low) if high > low else 0.0 * marked["mean"] + 0.5
     across = np.sqrt(marked["kl"] / end)
     kept = free_labels(list(zip(across * _PLOT_WIDTH, up * _PLOT_HEIGHT, strict=True)), _PLOT_WIDTH, _LABEL)
@@ -285,7 +285,7 @@ def _curves_panel(shown: Scene, name: str, over: str) -> Panel:
     others = _means(shown.others, name, _POINTS_OF_OTHERS)
     layers: list[Any] = [grey_lines(others, x, y)] if len(others) else []
     # With two seeds the lines of the runs are the edges of the band.
-    wide = means[~means["line"].isin([one.name for one in shown.settings if shown.with_runs and len(one.runs) < 3])]
+    wide = means.query("runs > 2") if shown.with_runs and len(means) else means
     layers += [bands(wide, x, y, shown.looks), *line_with_marks(means, x, y, shown.looks, tooltip)]
     if shown.with_runs:
         data = _single_runs(shown, name)
@@ -311,7 +311,7 @@ def quantity_axis(name: str) -> alt.Y:
 
 def line_with_marks(data: pd.DataFrame, x: Any, y: Any, looks: dict[str, Look], tooltip: list[Any]) -> list[Any]:
     """A line for each name, with markers where the column `mark` says so."""
-    marked = data[data["mark"].astype(bool)]
+    marked = data.query("mark") if len(data) else data
     return [lines(data, x, y, looks), points(marked, x, y, looks, tooltip)]
 
 
@@ -322,13 +322,14 @@ def _means(settings: Sequence[SettingSummary], name: str, count: int) -> pd.Data
 def band_rows(
     line: str, runs: Sequence[ComparedRun], name: str, over: str, place: int, count: int | None = None
 ) -> pd.DataFrame:
-    """A quantity of the evaluations over seeds. Columns: line, x, mean, low, high, mark. Empty where no run has it."""
+    """A quantity of the evaluations over seeds: line, x, mean, low, high, mark, runs; no row where no run has it."""
     made = evaluations_band(runs, name, over, count)
     if made is None:
         return pd.DataFrame()
     every = max(1, len(made.x) // _MARKS_OF_A_LINE)
     marked = np.arange(len(made.x)) % every == min(place % 4, every - 1)
-    return frame(line=line, x=made.x, mean=made.mean, low=made.low, high=made.high, mark=marked)
+    columns = {"x": made.x, "mean": made.mean, "low": made.low, "high": made.high}
+    return frame(line=line, **columns, mark=marked, runs=len(runs))
 
 
 def _single_runs(shown: Scene, name: str) -> pd.DataFrame:
@@ -436,11 +437,12 @@ def _ablation_panel(
     fitting: dict[str, Any] = {"labelOverlap": "greedy", "labelSeparation": 4}
     if _MOST_UPRIGHT < len(values) <= 2 * _MOST_UPRIGHT:  # these fit aslant, though the boxes around them touch
         fitting = {"labelOverlap": False, "labelAngle": -60}
-    scale = {"type": "log"} if is_log else {"type": "linear", "zero": False}
+    near = {"nice": False, "padding": 16}
+    scale = alt.Scale.from_dict(near | ({"type": "log"} if is_log else {"type": "linear", "zero": False}))
     x = alt.X(
         "x:Q",
         title=f"{key}{' (logarithmic axis)' * is_log}",
-        scale=alt.Scale(**scale, nice=False, padding=16),
+        scale=scale,
         axis=alt.Axis(values=values, format="~r", grid=False, **fitting),
     )
     y = alt.Y("mean:Q", title="", scale=alt.Scale(zero=False), axis=alt.Axis(tickCount=6))

@@ -69,8 +69,8 @@ def frame(**columns: Any) -> pd.DataFrame:
     """Columns of equal length, or one value for all, without rows that hold a NaN or an infinity. Numbers have five
     digits: more than a chart shows, at half the bytes."""
     made = pd.DataFrame(columns)
-    numbers = made.select_dtypes("float").columns
-    made = made[np.isfinite(made[numbers]).all(axis=1)].copy()
+    numbers = list(made.select_dtypes("float").columns)
+    made = made.replace([np.inf, -np.inf], np.nan).dropna(subset=numbers)
     for name in numbers:
         made[name] = [float(f"{value:.5g}") for value in made[name]]
     return made
@@ -82,7 +82,8 @@ def joined(frames: Sequence[pd.DataFrame]) -> pd.DataFrame:
 
 def layered(layers: Sequence[alt.Chart | alt.LayerChart]) -> alt.LayerChart:
     """Those that have something to draw."""
-    return alt.layer(*(one for one in layers if not getattr(one.data, "empty", False))).add_params(_CHOSEN)
+    chart: Any = alt.layer(*(one for one in layers if not getattr(one.data, "empty", False)))
+    return chart.add_params(_CHOSEN)
 
 
 def colour(looks: Mapping[str, Look]) -> alt.Color:

@@ -93,13 +93,13 @@ def _panel(figure: PaperFigure, row: Row, by_line: Mapping[str, Look], quantity:
     labels = {"step": "training steps (optimizer updates)", "samples": "responses generated"}
     label = "responses trained on" if figure.stage == "offline" and over == "samples" else labels[over]
     x = alt.X("x:Q", title=label, scale=alt.Scale(nice=False), axis=alt.Axis(tickCount=5, format=",.0f"))
-    y = quantity_axis(quantity)
+    y: Any = quantity_axis(quantity)
     threshold = log_threshold(data) if figure.log_kl and quantity == "kl" else None
     if threshold is not None:
         # Linear below: the initial policy's KL is 0.
         y.scale = alt.Scale(type="symlog", constant=threshold)
         y.title = f"{UNITS['kl']}, logarithmic from {threshold:g} on"
-        top = float(data["mean"].max())
+        top = float(data["mean"].to_numpy().max())
         decades = np.arange(np.log10(threshold), np.log10(top) + 0.001)
         y.axis = alt.Axis(values=[0.0, *(10.0**decades).tolist()], format="~r")
     shown: dict[str, Look] = {name: by_line[name] for name in by_line}
@@ -110,7 +110,7 @@ def _panel(figure: PaperFigure, row: Row, by_line: Mapping[str, Look], quantity:
 
 def log_threshold(data: pd.DataFrame) -> float | None:
     """A tenth of the lowest line's peak or so, where the lines are far apart."""
-    peaks = data.groupby("line")["mean"].max()
+    peaks = np.array([rows["mean"].max() for _, rows in data.groupby("line")], dtype=np.float64)
     peaks = peaks[peaks > 0.0]
     if not len(peaks) or peaks.max() <= LOG_KL_ABOVE * peaks.min():
         return None

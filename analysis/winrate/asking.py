@@ -137,8 +137,8 @@ def _read_replies(path: Path) -> dict[str, Reply]:
     for line in lines:
         try:
             row = json.loads(line)
-            texts = [whole_text(row[name]) for name in ("content", "model", "finish_reason")]
-            counts = [row[name] for name in ("prompt_tokens", "completion_tokens")]
+            texts: list[Any] = [whole_text(row[name]) for name in ("content", "model", "finish_reason")]
+            counts: list[Any] = [row[name] for name in ("prompt_tokens", "completion_tokens")]
             if isinstance(row["key"], str) and all(count is None or type(count) is int for count in counts):
                 replies[row["key"]] = Reply(*texts, *counts)
         except (ValueError, RecursionError, TypeError, KeyError, AttributeError):
@@ -308,12 +308,10 @@ def reply_of(completion: Any, key: str) -> Reply:
         raise NotACompletion(f"the server's answer is no chat completion: {completion}")
     usage = getattr(completion, "usage", None)
     texts = (content, getattr(completion, "model", None), getattr(choice, "finish_reason", None))
-    counts = (getattr(usage, name, None) for name in ("prompt_tokens", "completion_tokens"))
+    content, model, finish_reason = (redacted(whole_text(str(text or "")), key) for text in texts)
+    counts = [getattr(usage, name, None) for name in ("prompt_tokens", "completion_tokens")]
     # The client does not check what a server sends.
-    return Reply(
-        *(redacted(whole_text(str(text or "")), key) for text in texts),
-        *(count if type(count) is int else None for count in counts),
-    )
+    return Reply(content, model, finish_reason, *(count if type(count) is int else None for count in counts))
 
 
 def redacted(text: str, key: str) -> str:

@@ -36,8 +36,8 @@ def save_win_rates(pairs: Sequence[PairResult], folder: Path, title: str, note: 
         scale=alt.Scale(domain=[0, 1]),
     )
     colours, inks = ([look[part] for look in _SEGMENTS.values()] for part in (0, 1))
-    by_kind = alt.Color("kind:N", sort=None, scale=alt.Scale(domain=list(_SEGMENTS), range=colours))
-    by_kind.legend = alt.Legend(title=None, orient="top", labelLimit=0)
+    legend = alt.Legend(title=None, orient="top", labelLimit=0)
+    by_kind = alt.Color("kind:N", sort=None, scale=alt.Scale(domain=list(_SEGMENTS), range=colours), legend=legend)
     ink = alt.Color("kind:N", scale=alt.Scale(domain=list(_SEGMENTS), range=inks), legend=None)
     bars = alt.Chart(segments).mark_bar(size=0.62 * _BAR, stroke="black", strokeWidth=0.6)
     numbers = alt.Chart(segments[segments["share"] >= _NARROW]).mark_text()

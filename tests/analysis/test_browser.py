@@ -140,6 +140,8 @@ def test_light_and_dark_can_both_be_read(browser: Browser, html: Path) -> None:
             axis = seen.page.locator("#frontier .role-axis-label text").first
             assert axis.get_attribute("fill") == "currentColor"
             drawn = axis.evaluate("(text) => getComputedStyle(text).fill")
+            line = seen.page.locator("#frontier .mark-line path").first
+            assert contrast(line.evaluate("(path) => getComputedStyle(path).stroke"), paper) >= 4.5
             assert drawn == found[0]  # the text of the charts is the text of the page
             colours[dark] = [paper, *found]
     assert all(light != dark for light, dark in zip(colours[False], colours[True], strict=True))
@@ -169,7 +171,7 @@ def hover(page: Page, svg: Any) -> dict[str, str]:
 
 
 def test_legend_brings_a_line_out(browser: Browser, html: Path) -> None:
-    faint = "#frontier .mark-line path[opacity='0.12']"
+    faint = "#frontier .mark-line path[stroke-opacity='0.12']"
     with opened(browser, html) as seen:
         assert seen.page.locator(faint).count() == 0
         first = seen.page.locator("#frontier .legend button").first
