@@ -18,6 +18,7 @@ import pandas as pd
 import vl_convert
 
 from analysis.looks import COLOURS, OTHERS_COLOUR, Look
+from rlhf.errors import visible
 
 alt.data_transformers.disable_max_rows()
 
@@ -171,7 +172,7 @@ def page_spec(panel: Panel) -> dict[str, Any]:
     """As wide as its container, in the page's own text colour and, for lines, in the colours of its style sheet, which
     knows light and dark. The legend is the page's."""
     chart = alt.layer(panel.chart, *panel.hover) if panel.hover else panel.chart
-    spec = chart.properties(width="container", height=panel.height).to_dict()
+    spec = chart.properties(width="container", height=panel.height).to_dict(validate=False)
     spec |= {"autosize": {"type": "fit", "contains": "padding", "resize": True}}
     spec |= {"padding": {"left": 2, "right": 8, "top": 8, "bottom": 2}}
     # `aria`: the container is described in words; thousands of described marks would drown a screen reader.
@@ -202,10 +203,10 @@ def save(
         looks: of the legend, where there is one.
     """
     width = max(sum(chart.width + 60 for chart in getattr(part, "hconcat", [part])) for part in parts) - 60
-    subtitle = [line for text in note.split("\n") for line in textwrap.wrap(text, int(width / _LETTER_WIDTH))]
-    heading = alt.Title(title, subtitle=subtitle, anchor="start", offset=12)
+    subtitle = [line for text in visible(note).split("\n") for line in textwrap.wrap(text, int(width / _LETTER_WIDTH))]
+    heading = alt.Title(visible(title), subtitle=subtitle, anchor="start", offset=12)
     several = [_legend(looks, width)] if looks and len(looks) > 1 else []
-    spec = alt.vconcat(*several, *parts, title=heading).to_dict()
+    spec = alt.vconcat(*several, *parts, title=heading).to_dict(validate=False)
     spec["config"] = _config("#20262E", "white") | {
         "title": {
             "anchor": "start",

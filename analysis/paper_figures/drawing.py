@@ -4,7 +4,7 @@ minimum to their maximum.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -88,7 +88,7 @@ def panel_rows(row: Row, quantity: str, over: str) -> pd.DataFrame:
     return joined([band_rows(line.name, line.runs, quantity, over, place) for place, line in enumerate(row.lines)])
 
 
-def _panel(figure: PaperFigure, row: Row, by_line: Mapping[str, Look], quantity: str, over: str) -> alt.LayerChart:
+def _panel(figure: PaperFigure, row: Row, by_line: dict[str, Look], quantity: str, over: str) -> alt.LayerChart:
     data = panel_rows(row, quantity, over)
     labels = {"step": "training steps (optimizer updates)", "samples": "responses generated"}
     label = "responses trained on" if figure.stage == "offline" and over == "samples" else labels[over]
@@ -102,8 +102,7 @@ def _panel(figure: PaperFigure, row: Row, by_line: Mapping[str, Look], quantity:
         top = float(data["mean"].to_numpy().max())
         decades = np.arange(np.log10(threshold), np.log10(top) + 0.001)
         y.axis = alt.Axis(values=[0.0, *(10.0**decades).tolist()], format="~r")
-    shown: dict[str, Look] = {name: by_line[name] for name in by_line}
-    layers: list[Any] = [bands(data, x, y, shown), *line_with_marks(data, x, y, shown, [])]
+    layers: list[Any] = [bands(data, x, y, by_line), *line_with_marks(data, x, y, by_line, [])]
     titles = {"reward": "Reward", "kl": "KL to the initial policy", "gold_reward": "Gold reward"}
     return layered(layers).properties(width=PANEL_WIDTH, height=_ROW_HEIGHT, title=titles[quantity])
 

@@ -12,6 +12,7 @@ import pandas as pd
 from analysis.drawing import save
 from analysis.winrate.intervals import rate_text
 from analysis.winrate.results import PairResult
+from rlhf.errors import visible
 
 # Dark, light and middle: told apart in grey print and by colour-blind readers.
 _SEGMENTS = {
@@ -60,7 +61,7 @@ def _rows(pairs: Sequence[PairResult]) -> tuple[pd.DataFrame, pd.DataFrame]:
     """A row per segment, and a row per pair."""
     segments, rates = [], []
     for pair in pairs:
-        name = f"{pair.model_a} vs {pair.model_b}"
+        name = visible(f"{pair.model_a} vs {pair.model_b}")
         counts = (pair.wins, pair.ties + pair.inconsistent, pair.losses)
         total, start = sum(counts), 0.0
         rates.append({"pair": name, "rate": rate_text(pair.win_rate), "silent": total == 0})
