@@ -26,7 +26,6 @@ LINE_WIDTH = 2.0
 PANEL_WIDTH, PANEL_HEIGHT = 340, 250
 """Of a panel in a file that has several, pixels; the page's are as wide as there is room."""
 _LETTER_WIDTH = 6.5
-_VEGA_LITE = "6.4"
 # More bands on top of each other are mud: from here on they are faint.
 _MOST_BANDS = 6
 _CHOSEN = alt.param(name="chosen", value="")
@@ -78,7 +77,8 @@ def frame(**columns: Any) -> pd.DataFrame:
 
 
 def joined(frames: Sequence[pd.DataFrame]) -> pd.DataFrame:
-    return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
+    filled = [one for one in frames if len(one)]
+    return pd.concat(filled, ignore_index=True) if filled else pd.DataFrame()
 
 
 def layered(layers: Sequence[alt.Chart | alt.LayerChart]) -> alt.LayerChart:
@@ -219,7 +219,7 @@ def save(
     }
     spec |= {"background": "white", "padding": 12}
     png, svg = folder / f"{name}.png", folder / f"{name}.svg"
-    drawn = vl_convert.vegalite_to_svg(spec, vl_version=_VEGA_LITE)
+    drawn = vl_convert.vegalite_to_svg(spec)
     png.write_bytes(vl_convert.svg_to_png(drawn, scale=1.5))
     svg.write_text(drawn, encoding="utf-8", errors="replace")
     return [png, svg]

@@ -142,7 +142,7 @@ def _as_typed(override: str, parser: OverridesParser, multirun: bool) -> str:
     from hydra.errors import HydraException
 
     key, sign, raw = override.partition("=")
-    known = set(option_types()) | {path.rpartition(".")[0] for path in option_types()}
+    known = option_paths() | {"algo.name"}  # which no one sets, and the config has
     for name in _INTERPOLATION.findall(raw):
         if ":" not in name and not name.startswith(("hydra.", ".")) and name not in known:
             line = f"{key}: ${{{name}}} stands for an option {name}, and there is none; write ${name}, or \\${{{name}}}"

@@ -70,15 +70,6 @@ def test_command_writes_each_figure(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert lines[2].startswith(FIGURES[number].title) and any(one.startswith("The paper: ") for one in lines)
 
 
-def test_a_figure_can_be_remade(tmp_path: Path) -> None:
-    fill_hh(tmp_path)
-    written = []
-    for _ in range(2):
-        assert main(["figure", "3", str(tmp_path)]) == 0
-        written.append([(tmp_path / f"figure_3.{suffix}").read_bytes() for suffix in ("png", "svg")])
-    assert written[0] == written[1]
-
-
 def test_caption(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     fill_hh(tmp_path)
     add(tmp_path, "apa", 1000, [0, 1, 2], [0, 1, 2])

@@ -178,13 +178,6 @@ def test_folders_of_killed_reports_are_removed(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == [".report-new"]
 
 
-def test_dollars_are_text(tmp_path: Path) -> None:
-    for seed, name in enumerate(("a $x", "b $\\nonesuch$", "c")):
-        write_run(tmp_path, f"apa-s{seed}", config("apa", 0, model__name=name), rows([0, 1], [0, 1]))
-    svg = write_report(tmp_path).figures[1]
-    assert svg.suffix == ".svg" and "apa (model=b $\\nonesuch$)" in svg.read_text(encoding="utf-8")
-
-
 def test_runs_read_elsewhere_and_another_folder(tmp_path: Path) -> None:
     fill(tmp_path / "made_up")
     records = load_sweep(tmp_path / "made_up")
