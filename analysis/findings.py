@@ -9,11 +9,13 @@ from analysis.diagnoses import Diagnosis, diagnose
 from analysis.measures import ClaimsTable, Sensitivity, claims_table, sensitivities
 from analysis.overoptimization import GoldFit, gold_fit
 from analysis.summary import Comparison
+from analysis.verdict import Verdict, verdict
 
 
 @dataclass(frozen=True)
 class Findings:
     comparison: Comparison
+    verdict: Verdict
     diagnoses: list[Diagnosis]
     claims: ClaimsTable
     sensitivities: list[Sensitivity]
@@ -28,6 +30,7 @@ def findings(comparison: Comparison) -> Findings:
     fits = [fit for setting in comparison.settings if (fit := gold_fit(setting))]
     return Findings(
         comparison=comparison,
+        verdict=verdict(comparison),
         diagnoses=diagnose(comparison),
         claims=claims_table(comparison),
         sensitivities=sensitivities(comparison),

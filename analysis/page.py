@@ -46,13 +46,15 @@ def render_page(title: str, findings: Findings, figures: Sequence[Figure]) -> st
         "texts": page_texts,
         "counts": page_texts.counts(comparison),
         "diagnoses": findings.diagnoses,
-        "verdict": page_texts.verdict(comparison, findings.diagnoses),
+        "answer": findings.verdict.sentence,
+        "pairs": page_tables.pairs_table(findings.verdict.pairs) if findings.verdict.pairs else None,
+        "problems": page_texts.problems(comparison, findings.diagnoses),
         "headline": page_tables.headline_table(settings) if settings else None,
         "explanation": explanation(settings),
         "notes": comparison.notes,
         "figures": figures,
         "gold": page_tables.gold_table(findings.gold_fits) if findings.gold_fits else None,
-        "budgets": page_tables.budget_table(settings),
+        "budgets": page_tables.budget_table(settings) if settings else None,
         "claims": page_tables.claims_page_table(findings.claims),
         "claims_note": page_texts.claims_note(findings.claims),
         "sensitivity": page_tables.sensitivity_table(findings.sensitivities) if findings.sensitivities else None,
@@ -80,17 +82,21 @@ def render_page(title: str, findings: Findings, figures: Sequence[Figure]) -> st
 
 def _contents(context: dict[str, Any]) -> list[tuple[str, str]]:
     """(id, title) of the sections, in order."""
+    last = [("diagnoses", "Diagnoses"), ("excluded", "Runs left out"), ("provenance", "Provenance")]
     figures: list[Figure] = context["figures"]
-    of_runs = [
-        *((figure.id, figure.title) for figure in figures),
+    if not context["headline"]:
+        return [("result", "Result"), *last]
+    frontier, *others = ((figure.id, figure.title) for figure in figures)
+    return [
+        ("result", "Result"),
+        frontier,
         ("budgets", "At each KL budget"),
+        *others,
         ("claims", "The paper's other claims"),
         ("samples", "Responses before and after"),
         ("settings", "Settings that differ"),
+        *last,
     ]
-    first = [("diagnoses", "Diagnoses"), ("result", "Result")]
-    last = [("excluded", "Runs left out"), ("provenance", "Provenance")]
-    return first + (of_runs if context["headline"] else []) + last
 
 
 def _breakable(text: str) -> Markup:

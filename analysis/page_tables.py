@@ -15,6 +15,7 @@ from analysis.overoptimization import GoldFit
 from analysis.statistics import Interval
 from analysis.summary import BudgetResult, Comparison, NotReached, SettingSummary
 from analysis.tables import change_text, efficiency_header, interval_text, number
+from analysis.verdict import Pair
 
 _LISTED_SEEDS = 5
 _TRENDS = {
@@ -127,6 +128,25 @@ def budget_table(settings: Sequence[SettingSummary]) -> PageTable:
     ]
     caption = _of_settings("KL efficiency within each budget", len(settings), "kl_efficiency.csv")
     return PageTable("budgets-table", caption, rows)
+
+
+def pairs_table(found: Sequence[Pair]) -> PageTable:
+    """Each setting against each of lower KL efficiency."""
+    rows = [
+        {
+            "pair": Cell(f"{pair.first.name} \N{MINUS SIGN} {pair.second.name}"),
+            "difference in KL efficiency": Cell(pair.text, pair.difference),
+            "p, adjusted": Cell(
+                number(None) if pair.p_value is None else "< 0.001" if pair.p_value < 0.001 else number(pair.p_value),
+                "" if pair.p_value is None else pair.p_value,
+            ),
+            "told apart": Cell("yes" if pair.told_apart else "no"),
+        }
+        for pair in found[:MOST_ROWS]
+    ]
+    return PageTable(
+        "pairs", _of_rows("Pairs within the KL that every run spent", len(found), "compare lists all"), rows
+    )
 
 
 def _at_budget(budget: BudgetResult | NotReached | None, setting: SettingSummary) -> Cell:

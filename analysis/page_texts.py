@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 from analysis import diagnoses as limits
@@ -18,8 +19,9 @@ DEFINITION = (
     "KL efficiency E(K) is the mean height of the reward gain over the square root of KL, from 0 to the budget K: how "
     "much reward a run reached for the KL it spent. The gain at a KL is the best reward reached at or below it minus "
     "the initial one, chosen on half of the evaluation prompts and scored on the other half, both ways round. "
-    "Intervals are over seeds and cover the randomness of RL alone: SFT policy and reward model are shared by the runs "
-    "of a sweep."
+    "It ends at the run's largest KL: a budget that was not spent has no value. Intervals are over prompts and seeds, "
+    "or over seeds alone where runs kept no numbers of prompts, and cover the randomness of RL and evaluation: SFT "
+    "policy and reward model are shared by the runs of a sweep."
 )
 CHECKED = (
     f"entropy (below {limits.ENTROPY_COLLAPSE:.0%} of the initial policy's)",
@@ -58,10 +60,25 @@ def counts(comparison: Comparison) -> str:
     compared = sum(len(setting.runs) for setting in comparison.settings)
     others = sum(record.stage not in RL_STAGES for record in comparison.records)
     text = f"{len(comparison.records)} run folders: {compared} compared, {len(comparison.excluded)} left out"
+    ends = [run.record.summary.get("finished_at") for setting in comparison.settings for run in setting.runs]
+    known = [end for end in ends if isinstance(end, int | float)]
+    if known:
+        text += f"; the last run ended on {datetime.fromtimestamp(max(known)):%d %B %Y}"
     return f"{text}, {others} of other stages (see runs.csv)." if others else f"{text}."
 
 
-def verdict(comparison: Comparison, found: Sequence[Diagnosis]) -> str:
+def title(comparison: Comparison, folder: str) -> str:
+    """What was compared, on what: `apa, awr and ppo on letters with tiny`; the folder where nothing was."""
+    runs = [run.record for setting in comparison.settings for run in setting.runs]
+    if not runs:
+        return f"Report of {folder}"
+    algos = list(dict.fromkeys(setting.algo for setting in comparison.settings))
+    names = ", ".join(algos[:-1]) + f" and {algos[-1]}" if len(algos) > 1 else algos[0]
+    tasks = {f"{run.setting('dataset.name', '?')} with {run.setting('model.name', '?')}" for run in runs}
+    return f"{names} on {tasks.pop() if len(tasks) == 1 else f'{len(tasks)} tasks'} ({folder})"
+
+
+def problems(comparison: Comparison, found: Sequence[Diagnosis]) -> str:
     """What the diagnoses come to, and of how many runs: nobody looked at those left out."""
     compared, left_out = sum(len(setting.runs) for setting in comparison.settings), len(comparison.excluded)
     if not compared:

@@ -15,7 +15,7 @@ from analysis.errors import AnalysisError
 from analysis.findings import Findings, findings
 from analysis.load import RunRecord, SweepFolderError, load_sweep
 from analysis.measures import ClaimsTable
-from analysis.page_texts import verdict
+from analysis.page_texts import problems
 from analysis.statistics import Interval
 from analysis.summary import Comparison, compare
 from analysis.tables import KL_EFFICIENCY_COLUMNS, kl_efficiency_rows, run_rows, summary_table, write_csv
@@ -72,6 +72,7 @@ def run(options: argparse.Namespace) -> int:
     files = write_report(folder, records, options.output)
     console = made_console(narrowest=NARROWEST)
     console.print(summary_table(files.comparison, console.width))
+    tell(console, files.findings.verdict.sentence)
     if options.wandb is not None:
         tell(console, "note: read from W&B, which keeps no versions and no samples: the page lacks both")
     for text in _said(files.findings):
@@ -119,6 +120,8 @@ def write_report(
         analysis.load.SweepFolderError: the folder does not exist or holds no runs.
         OSError: the folder cannot be written.
     """
+    from analysis.page_texts import title
+
     folder = Path(sweep_folder)
     if records is None:
         records = load_sweep(folder)
@@ -129,7 +132,7 @@ def write_report(
     target.mkdir(parents=True, exist_ok=True)
     _remove_abandoned(target)
     with tempfile.TemporaryDirectory(prefix=_SCRATCH, dir=target) as scratch:
-        _write(Path(scratch), f"Report of {folder.resolve().name}", found)
+        _write(Path(scratch), title(found.comparison, folder.resolve().name), found)
         paths = {path.name: path.replace(target / path.name) for path in sorted(Path(scratch).iterdir())}
     return ReportFiles(
         findings=found,
@@ -171,7 +174,7 @@ def _write(folder: Path, title: str, found: Findings) -> None:
     write_csv(folder / "runs.csv", rows, list(rows[0]))
     write_csv(folder / "kl_efficiency.csv", kl_efficiency_rows(comparison.settings), KL_EFFICIENCY_COLUMNS)
     write_csv(folder / "claims.csv", claims_rows(found.claims), _CLAIMS_COLUMNS)
-    diagnoses = [verdict(comparison, found.diagnoses), *(diagnosis.text for diagnosis in found.diagnoses)]
+    diagnoses = [problems(comparison, found.diagnoses), *(diagnosis.text for diagnosis in found.diagnoses)]
     (folder / "diagnoses.txt").write_text("\n".join(diagnoses) + "\n", encoding="utf-8", errors="replace")
     figures = charts(found)
     for figure in figures:

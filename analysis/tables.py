@@ -98,7 +98,7 @@ def summary_table(comparison: Comparison, width: int = 80) -> Table:
     from rich import box
     from rich.table import Table
 
-    settings = comparison.settings
+    settings = sorted(comparison.settings, key=lambda setting: -setting.headline.kl_efficiency.mean)
     # Long labels need the room; the page shows both.
     with_gold = any(setting.gold_after for setting in settings) and not any(setting.label for setting in settings)
     gold = [change_text(setting.gold_before, setting.gold_after) for setting in settings]

@@ -127,9 +127,17 @@ def _clauses(settings: Sequence[SettingSummary], found: Sequence[Pair]) -> list[
         clauses.append(f"{_listed(names)} {'is' if len(names) == 1 else 'are'} above {_listed(list(under))}.")
     open_pairs = [pair for pair in found if not pair.told_apart]
     if open_pairs:
-        said = [f"{pair.first.name} and {pair.second.name} (difference {pair.text})" for pair in open_pairs]
+        said = [f"{pair.first.name} and {pair.second.name} ({_why(pair, len(found))})" for pair in open_pairs]
         clauses.append(f"Not told apart: {'; '.join(said)}.")
     return clauses
+
+
+def _why(pair: Pair, count: int) -> str:
+    """The difference, and where its own interval leaves 0 out, that it does not for so many pairs."""
+    text = f"difference {pair.text}"
+    if pair.p_value is not None and pair.low is not None and pair.low > 0.0:
+        text += f", but p {pair.p_value:.2f} for one of {count} pairs"
+    return text
 
 
 def _listed(names: list[str]) -> str:

@@ -167,6 +167,7 @@ def write_report(folder: Path, run: RunConfig, console: Console) -> None:
 
     files = report.write_report(folder)
     console.print(report.summary_table(files.comparison, console.width))
+    tell(console, files.findings.verdict.sentence)
     for line in report.problem_lines(files.findings):
         tell(console, line, "yellow")
     tell(console, f"report: {files.html}")
