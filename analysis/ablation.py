@@ -70,7 +70,7 @@ def ablations(comparison: Comparison) -> list[Ablation]:
 
 
 def _ablation(algo: str, key: str, pairs: Sequence[tuple[float, SettingSummary]]) -> Ablation:
-    budget = pairs[0][1].headline.kl_budget
+    budget = pairs[0][1].intended_kl  # at the KL that every run spent the setting that spent least would have no area
     points = [
         AblationPoint(value, setting, interval([_of_runs([run], budget) for run in setting.runs]))
         for value, setting in pairs

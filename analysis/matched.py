@@ -11,7 +11,7 @@ from analysis.summary import SettingSummary
 
 # Beyond this largest over smallest KL the settings are not matched, and it is said so.
 MATCHED_WITHIN = 1.25
-# Of the headline budget: what spent less hardly left the initial policy.
+# Of the KL that is meant to be spent: what spent less hardly left the initial policy.
 MOVED = 0.01
 _SMALLEST_KL = 1e-6  # nats: what did not move has no logarithm
 
@@ -84,7 +84,7 @@ def matched_settings(
 
 
 def _moved(setting: SettingSummary) -> bool:
-    return setting.kl.mean >= MOVED * setting.headline.kl_budget
+    return setting.kl.mean >= MOVED * setting.intended_kl
 
 
 def _kl(setting: SettingSummary) -> float:

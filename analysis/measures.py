@@ -35,7 +35,7 @@ class Claims:
     largest_fall: Interval | None
     """Stability: the most that eval/reward lay below its best so far."""
     kl_overshoot: Interval | None
-    """Nats by which the largest eval/kl exceeds the headline KL budget; 0 for a run that never does."""
+    """Nats by which the largest eval/kl exceeds the first of dataset.kl_budgets; 0 for a run that never does."""
     spread: Interval | None
     """Standard deviation between seeds of eval/reward at the horizon; None for one seed."""
 
@@ -97,14 +97,13 @@ def _claims(setting: SettingSummary, horizon: float, target: float | None) -> Cl
         return Claims(setting, None, None, 0, None, None, None)
     reached = [] if target is None else [samples_to(one, target, horizon) for one in points]
     known = [one for one in reached if one is not None]
-    budget = setting.headline.kl_budget
     return Claims(
         setting=setting,
         mean_gain=interval([mean_gain(one, horizon) for one in points]),
         samples_to_target=_bounded(known, horizon) if known and len(known) == len(points) else None,
         runs_at_target=len(known),
         largest_fall=_bounded([largest_fall(one, horizon) for one in points]),
-        kl_overshoot=_bounded([kl_overshoot(one, budget, horizon) for one in points]),
+        kl_overshoot=_bounded([kl_overshoot(one, setting.intended_kl, horizon) for one in points]),
         spread=spread_interval([float(_up_to(one, horizon).gain[-1] + one.reward[0]) for one in points]),
     )
 

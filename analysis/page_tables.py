@@ -119,7 +119,7 @@ def headline_table(settings: Sequence[SettingSummary]) -> PageTable:
 def budget_table(settings: Sequence[SettingSummary]) -> PageTable:
     """A matrix: algorithms by the budgets, the one that every run spent first."""
     shown = _best(settings)
-    common = shown[0].headline.kl_budget
+    common = shown[0].headline.kl_budget if shown else 0.0
     by_budget = {id(one): {budget.kl_budget: budget for budget in (*one.budgets, one.headline)} for one in shown}
     budgets = [common, *sorted({kl for found in by_budget.values() for kl in found} - {common})]
     rows = [

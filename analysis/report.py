@@ -72,7 +72,8 @@ def run(options: argparse.Namespace) -> int:
     files = write_report(folder, records, options.output)
     console = made_console(narrowest=NARROWEST)
     console.print(summary_table(files.comparison, console.width))
-    tell(console, files.findings.verdict.sentence)
+    for line in (files.findings.verdict.sentence, files.findings.verdict.detail):
+        tell(console, line)
     if options.wandb is not None:
         tell(console, "note: read from W&B, which keeps no versions and no samples: the page lacks both")
     for text in _said(files.findings):

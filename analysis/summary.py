@@ -95,6 +95,11 @@ class SettingSummary:
         return f"{self.algo} ({self.label})" if self.label else self.algo
 
     @property
+    def intended_kl(self) -> float:
+        """Nats that runs on the data set are meant to spend: the first of dataset.kl_budgets."""
+        return self.runs[0].kl_budgets[0]
+
+    @property
     def seeds(self) -> list[int]:
         return [run.record.seed for run in self.runs if run.record.seed is not None]
 

@@ -150,7 +150,8 @@ def kl_efficiency_rows(settings: Sequence[SettingSummary]) -> list[dict[str, Any
     nothing to say."""
     rows = []
     for setting in settings:
-        for budget in (setting.headline, *setting.budgets):
+        others = [one for one in setting.budgets if one.kl_budget != setting.headline.kl_budget]
+        for budget in (setting.headline, *others):
             reached = budget if isinstance(budget, BudgetResult) else None
             efficiency, gain = reached and reached.kl_efficiency, reached and reached.gain
             iqm, share = reached and reached.iqm, reached and reached.share

@@ -42,6 +42,9 @@ class Pair:
 @dataclass(frozen=True)
 class Verdict:
     sentence: str
+    """The answer."""
+    detail: str
+    """By how much, and what it rests on; empty where there is no answer."""
     pairs: tuple[Pair, ...]
     """All of them, by falling KL efficiency; none where nothing can be compared."""
 
@@ -50,16 +53,17 @@ def verdict(comparison: Comparison) -> Verdict:
     """What the runs say. Without a common budget, or with one setting, that there is nothing to compare."""
     settings = sorted(comparison.settings, key=_efficiency, reverse=True)
     if not settings:
-        return Verdict("No finished run to compare.", ())
+        return Verdict("No finished run to compare.", "", ())
     head = f"Within {settings[0].headline.kl_budget:g} nats, which every run spent: {_ranking(settings)}."
     basis = _basis(comparison, settings)
     if len(settings) == 1:
-        return Verdict(f"{head} {basis}", ())
+        return Verdict(head, basis, ())
     found = pairs(comparison, settings)
     if len(settings) > MOST_ROWS:
         told = sum(pair.told_apart for pair in found)
-        return Verdict(f"{head} {told} of {len(found)} pairs are told apart. {basis}", tuple(found))
-    return Verdict(" ".join([head, *_clauses(settings, found), basis]), tuple(found))
+        return Verdict(f"{head} {told} of {len(found)} pairs are told apart.", basis, tuple(found))
+    differences = "; ".join(f"{pair.first.name} \N{MINUS SIGN} {pair.second.name} {_by(pair)}" for pair in found)
+    return Verdict(" ".join([head, *_clauses(settings, found)]), f"Differences: {differences}. {basis}", tuple(found))
 
 
 def _efficiency(setting: SettingSummary) -> float:
@@ -127,17 +131,13 @@ def _clauses(settings: Sequence[SettingSummary], found: Sequence[Pair]) -> list[
         clauses.append(f"{_listed(names)} {'is' if len(names) == 1 else 'are'} above {_listed(list(under))}.")
     open_pairs = [pair for pair in found if not pair.told_apart]
     if open_pairs:
-        said = [f"{pair.first.name} and {pair.second.name} ({_why(pair, len(found))})" for pair in open_pairs]
+        said = [f"{pair.first.name} and {pair.second.name}" for pair in open_pairs]
         clauses.append(f"Not told apart: {'; '.join(said)}.")
     return clauses
 
 
-def _why(pair: Pair, count: int) -> str:
-    """The difference, and where its own interval leaves 0 out, that it does not for so many pairs."""
-    text = f"difference {pair.text}"
-    if pair.p_value is not None and pair.low is not None and pair.low > 0.0:
-        text += f", but p {pair.p_value:.2f} for one of {count} pairs"
-    return text
+def _by(pair: Pair) -> str:
+    return pair.text if pair.p_value is None else f"{pair.text} (p {pair.p_value:.2g})"
 
 
 def _listed(names: list[str]) -> str:

@@ -175,7 +175,8 @@ def print_comparison(found: MatchedComparison, console: Console) -> None:
     """The verdict, then its tables."""
     from rlhf.terminal import tell
 
-    tell(console, textwrap.fill(verdict(found.comparison).sentence, console.width, break_on_hyphens=False))
+    answer = verdict(found.comparison)
+    tell(console, textwrap.fill(answer.sentence, console.width, break_on_hyphens=False))
     console.print(_sides_table(found), _pairs_table(found))
     if not found.comparison.crossed:
         basis = _OVER_SEEDS

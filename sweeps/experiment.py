@@ -167,7 +167,8 @@ def write_report(folder: Path, run: RunConfig, console: Console) -> None:
 
     files = report.write_report(folder)
     console.print(report.summary_table(files.comparison, console.width))
-    tell(console, files.findings.verdict.sentence)
+    for line in (files.findings.verdict.sentence, files.findings.verdict.detail):
+        tell(console, line)
     for line in report.problem_lines(files.findings):
         tell(console, line, "yellow")
     tell(console, f"report: {files.html}")

@@ -75,7 +75,7 @@ def test_who_is_above_whom(tmp_path: Path) -> None:
     found = verdict(compared(tmp_path))
     assert found.sentence.startswith("Within 4 nats, which every run spent: ")
     assert " are above awr. Not told apart: " in found.sentence
-    assert found.sentence.endswith("3 seeds each, 40 prompts.")
+    assert found.detail.startswith("Differences: ") and found.detail.endswith("3 seeds each, 40 prompts.")
     told = {frozenset((pair.first.name, pair.second.name)): pair.told_apart for pair in found.pairs}
     assert told == {
         frozenset(("apa", "ppo")): False,
@@ -93,7 +93,7 @@ def test_two_seeds_speak_for_these_runs_alone(tmp_path: Path) -> None:
     comparison = compared(tmp_path)
     assert {setting.headline.kl_efficiency.method for setting in comparison.settings} == {"prompts"}
     found = verdict(comparison)
-    assert "apa is above awr." in found.sentence and "these runs alone" in found.sentence
+    assert "apa is above awr." in found.sentence and "these runs alone" in found.detail
 
 
 def test_runs_without_numbers_of_prompts_have_intervals_over_seeds(tmp_path: Path) -> None:
@@ -103,7 +103,7 @@ def test_runs_without_numbers_of_prompts_have_intervals_over_seeds(tmp_path: Pat
     comparison = compared(tmp_path)
     assert not comparison.crossed
     assert {setting.headline.kl_efficiency.method for setting in comparison.settings} == {"student_t"}
-    assert "intervals over seeds alone" in verdict(comparison).sentence
+    assert "intervals over seeds alone" in verdict(comparison).detail
 
 
 def test_the_share_of_the_optimum_and_the_reference_baseline(tmp_path: Path) -> None:
