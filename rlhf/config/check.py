@@ -152,7 +152,7 @@ def _dataset(config: RunConfig) -> Iterator[str]:
     if dataset.num_eval_prompts % 2:
         yield f"dataset.num_eval_prompts: {dataset.num_eval_prompts} is odd, and evaluations need two halves"
     if not dataset.kl_budgets:
-        yield "dataset.kl_budgets: empty; the first is the headline budget"
+        yield "dataset.kl_budgets: empty; give at least one, in nats"
     if dataset.max_total_length <= dataset.max_new_tokens:
         yield (
             f"dataset.max_total_length: {dataset.max_total_length} leaves no room for a prompt beside "

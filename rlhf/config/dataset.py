@@ -107,7 +107,10 @@ class DatasetConfig:
         choices=("auto", "chat", "none"),
     )
     kl_budgets: list[float] = setting(
-        "KL budgets at which efficiency is reported, nats; the first is the headline", read_by=RL, above=0
+        "KL budgets, in nats, at which KL efficiency is reported beside the most that every run spent; the first is "
+        "that of studies",
+        read_by=RL,
+        above=0,
     )
 
     @property
