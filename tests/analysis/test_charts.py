@@ -73,7 +73,7 @@ def test_frontier_line_is_the_comparison_own(ablation: Findings) -> None:
     settings = {setting.name: setting for setting in ablation.comparison.settings}
     for row in layers(figure, "line")[0][1]:
         runs = settings[row["line"]].runs
-        rewards = [run.evaluations.reward[0] + run.curve.gain(row["kl"]) for run in runs]
+        rewards = [run.evaluations.initial_reward + run.gain(row["kl"]) for run in runs]
         assert (row["mean"], row["low"], row["high"]) == pytest.approx(
             (np.mean(rewards), min(rewards), max(rewards)), abs=1e-3
         )
@@ -82,11 +82,16 @@ def test_frontier_line_is_the_comparison_own(ablation: Findings) -> None:
     assert len(marks) == 30 and {row["step"] for row in marks} == {0, 2, 4, 6, 8}
 
 
-def test_a_line_is_thin_where_not_every_run_went() -> None:
-    short, long = record("apa", 0, [0, 1], [0, 1]), record("apa", 1, [0, 1, 4], [0, 1, 2])
-    thin, thick = layers(charts(findings(compare([short, long])))[0], "line")
-    assert thin[0]["mark"]["strokeWidth"] < thick[0]["mark"]["strokeWidth"]
-    assert max(row["kl"] for row in thin[1]) == 4 and max(row["kl"] for row in thick[1]) <= 1
+def test_a_line_ends_where_the_first_of_its_runs_did() -> None:
+    short, long = record("apa", 0, [0, 1], [0, 1]), record("apa", 1, [0, 1, 4], [0, 3, 4])
+    figure = charts(findings(compare([short, long, record("ppo", 0, [0, 4], [0, 2])])))[0]
+    ((_, lines),) = layers(figure, "line")
+    ends = {row["line"]: row for row in lines}  # the last row of each
+    assert [(line, row["kl"], row["mean"]) for line, row in ends.items()] == [("apa", 1, 2.0), ("ppo", 4, 2.0)]
+    # Evaluations beyond are marked all the same, and the rule stands at the KL of the comparison.
+    assert [row["kl"] for row in layers(figure, "point")[0][1]] == [0, 1, 0, 1, 4, 0, 4]
+    ((_, rule),) = layers(figure, "rule")
+    assert rule == [{"kl": 1.0, "text": "every run spent 1"}]
 
 
 def test_steps_of_the_frontier() -> None:

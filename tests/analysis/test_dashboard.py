@@ -151,15 +151,15 @@ def test_the_json_is_what_the_library_itself_reads_and_writes(which, request):
 def test_intervals_over_kl_are_those_of_the_seeds(sweep, varied):
     comparison = compare(load_sweep(sweep))
     row = sweep_curves(comparison).over_kl[-1]
-    gains = interval([float(run.curve.gain(row["kl"])) for run in comparison.settings[0].runs])
+    gains = interval([run.gain(row["kl"]) for run in comparison.settings[0].runs])
     assert (row["over_kl/apa/reward_gain_low"], row["over_kl/apa/reward_gain_high"]) == (gains.low, gains.high)
     assert row["over_kl/apa/seeds"] == 3 and row["over_kl/apa/reward_gain_mean"] == gains.mean
     assert not any(key.endswith("_low") for key in sweep_curves(compare(load_sweep(varied))).keys)  # two seeds
 
 
 def test_curves_are_those_of_the_report(tmp_path):
-    """A seed evaluated at other numbers of responses is linear in between, until it ends; one that spent less KL keeps
-    its gain, and only `seeds` counts it out."""
+    """A seed evaluated at other numbers of responses is linear in between, until it ends; the curve over KL ends where
+    the seed that spent least does."""
     from analysis.charts_data import evaluations_band, frontier_band
 
     for seed, largest in ((0, 4.0), (1, 1.0)):
@@ -177,9 +177,13 @@ def test_curves_are_those_of_the_report(tmp_path):
     assert found[1] == [64.0, pytest.approx((0.5 + 1.0) / 2), 0.5]  # the second: 64 / 96 of 1.5
     assert found[-1][:2] == [192.0, 2.0]  # the first has ended
     last = curves.over_kl[-1]
+    assert last["kl"] == pytest.approx((48 / 49) ** 2)  # 50 points evenly to sqrt(4) = 2: of them the last up to 1
     report = frontier_band(setting, last["kl"], 2)
     assert last["over_kl/apa/reward_gain_mean"] == pytest.approx(report.mean[-1])
-    assert (last["over_kl/apa/reward_gain_max"], last["over_kl/apa/seeds"]) == (2.0, 1)
+    # There the first is on its way to 0.5 at sqrt(2), the second on that from 1.5 at sqrt(0.5) to 2 at 1.
+    ends = (0.5 * 48 / 49 / 2**0.5, 1.5 + 0.5 * (48 / 49 - 0.5**0.5) / (1 - 0.5**0.5))
+    name = "over_kl/apa/reward_gain"
+    assert (last[f"{name}_min"], last[f"{name}_max"], last["over_kl/apa/seeds"]) == (*map(pytest.approx, ends), 2)
 
 
 def test_a_view_that_was_saved_is_saved_over_in_its_own_project_alone(sweep):

@@ -109,33 +109,43 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Made:
 
 
 def test_headline_numbers_are_the_comparison_own(report: Made) -> None:
-    apa, awr, ppo = report.page.table("headline")[1:]
-    minus, dagger, arrow = "\N{MINUS SIGN}", "\N{DAGGER}", "\N{RIGHTWARDS ARROW}"
-    # The values of `fill`: E = 1, 2, 3; reward from 0.5 to 2.5, 4.5 and 6.5; gold from 0.1 to 0.3, 0.6 and 0.9.
-    assert apa[:3] == ["apa", f"2.000 [{minus}0.484, 4.484]", f"0.500 {arrow} 4.500"]
-    assert (apa[3], apa[5]) == (f"0.100 {arrow} 0.600", "0, 1, 2")
-    assert ppo[1] == f"1.500 (0.750 to 2.250){dagger}" and awr[0] == AWR
-    cells = [row.all("td")[0] for row in report.page.by_id("headline").all("tr")[1:]]
-    exact = [setting.headline.kl_efficiency.mean for setting in report.found.comparison.settings]
-    assert [float(cell.attributes["data-sort"]) for cell in cells] == exact
+    header, *lines = report.page.table("headline")
+    minus, arrow = "\N{MINUS SIGN}", "\N{RIGHTWARDS ARROW}"
+    # The values of `fill` at 1 nat, PPO's all: E = 0.5, 1, 1.5; reward from 0.5 to 2.5, 4.5 and 6.5; gold from 0.1 to
+    # 0.3, 0.6 and 0.9. AWR gains 1 up to sqrt(2), so that it is at 1 / sqrt(2) there.
+    assert header[1] == "KL efficiency at 1 nats"
+    found = {line[0]: line for line in lines}
+    apa = found["apa"]
+    assert apa[1:4] == [f"1.000 [{minus}0.242, 2.242]", f"0.500 {arrow} 4.500", f"0.100 {arrow} 0.600"]
+    assert apa[5] == "0, 1, 2" and found["ppo"][1] == "1.000 (0.500 to 1.500)" and found[AWR][1] == "0.354"
+    exact = {one.name: one.headline.kl_efficiency.mean for one in report.found.comparison.settings}
+    rows_drawn = report.page.by_id("headline").all("tr")[1:]
+    sorted_by = {row.all("th")[0].text: float(row.all("td")[0].attributes["data-sort"]) for row in rows_drawn}
+    assert sorted_by == exact and list(sorted_by.values()) == sorted(exact.values(), reverse=True)
 
 
-def test_budgets_rise_and_two_seeds_have_one_range(report: Made) -> None:
+def test_a_budget_that_was_not_reached_has_no_value(report: Made) -> None:
     header, *lines = report.page.table("budgets-table")
-    assert header[:4] == ["algorithm", "budget, nats", "KL efficiency", "min to max"]
-    assert header[4:] == ["reward gain within it", "runs short of it"]
-    assert [(line[0], line[1]) for line in lines] == [(algo, k) for k in ("1", "4") for algo in ("apa", AWR, "ppo")]
-    assert lines[-1] == ["ppo", "4", "1.500\N{DAGGER}", "0.750 to 2.250", "2.000 (1.000 to 3.000)\N{DAGGER}", "2 of 2"]
+    assert header == ["algorithm", "1 nats", "4 nats"]
+    minus = "\N{MINUS SIGN}"
+    assert {line[0]: line[1:] for line in lines} == {
+        "apa": [f"1.000 [{minus}0.242, 2.242]", f"2.000 [{minus}0.484, 4.484]"],  # E = slope * sqrt(K) / 2
+        "ppo": ["1.000", "not reached (0 of 2 runs did)"],
+        AWR: ["0.354", "not reached (0 of 1 runs did)"],
+    }
 
 
-def test_interquartile_mean_from_eight_seeds_on() -> None:
+def test_the_kl_that_every_run_spent_comes_before_the_budgets() -> None:
+    finished = {"status": "finished"}
     records = [
-        make_record(Path(f"apa-s{seed}"), config("apa", seed), rows([0, 4], [0, seed]), {"status": "finished"}, [], [])
-        for seed in range(8)
+        make_record(Path(f"apa-s{seed}"), config("apa", seed), rows([0, kl], [0, kl**0.5]), finished, [], [])
+        for seed, kl in enumerate((9.0, 2.25))
     ]
-    header, first, _ = made(findings(compare(records))).page.table("budgets-table")
-    # E = seed / 2; without the two smallest and the two largest, 1, 1.5, 2 and 2.5; at K = 1 half of it.
-    assert first[header.index("interquartile mean")].startswith("0.875")
+    # Gain is sqrt(KL), so that E is sqrt(K) / 2.
+    assert made(findings(compare(records))).page.table("budgets-table") == [
+        ["algorithm", "2.25 nats", "1 nats", "4 nats"],
+        ["apa", "0.750", "0.500", "not reached (1 of 2 runs did)"],
+    ]
 
 
 def test_claims_and_what_was_looked_for(report: Made) -> None:
@@ -160,7 +170,7 @@ def test_no_problem_found() -> None:
 def test_short_runs_are_told_in_one_sentence(report: Made) -> None:
     said = [one.text for one in report.page.by_id("result").all("li") if "never spent" in one.text]
     assert said == [
-        "Of the compared runs 3 of 6 never spent 4 nats; beyond a run's largest KL its gain is taken as constant."
+        "Of the compared runs 3 of 6 never spent 4 nats; where a run of a setting did not, it has no value there."
     ]
 
 

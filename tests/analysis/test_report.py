@@ -24,7 +24,7 @@ def fill(sweep: Path) -> None:
     """APA on seeds 0, 1, 2 and PPO on 0, 1, whose third run failed; one run unfinished, one of another stage.
 
     With u = sqrt(KL), APA's gain is slope * u on [0, 2] with slopes 1, 2, 3; so E(K) = slope * sqrt(K) / 2, the gain at
-    K is slope * sqrt(K). PPO is flat from u = 1 on, and its longest KL is 1: at K = 4, E = (0.5 + 1) / 2 * gain.
+    K is slope * sqrt(K). PPO gains 1 and 3 up to u = 1, where it ends: 1 nat is what every run spent.
     """
     samples = [
         {"step": step, "iteration": step, "prompt": prompt, "response": text, "reward": reward, "ended": ended}
@@ -61,22 +61,37 @@ def read_csv(path: Path) -> list[dict[str, str]]:
 
 def test_kl_efficiency_csv(report: ReportFiles) -> None:
     found = {(row["algo"], float(row["kl_budget"])): row for row in read_csv(report.kl_efficiency_csv)}
-    assert list(found) == [("apa", 4.0), ("apa", 1.0), ("ppo", 4.0), ("ppo", 1.0)]
+    assert list(found) == [("apa", 1.0), ("apa", 4.0), ("ppo", 1.0), ("ppo", 4.0)]
+    assert len(read_csv(report.kl_efficiency_csv)) == 4  # that 1 nat is also a budget gives no second row
     # APA at K = 4: 1, 2, 3, whose Student t interval is 2 -+ 2.484138; at K = 1 half of each.
     apa = found["apa", 4.0]
     numbers = [float(apa[key]) for key in ("kl_efficiency", "ci_low", "ci_high", "reward_gain_at_budget")]
     assert numbers == pytest.approx([2.0, -0.484138, 4.484138, 4.0], abs=1e-6)
-    assert (apa["label"], apa["seeds"], apa["ci_method"], apa["runs_below_budget"]) == ("", "3", "student_t", "0")
+    assert (apa["label"], apa["seeds"], apa["ci_method"], apa["runs_at_budget"]) == ("", "3", "student_t", "3")
     apa = found["apa", 1.0]
     numbers = [float(apa[key]) for key in ("kl_efficiency", "ci_low", "ci_high", "reward_gain_at_budget")]
     assert numbers == pytest.approx([1.0, -0.242069, 2.242069, 2.0], abs=1e-6)
-    # PPO at K = 4: gains 1 and 3, E = 0.75 * gain; two seeds have no interval, and both runs stopped short.
+    # PPO at K = 1: gains 1 and 3, E half of each; two seeds have no interval.
+    ppo = found["ppo", 1.0]
+    assert float(ppo["kl_efficiency"]) == pytest.approx(1.0)
+    assert (ppo["ci_low"], ppo["ci_high"], ppo["ci_method"], ppo["runs_at_budget"]) == ("", "", "none", "2")
+    assert [float(ppo["kl_efficiency_min"]), float(ppo["kl_efficiency_max"])] == pytest.approx([0.5, 1.5])
+    # Neither run spent 4 nats: no value there, while what does not depend on a budget stands.
     ppo = found["ppo", 4.0]
-    assert float(ppo["kl_efficiency"]) == pytest.approx(1.5)
-    assert (ppo["ci_low"], ppo["ci_high"], ppo["ci_method"], ppo["runs_below_budget"]) == ("", "", "none", "2")
-    assert [float(ppo["kl_efficiency_min"]), float(ppo["kl_efficiency_max"])] == pytest.approx([0.75, 2.25])
+    of_budget = ("kl_efficiency", "ci_low", "ci_method", "kl_efficiency_max", "reward_gain_at_budget")
+    assert {ppo[key] for key in of_budget} == {""} and ppo["runs_at_budget"] == "0"
     assert [float(ppo["reward_before"]), float(ppo["reward_after"])] == pytest.approx([0.5, 2.5])
-    assert found["ppo", 1.0]["runs_below_budget"] == "0"
+
+
+def test_interquartile_mean_from_eight_seeds_on(tmp_path: Path) -> None:
+    for seed in range(8):
+        write_run(tmp_path, f"apa-s{seed}", config("apa", seed), rows([0, 4], [0, seed]))
+    found = kl_efficiency_rows(compare(load_sweep(tmp_path)).settings)
+    # E(4) = seed / 2; without the two smallest and the two largest, 1, 1.5, 2 and 2.5; at K = 1 half of it.
+    assert [(row["kl_budget"], row["kl_efficiency_iqm"]) for row in found] == [
+        (4.0, pytest.approx(1.75)),
+        (1.0, pytest.approx(0.875)),
+    ]
 
 
 def test_runs_csv_lists_every_folder(report: ReportFiles) -> None:
@@ -87,7 +102,8 @@ def test_runs_csv_lists_every_folder(report: ReportFiles) -> None:
     assert (found["sft-s0-00000000"]["stage"], found["sft-s0-00000000"]["compared"]) == ("sft", "False")
     apa = found["apa-s2-00000000"]
     assert (apa["seed"], apa["compared"], apa["reason"], apa["wall_seconds"]) == ("2", "True", "", "12.5")
-    assert [float(apa[key]) for key in ("kl_efficiency", "largest_kl", "eval/reward")] == pytest.approx([3, 4, 6.5])
+    numbers = [float(apa[key]) for key in ("kl_budget", "kl_efficiency", "largest_kl", "eval/reward")]
+    assert numbers == pytest.approx([1, 1.5, 4, 6.5])
 
 
 def test_claims_csv(report: ReportFiles) -> None:
@@ -110,7 +126,7 @@ def test_diagnoses_are_written(report: ReportFiles) -> None:
 def test_notes_say_what_a_reader_must_know(report: ReportFiles) -> None:
     assert report.comparison.notes == [
         "ppo has no usable run of seed 2; the row rests on the others.",
-        "Of the compared runs 2 of 5 never spent 4 nats; beyond a run's largest KL its gain is taken as constant.",
+        "Of the compared runs 2 of 5 never spent 4 nats; where a run of a setting did not, it has no value there.",
     ]
     assert [item.record.id for item in report.comparison.excluded] == ["awr-s0-00000000", "ppo-s2-00000000"]
 
@@ -183,7 +199,7 @@ def test_runs_read_elsewhere_and_another_folder(tmp_path: Path) -> None:
     records = load_sweep(tmp_path / "made_up")
     files = write_report(tmp_path / "far_away", records, output=tmp_path / "out" / "here")
     assert files.html == tmp_path / "out" / "here" / "report.html"
-    assert "Report of far_away" in files.html.read_text(encoding="utf-8")
+    assert "apa and ppo on letters with tiny (far_away)" in files.html.read_text(encoding="utf-8")
     assert not (tmp_path / "far_away").exists() and not (tmp_path / "made_up" / "report.html").exists()
     with pytest.raises(SweepFolderError, match="no runs to report on"):
         write_report(tmp_path, records=[])
@@ -205,10 +221,10 @@ def test_summary_table_fits_the_terminal(report: ReportFiles) -> None:
         "0.50 \N{RIGHTWARDS ARROW} 4.50",
         "0.10 \N{RIGHTWARDS ARROW} 0.60",
         "4.00",
-        "2.000 [\N{MINUS SIGN}0.484, 4.484]",
+        "1.000 [\N{MINUS SIGN}0.242, 2.242]",
     ]
     ppo = next(line for line in lines if line.split()[:1] == ["ppo"])
-    assert ppo.rstrip().endswith("1.00  1.500 (0.750 to 2.250)\N{DAGGER}")
+    assert ppo.rstrip().endswith("1.00  1.000 (0.500 to 1.500)")
     assert "Left out: 2 runs; the report says why." in "\n".join(lines)
 
 
@@ -218,7 +234,7 @@ def test_settings_of_one_algorithm_are_rows_of_their_own(tmp_path: Path) -> None
             made = rows([0, 1], [0, gain])
             write_run(tmp_path, f"apa-{lam}-{seed}", config("apa", seed, algo__lam=lam), made)
     comparison = compare(load_sweep(tmp_path))
-    table = {setting.name: setting.budgets[1].kl_efficiency.mean for setting in comparison.settings}
+    table = {setting.name: setting.headline.kl_efficiency.mean for setting in comparison.settings}
     assert table == pytest.approx({"apa (lam=0.1)": 0.5, "apa (lam=10)": 1.0})
     assert "apa (lam=10)" in printed(summary_table(comparison))
     assert "Gold reward" not in printed(summary_table(comparison))
@@ -229,15 +245,6 @@ def test_settings_of_one_algorithm_are_rows_of_their_own(tmp_path: Path) -> None
 def test_decimals_grow_fewer_with_size() -> None:
     assert [number(value, 0) for value in (64.2, 877.9)] == ["64", "878"]
     assert [number(value) for value in (64.2, 877.9)] == ["64.200", "877.9"]
-
-
-def test_runs_of_different_length(tmp_path: Path) -> None:
-    # Seed 0 stops at u = 1 with gain 1 (constant after), seed 1 goes on to gain 2 at u = 2. At K = 4: 0.75 and 1.
-    write_run(tmp_path, "apa-s0", config("apa", 0), rows([0, 1], [0, 1]))
-    write_run(tmp_path, "apa-s1", config("apa", 1), rows([0, 1, 4], [0, 1, 2]))
-    headline = compare(load_sweep(tmp_path)).settings[0].headline
-    assert (headline.kl_efficiency.minimum, headline.kl_efficiency.maximum) == pytest.approx((0.75, 1.0))
-    assert (headline.gain.mean, headline.short_runs) == (1.5, 1)
 
 
 def test_no_run_to_compare_still_gives_a_report(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import socket
 import subprocess
 import threading
@@ -14,7 +15,7 @@ import optuna
 import pytest
 
 from analysis.evaluations import evaluations
-from analysis.kl_efficiency import GainCurve, gain_curve
+from analysis.kl_efficiency import GainCurve
 from analysis.load import load_run
 from rlhf.config.build import ConfigError
 from rlhf.runs.lock import process_start
@@ -31,7 +32,14 @@ def curve(folder: Path, run: str, until: float = float("inf")) -> GainCurve:
     """Of what a run has after so many responses, by the comparison's own measure."""
     points = evaluations(load_run(folder / "runs/default" / run))
     seen = points.samples <= until
-    return gain_curve(points.kl[seen], points.reward_even[seen], points.reward_odd[seen])
+    return GainCurve(points.kl[seen], points.gains[seen])
+
+
+def gain(of: GainCurve) -> float:
+    """Within 5 nats, the first of the data set's budgets, however much of them the run spent."""
+    parts = of.gain(min(5.0, of.largest_kl))
+    assert parts is not None
+    return float(parts.mean())
 
 
 def test_one_study_for_each_cell_with_seeds_averaged(search, tmp_path):
@@ -45,7 +53,7 @@ def test_one_study_for_each_cell_with_seeds_averaged(search, tmp_path):
             assert list(trial.params) == ["optimization.learning_rate"]
             runs = trial.user_attrs["runs"]
             assert [run.rpartition("-")[0] for run in runs.values()] == [f"{algo}-s0", f"{algo}-s100"]
-            values = {seed: float(curve(tmp_path, run).gain(5.0)) for seed, run in runs.items()}
+            values = {seed: gain(curve(tmp_path, run)) for seed, run in runs.items()}
             assert {seed: own["gain"] for seed, own in trial.user_attrs["per_seed"].items()} == values
             assert trial.value == pytest.approx((values["0"] + values["100"]) / 2)
         best = f"default/algo={algo}  3 complete  {study.best_trial.number}     {study.best_value:.3f}"
@@ -68,9 +76,11 @@ def test_kl_efficiency_at_another_budget_and_a_constraint(search, tmp_path):
     assert code == 0
     for trial in study.trials:
         run = curve(tmp_path, trial.user_attrs["runs"]["0"])
-        assert trial.value == pytest.approx(run.efficiency(2.0))
-        # The stand-in ends at 4 nats per 1e-3 of learning rate.
+        # The stand-in ends at 4 nats per 1e-3 of learning rate. What it did not spend counts as no gain.
         kl = 4.0 * trial.params["optimization.learning_rate"] / 1e-3
+        parts = run.efficiency(min(2.0, run.largest_kl))
+        assert parts is not None
+        assert trial.value == pytest.approx(parts.mean() * math.sqrt(min(2.0, kl) / 2.0))
         assert trial.constraints == {"eval/kl": pytest.approx(kl - 2.0)}
     assert study.best_params["optimization.learning_rate"] <= 5e-4 < max(t.params.popitem()[1] for t in study.trials)
 
@@ -181,7 +191,7 @@ def test_the_worst_trial_is_pruned_with_all_its_seeds_and_stays_so(search, tmp_p
     pruned = study.trials[4]
     (samples,) = pruned.intermediate_values  # of 64 responses an iteration
     assert f"default/algo=apa trial 4 pruned after {samples} samples" in printed and samples < 4 * 64
-    values = [float(curve(tmp_path, run, samples).gain(5.0)) for run in pruned.user_attrs["runs"].values()]
+    values = [gain(curve(tmp_path, run, samples)) for run in pruned.user_attrs["runs"].values()]
     assert pruned.intermediate_values == {samples: pytest.approx(sum(values) / 2)}
     for run in pruned.user_attrs["runs"].values():
         assert summary(tmp_path, run) == {"status": "pruned", "kept": "yes", "run_id": run}
