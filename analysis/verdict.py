@@ -34,9 +34,8 @@ class Pair:
 
     @property
     def text(self) -> str:
-        if self.low is None or self.high is None:
-            return f"{self.difference:.3f}"
-        return f"{self.difference:.3f} [{self.low:.3f}, {self.high:.3f}]".replace("-", "\N{MINUS SIGN}")
+        ends = "" if self.low is None or self.high is None else f" [{self.low:.3f}, {self.high:.3f}]"
+        return f"{self.difference:.3f}{ends}".replace("-", "\N{MINUS SIGN}")
 
 
 @dataclass(frozen=True)
