@@ -102,11 +102,11 @@ def faded(opacity: float) -> Any:
     return alt.when(chosen).then(alt.value(opacity)).otherwise(alt.value(0.12 * opacity))
 
 
-def lines(data: pd.DataFrame, x: Any, y: Any, looks: Mapping[str, Look], width: float = LINE_WIDTH) -> alt.Chart:
+def lines(data: pd.DataFrame, x: Any, y: Any, looks: Mapping[str, Look]) -> alt.Chart:
     dashes = [[LINE_WIDTH * part for part in look.dash] or [1, 0] for look in looks.values()]
     dash = alt.StrokeDash("line:N", scale=_by_line(looks, dashes), legend=None)
-    mark = alt.Chart(data).mark_line(strokeWidth=width)
-    return mark.encode(x, y, colour(looks), dash, strokeOpacity=faded(1.0 if width == LINE_WIDTH else 0.6))
+    mark = alt.Chart(data).mark_line(strokeWidth=LINE_WIDTH)
+    return mark.encode(x, y, colour(looks), dash, strokeOpacity=faded(1.0))
 
 
 def single_lines(data: pd.DataFrame, x: Any, y: Any, looks: Mapping[str, Look]) -> alt.Chart:

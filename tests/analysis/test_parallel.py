@@ -33,7 +33,7 @@ def test_workers_change_nothing(tmp_path: Path, monkeypatch) -> None:
         assert one.record.metrics.columns.keys() == other.record.metrics.columns.keys()
         for name, column in one.record.metrics.columns.items():
             np.testing.assert_array_equal(column, other.record.metrics.columns[name])
-        assert one.curve.efficiency(4.0) == other.curve.efficiency(4.0)
+        assert one.efficiency(2.0) == other.efficiency(2.0)
     assert [item.reason for item in shared.excluded] == ["metrics.jsonl is missing"]
 
 
