@@ -426,8 +426,8 @@ def ablation_figure(key: str, ablations: Sequence[Ablation]) -> Figure:
     caption = (
         f"Means over seeds at each value of {key}; bars are 95 % intervals, from minimum to maximum where there are "
         "fewer than 3 seeds. The hypervolume is the area that a run's evaluations dominate in the plane of reward "
-        "gained and KL, within the first of dataset.kl_budgets. Of one seed's evaluations under all values together, means over "
-        f"seeds: {'; '.join(map(_hypervolume_text, ablations))}."
+        "gained and KL, within the first of dataset.kl_budgets. Of one seed's evaluations under all values together, "
+        f"means over seeds: {'; '.join(map(_hypervolume_text, ablations))}."
     )
     return Figure(f"over_{key}", f"Over {key}", caption, note, by_name, panels)
 
