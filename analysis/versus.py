@@ -176,7 +176,8 @@ def print_comparison(found: MatchedComparison, console: Console) -> None:
     from rlhf.terminal import tell
 
     answer = verdict(found.comparison)
-    tell(console, textwrap.fill(answer.sentence, console.width, break_on_hyphens=False))
+    for text in filter(None, (answer.sentence, answer.detail)):
+        tell(console, textwrap.fill(text, console.width, break_on_hyphens=False))
     console.print(_sides_table(found), _pairs_table(found))
     if not found.comparison.crossed:
         basis = _OVER_SEEDS
