@@ -10,7 +10,7 @@ from pathlib import Path
 
 from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError
 from transformers import PretrainedConfig, dynamic_module_utils
-from transformers.utils import cached_file
+from transformers.utils.hub import cached_file
 
 from rlhf.distributed import rank
 from rlhf.errors import UserError, reason
