@@ -18,7 +18,7 @@ format:  ## rewrite files in the project's format
 	ruff format .
 	ruff check --fix .
 
-test:  ## the default tests, under ten minutes on two cores
+test:  ## the default tests, some six minutes on two idle cores
 	pytest -n 2 --dist loadfile
 
 slow:  ## learning on several seeds, real models

@@ -180,6 +180,9 @@ class Signal:
     returns: Tensor | None = None
     rewards: Tensor | None = None
 
+    def __post_init__(self) -> None:
+        assert self.advantages is not None or self.rewards is not None, "a signal has advantages or rewards"
+
 
 @dataclass(frozen=True)
 class PreferenceBatch(_RowBatch):

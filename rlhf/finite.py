@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,9 @@ from torch.distributed.tensor import DTensor
 from rlhf.config.identity import INPUTS
 from rlhf.distributed import largest
 from rlhf.errors import UserError
+
+_INPUT_RUN = re.compile(r"(sft|reward_model)-s\d+-[0-9a-f]{8}")
+"""The folder of a run that others start from, which the program makes again."""
 
 
 class NotFinite(UserError, ArithmeticError):
@@ -66,7 +70,7 @@ def check_loaded(tensors: Mapping[str, Tensor], folder: str | Path, option: str)
     """Raise NotFinite for weights that were read from `folder`, which `option` of the config names."""
     if name := not_finite(tensors):
         run, problem = Path(folder).parent, f"holds weights that are not finite ({name})"
-        if run.parent.name == INPUTS and (run / "config.yaml").is_file():  # which the program makes again
+        if run.parent.name == INPUTS and _INPUT_RUN.fullmatch(run.name) and (run / "config.yaml").is_file():
             raise NotFinite(f"{folder}: {problem}; delete {run} and type the command again")
         raise NotFinite(f"{option}: {folder} {problem}; give other weights")
 

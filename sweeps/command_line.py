@@ -247,9 +247,11 @@ def refuse_unknown(overrides: list[str], folders: Sequence[Path], multirun: bool
             problems.append(f"{override.input_line}: only this project's own, harness; leave it out")
         elif key.startswith("hydra.sweeper."):
             problems += unknown_settings([key.split(".")[2]])
-        if override.is_sweep_override() and not multirun:
+        for_sweeps = "a sweep's file needs" if key == "sweep" else "a setting of sweeps needs"
+        several = "several values need" if override.is_sweep_override() else for_sweeps
+        if not multirun and (override.is_sweep_override() or key == "sweep" or key.startswith("hydra.sweeper.")):
             line, form = override.input_line, shlex.quote(override.input_line or "")
-            problems.append(f"{line}: several values need -m, as in python main.py -m {form}")
+            problems.append(f"{line}: {several} -m, as in python main.py -m {form}")
     if problems:
         raise ConfigError(problems)
 

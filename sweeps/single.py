@@ -128,7 +128,8 @@ def print_start(runs: Sequence[RunConfig], console: Console) -> None:
     for line in dict.fromkeys(line for run in runs for line in run.settings_from):
         values = line.split(", ")
         more = f" and {len(values) - MOST_VALUES} more, in config.yaml" if len(values) > MOST_VALUES else ""
-        tell(console, f"settings: {', '.join(values[:MOST_VALUES])}{more}")
+        shown = ", ".join(values[:MOST_VALUES])
+        tell(console, f"settings: {shown}{more}{')' * (shown.count('(') - shown.count(')'))}")
     verbose = os.environ.get(VERBOSE) == "1"
     for line in dict.fromkeys(sizes_in_words(run) for run in runs):
         tell(console, line if verbose else f"{line} ({VERBOSE}=1 shows how)")

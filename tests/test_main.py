@@ -70,6 +70,14 @@ def command(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
             ["algo=apa,ppo"],
             ["config error: algo=apa,ppo: several values need -m, as in python main.py -m algo=apa,ppo"],
         ),
+        (
+            ["+sweep=lambda", "hydra.sweeper.n_trials=3"],
+            [
+                "config error: +sweep=lambda: a sweep's file needs -m, as in python main.py -m +sweep=lambda",
+                "config error: hydra.sweeper.n_trials=3: a setting of sweeps needs -m, as in python main.py -m "
+                "hydra.sweeper.n_trials=3",
+            ],
+        ),
         (["hardware=gpu"], ["config error: hardware.device: cuda, but this machine shows no GPU; use hardware=cpu"]),
         (
             ["algo=ppo", "-m", "algo.kl.controller=fixed,adaptive", "algo.kl.target=4"],

@@ -136,6 +136,15 @@ def test_the_same_seed_twice_is_the_same_run_to_the_bit(never_stopped, tmp_path,
     assert_same(again, never_stopped(algo))
 
 
+def test_another_seed_is_another_run_from_the_same_inputs(never_stopped, tmp_path, cache):
+    other = tiny(tmp_path, cache, "apa", "seed=100")
+    execute(other)
+    ours, theirs = read_rows(run_folder(other)), read_rows(run_folder(never_stopped("apa")))
+    first = [{key: row[key] for key in EVALUATION} for row in (ours[0], theirs[0])]
+    assert first[0] == first[1]  # the initial policy, on the same prompts with the same draws
+    assert ours[1]["train/reward"] != theirs[1]["train/reward"]
+
+
 def test_the_algorithms_start_from_one_policy_and_the_same_rollouts(never_stopped):
     rows = [read_rows(run_folder(never_stopped(algo))) for algo in ALGORITHMS]
     for key in ("train/reward", "train/entropy", "train/response_length"):

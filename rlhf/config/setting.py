@@ -42,9 +42,11 @@ class Condition:
     """Whether it may hold where that of the option's section does not."""
 
     def __and__(self, other: Condition) -> Condition:
+        assert not (self.regardless or other.regardless), "only a whole condition may be regardless"
         return Condition(lambda config, section: self.failure(config, section) or other.failure(config, section))
 
     def __or__(self, other: Condition) -> Condition:
+        assert not (self.regardless or other.regardless), "only a whole condition may be regardless"
         return Condition(lambda config, section: _either(self.failure(config, section), other.failure(config, section)))
 
 

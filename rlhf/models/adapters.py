@@ -9,7 +9,13 @@ from typing import Any
 
 import torch
 from huggingface_hub import snapshot_download
-from peft import PeftConfig, get_peft_model, load_peft_weights, set_peft_model_state_dict
+from peft import (
+    PeftConfig,
+    get_peft_model,
+    get_peft_model_state_dict,
+    load_peft_weights,
+    set_peft_model_state_dict,
+)
 from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME
 from torch import nn
 from transformers import PreTrainedModel
@@ -127,13 +133,14 @@ def merge(model: PreTrainedModel, adapter: Adapter, option: str, tokens: int = 0
     settings = copy.copy(adapter.config)
     settings.base_model_name_or_path = None  # peft would warn that the base lies elsewhere now
     wrapped = get_peft_model(model, settings)
-    result = set_peft_model_state_dict(wrapped, tensors)
-    lacking = [name for name in result.missing_keys if ".default." in name]
-    beyond = [name for name in result.unexpected_keys if ".modules_to_save." not in name]  # which peft can write twice
-    for problem, names in {"lacks": lacking, f"does not fit {adapter.base}: it has": beyond}.items():
+    expected = set(get_peft_model_state_dict(wrapped, save_embedding_layers=False))
+    known = expected | in_base | {name.replace(f".{wrapped.active_adapter}.", ".") for name in wrapped.state_dict()}
+    wrong = {"lacks": expected - set(tensors), f"does not fit {adapter.base}: it has": set(tensors) - known}
+    for problem, names in wrong.items():
         if names:
-            few = few_of({name.removeprefix(_PREFIX).replace(".default.", ".") for name in names})
+            few = few_of({name.removeprefix(_PREFIX) for name in names})
             raise ModelError(f"{option}: the adapter {adapter.path} {problem} {few}; give a whole one of that base")
+    set_peft_model_state_dict(wrapped, tensors)
     merged: Any = wrapped.merge_and_unload(safe_merge=True)  # type: ignore[operator]
     inputs, outputs = merged.get_input_embeddings(), merged.get_output_embeddings()
     if tied and torch.equal(inputs.weight, outputs.weight):

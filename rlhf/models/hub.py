@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import json
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError
 from transformers import PretrainedConfig, dynamic_module_utils
+from transformers.utils.hub import cached_file
 
 from rlhf.distributed import rank
 from rlhf.errors import UserError, reason
@@ -30,6 +32,7 @@ class OwnCode:
 
     allowed: bool = False
     option: str = "model.trust_remote_code"
+    """Empty where no option lets it run."""
 
     def warn(self, path: str | Path, revision: str = "main") -> None:
         """Say it where a model's own code is about to run."""
@@ -43,10 +46,15 @@ class OwnCode:
         Args:
             option: what named the model, as "model.path".
         """
+        to_do = f"read it, then set {self.option}=true, or give" if self.option else "give"
         return ModelError(
-            f"{option}: {path} brings Python code of its own, which is not run; read it, then set {self.option}=true, "
-            "or give a model that transformers knows"
+            f"{option}: {path} brings Python code of its own, which is not run; {to_do} a model that transformers knows"
         )
+
+    def was_refused(self, error: Exception, path: str | Path) -> bool:
+        """Whether loading failed since the model brings code that is not run: transformers then raises ValueError, as
+        it does for little else."""
+        return not self.allowed and isinstance(error, ValueError) and _brings_code(path)
 
 
 NOT_RUN = OwnCode()
@@ -69,9 +77,19 @@ def loading(option: str, path: str | Path, what: str = "", own_code: OwnCode = N
     except ModelError:
         raise
     except Exception as error:
-        if "trust_remote_code" in str(error):  # transformers names the argument that would run the code
+        if own_code.was_refused(error, path):
             raise own_code.refusal(path, option) from error
         raise ModelError(f"{option}: cannot load {what}{path} ({reason(error)}); {remedy(error, path)}") from error
+
+
+def _brings_code(path: str | Path) -> bool:
+    """Whether a model's configuration or tokenizer names classes in files of its own."""
+    for name in ("config.json", "tokenizer_config.json"):
+        with contextlib.suppress(OSError, ValueError):  # as where no such file is
+            file = cached_file(str(path), name)
+            if json.loads(Path(str(file)).read_text(encoding="utf-8")).get("auto_map"):
+                return True
+    return False
 
 
 def few_of(names: Collection[str]) -> str:

@@ -91,7 +91,7 @@ def tokenizer_at(path: str | Path, own_code: OwnCode = NOT_RUN, option: str = "m
         if tokenizer.vocab_size:  # transformers makes an empty one of no files
             return tokenizer
     except Exception as error:  # whatever the hub client, tokenizers or transformers raise
-        if "trust_remote_code" in str(error):
+        if own_code.was_refused(error, path):
             raise own_code.refusal(path, option) from error
         why, to_do = reason(error), "" if Path(path).is_dir() else remedy(error, path)
     if not to_do:

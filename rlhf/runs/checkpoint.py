@@ -35,6 +35,9 @@ MOMENTS = ("exp_avg", "exp_avg_sq", "step")
 """What AdamW keeps of each parameter."""
 
 
+REMEDY = "overwrite=true starts afresh"
+
+
 class CheckpointError(UserError, RuntimeError):
     """A checkpoint that cannot be read or written; the message names the folder and what to do."""
 
@@ -172,12 +175,14 @@ def load_training(
         shapes |= {f"optimizer.{number}.{name}": torch.Size() if name == "step" else parameter.shape for name in MOMENTS}
     if odd := sorted(set(tensors) ^ set(shapes)):
         more = f" and {len(odd) - 1} more" if len(odd) > 1 else ""
-        raise CheckpointError(f"the checkpoint holds other tensors than this run trains ({odd[0]}{more})")
+        raise CheckpointError(f"the checkpoint holds other tensors than this run trains ({odd[0]}{more}); {REMEDY}")
     for name, tensor in tensors.items():
         if tensor.shape != shapes[name]:
-            raise CheckpointError(f"the checkpoint's {name} has shape {list(tensor.shape)}, not {list(shapes[name])}")
+            raise CheckpointError(f"the checkpoint's {name} has shape {list(tensor.shape)}, not {list(shapes[name])}; {REMEDY}")
+        if name.startswith("optimizer.") and not name.endswith(".exp_avg") and bool((tensor < 0).any()):
+            raise CheckpointError(f"the checkpoint's {name} is below 0; {REMEDY}")
     if name := not_finite(tensors):
-        raise CheckpointError(f"the checkpoint's {name} is not finite; overwrite=true starts afresh")
+        raise CheckpointError(f"the checkpoint's {name} is not finite; {REMEDY}")
     state: dict[int, dict[str, Tensor]] = {number: {} for number in range(len(optimized))}
     for key, tensor in tensors.items():
         kind, name = key.split(".", 1)
@@ -185,8 +190,6 @@ def load_training(
             parameters[name].copy_(shard_like(tensor, parameters[name]))
             continue
         number, moment = name.split(".")
-        if moment != "exp_avg" and bool((tensor < 0).any()):
-            raise CheckpointError(f"the checkpoint's {key} is below 0; overwrite=true starts afresh")
         # Steps are no tensor of the parameter's shape and never sharded.
         state[int(number)][moment] = tensor if moment == "step" else shard_like(tensor, optimized[int(number)])
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})

@@ -269,7 +269,8 @@ class Graphs:
                 self.pool = self.pool or graph.pool()
             except RuntimeError as error:
                 complain(f"sampling without a CUDA graph where none could be captured: {reason(error)}")
-                graph, self.refused = None, True
+                # Memory may be there next time; nothing else changes.
+                graph, self.refused = None, not isinstance(error, torch.OutOfMemoryError)
         self.captured[key] = graph
         if graph is None:
             step(running, columns)

@@ -29,7 +29,7 @@ from transformers import AutoConfig, PreTrainedModel
 from rlhf.config import RunConfig
 from rlhf.errors import reason
 from rlhf.finite import check_loaded
-from rlhf.models.hub import ModelError, few_of, loading, remedy
+from rlhf.models.hub import ModelError, OwnCode, few_of, loading, remedy
 from rlhf.models.reward_model import DTYPES, check_head, classifier_class
 from rlhf.scorers.classifier import TextClassifier
 
@@ -92,7 +92,7 @@ def fill(base: str, tensors: dict[str, Tensor], precision: str, file: Path) -> P
         tensors: names as in the file, of which `file` is the name in errors.
     """
     logging.getLogger("transformers.modeling_utils").setLevel(logging.ERROR)
-    with loading("reward.base", base, "the config of "):
+    with loading("reward.base", base, "the config of ", OwnCode(option="")):
         config = AutoConfig.from_pretrained(base, trust_remote_code=False)
     config.num_labels = 1
     kind = classifier_class(config, precision)

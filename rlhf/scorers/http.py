@@ -229,5 +229,5 @@ def _retry_after(response: requests.Response) -> float:
     """Seconds; 0 where the header is absent or makes no sense. It holds seconds or a date."""
     try:
         return Retry().parse_retry_after(response.headers.get("Retry-After", ""))
-    except InvalidHeader:
+    except (InvalidHeader, ValueError, OverflowError):
         return 0.0

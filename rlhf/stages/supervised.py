@@ -96,6 +96,7 @@ def train(context: RunContext, task: SupervisedTask) -> dict[str, float]:
         with checkpoint.reading() as state:
             done, bad_steps.count = int(state["step"]), int(state["bad_steps"])
             scaler.load_state_dict(state["scaler"])
+        del checkpoint  # its tensors are in use by now
     else:
         log(0, {}, evaluates=True)
     for step in range(done + 1, settings.steps + 1):

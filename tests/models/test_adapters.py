@@ -12,6 +12,7 @@ import pytest
 import torch
 from huggingface_hub import scan_cache_dir
 from peft import LoraConfig, PeftModel, PromptTuningConfig, get_peft_model
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, GPT2Config, PreTrainedModel
 
 from rlhf.models.loading import ModelError, load_pretrained
@@ -217,6 +218,21 @@ def quantised_base(_: Path, base: Path) -> None:
     (base / "config.json").write_text(json.dumps(settings))
 
 
+def without(ending: str) -> Callable[[Path, Path], None]:
+    """One tensor of an adapter of the embeddings is missing."""
+
+    def damage(folder: Path, base: Path) -> None:
+        model = AutoModelForCausalLM.from_pretrained(base)
+        adapted = get_peft_model(model, LoraConfig(r=2, task_type="CAUSAL_LM", target_modules=["embed_tokens"]))
+        adapted.save_pretrained(folder, save_embedding_layers=False)
+        file = folder / "adapter_model.safetensors"
+        tensors = load_file(file)
+        name = next(name for name in tensors if name.endswith(ending))
+        save_file({key: tensor for key, tensor in tensors.items() if key != name}, file)
+
+    return damage
+
+
 def says(**changes: object) -> Callable[[Path, Path], None]:
     """Its config has other settings than its weights were saved with."""
 
@@ -235,6 +251,8 @@ def says(**changes: object) -> Callable[[Path, Path], None]:
         (of_an_adapter, "which is an adapter itself; merge that one"),
         (says(target_modules=["q_proj", "k_proj"]), "lacks model.layers.0.self_attn.k_proj.lora_A.weight, "),
         (says(layers_to_transform=[0]), "it has model.layers.1.self_attn.q_proj.lora_A.weight, "),
+        (without("lora_embedding_A"), "lacks model.embed_tokens.lora_embedding_A"),
+        (without("lora_embedding_B"), "lacks model.embed_tokens.lora_embedding_B"),
         (says(base_model_name_or_path=None), "names no base; give its folder or hub name as base_model_name_or_path"),
         (prompt, "not one of weights; give LoRA"),
         (quantised_base, "whose weights are quantised; name the whole model"),

@@ -9,6 +9,7 @@ from pathlib import Path
 import httpx
 import pytest
 from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError
+from transformers import AutoConfig
 
 from analysis.errors import WinrateError
 from analysis.winrate.scores import reward_model_scores
@@ -135,3 +136,11 @@ def test_each_refusal_of_a_hub_has_its_remedy(kind: type[HfHubHTTPError], status
     ):
         raise OSError("transformers' own words") from kind("refused", response=answer)
     assert advice in str(error.value) and "\n" not in str(error.value)
+
+
+def test_nothing_is_asked(brought, monkeypatch):
+    folder, mark = brought
+    monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("asked whether to run a model's code"))
+    with pytest.raises(ValueError):
+        AutoConfig.from_pretrained(folder)
+    assert not mark.exists()
