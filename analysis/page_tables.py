@@ -199,7 +199,7 @@ def sensitivity_table(found: Sequence[Sensitivity]) -> PageTable:
         }
         for one in found
     ]
-    caption = "KL efficiency at the headline budget to expect of settings drawn from those tried"
+    caption = "KL efficiency within the KL that every run spent, to expect of settings drawn from those tried"
     return PageTable("sensitivity-table", caption, rows)
 
 

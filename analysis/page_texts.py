@@ -109,8 +109,9 @@ def claims_note(claims: ClaimsTable) -> str:
     return (
         f"Mean gain: the reward gained over the initial policy, averaged over the first {claims.horizon:,.0f} "
         f"responses, which is as many as the shortest run generated. {target} Largest fall: the most that the reward "
-        "lay below its best so far. KL overshoot: how far the largest KL of a run exceeds the first of dataset.kl_budgets, 0 "
-        "where it never does. Spread: standard deviation between seeds of the reward then reached. All are of the same "
+        "lay below its best so far. KL overshoot: how far the largest KL of a run exceeds the first of "
+        "dataset.kl_budgets, 0 where it never does. "
+        "Spread: standard deviation between seeds of the reward then reached. All are of the same "
         "first responses. Intervals end where a measure can go no further (0, the responses generated); there is none "
         "where all seeds have one value."
     )

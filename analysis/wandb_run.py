@@ -52,7 +52,9 @@ class SweepCurves:
 
     over_samples: list[dict[str, float]]
     over_kl: list[dict[str, float]]  # with `seeds` that spent it, and from 3 on `low` and `high`
-    summary: dict[str, float]  # kl_efficiency/<setting> and reward_gain_at_budget/<setting>, at the headline budget
+    summary: dict[
+        str, float
+    ]  # kl_efficiency/<setting> and reward_gain_at_budget/<setting>, within the KL that every run spent
 
     @property
     def keys(self) -> set[str]:
@@ -144,7 +146,7 @@ def log_analysis(folder: Path, destination: Destination, comparison: Comparison,
 
 
 def run_rows(comparison: Comparison) -> list[dict[str, Any]]:
-    """Each compared run with its KL at the end and its own KL efficiency and gain at the headline budget."""
+    """Each compared run: its KL at the end, its own KL efficiency and gain within the KL that every run spent."""
     return [
         {
             "run": run.record.id,

@@ -220,8 +220,8 @@ def _kl_efficiency(sweep: _Sweep) -> list[PanelTypes]:
         )
     )
     for area, title in (
-        ("kl_efficiency", "KL efficiency at the headline budget, mean over seeds"),
-        ("reward_gain_at_budget", "reward gained at the headline budget, mean over seeds"),
+        ("kl_efficiency", "KL efficiency within the KL that every run spent, mean over seeds"),
+        ("reward_gain_at_budget", "reward gained within the KL that every run spent, mean over seeds"),
     ):
         panels.append(wr.BarPlot(title=title, metrics=[f"{area}/{name}" for name in sweep.names]))
     return [*panels, wr.WeavePanelSummaryTable(table_name=EFFICIENCY_TABLE)]
