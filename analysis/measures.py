@@ -56,7 +56,8 @@ class Sensitivity:
 
     Best, median and worst are expected over all subsets: sums of the settings' KL efficiencies within the KL that every
     run spent, with a weight by rank. With that ranking given, each seed has such a sum of its own, and the interval is
-    over the seeds that every setting has; with fewer than 3 of them there is none, and the sum is of means over all seeds.
+    over the seeds that every setting has; with fewer than 3 of them there is none, and the sum is of means over all
+    seeds.
     Where settings are as good as one another their ranking is chance: the best is then overstated and the worst
     understated, and those intervals cover 76 to 88 % instead of 95 (`python -m tests.benchmarks.coverage`).
     """
