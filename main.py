@@ -78,7 +78,8 @@ def _hydra(arguments: list[str]) -> None:
     folders = config_folders(flags, overrides, CONF)
     multirun = any(flag in MULTIRUN for flag in flags)
     overrides = as_typed(without_null_groups(overrides, folders), OverridesParser.create(), multirun)
-    refuse_unknown(overrides, folders, multirun)
+    shows_config = any(flag == "-c" or flag.startswith("--cfg") for flag in flags)
+    refuse_unknown(overrides, folders, multirun, shows_config)
     sys.argv[1:] = [*flags, *overrides]
     old = tuple(int(part) for part in hydra.__version__.split(".")[:2]) < (1, 4)
     version: dict[str, Any] = {"version_base": "1.3"} if old else {}  # 1.3 warns without it, 1.4 with it

@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import os
 import time
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import torch
 import transformers
 
@@ -135,4 +137,6 @@ def _set_up_torch(config: RunConfig) -> None:
     without_cudnn_attention()
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
+    huggingface_hub.logging.set_verbosity_error()  # its retries; what failed at last is said in one line
+    warnings.filterwarnings("ignore", ".*is_gradient_checkpointing.* is deprecated", FutureWarning)  # peft asks for it
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

@@ -217,12 +217,15 @@ def quoted(text: str) -> str:
 # --- names that are not there -----------------------------------------------------------------------------
 
 
-def refuse_unknown(overrides: list[str], folders: Sequence[Path], multirun: bool = True) -> None:
+def refuse_unknown(
+    overrides: list[str], folders: Sequence[Path], multirun: bool = True, shows_config: bool = False
+) -> None:
     """Raise ConfigError for keys that no chosen algorithm has, for files that no group has, and for lists without -m.
 
     Args:
         overrides: as typed, e.g. ["algo=apa,ppo", "+sweep=lambda", "seed=0,1"].
         folders: the folders whose subfolders are the config groups, the project's first.
+        shows_config: nothing runs, so that settings of sweeps may stand without -m.
     """
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from omegaconf import OmegaConf
@@ -249,7 +252,8 @@ def refuse_unknown(overrides: list[str], folders: Sequence[Path], multirun: bool
             problems += unknown_settings([key.split(".")[2]])
         for_sweeps = "a sweep's file needs" if key == "sweep" else "a setting of sweeps needs"
         several = "several values need" if override.is_sweep_override() else for_sweeps
-        if not multirun and (override.is_sweep_override() or key == "sweep" or key.startswith("hydra.sweeper.")):
+        of_sweeps = (key == "sweep" or key.startswith("hydra.sweeper.")) and not shows_config
+        if not multirun and (override.is_sweep_override() or of_sweeps):
             line, form = override.input_line, shlex.quote(override.input_line or "")
             problems.append(f"{line}: {several} -m, as in python main.py -m {form}")
     if problems:
