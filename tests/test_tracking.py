@@ -18,7 +18,7 @@ import wandb
 from rlhf.runs.folder import RunFolder
 from rlhf.runs.lock import LockError
 from rlhf.runs.mirror import WandbMirror, _logged_in
-from rlhf.runs.state import METRICS, SAMPLES, read_rows
+from rlhf.runs.state import EVALUATIONS, METRICS, SAMPLES, read_rows
 from tests.config.composed import config
 
 
@@ -65,7 +65,7 @@ def test_what_json_cannot_hold_becomes_null(tmp_path, value):
 
 def test_files_are_cut_back_to_the_checkpoint(tmp_path):
     with RunFolder(tmp_path) as folder:
-        assert folder.log_lengths() == {METRICS: 0, SAMPLES: 0}
+        assert folder.log_lengths() == {METRICS: 0, SAMPLES: 0, EVALUATIONS: 0}
         folder.log({"step": 1, "text": "é"})
         folder.log_samples([{"response": "ü"}])
         lengths, before = folder.log_lengths(), (tmp_path / METRICS).read_bytes()

@@ -18,6 +18,7 @@ REAL_MODEL = {"dataset": ["model=smollm2_135m"]}
 BESIDE = {
     "algo=ilql": ["stage=offline"],
     "reward=http": ["reward.url=http://localhost:8000/score"],
+    "stage=reference_samples": ["evaluation.reference_responses=2"],
     "model=hub": ["model.path=owner/hub", "dataset=hh"],
 }
 
