@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 
 import pytest
@@ -85,9 +86,13 @@ def test_gradients_are_the_same_to_the_bit_each_time_and_close_to_those_one_afte
 def test_halves_of_the_rollouts_are_measured_at_once_to_the_bits_of_each_part_alone(monkeypatch, mode, num_parts):
     threads = set[str]()
     measure_part = training_batch.measure_part
+    halves = min(num_parts, 2)
+    at_once, calls = threading.Barrier(halves), itertools.count()
 
     def noting(*given):
         threads.add(threading.current_thread().name)
+        if next(calls) < halves:
+            at_once.wait(60)  # for the other half, which does not wait for this one
         return measure_part(*given)
 
     monkeypatch.setattr(training_batch, "measure_part", noting)
@@ -95,7 +100,7 @@ def test_halves_of_the_rollouts_are_measured_at_once_to_the_bits_of_each_part_al
     rollouts = random_rollouts([4, 2, 3, 1, 4, 2, 3, 1, 5, 5], [3, 5, 1, 2, 4, 3, 5, 1, 2, 4])
     parts = list(torch.randperm(10, generator=torch.Generator().manual_seed(0)).split(10 // num_parts))
     measured = measure(models, rollouts, parts, rows_per_pass=1, by_length=True)
-    assert len(threads) == min(num_parts, 2) and threading.current_thread().name not in threads
+    assert len(threads) == halves and threading.current_thread().name not in threads
     trunk = measured.features.hidden
     assert (trunk is None) == (mode == "all")
     for rows in parts:
