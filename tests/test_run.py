@@ -27,7 +27,7 @@ from rlhf.run import execute
 from rlhf.runs.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 from rlhf.runs.folder import RunFolder
 from rlhf.runs.lock import LockError
-from rlhf.runs.state import read_rows
+from rlhf.runs.state import EVALUATIONS, SAMPLES, read_rows
 from tests.config.composed import config
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -65,7 +65,7 @@ def outcome(run: RunConfig) -> dict[str, Any]:
         "status": summary["status"],
         "metrics": {key: value for key, value in summary.items() if "/" in key},
         "rows": [without_time(row) for row in read_rows(folder)],
-        "samples": (folder / "samples.jsonl").read_text() if (folder / "samples.jsonl").exists() else None,
+        **{name: (folder / name).read_text() for name in (SAMPLES, EVALUATIONS) if (folder / name).exists()},
     }
 
 
