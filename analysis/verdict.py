@@ -136,7 +136,9 @@ def _clauses(settings: Sequence[SettingSummary], found: Sequence[Pair]) -> list[
 
 
 def _by(pair: Pair) -> str:
-    return pair.text if pair.p_value is None else f"{pair.text} (p {pair.p_value:.2g})"
+    if pair.p_value is None:
+        return pair.text
+    return f"{pair.text} (p < 0.001)" if pair.p_value < 0.001 else f"{pair.text} (p {pair.p_value:.2g})"
 
 
 def _listed(names: list[str]) -> str:
