@@ -68,7 +68,10 @@ def _second_rank(cluster: Cluster, job: str, what: str) -> list[int]:
     """The process in which it trains, or all of its task."""
     found = []
     for pid, name in processes_of(Path(cluster.env["SLURM_CONF"])).items():
-        environment = set(Path(f"/proc/{pid}/environ").read_bytes().decode(errors="replace").split("\0"))
+        try:
+            environment = set(Path(f"/proc/{pid}/environ").read_bytes().decode(errors="replace").split("\0"))
+        except (FileNotFoundError, ProcessLookupError):  # it ended meanwhile, as a job's prolog does
+            continue
         if "python" in name and {f"SLURM_JOB_ID={job}", "SLURM_PROCID=1"} <= environment:
             found.append(pid)
     if what == "run":
