@@ -34,35 +34,21 @@ class Tilted:
     reward: np.ndarray  # mean reward of the tilted policy
     kl: np.ndarray  # nats, of the tilted policy to the initial one
     log_z: np.ndarray
-    effective: np.ndarray  # effective number of responses, 1 to N
 
 
-def tilted(rewards: np.ndarray, temperature: float, log_weights: np.ndarray | None = None) -> Tilted:
+def tilted(rewards: np.ndarray, temperature: float) -> Tilted:
     """The tilted policy of each prompt by self-normalised importance sampling.
 
     Args:
         rewards: (P, N).
         temperature: b > 0, in the unit of the reward.
-        log_weights: (P, N) log(pi_0 / the distribution that the responses were drawn from); None where that is pi_0.
     """
-    log_omega = rewards / temperature if log_weights is None else rewards / temperature + log_weights
+    log_omega = rewards / temperature
     total = np.asarray(logsumexp(log_omega, axis=1))
     weights = np.exp(log_omega - total[:, None])
     reward = (weights * rewards).sum(axis=1)
     log_z = total - np.log(rewards.shape[1])
-    return Tilted(reward, reward / temperature - log_z, log_z, 1.0 / (weights**2).sum(axis=1))
-
-
-def pooled_log_weights(log_ratios: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """`log_weights` of responses pooled from several policies, by the balance heuristic: -log of the mixture's density
-    over pi_0's. With the initial policy among them no weight exceeds (its share)^-1.
-
-    Args:
-        log_ratios: (J, P, N) log(pi_j / pi_0) of every pooled response under each policy it may come from.
-        counts: (J,) how many of the N responses to a prompt are policy j's.
-    """
-    shares = np.asarray(counts, dtype=np.float64) / np.sum(counts)
-    return -np.asarray(logsumexp(log_ratios + np.log(shares)[:, None, None], axis=0))
+    return Tilted(reward, reward / temperature - log_z, log_z)
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,7 @@ def run_reference_samples(context: RunContext) -> dict[str, float]:
     """Round after round, one response to each prompt; final/ gets the scores of all.
 
     Returns:
-        Mean and spread of the scores, as the last row of metrics.jsonl has them.
+        Means of the scores, as the last row of metrics.jsonl has them.
     """
     config = context.config
     data = context.read_data("eval_prompts", *parts_with_references(config.reward.normalize))

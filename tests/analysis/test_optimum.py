@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.optimize import brentq
 
-from analysis.optimum import ReferenceSamples, best_of_n, pooled_log_weights, tilted
+from analysis.optimum import ReferenceSamples, best_of_n, tilted
 
 PROMPTS, WORDS, LENGTH = 8, 5, 4  # word 0 ends a response
 
@@ -124,22 +124,6 @@ def test_efficiency_is_the_mean_over_the_root_of_kl(task: Enumerated) -> None:
     truth = np.trapezoid([task.gain(root**2) if root > 0.01 else 0.0 for root in roots], roots)
     parts = drawn(task, 8192, 2).efficiency(1.0)
     assert parts is not None and parts.mean() == pytest.approx(truth, rel=0.03)
-
-
-def test_samples_of_other_policies_extend_it(task: Enumerated) -> None:
-    """Half of the responses from a tilted policy: the same values, with less noise where the tilt is strong."""
-    policies = np.stack([task.probabilities, task.tilt(0.5)])
-    temperature = 0.3
-    truth = np.log((task.probabilities * np.exp(task.rewards / temperature)).sum(axis=1)).mean()
-    pooled, alone = [], []
-    for seed in range(40):
-        indices = np.concatenate([task.sample(128, seed), task.sample(128, 999 + seed, policies[1])], axis=1)
-        ratios = np.stack([np.take_along_axis(np.log(p / policies[0]), indices, axis=1) for p in policies])
-        rewards = np.take_along_axis(task.rewards, indices, axis=1)
-        pooled.append(tilted(rewards, temperature, pooled_log_weights(ratios, np.array([128, 128]))).log_z.mean())
-        alone.append(tilted(drawn(task, 256, seed).rewards, temperature).log_z.mean())
-    assert np.mean(pooled) == pytest.approx(truth, abs=3.0 * np.std(pooled) / np.sqrt(40) + 2e-3)
-    assert np.std(pooled) < 0.8 * np.std(alone)
 
 
 @pytest.mark.parametrize("n", [1, 2, 4, 16])
