@@ -201,7 +201,7 @@ def test_a_sweep_from_any_folder_goes_on_when_typed_again_and_ends_in_a_table(tm
 
     again = typed(*arguments)[1]
     assert "all 4 runs finished" in again and "report: runs/first/report.html" in again
-    assert len((tmp_path / "started.jsonl").read_text().splitlines()) == 7
+    assert len((tmp_path / "started.jsonl").read_text().splitlines()) == 8  # 4 runs, one twice, 3 inputs
 
 
 @pytest.mark.parametrize("wrapped", [False, True])

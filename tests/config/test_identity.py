@@ -65,7 +65,7 @@ def test_what_can_change_results_is_part_of_it(override):
 
 def test_inputs_are_shared_by_seeds_and_algorithms(tmp_path):
     first = [run_id(run) for run in input_runs(config())]
-    assert [name.partition("-")[0] for name in first] == ["sft", "reward_model"]
+    assert [name.partition("-")[0] for name in first] == ["sft", "reward_model", "reference_samples"]
     for overrides in (["seed=5"], ["algo=ppo"], ["optimization.learning_rate=0.5"], ["hardware.threads=2"]):
         assert [run_id(run) for run in input_runs(config(*overrides))] == first
     assert run_id(input_runs(config("reward_model.seed=5"))[0]) == first[0]
@@ -80,17 +80,17 @@ def test_inputs_are_shared_by_seeds_and_algorithms(tmp_path):
 @pytest.mark.parametrize(
     ("override", "retrained"),
     [
-        ("dataset.num_eval_prompts=8", []),
-        ("dataset.stop_strings=[stop]", []),
         ("dataset.kl_budgets=[1]", []),
-        ("dataset.num_pairs=8", ["reward_model"]),
-        ("dataset.num_test_pairs=8", ["reward_model"]),
-        ("dataset.num_prompts=8", ["reward_model"]),  # it is normalised on their reference answers
-        ("dataset.label_noise_scale=1", ["reward_model"]),
-        ("dataset.num_sft=8", ["sft", "reward_model"]),
-        ("dataset.seed=8", ["sft", "reward_model"]),
-        ("dataset.max_total_length=36", ["sft", "reward_model"]),
-        ("dataset.max_new_tokens=8", ["sft", "reward_model"]),
+        ("dataset.num_eval_prompts=8", ["reference_samples"]),
+        ("dataset.stop_strings=[stop]", ["reference_samples"]),
+        ("dataset.num_pairs=8", ["reward_model", "reference_samples"]),
+        ("dataset.num_test_pairs=8", ["reward_model", "reference_samples"]),
+        ("dataset.num_prompts=8", ["reward_model", "reference_samples"]),  # it is normalised on their reference answers
+        ("dataset.label_noise_scale=1", ["reward_model", "reference_samples"]),
+        ("dataset.num_sft=8", ["sft", "reward_model", "reference_samples"]),
+        ("dataset.seed=8", ["sft", "reward_model", "reference_samples"]),
+        ("dataset.max_total_length=36", ["sft", "reward_model", "reference_samples"]),
+        ("dataset.max_new_tokens=8", ["sft", "reward_model", "reference_samples"]),
     ],
 )
 def test_an_option_of_the_data_retrains_what_reads_it_alone(override, retrained):
@@ -110,6 +110,8 @@ def test_only_what_is_needed_is_an_input(tmp_path):
     assert input_runs(config("stage=sft")) == []
     (tmp_path / "weights").write_text("1")
     given = ["model.sft=false", f"reward.path={tmp_path}"]
+    assert [run.stage.name for run in input_runs(config(*given))] == ["reference_samples"]
+    given.append("evaluation.reference_responses=0")
     assert input_runs(config(*given)) == []
     # ... and what is not used does not tell runs apart.
     assert run_id(config(*given)) == run_id(config(*given, "sft.steps=301", "reward_model.steps=151"))
@@ -133,7 +135,7 @@ def test_an_evaluation_still_has_the_inputs_that_an_option_makes():
 
 def test_an_input_that_trains_little_is_not_sharded():
     ranks = ("hardware.ranks=2", "hardware.sharding=fsdp", "model.train.mode=all", "sft.train.mode=lora")
-    assert [run.hardware.sharding for run in input_runs(config(*ranks))] == ["none", "fsdp"]
+    assert [run.hardware.sharding for run in input_runs(config(*ranks))] == ["none", "fsdp", "none"]
     by_hand = config("stage=sft", *ranks, "hardware.sharding=none", "hardware.threads=2")
     assert run_id(input_runs(config(*ranks))[0]) == run_id(by_hand)
 
