@@ -10,15 +10,17 @@ worked out from the logprobs, in nats, and compared with what was reported:
 | k1 | sum d |
 | k2 | sum d^2 / 2 |
 | k3 | sum (exp(-d) - 1 + d) |
-| k1 with its sign turned | -sum d |
 | k3 with the policies swapped | sum (exp(d) - 1 - d) |
+| absolute value of k1 | sum abs(d) |
 
-each also as a mean per token, and over prompt and response together. Schulman 2020, joschu.net/blog/kl-approx.html.
+each also with its sign turned, per token, over prompt and response together, and with a mask shifted by a token.
+Schulman 2020, joschu.net/blog/kl-approx.html. Where `kl` is the same on every line it is that of all of them together.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,22 +29,18 @@ from typing import Any
 import numpy as np
 
 from analysis.errors import AnalysisError
-from rlhf.files import read_json_lines
+from analysis.run_files import json_lines
 from rlhf.terminal import say
 
 CLOSE = 1e-3
 """Of the spread of reported values: an estimate that is nearer than this is the one that was reported."""
 SIGMAS = 4.0
+CLOSE_OF_ALL = 1e-4
+"""The same of one number for all responses, which more estimates come near by chance."""
 _FEWEST = 8
+_LABELS = {True: "WRONG", False: "right", None: "not checked"}
+_BOTH_LENGTHS = "nats a token, divided by the tokens of prompt and response"
 _COLUMNS = ("logprobs", "reference_logprobs", "sampler_logprobs", "mask")
-
-
-def _k1(d: np.ndarray) -> np.ndarray:
-    return d
-
-
-def _k2(d: np.ndarray) -> np.ndarray:
-    return d**2 / 2.0
 
 
 def _k3(d: np.ndarray) -> np.ndarray:
@@ -50,14 +48,21 @@ def _k3(d: np.ndarray) -> np.ndarray:
 
 
 ESTIMATES: dict[str, Callable[[np.ndarray], np.ndarray]] = {
-    "k1": _k1,
-    "k2": _k2,
+    "k1": lambda d: d,
+    "k2": lambda d: d**2 / 2.0,
     "k3": _k3,
-    "k1 with its sign turned": lambda d: -d,
-    "k3 with the two policies swapped: on the policy's samples its mean is a chi-square less the KL": lambda d: _k3(-d),
+    "k3 with the two policies swapped (its mean is a chi-square less the KL)": lambda d: _k3(-d),
+    "the absolute value of k1, which estimates no KL,": np.abs,
 }
 """Per token. The first three estimate the KL, or in k2's case nearly."""
 RIGHT = ("k1", "k2", "k3")
+REGIONS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "": lambda mask: mask,
+    "over prompt and response: the mask counts prompts": np.ones_like,
+    "one token too early: the mask is shifted": lambda mask: np.append(mask[1:], False),
+    "one token too late: the mask is shifted": lambda mask: np.append(False, mask[:-1]),
+}
+"""Tokens that may have been counted, from the mask of the response; the first are right."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +78,7 @@ class Response:
 
 @dataclass(frozen=True)
 class Finding:
-    wrong: bool
+    wrong: bool | None  # None: could not be checked
     text: str
 
 
@@ -87,14 +92,13 @@ def run(options: argparse.Namespace) -> int:
     """Print what is found; 1 where something is wrong, 0 otherwise.
 
     Raises:
-        AnalysisError: the file cannot be read, or a line is not as it should be.
-        rlhf.errors.FileError: it is no JSON lines.
+        AnalysisError: the file is no JSON lines, or a line is not as it should be.
     """
     responses = read_responses(options.file, options.kl_key)
     findings = check(responses)
     say(f"{options.file}: {len(responses)} responses, {int(sum(one.mask.sum() for one in responses)):,} tokens")
     for finding in findings:
-        say(f"{'WRONG' if finding.wrong else 'right'}: {finding.text}")
+        say(f"{_LABELS[finding.wrong]}: {finding.text}")
     return int(any(finding.wrong for finding in findings))
 
 
@@ -106,7 +110,10 @@ def read_responses(file: Path, kl_key: str = "kl") -> list[Response]:
     """
     if not file.is_file():
         raise AnalysisError(f"{file}: no such file; give JSON lines with logprobs and reference_logprobs")
-    responses = [_response(f"{file}:{number}", row, kl_key) for number, row in enumerate(read_json_lines(file), 1)]
+    rows, bad_lines = json_lines(file)
+    if bad_lines:
+        raise AnalysisError(f"{file}:{bad_lines[0]}: no JSON object; give one a line, each a response")
+    responses = [_response(f"{file}:{number}", row, kl_key) for number, row in enumerate(rows, 1)]
     if len(responses) < _FEWEST:
         raise AnalysisError(f"{file}: {len(responses)} responses say too little; give at least {_FEWEST}")
     return responses
@@ -141,12 +148,13 @@ def _response(place: str, row: Mapping[str, Any], kl_key: str) -> Response:
 
 def check(responses: Sequence[Response]) -> list[Finding]:
     """What can be told, in the order in which one would look."""
-    return [*_direction(responses), *_sampler(responses), *_reported(responses)]
+    with np.errstate(over="ignore", invalid="ignore"):
+        return [*_direction(responses), *_sampler(responses), *_reported(responses)]
 
 
 def _direction(responses: Sequence[Response]) -> Iterator[Finding]:
     """On the policy's samples the mean of k1 is the KL, at least 0, and that of exp(-d) is 1 at every token."""
-    sums = np.array([(one.logprobs - one.reference_logprobs)[one.mask].sum() for one in responses])
+    sums = np.array([_d(one)[one.mask].sum() for one in responses])
     mean, error = float(sums.mean()), float(sums.std(ddof=1) / np.sqrt(len(sums)))
     if mean < -SIGMAS * error and mean < -1e-6:
         yield Finding(
@@ -156,37 +164,54 @@ def _direction(responses: Sequence[Response]) -> Iterator[Finding]:
         )
         return
     yield Finding(False, f"KL by k1: {mean:.4g} nats a response, standard error {error:.2g}")
-    ratios = np.concatenate([np.exp((one.reference_logprobs - one.logprobs)[one.mask]) for one in responses])
-    off, ratio_error = float(ratios.mean() - 1.0), float(ratios.std(ddof=1) / np.sqrt(len(ratios)))
-    if abs(off) > SIGMAS * ratio_error and abs(off) > 1e-3:
-        yield Finding(
-            True,
-            f"the mean of pi_ref / pi over tokens is {1.0 + off:.4g}, not 1 (standard error {ratio_error:.2g}): the "
-            "logprobs are not of the distribution that the tokens were drawn from, or are renormalised by top-p or "
-            "top-k and the reference's are not; look for these, another temperature, or stale weights",
+    off, ratio_error = _off([np.exp(-_d(one)[one.mask]) for one in responses])
+    if not _told_from_0(off, ratio_error):
+        return
+    halves = [np.array_split(np.exp(-_d(one)[one.mask]), 2) for one in responses]
+    (first, first_error), (second, second_error) = (_off(half) for half in zip(*halves, strict=True))
+    differ = _told_from_0(first - second, float(np.hypot(first_error, second_error)))
+    if differ and not _told_from_0(second, second_error):
+        why = "but it is in the second half of the tokens: the mask counts prompts, whose tokens no policy drew"
+    else:
+        why = (
+            "the logprobs are not of the distribution that the tokens were drawn from, or are renormalised by top-p or "
+            "top-k and the reference's are not; look for these, another temperature, stale weights, or a mask that "
+            "counts prompts"
         )
+    yield Finding(
+        True,
+        f"the mean of pi_ref / pi over tokens is {1.0 + off:.4g}, not 1 (standard error {ratio_error:.2g}): {why}",
+    )
+
+
+def _off(ratios: Sequence[np.ndarray]) -> tuple[float, float]:
+    """By how much the mean of all is off 1, and its standard error."""
+    pooled = np.concatenate(ratios)
+    return float(pooled.mean() - 1.0), float(pooled.std(ddof=1) / np.sqrt(len(pooled)))
+
+
+def _told_from_0(value: float, error: float) -> bool:
+    return abs(value) > max(1e-3, SIGMAS * error)
 
 
 def _sampler(responses: Sequence[Response]) -> Iterator[Finding]:
     pairs = [(one.sampler_logprobs, one) for one in responses if one.sampler_logprobs is not None]
     if not pairs:
+        yield Finding(None, "without sampler_logprobs a temperature or top-k of the sampler can go unseen")
         return
     gaps = np.concatenate([(sampler - one.logprobs)[one.mask] for sampler, one in pairs])
     typical = float(np.abs(gaps).mean())
     if typical < 1e-2:
         yield Finding(False, f"sampler and trainer agree: logprobs differ by {typical:.2g} nats a token")
-    elif float((gaps > -1e-3).mean()) > 0.99:
-        yield Finding(
-            True,
-            f"the sampler's logprobs lie {typical:.3g} nats a token above the trainer's, nearly always on that side: "
-            "they are renormalised by top-p, top-k or min-p, and the trainer's are not",
-        )
-    else:
-        yield Finding(
-            True,
-            f"sampler and trainer differ by {typical:.3g} nats a token, to both sides: another temperature, precision "
-            "or weights",
-        )
+        return
+    why = "to both sides: another temperature, precision or weights"
+    for higher, lower, sign in (("sampler", "trainer", 1.0), ("trainer", "sampler", -1.0)):
+        if float((sign * gaps > -1e-3).mean()) > 0.99:
+            why = (
+                f"the {higher}'s nearly always the higher ones: they are renormalised by top-p, top-k or min-p, and "
+                f"the {lower}'s are not"
+            )
+    yield Finding(True, f"logprobs of sampler and trainer differ by {typical:.3g} nats a token, {why}")
 
 
 def _reported(responses: Sequence[Response]) -> Iterator[Finding]:
@@ -194,36 +219,53 @@ def _reported(responses: Sequence[Response]) -> Iterator[Finding]:
     if not known:
         return
     reported = np.array([one.kl for one in known], dtype=np.float64)
+    if np.ptp(reported) == 0.0:  # of the whole batch
+        reported, close = reported[:1], CLOSE_OF_ALL
+    else:
+        close = CLOSE
     scale = max(float(np.abs(reported).mean()), 1e-12)
-    with_prompt = any(not one.mask.all() for one in known)
-    for name, estimate in ESTIMATES.items():
-        for whole in (False, True) if with_prompt else (False,):
-            values = [estimate(_d(one))[slice(None) if whole else one.mask] for one in known]
-            for unit, found in (
-                ("a response", np.array([each.sum() for each in values])),
-                ("a token", np.array([each.mean() for each in values])),
-            ):
-                if float(np.abs(found - reported).mean()) < CLOSE * scale:
-                    yield _told(name, unit, whole)
-                    return
+    for sign, (region, counted), (name, estimate) in itertools.product((1, -1), REGIONS.items(), ESTIMATES.items()):
+        values = [sign * estimate(_d(one)) for one in known]
+        masks = [counted(one.mask) for one in known]
+        for unit, found in _in_units(values, masks, len(reported) == 1):
+            if float(np.abs(found - reported).mean()) < close * scale:
+                wrong = [region] * bool(region) + ["with its sign turned"] * (sign < 0)
+                said = " ".join([f"what is reported is {name} in {unit}", *wrong])
+                yield Finding(bool(wrong) or name not in RIGHT or unit == _BOTH_LENGTHS, said)
+                return
     estimates = ", ".join(
         f"{name} {np.mean([ESTIMATES[name](_d(one))[one.mask].sum() for one in known]):.4g}" for name in RIGHT
     )
     yield Finding(
         True,
         f"what is reported ({reported.mean():.4g} on average) is none of the known estimates of these logprobs "
-        f"({estimates} nats a response): clamped, of other logprobs, or of another temperature",
+        f"({estimates} nats a response): clamped, of other logprobs or another mask, or of another temperature",
     )
 
 
-def _told(name: str, unit: str, whole: bool) -> Finding:
-    if whole:
-        return Finding(
-            True, f"what is reported is {name} in nats {unit} over prompt and response: the mask counts prompts"
+def _in_units(
+    values: Sequence[np.ndarray], masks: Sequence[np.ndarray], of_all: bool
+) -> Iterator[tuple[str, np.ndarray]]:
+    """(responses,) in every unit; the mean over responses alone where it is of all together."""
+    sums, tokens, lengths = (
+        np.array(each, dtype=np.float64)
+        for each in (
+            [value[mask].sum() for value, mask in zip(values, masks, strict=True)],
+            [max(int(mask.sum()), 1) for mask in masks],
+            [len(mask) for mask in masks],
         )
-    if name not in RIGHT:
-        return Finding(True, f"what is reported is {name}")
-    return Finding(False, f"what is reported is {name} in nats {unit}")
+    )
+    found = {
+        "nats a response": sums,
+        "nats a token": sums / tokens,
+        "bits a response": sums / np.log(2.0),
+        "bits a token": sums / tokens / np.log(2.0),
+        _BOTH_LENGTHS: sums / lengths,
+    }
+    for unit, each in found.items():
+        yield unit, each.mean(keepdims=True) if of_all else each
+    if of_all:
+        yield "nats a token of all responses together", np.array([sums.sum() / tokens.sum()])
 
 
 def _d(one: Response) -> np.ndarray:

@@ -73,7 +73,12 @@ def test_what_is_right_is_said_to_be(tmp_path: Path, capsys: pytest.CaptureFixtu
         (lambda row: d_of(row).mean(), 0, "k1 in nats a token"),
         (lambda row: (d_of(row) ** 2 / 2).sum(), 0, "k2"),
         (lambda row: -d_of(row).sum(), 1, "sign turned"),
+        (lambda row: -(d_of(row) ** 2 / 2).mean(), 1, "k2 in nats a token with its sign turned"),
         (lambda row: (np.expm1(d_of(row)) - d_of(row)).sum(), 1, "swapped"),
+        (lambda row: abs(d_of(row)).sum(), 1, "absolute value of k1"),
+        (lambda row: d_of(row).sum() / np.log(2), 0, "k1 in bits a response"),
+        (lambda row: d_of(row).sum() / (PROMPT + RESPONSE), 1, "divided by the tokens of prompt and response"),
+        (lambda row: d_of(row, whole=True)[PROMPT - 1 : -1].sum(), 1, "shifted"),
         (lambda row: d_of(row, whole=True).sum(), 1, "the mask counts prompts"),
         (lambda row: d_of(row).clip(-0.1, 0.1).sum(), 1, "clamped"),
     ],
@@ -88,6 +93,26 @@ def test_the_estimate_that_was_reported_is_named(
     assert words in checked(tmp_path, capsys, other, "--kl-key", "objective/kl")[1]
 
 
+def test_one_number_for_the_whole_batch(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    made = rows(100)
+    of_all = [row | {"kl": float(np.mean([d_of(one).sum() for one in made]))} for row in made]
+    code, said = checked(tmp_path, capsys, of_all)
+    assert code == 0 and "k1 in nats a response" in said
+
+
+def test_a_mask_that_counts_the_prompt_without_a_reported_kl(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # The prompt's tokens were not drawn from the policy, which has learned to expect them: all lie above the reference.
+    made = []
+    for row in rows(200):
+        prompt = [one - 0.1 for one in row["logprobs"][:PROMPT]]
+        reference = [*prompt, *row["reference_logprobs"][PROMPT:]]
+        made.append({"logprobs": row["logprobs"], "reference_logprobs": reference, "mask": [1] * (PROMPT + RESPONSE)})
+    code, said = checked(tmp_path, capsys, made)
+    assert code == 1 and "the mask counts prompts" in said and "not checked: without sampler_logprobs" in said
+
+
 def test_swapped_policies(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     made = [
         {**row, "logprobs": row["reference_logprobs"], "reference_logprobs": row["logprobs"], "kl": None}
@@ -100,6 +125,8 @@ def test_swapped_policies(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
 def test_logprobs_of_a_sampler_that_cuts_the_distribution(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code, said = checked(tmp_path, capsys, rows(top_k=2))
     assert code == 1 and "renormalised by top-p, top-k" in said
+    turned = [row | {"logprobs": row["sampler_logprobs"], "sampler_logprobs": row["logprobs"]} for row in rows(top_k=2)]
+    assert "the trainer's nearly always the higher ones" in checked(tmp_path, capsys, turned)[1]
     # Without the trainer's logprobs: the policy's are renormalised, the reference's are not.
     made = [{**row, "logprobs": row["sampler_logprobs"]} for row in rows(top_k=2)]
     code, said = checked(tmp_path, capsys, [{k: v for k, v in row.items() if k[:3] != "sam"} for row in made])
@@ -139,6 +166,9 @@ def test_a_bad_line_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str],
 
 def test_a_missing_or_short_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["kl-check", str(tmp_path / "none.jsonl")]) == 2
+    (tmp_path / "bad.jsonl").write_text("[1]\n")
+    assert main(["kl-check", str(tmp_path / "bad.jsonl")]) == 2
+    assert "bad.jsonl:1" in capsys.readouterr().err
     (tmp_path / "short.jsonl").write_text(json.dumps(rows(1)[0]) + "\n")
     assert main(["kl-check", str(tmp_path / "short.jsonl")]) == 2
     assert "at least 8" in capsys.readouterr().err
