@@ -1,6 +1,6 @@
 """What did the runs show?
 
-`python -m analysis report|compare|suite|figure|winrate|dashboard|kl-check ...`; each with --help.
+`python -m analysis report|compare|suite|frontier|figure|winrate|dashboard|kl-check ...`; each with --help.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ COMMANDS = {
     "figure": ("analysis.paper_figures.command", "a figure in the paper's form, 1 to 9"),
     "winrate": ("analysis.winrate.command", "responses of two models judged pair by pair, as figure 1"),
     "suite": ("analysis.suite", "algorithms over several tasks, as shares of what is possible"),
+    "frontier": ("analysis.frontier", "reward over KL of any trainer's runs, from CSV, JSON lines or W&B's exports"),
     "kl-check": ("analysis.kl_check", "whether the KL that another trainer reports is what it says"),
     "dashboard": ("analysis.dashboard", "a W&B workspace of a sweep, and its curves averaged over seeds"),
 }

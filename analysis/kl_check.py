@@ -116,6 +116,8 @@ def read_responses(file: Path, kl_key: str = "kl") -> list[Response]:
     responses = [_response(f"{file}:{number}", row, kl_key) for number, row in enumerate(rows, 1)]
     if len(responses) < _FEWEST:
         raise AnalysisError(f"{file}: {len(responses)} responses say too little; give at least {_FEWEST}")
+    if kl_key != "kl" and all(one.kl is None for one in responses):
+        raise AnalysisError(f"{file}: no line has {kl_key} (--kl-key); the first has {', '.join(rows[0])}")
     return responses
 
 
@@ -126,7 +128,7 @@ def _response(place: str, row: Mapping[str, Any], kl_key: str) -> Response:
             continue
         try:
             arrays[name] = np.array(row[name], dtype=np.float64)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             raise AnalysisError(f"{place}: {name} is no list of numbers") from None
         if arrays[name].ndim != 1 or not len(arrays[name]) or not np.isfinite(arrays[name]).all():
             raise AnalysisError(f"{place}: {name} is no list of finite numbers")
@@ -141,7 +143,7 @@ def _response(place: str, row: Mapping[str, Any], kl_key: str) -> Response:
     if not mask.any():
         raise AnalysisError(f"{place}: the mask has no token of the response")
     kl = row.get(kl_key)
-    if kl is not None and (isinstance(kl, bool) or not isinstance(kl, int | float) or not np.isfinite(kl)):
+    if kl is not None and (isinstance(kl, bool) or not isinstance(kl, int | float) or not abs(kl) < np.inf):
         raise AnalysisError(f"{place}: {kl_key} is no finite number")
     return Response(arrays["logprobs"], arrays["reference_logprobs"], mask, arrays.get("sampler_logprobs"), kl)
 
@@ -217,6 +219,7 @@ def _sampler(responses: Sequence[Response]) -> Iterator[Finding]:
 def _reported(responses: Sequence[Response]) -> Iterator[Finding]:
     known = [one for one in responses if one.kl is not None]
     if not known:
+        yield Finding(None, "no line has the KL that the trainer reported (kl, or what --kl-key names)")
         return
     reported = np.array([one.kl for one in known], dtype=np.float64)
     if np.ptp(reported) == 0.0:  # of the whole batch

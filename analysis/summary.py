@@ -159,7 +159,7 @@ def compare(records: Sequence[RunRecord]) -> Comparison:
     groups: dict[tuple[str, str], list[ComparedRun]] = {}
     for run in compared:
         groups.setdefault((run.record.algo, run.record.label), []).append(run)
-    measure = _Measure(common_budget(compared), crossed, reference)
+    measure = _Measure(common_budget([run.curve.largest_kl for run in compared]), crossed, reference)
     settings = [measure.setting(algo, label, runs) for (algo, label), runs in sorted(groups.items())]
     notes = _notes(compared, settings, excluded)
     return Comparison(list(records), settings, excluded, notes, reference, crossed)
@@ -175,7 +175,8 @@ def together(sides: Mapping[str, SettingSummary], kl: float | None = None) -> Co
     records = [run.record for run in runs]
     crossed = share_prompts([(run.record, run.evaluations) for run in runs])
     reference = _reference(records) if crossed else None
-    measure = _Measure(common_budget(runs) if kl is None else kl, crossed, reference)
+    common = common_budget([run.curve.largest_kl for run in runs]) if kl is None else kl
+    measure = _Measure(common, crossed, reference)
     settings = [measure.setting(name, "", list(setting.runs)) for name, setting in sides.items()]
     return Comparison(records, settings, [], scale_notes([record.config for record in records]), reference, crossed)
 
@@ -187,11 +188,11 @@ def share_prompts(runs: Sequence[tuple[RunRecord, Evaluations]]) -> bool:
     return one_task and len(prompts) == 1 and prompts != {0}
 
 
-def common_budget(runs: Sequence[ComparedRun]) -> float:
-    """The largest KL that every run spent, in nats, rounded down to three digits; above 0 where there is a run."""
-    least = min((run.curve.largest_kl for run in runs), default=0.0)
-    if not runs:
-        return least
+def common_budget(largest: Sequence[float]) -> float:
+    """What every run spent, of the largest KL of each, nats above 0: rounded down to three digits; 0 of none."""
+    if not largest:
+        return 0.0
+    least = min(largest)
     digit = 10.0 ** (math.floor(math.log10(least)) - 2)
     return min(least, round(math.floor(least / digit) * digit, 12))
 

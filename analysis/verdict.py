@@ -75,7 +75,8 @@ def _ranking(settings: Sequence[SettingSummary]) -> str:
     for setting in shown:
         share = setting.headline.share
         of_possible = "" if share is None else f" ({share.mean:.0%} of what is possible)"
-        parts.append(f"{setting.name} {_efficiency(setting):.2f}{of_possible}".replace("-", "\N{MINUS SIGN}"))
+        value = f"{_efficiency(setting):.2f}{of_possible}".replace("-", "\N{MINUS SIGN}")
+        parts.append(f"{setting.name} {value}")
     more = len(settings) - len(shown)
     return ", ".join(parts) + (f" and {more} lower" if more else "")
 

@@ -90,7 +90,7 @@ def compare_folders(
         SweepFolderError: a folder is none, or fewer than two settings have a finished run.
         AnalysisError: some run did not spend `kl`.
     """
-    sources = _sources(folders)
+    sources = records_by_sweep(folders)
     sides: dict[str, SettingSummary] = {}
     source_of: dict[str, str] = {}
     notes: list[str] = []
@@ -139,7 +139,7 @@ def _check_spent(sides: dict[str, SettingSummary], kl: float) -> None:
         raise AnalysisError(f"--kl: runs that never spent {kl:g} nats: {listed}; give at most {least:.3g}")
 
 
-def _sources(folders: Sequence[Path]) -> dict[str, list[RunRecord]]:
+def records_by_sweep(folders: Sequence[Path]) -> dict[str, list[RunRecord]]:
     """Records by sweep; single runs under the name ""."""
     found = load_folders(folders)
     single = [record for folder, records in found for record in records if record.folder == folder]

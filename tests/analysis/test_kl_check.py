@@ -147,6 +147,7 @@ def test_another_temperature_of_the_sampler(tmp_path: Path, capsys: pytest.Captu
     ("change", "words"),
     [
         ({"logprobs": "no"}, "no list of numbers"),
+        ({"logprobs": [-(10**400)] * (PROMPT + RESPONSE)}, "no list of numbers"),
         ({"logprobs": [-1.0]}, "different lengths"),
         ({"logprobs": [0.5] * (PROMPT + RESPONSE)}, "above 0"),
         ({"mask": [0] * (PROMPT + RESPONSE)}, "no token of the response"),
@@ -169,6 +170,9 @@ def test_a_missing_or_short_file(tmp_path: Path, capsys: pytest.CaptureFixture[s
     (tmp_path / "bad.jsonl").write_text("[1]\n")
     assert main(["kl-check", str(tmp_path / "bad.jsonl")]) == 2
     assert "bad.jsonl:1" in capsys.readouterr().err
+    (tmp_path / "good.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows(10)))
+    assert main(["kl-check", str(tmp_path / "good.jsonl"), "--kl-key", "KL"]) == 2
+    assert "--kl-key" in capsys.readouterr().err
     (tmp_path / "short.jsonl").write_text(json.dumps(rows(1)[0]) + "\n")
     assert main(["kl-check", str(tmp_path / "short.jsonl")]) == 2
     assert "at least 8" in capsys.readouterr().err
