@@ -8,8 +8,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from analysis.crossed import Run
 from analysis.labels import label_values
-from analysis.statistics import Interval, interval
+from analysis.statistics import Interval, run_interval
 from analysis.summary import ComparedRun, Comparison, SettingSummary
 
 
@@ -72,17 +73,19 @@ def ablations(comparison: Comparison) -> list[Ablation]:
 def _ablation(algo: str, key: str, pairs: Sequence[tuple[float, SettingSummary]]) -> Ablation:
     budget = pairs[0][1].intended_kl  # at the KL that every run spent the setting that spent least would have no area
     points = [
-        AblationPoint(value, setting, interval([_of_runs([run], budget) for run in setting.runs]))
+        AblationPoint(
+            value, setting, run_interval([_of_runs([run], budget) for run in setting.runs], setting.replicates)
+        )
         for value, setting in pairs
     ]
-    seeds = [{run.record.seed for run in setting.runs} for _, setting in pairs]
+    seeds = [{run.record.replicate for run in setting.runs} for _, setting in pairs]
     complete = set.intersection(*seeds)
-    by_seed: dict[int | None, list[ComparedRun]] = {}
+    by_seed: dict[Run, list[ComparedRun]] = {}
     for _, setting in pairs:
         for run in setting.runs:
-            if run.record.seed in complete:
-                by_seed.setdefault(run.record.seed, []).append(run)
-    whole = interval([_of_runs(runs, budget) for runs in by_seed.values()]) if by_seed else None
+            if run.record.replicate in complete:
+                by_seed.setdefault(run.record.replicate, []).append(run)
+    whole = run_interval([_of_runs(runs, budget) for runs in by_seed.values()], list(by_seed)) if by_seed else None
     left_out = len(set.union(*seeds) - complete)
     return Ablation(algo, key, tuple(sorted(points, key=lambda point: point.value)), whole, left_out)
 

@@ -40,6 +40,7 @@ from analysis.findings import Findings
 from analysis.looks import Look, algorithm_looks, drawn_settings, draws_runs, looks
 from analysis.optimum import ReferenceSamples, best_of_n
 from analysis.overoptimization import GoldFit
+from analysis.replicates import drawn_text
 from analysis.statistics import Interval
 from analysis.summary import ComparedRun, SettingSummary, samples_name
 from analysis.tables import interval_text
@@ -129,15 +130,8 @@ def charts(findings: Findings) -> list[Figure]:
     return made + [ablation_figure(key, [one for one in findings.ablations if one.key == key]) for key in keys]
 
 
-def seeds_text(settings: Sequence[SettingSummary]) -> str:
-    """`3 seeds`, or `2 to 3 seeds`."""
-    counts = sorted({len(setting.runs) for setting in settings})
-    few = f"{counts[0]} to " if len(counts) > 1 else ""
-    return f"{few}{counts[-1]} seed{'s' if counts[-1] > 1 else ''}"
-
-
 def _band_note(settings: Sequence[SettingSummary]) -> str:
-    seeds = seeds_text(settings)
+    seeds = drawn_text(settings)
     return "Lines are single runs." if seeds == "1 seed" else f"Lines: mean over {seeds}; bands: minimum to maximum."
 
 

@@ -8,14 +8,17 @@ from typing import Any
 
 from rlhf.config.build import paths_without_effect
 
-# Also the seed, over which results are averaged, and what is kept: another id, and the same results.
-_SAME_RESULTS = {"seed", "checkpoint.save_final", *paths_without_effect()}
+REPLICATES = ("sft.seed", "reward_model.seed", "seed")
+"""What is drawn anew where a run is repeated, the outermost first: runs that differ in no more are of one setting."""
+
+# Also what is kept: another id, and the same results.
+_SAME_RESULTS = {*REPLICATES, "checkpoint.save_final", *paths_without_effect()}
 _ABSENT = object()
 _NAN = float("nan")
 
 
 def label_configs(configs: list[dict[str, Any]]) -> list[str]:
-    """One label per config, such as `lam=0.1, sft.seed=3`; all "" where nothing but the seed differs."""
+    """One label per config, such as `lam=0.1, sft.steps=3`; all "" where nothing but the seeds differ."""
     flats = [flatten(config) for config in configs]
     differing = differing_keys(flats)
     leaf_counts = Counter(key.rsplit(".", 1)[-1] for key in set().union(*flats)) if flats else Counter()

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from analysis.errors import AnalysisError
-from analysis.labels import label_configs
+from analysis.labels import REPLICATES, label_configs
 from analysis.parallel import mapped
 from analysis.run_files import Metrics, NotPlainError, json_lines, plain, read_yaml, to_metrics
 from rlhf.errors import printable
@@ -66,6 +66,12 @@ class RunRecord:
         """(rows,) float64: metric `name` of each row, NaN where the row lacks it or holds no number."""
         found = self.metrics.columns.get(name)
         return np.full(len(self.metrics), np.nan) if found is None else found
+
+    @property
+    def replicate(self) -> tuple[int | None, ...]:
+        """Its sft.seed, reward_model.seed and seed, None where it has none: which repetition of its setting it is."""
+        drawn = (self.setting(path) for path in REPLICATES[:-1])
+        return (*(seed if isinstance(seed, int) else None for seed in drawn), self.seed)
 
     def setting(self, path: str, default: Any = None) -> Any:
         """The value at a dotted path of the config, such as `dataset.kl_budgets`."""

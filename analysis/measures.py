@@ -10,8 +10,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from analysis.crossed import Run
 from analysis.evaluations import Evaluations
-from analysis.statistics import MIN_SEEDS_STUDENT, Interval, interval, spread_interval
+from analysis.statistics import MIN_SEEDS_STUDENT, Interval, run_interval, spread_interval
 from analysis.summary import Comparison, SettingSummary
 
 # Of the largest gain, in the median algorithm's best setting: most settings reach it, and a dead one cannot lower it.
@@ -100,18 +101,18 @@ def _claims(setting: SettingSummary, horizon: float, target: float | None) -> Cl
     known = [one for one in reached if one is not None]
     return Claims(
         setting=setting,
-        mean_gain=interval([mean_gain(one, horizon) for one in points]),
-        samples_to_target=_bounded(known, horizon) if known and len(known) == len(points) else None,
+        mean_gain=run_interval([mean_gain(one, horizon) for one in points], setting.replicates),
+        samples_to_target=_bounded(known, setting, horizon) if known and len(known) == len(points) else None,
         runs_at_target=len(known),
-        largest_fall=_bounded([largest_fall(one, horizon) for one in points]),
-        kl_overshoot=_bounded([kl_overshoot(one, setting.intended_kl, horizon) for one in points]),
+        largest_fall=_bounded([largest_fall(one, horizon) for one in points], setting),
+        kl_overshoot=_bounded([kl_overshoot(one, setting.intended_kl, horizon) for one in points], setting),
         spread=spread_interval([float(_up_to(one, horizon).gain[-1] + one.reward[0]) for one in points]),
     )
 
 
-def _bounded(values: Sequence[float], largest: float = math.inf) -> Interval:
+def _bounded(values: Sequence[float], setting: SettingSummary, largest: float = math.inf) -> Interval:
     """The interval of values from 0 to `largest`, cut off there."""
-    found = interval(values)
+    found = run_interval(values, setting.replicates)
     if found.low is None or found.high is None:
         return found
     return replace(found, low=max(0.0, found.low), high=min(largest, found.high))
@@ -186,10 +187,10 @@ def kl_overshoot(points: Evaluations, budget: float, horizon: float) -> float:
 
 def sensitivities(comparison: Comparison) -> list[Sensitivity]:
     """Of algorithms with at least two settings tried and one of them compared. Empty where there is none."""
-    by_algo: dict[str, list[dict[int | None, float]]] = {}  # KL efficiency by seed, of each setting
+    by_algo: dict[str, list[dict[Run, float]]] = {}  # KL efficiency by seed, of each setting
     for setting in comparison.settings:
         budget = setting.headline.kl_budget
-        own = {run.record.seed: run.efficiency(budget) for run in setting.runs}
+        own = {run.record.replicate: run.efficiency(budget) for run in setting.runs}
         by_algo.setdefault(setting.algo, []).append(own)
     compared = {(setting.algo, setting.label) for setting in comparison.settings}
     closed = [
@@ -206,16 +207,18 @@ def sensitivities(comparison: Comparison) -> list[Sensitivity]:
     ]
 
 
-def expected(values: Sequence[Mapping[int | None, float]], failed: int, count: int) -> tuple[Interval, ...]:
-    """Best, median and worst of `count` settings; `values` are by seed, one mapping per setting with a result."""
+def expected(values: Sequence[Mapping[Run, float]], failed: int, count: int) -> tuple[Interval, ...]:
+    """Best, median and worst of `count` settings; `values` are by run, one mapping per setting with a result."""
     shared = set.intersection(*(set(one) for one in values))
     if len(shared) >= MIN_SEEDS_STUDENT:
-        table = np.array([[one[seed] for one in values] for seed in sorted(shared, key=str)])  # (seeds, settings)
+        runs = sorted(shared, key=str)
+        table = np.array([[one[run] for one in values] for run in runs])  # (runs, settings)
     else:
+        runs = [(0,)]
         table = np.array([[float(np.mean(list(one.values()))) for one in values]])
     with_failed = np.concatenate([table, np.zeros((len(table), failed))], axis=1)
     ranked = with_failed[:, np.argsort(with_failed.mean(axis=0), kind="stable")]
-    return tuple(interval(sums.tolist()) for sums in order_weights(ranked.shape[1], count) @ ranked.T)
+    return tuple(run_interval(sums, runs) for sums in order_weights(ranked.shape[1], count) @ ranked.T)
 
 
 def order_weights(tried: int, count: int) -> np.ndarray:

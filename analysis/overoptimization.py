@@ -13,7 +13,8 @@ from typing import Literal
 
 import numpy as np
 
-from analysis.statistics import Interval, interval
+from analysis.crossed import Run
+from analysis.statistics import Interval, run_interval
 from analysis.summary import ComparedRun, SettingSummary
 
 # A fit through fewer points, or through ones that hardly differ in KL, says nothing.
@@ -51,7 +52,7 @@ class GoldFit:
 def gold_fit(setting: SettingSummary) -> GoldFit | None:
     """None without a gold reward, or with too few evaluations that left the initial policy."""
     points = [_points(run) for run in setting.runs]
-    line = fitted_line(points)
+    line = fitted_line(points, setting.replicates)
     if line is None:
         return None
     alpha, beta = line
@@ -64,24 +65,25 @@ def gold_fit(setting: SettingSummary) -> GoldFit | None:
     return GoldFit(setting, alpha, beta, 1.0 - left / total if total > 0.0 else 0.0, peak, trend)
 
 
-def fitted_line(points: list[_Points]) -> tuple[Interval, Interval] | None:
+def fitted_line(points: list[_Points], runs: Sequence[Run] | None = None) -> tuple[Interval, Interval] | None:
     """alpha and beta of the line through all runs, as `GoldFit` has them; None where a run alone tells no line."""
     alone = [fit for one in points if (fit := _fitted([one]))]
     line = _fitted(points)
     if line is None or len(alone) < len(points):
         return None
+    runs = [(seed,) for seed in range(len(points))] if runs is None else runs
     without = [_fitted(points[:place] + points[place + 1 :]) or line for place in range(len(points))]
     alpha, beta = (
-        _jackknife(line[part], [fit[part] for fit in alone], [fit[part] for fit in without]) for part in (0, 1)
+        _jackknife(line[part], [fit[part] for fit in alone], [fit[part] for fit in without], runs) for part in (0, 1)
     )
     return alpha, beta
 
 
-def _jackknife(whole: float, alone: list[float], without: list[float]) -> Interval:
+def _jackknife(whole: float, alone: list[float], without: list[float], runs: Sequence[Run]) -> Interval:
     """`whole` with the interval of its pseudo-values n whole - (n - 1) without_i, one per seed (Tukey 1958); least and
     largest are those of `alone`."""
     count = len(alone)
-    found = interval([count * whole - (count - 1) * one for one in without])
+    found = run_interval([count * whole - (count - 1) * one for one in without], runs)
     low, high = (None if end is None else whole + end - found.mean for end in (found.low, found.high))
     return Interval(whole, low, high, min(alone), max(alone), count, found.method)
 

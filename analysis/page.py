@@ -47,6 +47,7 @@ def render_page(title: str, findings: Findings, figures: Sequence[Figure]) -> st
         "counts": page_texts.counts(comparison),
         "diagnoses": findings.diagnoses,
         "answer": findings.verdict,
+        "spreads": page_tables.spread_table(comparison),
         "pairs": page_tables.pairs_table(findings.verdict.pairs) if findings.verdict.pairs else None,
         "problems": page_texts.problems(comparison, findings.diagnoses),
         "headline": page_tables.headline_table(settings) if settings else None,

@@ -12,9 +12,10 @@ from analysis.load import RunRecord
 from analysis.looks import drawn_settings
 from analysis.measures import Claims, ClaimsTable, Sensitivity
 from analysis.overoptimization import GoldFit
-from analysis.statistics import Interval
+from analysis.replicates import drawn_text
+from analysis.statistics import Interval, shares_draws
 from analysis.summary import BudgetResult, Comparison, NotReached, SettingSummary
-from analysis.tables import change_text, efficiency_header, interval_text, number
+from analysis.tables import SPREAD_TITLE, change_text, efficiency_header, interval_text, number, spread_rows
 from analysis.verdict import Pair
 
 _LISTED_SEEDS = 5
@@ -85,7 +86,10 @@ def _mean(value: Interval) -> Cell:
     return Cell(interval_text(value) if value.low is not None else number(value.mean), value.mean)
 
 
-def _seeds(seeds: Sequence[int]) -> str:
+def _seeds(setting: SettingSummary) -> str:
+    if shares_draws(setting.replicates):
+        return drawn_text([setting])
+    seeds = setting.seeds
     if len(seeds) <= _LISTED_SEEDS:
         return ", ".join(map(str, seeds))
     return f"{len(seeds)} ({min(seeds)} to {max(seeds)})"
@@ -109,7 +113,7 @@ def headline_table(settings: Sequence[SettingSummary]) -> PageTable:
                 "reward": Cell(reward, setting.reward_after.mean),
                 **({"gold reward": gold_cell} if with_gold else {}),
                 "KL, nats": _cell(setting.kl, 2),
-                "seeds": Cell(_seeds(setting.seeds), len(setting.runs)),
+                "seeds": Cell(_seeds(setting), len(setting.runs)),
             }
         )
     caption = "The result, before and after training, means over seeds"
@@ -147,6 +151,13 @@ def pairs_table(found: Sequence[Pair]) -> PageTable:
     return PageTable(
         "pairs", _of_rows("Pairs within the KL that every run spent", len(found), "compare lists all"), rows
     )
+
+
+def spread_table(comparison: Comparison) -> PageTable | None:
+    """None where SFT policies and reward models are not replicated."""
+    rows = [{name: Cell(text) for name, text in row.items()} for row in spread_rows(comparison)]
+    caption = _of_rows(SPREAD_TITLE, len(rows), "compare lists all")
+    return PageTable("spread", caption, rows[:MOST_ROWS]) if rows else None
 
 
 def _at_budget(budget: BudgetResult | NotReached | None, setting: SettingSummary) -> Cell:

@@ -18,9 +18,9 @@ from analysis.measures import ClaimsTable
 from analysis.page_texts import problems
 from analysis.statistics import Interval
 from analysis.summary import Comparison, compare
-from analysis.tables import KL_EFFICIENCY_COLUMNS, kl_efficiency_rows, run_rows, summary_table, write_csv
+from analysis.tables import KL_EFFICIENCY_COLUMNS, kl_efficiency_rows, run_rows, spread_table, summary_table, write_csv
 
-__all__ = ["problem_lines", "summary_table", "write_report"]
+__all__ = ["problem_lines", "spread_table", "summary_table", "write_report"]
 
 NOTHING_COMPARED = 1
 _MOST_REASONS = 5
@@ -71,7 +71,7 @@ def run(options: argparse.Namespace) -> int:
     folder, records = _source(options)
     files = write_report(folder, records, options.output)
     console = made_console(narrowest=NARROWEST)
-    console.print(summary_table(files.comparison, console.width))
+    console.print(*filter(None, (summary_table(files.comparison, console.width), spread_table(files.comparison))))
     for line in (files.findings.verdict.sentence, files.findings.verdict.detail):
         tell(console, line)
     if options.wandb is not None:

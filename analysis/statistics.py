@@ -1,4 +1,4 @@
-"""Intervals over seeds. Seeds are the unit: each value is one run's."""
+"""Intervals over runs: each value is one run's."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 from scipy.special import chdtri, ndtr, ndtri, stdtr, stdtrit  # scipy.stats takes a second to import
+
+from analysis.crossed import Run, crossed_mean, sampled_axes
 
 # A percentile bootstrap of 3 seeds covers 76 % instead of 95 %, of 5 seeds 82 %: Student t below 10 seeds.
 MIN_SEEDS_STUDENT = 3
@@ -32,7 +34,9 @@ class Interval:
     minimum: float
     maximum: float
     seeds: int
-    method: str  # "none", "student_t", "chi_square", "bca"; "crossed" over prompts too, "prompts" over them alone
+    method: str
+    """"none", "student_t", "chi_square", "bca"; "crossed" over prompts and runs, "prompts" over them alone,
+    "replicates" over runs that share SFT policies or reward models."""
 
 
 def interval(values: Sequence[float], level: float = LEVEL) -> Interval:
@@ -49,6 +53,29 @@ def interval(values: Sequence[float], level: float = LEVEL) -> Interval:
         half_width = stdtrit(len(sample) - 1, (1.0 + level) / 2.0) * sample.std(ddof=1) / np.sqrt(len(sample))
         return _made(sample, sample.mean(), (sample.mean() - half_width, sample.mean() + half_width), "student_t")
     return _bootstrapped(sample, _mean, level)
+
+
+def run_interval(values: np.ndarray | Sequence[float], runs: Sequence[Run]) -> Interval:
+    """The interval of the mean of runs: crossed with prompts where their parts are known, and over the outermost axes
+    where several runs share what was drawn there; `interval` of runs that are independent.
+
+    Args:
+        values: (S,) one number a run, or (S, P) each prompt's part of it.
+        runs: (S,) what was drawn for each, the outermost first.
+    """
+    table = np.asarray(values, dtype=np.float64).reshape(len(runs), -1)
+    of_runs = table.mean(axis=1)
+    if table.shape[1] == 1 and not shares_draws(runs):
+        return interval(of_runs.tolist())
+    found = crossed_mean(table, runs)
+    ends = (found.low, found.high) if found.standard_error > 0.0 else None
+    over = "replicates" if table.shape[1] == 1 else "prompts" if found.of_these_runs else "crossed"
+    return _made(of_runs, found.value, ends, over if ends or table.shape[1] > 1 else "none")
+
+
+def shares_draws(runs: Sequence[Run]) -> bool:
+    """Whether more than the innermost axis is replicated, so that runs are not independent of one another."""
+    return any(axis + 1 < len(runs[0]) for axis in sampled_axes(runs, least=2))
 
 
 def iqm_interval(values: Sequence[float], level: float = LEVEL) -> Interval | None:

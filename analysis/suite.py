@@ -20,7 +20,7 @@ import numpy as np
 
 from analysis.errors import AnalysisError
 from analysis.load import load_sweep
-from analysis.summary import compare
+from analysis.summary import compare, shares_of_optimum
 from analysis.tables import number, write_csv
 from rlhf.terminal import say
 
@@ -165,14 +165,12 @@ def _task(folder: Path) -> dict[str, np.ndarray]:
         if setting.algo in found:
             raise AnalysisError(f"{folder}: has several settings of {setting.algo}; give a sweep with one of each")
         budget = setting.headline.kl_budget
-        optimum = None if comparison.reference is None else comparison.reference.efficiency(budget)
-        if optimum is None or optimum.mean() <= 0.0:
+        if (shares := shares_of_optimum(setting.runs, budget)) is None:
             raise AnalysisError(
                 f"{folder}: has no share of the optimum at {budget:g} nats; run it with "
                 "evaluation.reference_responses=256, or more where it has some"
             )
-        parts = [run.curve.efficiency(budget) for run in setting.runs]
-        found[setting.algo] = np.array([one.mean() / optimum.mean() for one in parts if one is not None])
+        found[setting.algo] = shares.mean(axis=1)
     if not found:
         raise AnalysisError(f"{folder}: has no finished run to compare")
     return found

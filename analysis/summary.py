@@ -1,22 +1,30 @@
-"""Runs -> one row per algorithm and setting, with intervals over seeds, and all that has to be said beside it."""
+"""Runs -> one row per algorithm and setting, with intervals over runs, and all that has to be said beside it.
+
+Runs that differ in `seed`, `sft.seed` or `reward_model.seed` alone are repetitions of one setting. Each is read against
+the reference samples of its own initial policy, scored by its own reward model. A reward model's unit is its own: the
+standard deviation of its scores of reference answers (`reward_model.normalize=mean_std`), which makes gains by several
+of them alike in size, and their mean a gain in such deviations. The share of the optimum has no unit, each run's E(K)
+being divided by the optimum for its own initial policy and reward model, and can always be averaged.
+"""
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
 
 import numpy as np
 
-from analysis.crossed import crossed_mean
+from analysis.crossed import Run, sampled_axes
 from analysis.evaluations import Evaluations, UnusableRunError, evaluations
 from analysis.kl_efficiency import GainCurve
-from analysis.labels import differing_settings
+from analysis.labels import REPLICATES, differing_settings
 from analysis.load import RL_STAGES, RunRecord
 from analysis.optimum import ReferenceSamples
 from analysis.parallel import mapped
-from analysis.statistics import Interval, interval, iqm_interval
+from analysis.statistics import Interval, iqm_interval, run_interval, shares_draws
 from rlhf.runs.state import KEPT_REFERENCES
 
 # Sums and squares of more would not be finite.
@@ -36,6 +44,7 @@ class ComparedRun:
     evaluations: Evaluations
     curve: GainCurve
     kl_budgets: tuple[float, ...]  # dataset.kl_budgets, nats
+    reference: ReferenceSamples | None = None  # of its own initial policy
 
     def efficiency(self, budget: float) -> float:
         """E(K) at a budget in nats that the run spent."""
@@ -60,7 +69,7 @@ class BudgetResult:
 
     kl_budget: float  # nats
     kl_efficiency: Interval  # units of reward
-    iqm: Interval | None  # interquartile mean over seeds of the KL efficiency; None below 8 seeds
+    iqm: Interval | None  # interquartile mean over seeds of the KL efficiency; None below 8, or of several SFT policies
     gain: Interval  # reward gain at KL <= budget
     share: Interval | None  # of the optimum's KL efficiency; None without reference samples that see as far
 
@@ -101,7 +110,12 @@ class SettingSummary:
 
     @property
     def seeds(self) -> list[int]:
-        return [run.record.seed for run in self.runs if run.record.seed is not None]
+        return sorted({run.record.seed for run in self.runs if run.record.seed is not None})
+
+    @property
+    def replicates(self) -> list[Run]:
+        """What was drawn for each run."""
+        return [run.record.replicate for run in self.runs]
 
 
 @dataclass(frozen=True)
@@ -112,10 +126,19 @@ class Comparison:
     settings: list[SettingSummary]
     excluded: list[ExcludedRun]
     notes: list[str]
-    reference: ReferenceSamples | None = None
-    """Of the initial policy that all compared runs started from."""
     crossed: bool = False
     """Whether intervals hold for prompts and seeds; over seeds alone where runs kept no numbers of prompts."""
+
+    @functools.cached_property
+    def reference(self) -> ReferenceSamples | None:
+        """Of the initial policy that the compared runs started from; of all of them together, the prompts of one beside
+        those of another, where there are several. None where a run has none."""
+        found = [run.reference for setting in self.settings for run in setting.runs]
+        distinct = {id(one): one for one in found if one is not None}
+        if not found or None in found or len(distinct) == 1:
+            return found[0] if len(distinct) == 1 and None not in found else None
+        fewest = min(one.rewards.shape[1] for one in distinct.values())
+        return ReferenceSamples(np.concatenate([one.rewards[:, :fewest] for one in distinct.values()]))
 
 
 def samples_name(settings: Sequence[SettingSummary]) -> str:
@@ -130,13 +153,13 @@ def compare(records: Sequence[RunRecord]) -> Comparison:
     """Sort the runs of the RL stages into compared and excluded ones, and summarise the former."""
     usable: list[tuple[RunRecord, Evaluations, tuple[float, ...]]] = []
     excluded: list[ExcludedRun] = []
-    taken: dict[tuple[str, str, int | None], str] = {}
+    taken: dict[tuple[str, str, Run], str] = {}
     for record in records:
         if record.stage not in RL_STAGES:
             continue
         try:
             found = _usable(record)
-            place = (record.algo, record.label, record.seed)
+            place = (record.algo, record.label, record.replicate)
             if place in taken:
                 raise UnusableRunError(f"of the same algorithm, settings and seed as {taken[place]}, which counts")
             taken[place] = record.id
@@ -144,13 +167,15 @@ def compare(records: Sequence[RunRecord]) -> Comparison:
         except UnusableRunError as error:
             excluded.append(ExcludedRun(record, str(error)))
     crossed = share_prompts([(record, points) for record, points, _ in usable])
-    reference = _reference([record for record, _, _ in usable]) if crossed else None
-    if reference is not None:
-        usable = [(record, evaluations(record, reference.baseline), budgets) for record, _, budgets in usable]
+    references = _references([(record, points) for record, points, _ in usable]) if crossed else [None] * len(usable)
+    usable = [
+        (record, points if one is None else evaluations(record, one.baseline), budgets)
+        for (record, points, budgets), one in zip(usable, references, strict=True)
+    ]
     curves = mapped(_curve, [points for _, points, _ in usable])
     compared = [
-        ComparedRun(record, points, curve, budgets)
-        for (record, points, budgets), curve in zip(usable, curves, strict=True)
+        ComparedRun(record, points, curve, budgets, one)
+        for (record, points, budgets), curve, one in zip(usable, curves, references, strict=True)
     ]
     least = MOVED if any(run.curve.largest_kl >= MOVED for run in compared) else 0.0
     still = [run for run in compared if run.curve.largest_kl < least or run.curve.largest_kl == 0.0]
@@ -159,10 +184,10 @@ def compare(records: Sequence[RunRecord]) -> Comparison:
     groups: dict[tuple[str, str], list[ComparedRun]] = {}
     for run in compared:
         groups.setdefault((run.record.algo, run.record.label), []).append(run)
-    measure = _Measure(common_budget([run.curve.largest_kl for run in compared]), crossed, reference)
+    measure = _Measure(common_budget([run.curve.largest_kl for run in compared]), crossed)
     settings = [measure.setting(algo, label, runs) for (algo, label), runs in sorted(groups.items())]
     notes = _notes(compared, settings, excluded)
-    return Comparison(list(records), settings, excluded, notes, reference, crossed)
+    return Comparison(list(records), settings, excluded, notes, crossed)
 
 
 def together(sides: Mapping[str, SettingSummary], kl: float | None = None) -> Comparison:
@@ -174,11 +199,10 @@ def together(sides: Mapping[str, SettingSummary], kl: float | None = None) -> Co
     runs = [run for setting in sides.values() for run in setting.runs]
     records = [run.record for run in runs]
     crossed = share_prompts([(run.record, run.evaluations) for run in runs])
-    reference = _reference(records) if crossed else None
     common = common_budget([run.curve.largest_kl for run in runs]) if kl is None else kl
-    measure = _Measure(common, crossed, reference)
+    measure = _Measure(common, crossed)
     settings = [measure.setting(name, "", list(setting.runs)) for name, setting in sides.items()]
-    return Comparison(records, settings, [], scale_notes([record.config for record in records]), reference, crossed)
+    return Comparison(records, settings, [], [*scale_notes(records), *_draw_notes(settings)], crossed)
 
 
 def share_prompts(runs: Sequence[tuple[RunRecord, Evaluations]]) -> bool:
@@ -201,14 +225,22 @@ def _hardly_moved(run: ComparedRun) -> str:
     return f"hardly left the initial policy: its largest KL is {run.curve.largest_kl:.2g} nats"
 
 
-def _reference(runs: Sequence[RunRecord]) -> ReferenceSamples | None:
-    """The scores that all runs name in their summaries; None where they name different ones, or they cannot be read."""
-    places = {run.folder.parent / KEPT_REFERENCES / str(run.summary.get("reference_samples")) for run in runs}
-    contents = {place.name: place for place in places}
-    if len(contents) != 1:
-        return None
+def _references(runs: Sequence[tuple[RunRecord, Evaluations]]) -> Sequence[ReferenceSamples | None]:
+    """The scores that each run names in its summary; None for all where one names none that can be read."""
+    read = functools.cache(_samples)
+    found = [
+        read(record.folder.parent / KEPT_REFERENCES / str(record.summary.get(KEPT_REFERENCES))) for record, _ in runs
+    ]
+    fits = (
+        one is not None and len(one.baseline) == points.gains.shape[1]
+        for one, (_, points) in zip(found, runs, strict=True)
+    )
+    return found if all(fits) else [None] * len(runs)
+
+
+def _samples(place: Path) -> ReferenceSamples | None:
     try:
-        with np.load(contents.popitem()[1]) as file:
+        with np.load(place) as file:
             return ReferenceSamples(file["reward"])
     except (OSError, ValueError, KeyError):
         return None
@@ -259,27 +291,27 @@ class _Measure:
 
     common: float  # nats that every run spent
     crossed: bool
-    reference: ReferenceSamples | None
 
     def setting(self, algo: str, label: str, runs: list[ComparedRun]) -> SettingSummary:
-        runs = sorted(runs, key=lambda run: (run.record.seed or 0, run.record.id))
+        runs = sorted(runs, key=lambda run: (*(one or 0 for one in run.record.replicate), run.record.id))
+        replicates = [run.record.replicate for run in runs]
 
-        def over_seeds(value: Callable[[ComparedRun], float]) -> Interval:
-            return interval([value(run) for run in runs])
+        def over_runs(value: Callable[[ComparedRun], float]) -> Interval:
+            return run_interval([value(run) for run in runs], replicates)
 
         def gold(index: int) -> Interval | None:
             values = [run.evaluations.gold_reward[index] for run in runs if run.evaluations.gold_reward is not None]
-            return interval(values) if len(values) == len(runs) and np.isfinite(values).all() else None
+            return run_interval(values, replicates) if len(values) == len(runs) and np.isfinite(values).all() else None
 
         return SettingSummary(
             algo=algo,
             label=label,
             runs=tuple(runs),
-            reward_before=over_seeds(lambda run: run.evaluations.reward[0]),
-            reward_after=over_seeds(lambda run: run.evaluations.reward[-1]),
+            reward_before=over_runs(lambda run: run.evaluations.reward[0]),
+            reward_after=over_runs(lambda run: run.evaluations.reward[-1]),
             gold_before=gold(0),
             gold_after=gold(-1),
-            kl=over_seeds(lambda run: run.evaluations.kl[-1]),
+            kl=over_runs(lambda run: run.evaluations.kl[-1]),
             headline=self.at(self.common, runs),
             budgets=tuple(self.within(budget, runs) for budget in sorted(runs[0].kl_budgets)),
         )
@@ -290,13 +322,15 @@ class _Measure:
 
     def at(self, budget: float, runs: Sequence[ComparedRun]) -> BudgetResult:
         """At a budget that all of them spent."""
+        replicates = [run.record.replicate for run in runs]
         table = self._table([run.curve.efficiency(budget) for run in runs])
+        shares = shares_of_optimum(runs, budget) if self.crossed else None
         return BudgetResult(
             kl_budget=budget,
-            kl_efficiency=self._interval(table),
-            iqm=iqm_interval(table.mean(axis=1).tolist()),
-            gain=self._interval(self._table([run.curve.gain(budget) for run in runs])),
-            share=self._share(table, budget),
+            kl_efficiency=run_interval(table, replicates),
+            iqm=None if shares_draws(replicates) else iqm_interval(table.mean(axis=1).tolist()),
+            gain=run_interval(self._table([run.curve.gain(budget) for run in runs]), replicates),
+            share=None if shares is None else run_interval(shares, replicates),
         )
 
     def _table(self, parts: Sequence[np.ndarray | None]) -> np.ndarray:
@@ -305,36 +339,57 @@ class _Measure:
         assert len(known) == len(parts)
         return np.array([one if self.crossed else [np.mean(one)] for one in known], dtype=np.float64)
 
-    def _share(self, table: np.ndarray, budget: float) -> Interval | None:
-        """E(K) / E*(K), whose interval is that of its linear form, prompt by prompt."""
-        optimum = None if self.reference is None else self.reference.efficiency(budget)
-        if optimum is None or optimum.mean() <= 0.0:
+
+def shares_of_optimum(runs: Sequence[ComparedRun], budget: float) -> np.ndarray | None:
+    """(S, P) whose mean over prompts is each run's share, E(K) / E*(K), at a budget that all spent, and whose spread
+    over prompts is that of its linear form. None where the samples of a run cannot see as far."""
+    of_samples = {id(run.reference): run.reference and run.reference.efficiency(budget) for run in runs}
+    parts = []
+    for run in runs:
+        optimum, own = of_samples[id(run.reference)], run.curve.efficiency(budget)
+        if optimum is None or own is None or optimum.mean() <= 0.0:
             return None
-        ratio = table.mean() / optimum.mean()
-        found = self._interval((table - ratio * optimum) / optimum.mean())
-        shares = table.mean(axis=1) / optimum.mean()
-        low, high = (None if end is None else end + ratio for end in (found.low, found.high))
-        return Interval(float(ratio), low, high, float(shares.min()), float(shares.max()), found.seeds, found.method)
-
-    def _interval(self, table: np.ndarray) -> Interval:
-        """Of (S, P) parts: over seeds and prompts, or over seeds alone."""
-        values = table.mean(axis=1)
-        if not self.crossed:
-            return interval(values.tolist())
-        found = crossed_mean(table)
-        method = "prompts" if found.of_these_runs else "crossed"
-        ends = (found.low, found.high) if found.standard_error > 0.0 else (None, None)
-        return Interval(found.value, *ends, float(values.min()), float(values.max()), len(values), method)
+        share = own.mean() / optimum.mean()
+        parts.append(share + (own - share * optimum) / optimum.mean())
+    return np.array(parts)
 
 
-def scale_notes(configs: Sequence[dict[str, Any]]) -> list[str]:
-    """Where rewards or KLs of these runs may not be the same quantity; at most one sentence."""
-    differing = [key for key in differing_settings(configs) if key.startswith(_SAME_SCALE)]
-    if not differing:
+def scale_notes(records: Sequence[RunRecord]) -> list[str]:
+    """Where rewards or KLs of these runs may not be the same quantity."""
+    notes = []
+    differing = [key for key in differing_settings([one.config for one in records]) if key.startswith(_SAME_SCALE)]
+    if differing:
+        said = "Rewards may not be on one scale, or KL not from one initial policy."
+        notes.append(f"Not the same in all runs: {_first(differing)}. {said}")
+    unit = {one.setting("reward_model.normalize") for one in records} - {"mean_std", None}
+    if unit and len({one.replicate[:-1] for one in records}) > 1:
+        notes.append(
+            "The reward models of several seeds have units of their own (reward_model.normalize is not mean_std): go "
+            "by the share of the optimum, which has none."
+        )
+    return notes
+
+
+def _draw_notes(settings: Sequence[SettingSummary]) -> list[str]:
+    """Where settings are compared that do not start from the same SFT policies and reward models."""
+    drawn = {frozenset(run[:-1] for run in setting.replicates) for setting in settings}
+    if len(drawn) < 2:
         return []
-    more = len(differing) - _KEYS_NAMED
-    named = ", ".join(differing[:_KEYS_NAMED]) + (f" and {more} more" if more > 0 else "")
-    return [f"Not the same in all runs: {named}. Rewards may not be on one scale, or KL not from one initial policy."]
+    return ["Not all settings have runs of the same sft.seed and reward_model.seed: they differ by these, too."]
+
+
+def _named_replicates(runs: Sequence[Run]) -> dict[Run, str]:
+    """In order: by what they differ in, `3`, or `3 (sft.seed=1, reward_model.seed=0)`; runs without a seed left out."""
+    outer = [axis for axis in sampled_axes(runs, least=2) if axis + 1 < len(REPLICATES)] if runs else []
+    return {
+        run: str(run[-1]) + (f" ({', '.join(f'{REPLICATES[axis]}={run[axis]}' for axis in outer)})" if outer else "")
+        for run in sorted((run for run in runs if run[-1] is not None), key=lambda run: [one or 0 for one in run])
+    }
+
+
+def _first(names: Sequence[str]) -> str:
+    more = len(names) - _KEYS_NAMED
+    return ", ".join(names[:_KEYS_NAMED]) + (f" and {more} more" if more > 0 else "")
 
 
 def short_run_notes(settings: Sequence[SettingSummary]) -> list[str]:
@@ -354,24 +409,24 @@ def short_run_notes(settings: Sequence[SettingSummary]) -> list[str]:
 def _notes(compared: list[ComparedRun], settings: list[SettingSummary], excluded: list[ExcludedRun]) -> list[str]:
     """What a reader of the table must know, one sentence each."""
     notes = []
-    seeds = {run.record.seed for run in compared} | {run.record.seed for run in excluded}
+    drawn = {run.record.replicate for run in compared} | {run.record.replicate for run in excluded}
+    named = _named_replicates(list(drawn))
     lacking: dict[str, list[str]] = {}
     for setting in settings:
-        missing = sorted(seed for seed in seeds - set(setting.seeds) if seed is not None)
+        missing = [named[one] for one in named if one not in setting.replicates]
         if missing:
-            lacking.setdefault(", ".join(map(str, missing)), []).append(setting.name)
+            lacking.setdefault(_first(missing), []).append(setting.name)
     for listed, names in lacking.items():
         has = "has" if len(names) == 1 else "have"
         notes.append(f"{', '.join(names)} {has} no usable run of seed {listed}; the row rests on the others.")
     notes += short_run_notes(settings)
     for run in compared:
         notes.extend(f"{run.record.id}: {note}." for note in (*skipped_notes(run), *run.record.notes))
-    notes += scale_notes([run.record.config for run in compared])
+    notes += [*scale_notes([run.record for run in compared]), *_draw_notes(settings)]
     commits = sorted({commit for run in compared if isinstance(commit := run.record.summary.get("git_commit"), str)})
     if len(commits) > 1:
-        listed = ", ".join(commits[:_KEYS_NAMED]) + (" and others" if len(commits) > _KEYS_NAMED else "")
         unclean = "; + stands for changes that were not committed" * any(one.endswith("+") for one in commits)
-        notes.append(f"The runs come from {len(commits)} different states of the code ({listed}{unclean}).")
+        notes.append(f"The runs come from {len(commits)} different states of the code ({_first(commits)}{unclean}).")
     return notes
 
 

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from analysis.statistics import Interval
+from analysis.replicates import interval_texts, spread
+from analysis.statistics import Interval, shares_draws
 from analysis.summary import BudgetResult, Comparison, SettingSummary
 from rlhf.errors import visible
 from rlhf.terminal import Column, fitted_columns
@@ -15,6 +16,7 @@ from rlhf.terminal import Column, fitted_columns
 if TYPE_CHECKING:
     from rich.table import Table
 
+SPREAD_TITLE = "Why runs differ in KL efficiency: shares of a run's variance"
 _NARROWEST_NAME = 9  # of the column of algorithms
 
 KL_EFFICIENCY_COLUMNS = (
@@ -81,16 +83,47 @@ def explanation(settings: Sequence[SettingSummary]) -> str:
     found = [setting.headline.kl_efficiency for setting in settings]
     methods = {one.method for one in found}
     parts = []
-    if "crossed" in methods:
-        parts.append("[ ]: 95 % interval over seeds and prompts.")
-    if "prompts" in methods:
-        parts.append("[ ]: 95 % interval over prompts, for these runs: fewer than 3 seeds say nothing of others.")
+    if methods & {"crossed", "prompts", "replicates"}:
+        over, few = interval_texts(settings, prompts="replicates" not in methods)
+        parts.append(f"[ ]: 95 % interval over {over}; {few}." if few else f"[ ]: 95 % interval over {over}.")
     if "student_t" in methods or "bca" in methods:
         names = [name for key, name in (("student_t", "Student t"), ("bca", "BCa bootstrap")) if key in methods]
         parts.append(f"[ ]: 95 % interval over seeds ({', '.join(names)}).")
     if any(one.seeds == 2 and one.low is None for one in found):
         parts.append("( ): min to max over seeds; fewer than 3 carry no interval.")
     return " ".join(parts)
+
+
+def spread_rows(comparison: Comparison) -> list[dict[str, str]]:
+    """Why runs of a setting differ in KL efficiency, part by part; no row where SFT policies and reward models are not
+    replicated."""
+    found = [one for setting in comparison.settings if (one := spread(setting, comparison.crossed))]
+    return [
+        {"algorithm": one.setting.name, "SD of a run": number(one.deviation)}
+        | {
+            name: number(None) if part is None else f"{part / one.deviation**2:.0%}" if one.deviation else "0%"
+            for name, part in one.parts.items()
+        }
+        for one in found
+    ]
+
+
+def spread_table(comparison: Comparison) -> Table | None:
+    """`spread_rows` for the terminal; None where there is none."""
+    from rich import box
+    from rich.table import Table
+
+    rows = spread_rows(comparison)
+    if not rows:
+        return None
+    table = Table(*rows[0], box=box.SIMPLE_HEAD, title=SPREAD_TITLE, title_justify="left", collapse_padding=True)
+    for row in rows:
+        table.add_row(*row.values())
+    return table
+
+
+def _runs_header(settings: Sequence[SettingSummary]) -> str:
+    return "runs" if any(shares_draws(setting.replicates) for setting in settings) else "seeds"
 
 
 def summary_table(comparison: Comparison, width: int = 80) -> Table:
@@ -104,7 +137,7 @@ def summary_table(comparison: Comparison, width: int = 80) -> Table:
     gold = [change_text(setting.gold_before, setting.gold_after) for setting in settings]
     columns = [
         Column("algorithm", [setting.name for setting in settings]),
-        Column("seeds", [str(len(setting.runs)) for setting in settings], True, drop=1),
+        Column(_runs_header(settings), [str(len(setting.runs)) for setting in settings], True, drop=1),
         Column("reward", [change_text(setting.reward_before, setting.reward_after) for setting in settings], True),
         *([Column("gold reward", gold, True, drop=2)] if with_gold else []),
         Column("KL", [number(setting.kl.mean, 2) for setting in settings], True),
@@ -200,7 +233,7 @@ def run_rows(comparison: Comparison) -> list[dict[str, Any]]:
                 "run": record.id,
                 "algo": record.algo,
                 "label": record.label,
-                "seed": record.seed,
+                **dict(zip(("sft_seed", "reward_model_seed", "seed"), record.replicate, strict=True)),
                 "stage": record.stage,
                 "sweep": record.sweep,
                 "status": record.status,

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from analysis.crossed import crossed_difference, holm
-from analysis.statistics import versus
+from analysis.replicates import drawn_text, interval_texts, listed
+from analysis.statistics import shares_draws, versus
 from analysis.summary import Comparison, SettingSummary
 
 ALPHA = 0.05
@@ -82,14 +83,15 @@ def _ranking(settings: Sequence[SettingSummary]) -> str:
 
 
 def _basis(comparison: Comparison, settings: Sequence[SettingSummary]) -> str:
-    counts = sorted({len(setting.runs) for setting in settings})
-    seeds = f"{counts[0]} seed{'s' * (counts[-1] != 1)}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]} seeds"
+    text = f"Reward gained per response, mean over the budget; {drawn_text(settings)} each"
+    over, few = interval_texts(settings, comparison.crossed)
     if comparison.crossed:
-        prompts = settings[0].runs[0].evaluations.gains.shape[1]
-        text = f"Reward gained per response, mean over the budget; {seeds} each, {prompts} prompts"
-        return f"{text}; so few seeds speak for these runs alone." if counts[0] < 3 else f"{text}."
-    text = f"Reward gained per response, mean over the budget; {seeds} each"
-    return f"{text}: too few for an interval." if counts[0] < 3 else f"{text}; intervals over seeds alone."
+        text += f", {settings[0].runs[0].evaluations.gains.shape[1]} prompts"
+    elif not over:
+        return f"{text}: too few for an interval."
+    else:
+        text += f"; intervals over {over} alone"
+    return f"{text}; {few}." if few else f"{text}."
 
 
 def pairs(comparison: Comparison, settings: Sequence[SettingSummary]) -> list[Pair]:
@@ -109,11 +111,13 @@ def _difference(
 ) -> tuple[float, float | None, float | None, float | None]:
     """Value, interval and p-value."""
     budget = first.headline.kl_budget
-    if comparison.crossed:
+    if comparison.crossed or any(shares_draws(side.replicates) for side in (first, second)):
         ours, theirs = (np.array([run.curve.efficiency(budget) for run in side.runs]) for side in (first, second))
-        our_seeds, their_seeds = ([run.record.seed for run in side.runs] for side in (first, second))
-        one = crossed_difference(ours, theirs, our_seeds, their_seeds)
-        return one.value, one.low, one.high, one.p_value
+        if not comparison.crossed:
+            ours, theirs = (one.mean(axis=1, keepdims=True) for one in (ours, theirs))
+        one = crossed_difference(ours, theirs, first.replicates, second.replicates)
+        known = comparison.crossed or one.standard_error > 0.0
+        return (one.value, one.low, one.high, one.p_value) if known else (one.value, None, None, None)
     other = versus([run.efficiency(budget) for run in first.runs], [run.efficiency(budget) for run in second.runs])
     p = None if other.better is None else 2.0 * min(other.better, 1.0 - other.better)
     return other.difference, other.low, other.high, p
@@ -128,7 +132,7 @@ def _clauses(settings: Sequence[SettingSummary], found: Sequence[Pair]) -> list[
             below.setdefault(under, []).append(setting.name)
     clauses = []
     for under, names in below.items():
-        clauses.append(f"{_listed(names)} {'is' if len(names) == 1 else 'are'} above {_listed(list(under))}.")
+        clauses.append(f"{listed(names)} {'is' if len(names) == 1 else 'are'} above {listed(under)}.")
     open_pairs = [pair for pair in found if not pair.told_apart]
     if open_pairs:
         said = [f"{pair.first.name} and {pair.second.name}" for pair in open_pairs]
@@ -140,7 +144,3 @@ def _by(pair: Pair) -> str:
     if pair.p_value is None:
         return pair.text
     return f"{pair.text} (p < 0.001)" if pair.p_value < 0.001 else f"{pair.text} (p {pair.p_value:.2g})"
-
-
-def _listed(names: list[str]) -> str:
-    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"

@@ -9,13 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from analysis.crossed import MIN_SEEDS
 from analysis.errors import AnalysisError
 from analysis.load import RunRecord, SweepFolderError, label_runs, load_folders
 from analysis.matched import check_nats, matched_settings
 from analysis.statistics import versus
 from analysis.summary import Comparison, SettingSummary, compare, short_run_notes, together
-from analysis.tables import interval_text, number, write_csv
+from analysis.tables import explanation, interval_text, number, spread_table, write_csv
 from analysis.verdict import Pair, pairs, verdict
 
 if TYPE_CHECKING:
@@ -29,9 +28,7 @@ _LEGEND = (
     "the mean of that gain over the square root of KL, from 0 to this KL. A run beats a run: the share of pairs of "
     "runs in which the first has more. p: two-sided, adjusted by Holm for the number of pairs. "
 )
-_CROSSED = "[ ]: 95 % interval over prompts and seeds, runs paired by prompt and, where both have the same, by seed."
-_OF_THESE_RUNS = "[ ]: 95 % interval over prompts, for these runs: fewer than 3 seeds say nothing of others."
-_OVER_SEEDS = "[ ]: 95 % interval over seeds, ( ): min to max of two; runs count as independent."
+_PAIRED = "Runs are paired by prompt and, where both have the same, by seed. "
 
 
 @dataclass(frozen=True)
@@ -179,11 +176,9 @@ def print_comparison(found: MatchedComparison, console: Console) -> None:
     for text in filter(None, (answer.sentence, answer.detail)):
         tell(console, textwrap.fill(text, console.width, break_on_hyphens=False))
     console.print(_sides_table(found), _pairs_table(found))
-    if not found.comparison.crossed:
-        basis = _OVER_SEEDS
-    else:
-        few = min(len(setting.runs) for setting in found.comparison.settings) < MIN_SEEDS
-        basis = _OF_THESE_RUNS if few else _CROSSED
+    if spreads := spread_table(found.comparison):
+        console.print(spreads)
+    basis = _PAIRED * found.comparison.crossed + explanation(found.comparison.settings)
     tell(console, textwrap.fill(_LEGEND + basis, console.width, break_on_hyphens=False))
 
 

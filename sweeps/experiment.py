@@ -166,7 +166,8 @@ def write_report(folder: Path, run: RunConfig, console: Console) -> None:
     from analysis import report
 
     files = report.write_report(folder)
-    console.print(report.summary_table(files.comparison, console.width))
+    tables = report.summary_table(files.comparison, console.width), report.spread_table(files.comparison)
+    console.print(*filter(None, tables))
     for line in (files.findings.verdict.sentence, files.findings.verdict.detail):
         tell(console, line)
     for line in report.problem_lines(files.findings):

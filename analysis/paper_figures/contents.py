@@ -164,8 +164,8 @@ def _name(record: RunRecord, group: str) -> str:
     return str(record.setting(f"{group}.name", f"unknown {group}"))
 
 
-def _setting_and_seed(record: RunRecord) -> tuple[str, str, int] | None:
-    return None if record.seed is None else (record.algo, record.label, record.seed)
+def _setting_and_seed(record: RunRecord) -> tuple[Any, ...] | None:
+    return None if record.seed is None else (record.algo, record.label, *record.replicate)
 
 
 def _choose(

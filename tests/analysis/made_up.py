@@ -26,6 +26,7 @@ def config(algo: str, seed: int, **changes: Any) -> dict[str, Any]:
         "model": {"name": "tiny"},
         "optimization": {"learning_rate": 0.001},
         "sft": {"learning_rate": 0.01},
+        "reward_model": {},
         "hardware": {"device": "cpu", "precision": "fp32", "threads": 1},
         "tracking": {"wandb": "off"},
     }

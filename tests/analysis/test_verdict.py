@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 
@@ -9,7 +10,9 @@ import numpy as np
 import pytest
 
 from analysis.load import load_sweep
+from analysis.replicates import spread
 from analysis.summary import BudgetResult, Comparison, NotReached, compare
+from analysis.tables import spread_rows
 from analysis.verdict import verdict
 from tests.analysis.made_up import config, rows, write_run
 
@@ -33,7 +36,7 @@ def run(
     kl = np.linspace(0.0, np.sqrt(largest), 9) ** 2
     prompts = np.array([DIFFICULTY + slope * np.sqrt(k) + (k > 0) * draw.normal(0.0, 0.2, PROMPTS) for k in kl])
     made = rows(kl.tolist(), prompts[:, 0::2].mean(1).tolist(), prompts[:, 1::2].mean(1).tolist())
-    place = write_run(folder, f"{algo}-s{seed}", config(algo, seed, **changes), made)
+    place = write_run(folder, f"{algo}-s{seed}-{len(list(folder.glob('*')))}", config(algo, seed, **changes), made)
     if by_prompt:
         kept = [{"iteration": i, "reward": row.tolist()} for i, row in enumerate(prompts)]
         (place / "evaluations.jsonl").write_text("".join(json.dumps(row) + "\n" for row in kept))
@@ -139,3 +142,56 @@ def test_a_run_that_hardly_moved_does_not_set_the_budget(tmp_path: Path) -> None
 def test_nothing_to_compare_is_said(tmp_path: Path) -> None:
     run(tmp_path, "apa", 0, 0.0, largest=0.0)
     assert verdict(compared(tmp_path)).sentence == "No finished run to compare."
+
+
+def test_sft_policies_and_reward_models_are_replicates(tmp_path: Path) -> None:
+    """Not settings; each run is read against its own samples, and the interval is that of all that was drawn."""
+    draw = np.random.default_rng(2)
+    (tmp_path / "reference_samples").mkdir()
+    grid = list(itertools.product(range(4), range(3), (0, 1)))
+    lifts = {sft: 0.1 * (sft - 1.5) for sft in range(4)}
+    for sft, reward in itertools.product(range(4), range(3)):
+        # Reward models of other units: what is possible is as much larger as the gain.
+        samples = DIFFICULTY[:, None] + (1.0 + reward) * draw.normal(size=(PROMPTS, 512))
+        np.savez(tmp_path / "reference_samples" / f"{sft}{reward}.npz", reward=samples)
+    for sft, reward, seed in grid:
+        for algo, slope in (("apa", 0.7), ("awr", 0.4)):
+            run(
+                tmp_path,
+                algo,
+                seed,
+                (slope + lifts[sft]) * (1.0 + reward),
+                largest=1.0,
+                reference=f"{sft}{reward}.npz",
+                sft__seed=sft,
+                reward_model__seed=reward,
+                reward_model__normalize="none",
+            )
+    comparison = compared(tmp_path)
+    apa, awr = comparison.settings
+    assert (apa.label, awr.label, len(apa.runs)) == ("", "", len(grid))
+    assert apa.headline.kl_efficiency.mean == pytest.approx(0.7 * 2.0 / 2.0, abs=0.06)
+    assert apa.headline.share is not None
+    assert apa.headline.share.mean == pytest.approx(0.7 / np.sqrt(2.0), abs=0.05)
+    assert any("units of their own" in note for note in comparison.notes)
+    found = verdict(comparison)
+    drawn = "4 SFT policies \N{MULTIPLICATION SIGN} 3 reward models \N{MULTIPLICATION SIGN} 2 seeds each, 40 prompts"
+    assert f"{drawn}; so few seeds speak" in found.detail
+    (pair,) = found.pairs
+    # The difference is 0.15, 0.3 and 0.45 by the three: too unlike to be told from 0.
+    assert not pair.told_apart and pair.low is not None and pair.low < 0.3 < (pair.high or 0.0)
+    # E(1) = (slope + lift) (1 + reward) / 2.
+    expected = [2.0 * np.std(list(lifts.values()), ddof=1) / 2.0, 0.7 / 2.0]
+    spreads = spread(apa, comparison.crossed)
+    assert spreads is not None
+    (sft_part, reward_part, seed_part), prompts_part = spreads.axes, spreads.prompts
+    assert sft_part == pytest.approx(expected[0] ** 2, rel=0.3) and reward_part == pytest.approx(0.7**2 / 4, rel=0.15)
+    assert seed_part is not None and prompts_part is not None and seed_part < 0.01 * reward_part
+    (row, _) = spread_rows(comparison)
+    assert float(row["reward model"].rstrip("%")) > 80.0
+    left = compare([one for one in load_sweep(tmp_path) if one.replicate[1] == 0])
+    assert "4 SFT policies \N{MULTIPLICATION SIGN} 2 seeds" in verdict(left).detail
+    assert left.settings[0].headline.kl_efficiency.mean == pytest.approx(0.35, abs=0.04)
+    without = compare([one for one in load_sweep(tmp_path) if one.id != apa.runs[0].record.id])
+    assert any("no usable run of seed 0 (sft.seed=0, reward_model.seed=0)" in note for note in without.notes)
+    assert spread(without.settings[0], without.crossed) is None

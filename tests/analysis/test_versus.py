@@ -54,7 +54,11 @@ def test_runs_that_kept_their_prompts_are_paired_by_them(tmp_path: Path, capsys:
     assert pair.difference == pytest.approx(0.3, abs=0.05) and pair.low is not None and 0.25 < pair.low < 0.3
     assert main(["compare", str(tmp_path / "one"), str(tmp_path / "two")]) == 0
     said = " ".join(capsys.readouterr().out.split())
-    assert "one: apa is above two: awr." in said and "interval over prompts and seeds, runs paired by prompt" in said
+    assert (
+        "one: apa is above two: awr." in said
+        and "interval over seeds and prompts" in said
+        and "paired by prompt" in said
+    )
 
 
 def test_several_folders_and_single_runs(tmp_path: Path) -> None:

@@ -64,7 +64,7 @@ def sensitivity_coverage(seeds: int, apart: float) -> dict[str, float]:
 
     def once() -> dict[str, bool | None]:
         table = values + rng.normal(size=(seeds, 6))
-        three = expected([dict(enumerate(column)) for column in table.T.tolist()], 0, 3)
+        three = expected([{(seed,): one for seed, one in enumerate(column)} for column in table.T.tolist()], 0, 3)
         places = zip(("best", "median", "worst"), three, truth.tolist(), strict=True)
         return {name: _holds(one, true) for name, one, true in places}
 
