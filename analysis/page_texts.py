@@ -20,8 +20,8 @@ DEFINITION = (
     "much reward a run reached for the KL it spent. The gain at a KL is the best reward reached at or below it minus "
     "the initial one, chosen on half of the evaluation prompts and scored on the other half, both ways round. "
     "It ends at the run's largest KL: a budget that was not spent has no value. Intervals are over prompts and seeds, "
-    "or over seeds alone where runs kept no numbers of prompts, and cover the randomness of RL and evaluation: SFT "
-    "policy and reward model are shared by the runs of a sweep."
+    "or over seeds alone where runs kept no numbers of prompts, and cover the randomness of RL and evaluation; that of "
+    "SFT and the reward model where sft.seed and reward_model.seed have three values or more."
 )
 CHECKED = (
     f"entropy (below {limits.ENTROPY_COLLAPSE:.0%} of the initial policy's)",

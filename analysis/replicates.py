@@ -18,7 +18,7 @@ AXES = (("SFT policy", "SFT policies"), ("reward model", "reward models"), ("see
 
 def listed(names: Sequence[str]) -> str:
     """`a`, `a and b`, `a, b and c`."""
-    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+    return " and ".join(filter(None, (", ".join(names[:-1]), *names[-1:])))
 
 
 def drawn_text(settings: Sequence[SettingSummary]) -> str:

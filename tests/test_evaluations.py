@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from rlhf.config import RunConfig
-from rlhf.config.identity import run_folder
+from rlhf.config.identity import input_runs, run_folder, run_id
 from rlhf.run import execute
 from rlhf.runs.state import read_rows
 from tests.test_run import tiny
@@ -59,6 +59,18 @@ def test_more_responses_to_a_prompt_measure_it_more_closely(tmp_path, cache):
             means.append(np.mean(evaluations(finished(tmp_path, cache, *settings))[0]["reward"]))
         spread[each] = np.std(means, ddof=1)
     assert spread[16] < 0.7 * spread[1]
+
+
+def test_another_seed_of_evaluations_leaves_training_as_it_is(tmp_path, cache):
+    """To the bit, from the same SFT policy and reward model; what is evaluated is drawn anew."""
+    runs = [finished(tmp_path, cache, f"evaluation.seed={seed}", "evaluation.reference_responses=4") for seed in (0, 1)]
+    first, second = ([run_id(need) for need in input_runs(run)] for run in runs)
+    assert first[:2] == second[:2] and first[2] != second[2]  # the reference samples are evaluation's
+    ours, theirs = (read_rows(run_folder(run)) for run in runs)
+    assert any(row.get("eval/reward") != other.get("eval/reward") for row, other in zip(ours, theirs, strict=True))
+    changing = ("eval/", "perf/", "seconds")
+    kept = [[{key: row[key] for key in row if not key.startswith(changing)} for row in rows] for rows in (ours, theirs)]
+    assert kept[0] == kept[1] and any("train/reward" in row for row in kept[0])
 
 
 def test_evaluations_come_where_the_root_of_the_kl_has_moved(tmp_path, cache):
