@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from analysis.errors import AnalysisError
 from analysis.load import RunRecord, SweepFolderError, label_runs, load_folders
 from analysis.matched import check_nats, matched_settings
-from analysis.statistics import versus
+from analysis.statistics import shares_draws, versus
 from analysis.summary import Comparison, SettingSummary, compare, short_run_notes, together
 from analysis.tables import explanation, interval_text, number, spread_table, write_csv
 from analysis.verdict import Pair, pairs, verdict
@@ -29,6 +29,7 @@ _LEGEND = (
     "runs in which the first has more. p: two-sided, adjusted by Holm for the number of pairs. "
 )
 _PAIRED = "Runs are paired by prompt and, where both have the same, by seed. "
+_INDEPENDENT = "Runs count as independent. "
 
 
 @dataclass(frozen=True)
@@ -178,7 +179,9 @@ def print_comparison(found: MatchedComparison, console: Console) -> None:
     console.print(_sides_table(found), _pairs_table(found))
     if spreads := spread_table(found.comparison):
         console.print(spreads)
-    basis = _PAIRED * found.comparison.crossed + explanation(found.comparison.settings)
+    settings = found.comparison.settings
+    paired = found.comparison.crossed or any(shares_draws(setting.replicates) for setting in settings)
+    basis = (_PAIRED if paired else _INDEPENDENT) + explanation(settings)
     tell(console, textwrap.fill(_LEGEND + basis, console.width, break_on_hyphens=False))
 
 

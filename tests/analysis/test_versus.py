@@ -228,7 +228,7 @@ def test_what_a_reader_must_know(tmp_path: Path, capsys: pytest.CaptureFixture[s
             write(tmp_path, "apa", seed, 1.0, 2.0 + seed, algo__lam=lam)
     assert main(["compare", str(tmp_path), "--target-kl", "1"]) == 0
     said = " ".join(capsys.readouterr().out.split())
-    assert "--target-kl: not used" in said and "runs count as independent" in said
+    assert "--target-kl: not used" in said and "Runs count as independent" in said
     assert "adjusted by Holm for the number of pairs" in said and "4 nats" not in said
 
 
