@@ -190,7 +190,7 @@ def sensitivities(comparison: Comparison) -> list[Sensitivity]:
     by_algo: dict[str, list[dict[Run, float]]] = {}  # KL efficiency by seed, of each setting
     for setting in comparison.settings:
         budget = setting.headline.kl_budget
-        own = {run.record.replicate: run.efficiency(budget) for run in setting.runs}
+        own: dict[Run, float] = {run.record.replicate: run.efficiency(budget) for run in setting.runs}
         by_algo.setdefault(setting.algo, []).append(own)
     compared = {(setting.algo, setting.label) for setting in comparison.settings}
     closed = [

@@ -186,7 +186,8 @@ def test_sft_policies_and_reward_models_are_replicates(tmp_path: Path) -> None:
     assert spreads is not None
     (sft_part, reward_part, seed_part), prompts_part = spreads.axes, spreads.prompts
     assert sft_part == pytest.approx(expected[0] ** 2, rel=0.3) and reward_part == pytest.approx(0.7**2 / 4, rel=0.15)
-    assert seed_part is not None and prompts_part is not None and seed_part < 0.01 * reward_part
+    assert None not in (seed_part, reward_part, prompts_part)
+    assert (seed_part or 0.0) < 0.01 * (reward_part or 0.0)
     (row, _) = spread_rows(comparison)
     assert float(row["reward model"].rstrip("%")) > 80.0
     left = compare([one for one in load_sweep(tmp_path) if one.replicate[1] == 0])
