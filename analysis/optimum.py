@@ -198,7 +198,8 @@ def best_of_n(rewards: np.ndarray, numbers: np.ndarray, gold: np.ndarray | None 
         kls.append(float(np.mean([_level_kl(level / count, int(n)) for level in levels])))
         if golds is not None and gold is not None:
             gold_gains.append(golds @ weights - gold.mean(axis=1))
-    return BestOfN(np.asarray(numbers), np.array(gains), np.array(kls), np.array(gold_gains) if gold_gains else None)
+    of_prompts = np.array(gains).reshape(len(gains), len(rewards))  # also where no n is asked for
+    return BestOfN(np.asarray(numbers), of_prompts, np.array(kls), np.array(gold_gains) if gold_gains else None)
 
 
 def _level_means(ranked: np.ndarray, levels: list[np.ndarray]) -> np.ndarray:

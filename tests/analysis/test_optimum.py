@@ -177,3 +177,9 @@ def test_a_policy_below_the_optimum_lies_below_it(task: Enumerated) -> None:
 def test_too_little_is_refused(rewards: np.ndarray) -> None:
     with pytest.raises(ValueError, match="optimum"):
         ReferenceSamples(rewards)
+
+
+def test_best_of_no_number_is_an_empty_table() -> None:
+    """What a chart asks for where there are four responses."""
+    found = best_of_n(np.zeros((3, 4)), np.arange(0))
+    assert found.gain.shape == (0, 3) and found.kl.shape == (0,)
