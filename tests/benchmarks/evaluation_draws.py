@@ -132,7 +132,7 @@ def main(arguments: list[str] | None = None) -> None:
         where = [f"output_dir={place.parent}", f"sweep_name={place.name}", f"evaluation.seed={seeds}"]
         subprocess.run([sys.executable, "main.py", "-m", *options.run, *where], cwd=ROOT, check=True)
     found = draws_of(options.folder)
-    budget = common_budget([run for draws in found.values() for own in draws for run in own])
+    budget = common_budget([run.curve.largest_kl for draws in found.values() for own in draws for run in own])
     for algo, draws in found.items():
         show_coverage(algo, draws, budget, options.seeds)
     show_frequency(found, options.every)
