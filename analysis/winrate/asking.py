@@ -260,14 +260,11 @@ def reply_of(completion: Any, key: str) -> Reply:
     Raises:
         ValueError: it is none.
     """
-    choices = getattr(completion, "choices", None)
-    choice = choices[0] if isinstance(choices, list) and choices else None
-    message = getattr(choice, "message", None)
-    content = getattr(message, "content", None)
-    if message is None or not isinstance(content, str | None):
-        raise ValueError(f"the server's answer is no chat completion: {completion}")
-    texts = (content, getattr(completion, "model", None), getattr(choice, "finish_reason", None))
-    usage = getattr(completion, "usage", None)
+    try:
+        choice, usage = completion.choices[0], getattr(completion, "usage", None)
+        texts = [choice.message.content, getattr(completion, "model", None), getattr(choice, "finish_reason", None)]
+    except (AttributeError, TypeError, IndexError, KeyError) as error:
+        raise ValueError(f"the server's answer is no chat completion: {completion}") from error
     counts = [getattr(usage, name, None) for name in ("prompt_tokens", "completion_tokens")]
     struck = [redacted(whole_text(str(text or "")), key) for text in texts]
     return Reply(*struck, *(count if type(count) is int else None for count in counts))

@@ -169,7 +169,7 @@ def _judge(options: argparse.Namespace) -> Judge:
         is_web_address = False
     if not is_web_address:
         raise WinrateError(f"--base-url {url}: give a URL such as http://localhost:8000/v1")
-    given = {field.name: getattr(options, field.name) for field in dataclasses.fields(Judge)}
+    given: dict[str, Any] = {field.name: getattr(options, field.name) for field in dataclasses.fields(Judge)}
     return Judge(**given | {"base_url": url})
 
 

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 from rich.table import Table
 
 from analysis.errors import AnalysisError
-from analysis.winrate.prompt import Asked
 from analysis.winrate.results import COUNTS, MIN_SEEDS, Judgement, Rate
 from rlhf.errors import visible
 from rlhf.files import file_errors
@@ -71,16 +70,14 @@ def write_results(
 
 def _row(judgement: Judgement) -> dict[str, Any]:
     """`verdict` is by place: A is the response shown first."""
-
-    def asked(one: Asked) -> dict[str, Any]:
-        said = {"answers": [reply.content for reply in one.replies]}
-        said |= {"finish_reasons": [reply.finish_reason for reply in one.replies]}
-        return {"verdict": one.verdict, **said, "refusal": one.refusal or None}
-
     names = ("model_a", "model_b", "seed", "prompt", "reference", "response_a", "response_b")
     row = {name: getattr(judgement.comparison, name) for name in names}
     row |= {"outcome": judgement.outcome, "score": judgement.score}
-    return row | {"a_first": asked(judgement.forward), "b_first": asked(judgement.backward)}
+    for order, asked in (("a_first", judgement.forward), ("b_first", judgement.backward)):
+        answers, reasons = ([getattr(one, name) for one in asked.replies] for name in ("content", "finish_reason"))
+        said = {"verdict": asked.verdict, "answers": answers, "finish_reasons": reasons}
+        row[order] = said | {"refusal": asked.refusal or None}
+    return row
 
 
 def results_table(pairs: pd.DataFrame, habits: Mapping[str, Rate | None], judge: str, width: int) -> Table:
@@ -94,11 +91,15 @@ def results_table(pairs: pd.DataFrame, habits: Mapping[str, Rate | None], judge:
     if agreement := habits["agreement"]:
         shown = rate_text(agreement.value, agreement.low, agreement.high)
         caption.append(f"Both orders agree: {shown} of comparisons.")
-    columns = [Column("models", (pairs["model_a"] + " vs " + pairs["model_b"]).tolist())]
-    for name in ("prompts", "wins", "ties", "losses", "inconsistent", "unparsed"):
-        columns.append(Column(name, pairs[name].map(str).tolist(), right=True, drop=int(name == "prompts")))
+    names, rates = _names_and_rates(pairs)
+    counts = ("prompts", "wins", "ties", "losses", "inconsistent", "unparsed")
+    columns = [Column(name, pairs[name].map(str).tolist(), right=True) for name in counts]
+    return fitted_table([Column("models", names), *columns, Column("win rate", rates)], width, "\n".join(caption))
+
+
+def _names_and_rates(pairs: pd.DataFrame) -> tuple[list[str], list[str]]:
     rates = [rate_text(*ends) for ends in pairs[["win_rate", "ci_low", "ci_high"]].itertuples(index=False)]
-    return fitted_table([*columns, Column("win rate", rates)], width, "\n".join(caption))
+    return (pairs["model_a"] + " vs " + pairs["model_b"]).tolist(), rates
 
 
 def rate_text(value: float | None, low: float | None, high: float | None, form: str = ".2f") -> str:
@@ -117,19 +118,18 @@ def save_win_rates(pairs: pd.DataFrame, folder: Path, title: str, note: str) -> 
 
     from analysis.drawing import save
 
-    names = (pairs["model_a"] + " vs " + pairs["model_b"]).map(visible)
-    counts = pd.DataFrame({"left model wins": pairs["wins"], "right model wins": pairs["losses"]})
-    counts["tie or inconsistent"] = pairs["ties"] + pairs["inconsistent"]
-    shares = counts[[*_SEGMENTS]].div(counts.sum(axis=1), axis=0).assign(pair=names)
+    names, rates = _names_and_rates(pairs)
+    names = list(map(visible, names))
+    counts = dict(zip(_SEGMENTS, (pairs["wins"], pairs["ties"] + pairs["inconsistent"], pairs["losses"]), strict=True))
+    total = sum(counts.values())
+    shares = pd.DataFrame({"pair": names} | {kind: count / total for kind, count in counts.items()})
     bars = shares.melt("pair", var_name="kind", value_name="share").dropna()
     bars["place"] = bars["kind"].map([*_SEGMENTS].index)
     bars["text"] = [f"{share:.0%}" if share >= _NARROW else "" for share in bars["share"]]
-    rates = pd.DataFrame(
-        {"pair": names, "silent": ["no verdict could be read" * (total == 0) for total in counts.sum(axis=1)]}
-    )
-    rates["rate"] = [rate_text(*ends) for ends in pairs[["win_rate", "ci_low", "ci_high"]].itertuples(index=False)]
+    silent = (total == 0).map({True: "no verdict could be read", False: ""})
+    words = alt.Chart(pd.DataFrame({"pair": names, "rate": rates, "silent": silent}))
 
-    y = alt.Y("pair:N", sort=None, title=None, axis=alt.Axis(labelLimit=0, domain=False, ticks=False))
+    y = alt.Y("pair:N", sort=names, title=None, axis=alt.Axis(labelLimit=0, domain=False, ticks=False))
     axis = alt.Axis(format=".0%", tickCount=5)
     x = alt.X("share:Q", stack="zero", title="share of comparisons", axis=axis, scale=alt.Scale(domain=[0, 1]))
     colours, inks = ([look[part] for look in _SEGMENTS.values()] for part in (0, 1))
@@ -139,15 +139,13 @@ def save_win_rates(pairs: pd.DataFrame, folder: Path, title: str, note: str) -> 
     drawn = alt.Chart(bars).encode(y, order="place:Q")
     middle = x.copy()
     middle.bandPosition = 0.5
-    at_right = alt.Chart(rates).mark_text(align="left", dx=8)
+    head = alt.Chart(pd.DataFrame({"text": ["win rate of the left"]})).mark_text(align="left", dx=8, fontWeight="bold")
     layers: list[Any] = [
         drawn.mark_bar(size=0.62 * _BAR, stroke="black", strokeWidth=0.6).encode(x, by_kind),
         drawn.mark_text().encode(middle, ink, text="text:N"),
-        at_right.encode(y, x=alt.value(_WIDTH), text="rate:N"),
-        alt.Chart(rates).mark_text(fontStyle="italic").encode(y, x=alt.value(_WIDTH / 2), text="silent:N"),
-        alt.Chart(rates.head(1))
-        .mark_text(align="left", dx=8, fontWeight="bold")
-        .encode(x=alt.value(_WIDTH), y=alt.value(-8), text=alt.value("win rate of the left")),
+        words.mark_text(align="left", dx=8).encode(y, x=alt.value(_WIDTH), text="rate:N"),
+        words.mark_text(fontStyle="italic").encode(y, x=alt.value(_WIDTH / 2), text="silent:N"),
+        head.encode(x=alt.value(_WIDTH), y=alt.value(-8), text="text:N"),
     ]
     chart = alt.layer(*layers).resolve_scale(color="independent").properties(width=_WIDTH, height=_BAR * len(pairs))
     return save([chart], folder, "figure_1", title, note)
