@@ -19,6 +19,7 @@ LEVEL = 0.95
 MIN_PROMPTS = 3
 MIN_SEEDS = 3
 COUNTS = ("prompts", "seeds", "comparisons", "wins", "ties", "losses", "inconsistent", "unparsed", "identical")
+_COUNTED = {"wins": "win", "ties": "tie", "losses": "loss", "inconsistent": "inconsistent", "unparsed": "unparsed"}
 _FORWARD: dict[Verdict, float] = {"A": 1.0, "TIE": 0.5, "B": 0.0}
 
 
@@ -47,14 +48,14 @@ class Judgement:
         return None if first is None or second is None else (_FORWARD[first] + 1.0 - _FORWARD[second]) / 2.0
 
     @property
-    def outcome(self) -> Literal["wins", "ties", "losses", "inconsistent", "unparsed"]:
+    def outcome(self) -> Literal["win", "tie", "loss", "inconsistent", "unparsed"]:
         """Counted for model_a: a win above 0.5 (both orders, or one and a tie), a loss below; at 0.5 a tie where both
         orders say so, and `inconsistent` where each order prefers another model."""
         if self.score is None:
             return "unparsed"
         if self.score != 0.5:
-            return "wins" if self.score > 0.5 else "losses"
-        return "ties" if self.forward.verdict == "TIE" else "inconsistent"
+            return "win" if self.score > 0.5 else "loss"
+        return "tie" if self.forward.verdict == "TIE" else "inconsistent"
 
 
 def summarise(judgements: Sequence[Judgement]) -> tuple[pd.DataFrame, dict[str, Rate | None]]:
@@ -77,7 +78,7 @@ def summarise(judgements: Sequence[Judgement]) -> tuple[pd.DataFrame, dict[str, 
         row |= {"seed": one.comparison.seed, "identical": one.comparison.identical, "outcome": one.outcome}
         row |= {"score": np.nan if one.score is None else one.score, "first": seen.count("A")}
         row |= {"either": len(seen) - seen.count("TIE"), "both": len(seen) == 2}
-        rows.append(row | {"agree": len(seen) == 2 and (one.score in (0.0, 1.0) or one.outcome == "ties")})
+        rows.append(row | {"agree": len(seen) == 2 and (one.score in (0.0, 1.0) or one.outcome == "tie")})
     table = pd.DataFrame(rows)
     pairs = []
     for (model_a, model_b), of_pair in table.groupby(["model_a", "model_b"], sort=False):
@@ -85,7 +86,7 @@ def summarise(judgements: Sequence[Judgement]) -> tuple[pd.DataFrame, dict[str, 
         outcomes = of_pair["outcome"].value_counts()
         row = {"model_a": model_a, "model_b": model_b, "comparisons": len(of_pair)}
         row |= {"prompts": counted["prompt"].nunique(), "seeds": counted["seed"].nunique()}
-        row |= {name: outcomes.get(name, 0) for name in ("wins", "ties", "losses", "inconsistent", "unparsed")}
+        row |= {name: outcomes.get(outcome, 0) for name, outcome in _COUNTED.items()}
         row |= {"identical": of_pair["identical"].sum()}
         scores = counted.set_index(["prompt", "seed"])["score"]
         rates = {"win_rate": seeds_rate(scores) if len(scores) else None, **_habits(of_pair)}

@@ -32,12 +32,12 @@ def width(rate: Rate) -> float:
 @pytest.mark.parametrize(
     ("forward", "backward", "score", "outcome"),
     [
-        ("A", "B", 1.0, "wins"),
-        ("A", "TIE", 0.75, "wins"),
-        ("TIE", "TIE", 0.5, "ties"),
+        ("A", "B", 1.0, "win"),
+        ("A", "TIE", 0.75, "win"),
+        ("TIE", "TIE", 0.5, "tie"),
         ("A", "A", 0.5, "inconsistent"),
-        ("B", "TIE", 0.25, "losses"),
-        ("B", "A", 0.0, "losses"),
+        ("B", "TIE", 0.25, "loss"),
+        ("B", "A", 0.0, "loss"),
         ("A", None, None, "unparsed"),
     ],
 )
