@@ -266,7 +266,7 @@ def reply_of(completion: Any, key: str) -> Reply:
     except (AttributeError, TypeError, IndexError, KeyError) as error:
         raise ValueError(f"the server's answer is no chat completion: {completion}") from error
     counts = [getattr(usage, name, None) for name in ("prompt_tokens", "completion_tokens")]
-    struck = [redacted(whole_text(str(text or "")), key) for text in texts]
+    struck: list[Any] = [redacted(whole_text(str(text or "")), key) for text in texts]
     return Reply(*struck, *(count if type(count) is int else None for count in counts))
 
 

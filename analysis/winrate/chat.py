@@ -170,7 +170,8 @@ def _judge(options: argparse.Namespace) -> Judge:
     if not is_web_address:
         raise WinrateError(f"--base-url {url}: give a URL such as http://localhost:8000/v1")
     given: dict[str, Any] = {field.name: getattr(options, field.name) for field in dataclasses.fields(Judge)}
-    return Judge(**given | {"base_url": url})
+    given["base_url"] = url
+    return Judge(**given)
 
 
 def _price(options: argparse.Namespace) -> Price | None:

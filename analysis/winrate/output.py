@@ -82,8 +82,11 @@ def _row(judgement: Judgement) -> dict[str, Any]:
 
 def results_table(pairs: pd.DataFrame, habits: Mapping[str, Rate | None], judge: str, width: int) -> Table:
     """A row per pair."""
-    few = pairs["seeds"] < MIN_SEEDS
-    over = "prompts, for these seeds" if few.all() else f"prompts, and over seeds with {MIN_SEEDS} or more"
+    over = (
+        "prompts, for these seeds"
+        if max(pairs["seeds"]) < MIN_SEEDS
+        else f"prompts, and over seeds with {MIN_SEEDS} or more"
+    )
     caption = [f"Judge: {judge}. Win rate of the left model, ties one half; [ ]: 95 % over {over}."]
     if bias := habits["position_bias"]:
         shown = rate_text(bias.value, bias.low, bias.high, ".0%")
@@ -121,7 +124,7 @@ def save_win_rates(pairs: pd.DataFrame, folder: Path, title: str, note: str) -> 
     names, rates = _names_and_rates(pairs)
     names = list(map(visible, names))
     counts = dict(zip(_SEGMENTS, (pairs["wins"], pairs["ties"] + pairs["inconsistent"], pairs["losses"]), strict=True))
-    total = sum(counts.values())
+    total: Any = sum(counts.values())
     shares = pd.DataFrame({"pair": names} | {kind: count / total for kind, count in counts.items()})
     bars = shares.melt("pair", var_name="kind", value_name="share").dropna()
     bars["place"] = bars["kind"].map([*_SEGMENTS].index)
@@ -137,7 +140,7 @@ def save_win_rates(pairs: pd.DataFrame, folder: Path, title: str, note: str) -> 
     by_kind = alt.Color("kind:N", sort=None, scale=alt.Scale(domain=list(_SEGMENTS), range=colours), legend=legend)
     ink = alt.Color("kind:N", scale=alt.Scale(domain=list(_SEGMENTS), range=inks), legend=None)
     drawn = alt.Chart(bars).encode(y, order="place:Q")
-    middle = x.copy()
+    middle: Any = x.copy()
     middle.bandPosition = 0.5
     head = alt.Chart(pd.DataFrame({"text": ["win rate of the left"]})).mark_text(align="left", dx=8, fontWeight="bold")
     layers: list[Any] = [
@@ -197,6 +200,6 @@ def _read_pairs(file: Path) -> pd.DataFrame:
         raise AnalysisError(
             f"{file}: not a table of win rates ({' '.join(str(error).split())}); make it again"
         ) from error
-    if pairs.empty or pairs[[*texts]].isna().any(axis=None):
+    if pairs.empty or pairs[[*texts]].isna().to_numpy().any():
         raise AnalysisError(f"{file}: has no pair; make it again")
     return pairs

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -79,7 +79,7 @@ def summarise(judgements: Sequence[Judgement]) -> tuple[pd.DataFrame, dict[str, 
         row |= {"score": np.nan if one.score is None else one.score, "first": seen.count("A")}
         row |= {"either": len(seen) - seen.count("TIE"), "both": len(seen) == 2}
         rows.append(row | {"agree": len(seen) == 2 and (one.score in (0.0, 1.0) or one.outcome == "tie")})
-    table = pd.DataFrame(rows)
+    table: Any = pd.DataFrame(rows)
     pairs = []
     for (model_a, model_b), of_pair in table.groupby(["model_a", "model_b"], sort=False):
         counted = of_pair.dropna(subset="score")
@@ -95,13 +95,13 @@ def summarise(judgements: Sequence[Judgement]) -> tuple[pd.DataFrame, dict[str, 
             ends = {f"{prefix}ci_low": rate and rate.low, f"{prefix}ci_high": rate and rate.high}
             row |= {name: rate and rate.value, **ends}
         pairs.append(row)
-    made = pd.DataFrame(pairs)
+    made: Any = pd.DataFrame(pairs)
     ordered = ["model_a", "model_b", *COUNTS]
     return made[[*ordered, *(name for name in made if name not in ordered)]], _habits(table)
 
 
 def _habits(table: pd.DataFrame) -> dict[str, Rate | None]:
-    sums = table.groupby("prompt", sort=False)[["first", "either", "agree", "both"]].sum()
+    sums: Any = table.groupby("prompt", sort=False)[["first", "either", "agree", "both"]].sum()
     rates: dict[str, Rate | None] = {}
     for name, counted, of in (("position_bias", "first", "either"), ("agreement", "agree", "both")):
         some = sums[sums[of] > 0]
@@ -119,7 +119,7 @@ def seeds_rate(scores: Mapping[tuple[str, int], float] | pd.Series, level: float
     """
     import pandas as pd
 
-    cells = pd.Series(scores)
+    cells: Any = pd.Series(scores)  # type: ignore[arg-type]
     by_prompt, by_seed = (cells.groupby(level=part, sort=False).mean() for part in (0, 1))
     ones = np.ones(len(by_prompt))
     if min(len(by_prompt), len(by_seed)) < MIN_SEEDS:
