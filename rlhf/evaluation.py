@@ -120,6 +120,8 @@ class Evaluator:
                 "reward": float(scores[i]),
                 "ended": bool(rollouts.ended[i]),
             }
+            if rollouts.columns:
+                row["columns"] = {name: column[i] for name, column in rollouts.columns.items()}
             row |= control_places(row)
             rows.append(row if gold is None else {**row, "gold_reward": gold[i]})
         return rows

