@@ -172,7 +172,7 @@ def _dataset(config: RunConfig) -> Iterator[str]:
             f"dataset.max_new_tokens = {dataset.max_new_tokens}"
         )
     if dataset.name == "reviews" and dataset.path is not None and not dataset.path.lower().endswith(".csv"):
-        yield "dataset.path: dataset=reviews reads film reviews from a .csv; pairs are read by dataset=hh"
+        yield "dataset.path: dataset=reviews reads film reviews from a .csv; pairs are read by dataset=preferences"
     if "" in (dataset.stop_strings or ()):
         yield "dataset.stop_strings: an empty text would end every response before its first token"
 

@@ -13,7 +13,7 @@ REFERENCES = (stages("reward_model") & option_is("reward_model.normalize", "mean
 """Runs that normalise scores on reference answers."""
 OF_ANY_FORM = option_is("dataset.name", "preferences", "prompts")
 """Data sets whose columns are found."""
-FROM_FILES = OF_ANY_FORM | option_is("dataset.name", "hh", "tldr", "stackexchange")
+FROM_FILES = option_is("dataset.name", "preferences", "prompts", "hh", "tldr", "stackexchange")
 _SFT_HUB = FROM_FILES & option_is("dataset.path", None) & option_is("dataset.sft_path", None)
 _SFT_TEXTS = FROM_FILES & (given("dataset.sft_path") | (_SFT_HUB & given("dataset.sft_hub")))
 _WITHOUT_PAIRS = option_is("dataset.name", "prompts") | _SFT_TEXTS
@@ -155,6 +155,11 @@ class DatasetConfig:
         read_by=RL,
         above=0,
     )
+
+    @property
+    def has_sft_texts(self) -> bool:
+        """Whether SFT texts are a data set of their own. Local data does without the hub's."""
+        return self.sft_path is not None or (self.path is None and self.sft_hub is not None)
 
     @property
     def max_prompt_tokens(self) -> int:

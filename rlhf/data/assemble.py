@@ -107,7 +107,7 @@ def assemble(config: DatasetConfig, wanted: Collection[str], form: Form) -> Text
     else:
         pairs = [side.examples(lambda row: Preference(**row), own.columns()) for side in (train, test)]
     prompts = [_demonstrations(side, preferred, own) for side in asked]
-    answers = [_demonstrations(side.with_text(preferred), preferred, own) for side in asked]
+    answers = [_demonstrations(side.with_text(preferred).at_most(1), preferred, own) for side in (train, test)]
     if len(tables) > 1:
         sides = [side.at_most(1) for side in _sides(tables[1], held_out, f"{config.seed} order of SFT texts")]
         answers = [_demonstrations(side, "response", tables[1]) for side in sides]
@@ -152,8 +152,8 @@ def _own_source(config: DatasetConfig) -> Source:
 
 
 def _sft_source(config: DatasetConfig) -> Source | None:
-    """Where SFT texts of their own lie. Local pairs do without the hub's."""
-    if config.sft_path is None and (config.path is not None or config.sft_hub is None):
+    """Where SFT texts of their own lie."""
+    if not config.has_sft_texts:
         return None
     wanted = Wanted(config.sft_split, config.sft_test_split, "dataset.sft_")
     if config.sft_path is not None:

@@ -42,6 +42,10 @@ PAIRS = (
 )
 """Two answers, the first of which is the better one, or a column says which."""
 
+PAIR_COLUMNS = ("prompt", "system", "chosen", "rejected", "preferred")
+ANSWER_COLUMNS = ("response", "messages")
+"""What dataset.columns.* name: of pairs, and beside them of prompts and of SFT texts."""
+
 Written = str | list[Message]
 """A prompt as a data set writes it."""
 Names = list[str]
@@ -60,7 +64,7 @@ class ColumnReader:
 
     def preferences(self, row: Any) -> list[Preference | Dropped]:
         """The pair of a row, () where neither answer is preferred, and how many answers lost what follows them."""
-        columns = self._checked(row, "prompt", "system", "chosen", "rejected", "preferred")._pair_columns(row)
+        columns = self._checked(row, *PAIR_COLUMNS)._pair_columns(row)
         if columns is None:
             raise UnknownForm(
                 f"{has_columns(row)}; no two answers among these: name them as dataset.columns.chosen and "

@@ -13,10 +13,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection
-from dataclasses import asdict, replace
+from dataclasses import replace
 
 from rlhf.config.dataset import DatasetConfig
-from rlhf.data.columns import ColumnReader
+from rlhf.data.columns import ANSWER_COLUMNS, PAIR_COLUMNS, ColumnReader
 from rlhf.data.examples import PARTS, Prompt, TextData
 from rlhf.data.form import Form, load_form
 from rlhf.data.hh import stop_strings
@@ -30,20 +30,20 @@ def load_hh(config: DatasetConfig, parts: Collection[str] = tuple(PARTS)) -> Tex
 
 
 def load_preferences(config: DatasetConfig, parts: Collection[str] = tuple(PARTS)) -> TextData:
-    read = ColumnReader(_named(config))
-    return _load(config, parts, Form("preferences", read.preferences, read.demonstration))
+    read = ColumnReader(_named(config, *PAIR_COLUMNS, *(ANSWER_COLUMNS if config.has_sft_texts else ())))
+    return _load(config, parts, read, Form("preferences", read.preferences, read.demonstration))
 
 
 def load_prompts(config: DatasetConfig, parts: Collection[str] = tuple(PARTS)) -> TextData:
-    read = ColumnReader(_named(config))
-    return _load(config, parts, Form("prompts", lambda row: [read.prompt(row)], read.demonstration, kind=Prompt))
+    read = ColumnReader(_named(config, *PAIR_COLUMNS, *ANSWER_COLUMNS))
+    return _load(config, parts, read, Form("prompts", lambda row: [read.prompt(row)], read.demonstration, kind=Prompt))
 
 
-def _named(config: DatasetConfig) -> dict[str, str]:
-    return {what: name for what, name in asdict(config.columns).items() if name is not None}
+def _named(config: DatasetConfig, *names: str) -> dict[str, str]:
+    return {what: name for what in names if (name := getattr(config.columns, what)) is not None}
 
 
-def _load(config: DatasetConfig, parts: Collection[str], form: Form) -> TextData:
-    name = json.dumps([form.name, _named(config)])
-    form = replace(form, name=name, found=ColumnReader.found, stop_strings=stop_strings, prompts_of_sft_texts=False)
+def _load(config: DatasetConfig, parts: Collection[str], read: ColumnReader, form: Form) -> TextData:
+    name = json.dumps([form.name, read.named])
+    form = replace(form, name=name, found=read.found, stop_strings=stop_strings, prompts_of_sft_texts=False)
     return replace(load_form(config, parts, form), system=config.system or "")

@@ -14,12 +14,14 @@ GROUPS = {folder.name: sorted(file.stem for file in folder.glob("*.yaml")) for f
 
 # source=random brings a tokenizer for made-up languages alone.
 REAL_MODEL = {"dataset": ["model=smollm2_135m"]}
-# ILQL has no online form, and a server's address or a model's place is nobody's default.
+# ILQL has no online form, and a server's address or the place of a model or of data is nobody's default.
 BESIDE = {
     "algo=ilql": ["stage=offline"],
     "reward=http": ["reward.url=http://localhost:8000/score"],
     "stage=reference_samples": ["evaluation.reference_responses=2"],
     "model=hub": ["model.path=owner/hub", "dataset=hh"],
+    "dataset=preferences": ["dataset.hub=owner/pairs"],
+    "dataset=prompts": ["dataset.hub=owner/prompts", "reward=sentiment"],
 }
 
 

@@ -62,7 +62,7 @@ COMBINATIONS = {
     "evaluate": ("stage=evaluate", "reward=sentiment", "evaluation.policy={sft}"),
     "loaded": (
         *("model=hub", "model.path={sft}", "model.train.mode=lora", "sft.train.mode=lora"),
-        *("dataset=hh", "dataset.path={pairs}", "dataset.num_prompts=null", "dataset.num_sft=null"),
+        *("dataset=preferences", "dataset.path={pairs}", "dataset.num_prompts=null", "dataset.num_sft=null"),
         *("dataset.num_pairs=null", "dataset.max_total_length=38", "reward=sentiment"),
     ),
 }

@@ -1,5 +1,6 @@
 """Collected data from every kind of file, folder and hub: the same examples, malformed rows, what stays in memory."""
 
+import csv
 import gzip
 import importlib.util
 import json
@@ -16,6 +17,7 @@ from rlhf.data.rows import text_rows
 from tests.data.collected import contents, dialogues, load, settings, write
 
 datasets = pytest.importorskip("datasets")
+pyarrow = pytest.importorskip("pyarrow")
 MALFORMED = [
     ('{"chosen": ' + "9" * 5000 + "}", "not a row ("),
     ('{"chosen": "a"}', "the row has chosen (text); "),
@@ -34,17 +36,32 @@ def in_every_form(folder: Path, rows: list[dict[str, str]]) -> list[Path]:
     table = datasets.Dataset.from_list(rows)
     table.to_parquet(folder / "a.parquet")
     table.save_to_disk(folder / "saved")
+    (folder / "lines.json").write_bytes(lines)
+    (folder / "nested.json").write_text(json.dumps({"version": 1, "data": rows}))
+    (folder / "utf16.jsonl").write_bytes(lines.decode().encode("utf-16"))
+    (folder / "utf16.json").write_bytes(json.dumps(rows).encode("utf-16"))
+    (folder / "mark.jsonl").write_bytes(b"\xef\xbb\xbf" + lines.replace(b"\n", b"\r\n"))
+    for name, delimiter, encoding in (("a.csv", ",", "utf-8-sig"), ("b.csv", ";", "utf-16"), ("a.tsv", "\t", "utf-8")):
+        with (folder / name).open("w", encoding=encoding, newline="") as file:
+            writer = csv.DictWriter(file, [*rows[0]], delimiter=delimiter)
+            writer.writeheader()
+            writer.writerows(rows)
+    (folder / "a.csv.gz").write_bytes(gzip.compress((folder / "a.csv").read_bytes()))
+    arrow = pyarrow.Table.from_pylist(rows)
+    for name, new in (("stream.arrow", pyarrow.ipc.new_stream), ("file.arrow", pyarrow.ipc.new_file)):
+        with new(str(folder / name), arrow.schema) as writer:
+            writer.write_table(arrow)
     datasets.DatasetDict({"train": table}).save_to_disk(folder / "saved_train")
     halves = len(rows) // 2
     for number, part in enumerate((rows[:halves], rows[halves:])):
         write(folder / "shards" / "data" / f"train-0000{number}-of-00002.jsonl", *part)
-    return [
-        folder / name for name in ("a.jsonl.gz", "a.json", "a.json.gz", "a.parquet", "saved", "saved_train", "shards")
-    ]
+    return [path for path in folder.iterdir() if path.name != "a.jsonl"]
 
 
 def test_every_form_holds_the_same_in_the_same_split(tmp_path: Path):
-    paths = in_every_form(tmp_path, dialogues(30))
+    rows = [{name: text + '\u2028\U0001f980, "a";\n\tb\x00' for name, text in row.items()} for row in dialogues(30)]
+    paths = in_every_form(tmp_path, rows)
+    assert len(paths) == 18
     expected = contents(load("hh", tmp_path / "a.jsonl"))
     assert len(expected["pairs"]) == 24 and len(expected["test_sft"]) == 6
     for path in paths:
@@ -121,7 +138,7 @@ def test_files_that_cannot_be_read_are_refused_in_one_line(tmp_path: Path):
     (tmp_path / "truncated.jsonl.gz").write_bytes(whole[: len(whole) // 2])
     (tmp_path / "broken.jsonl.gz").write_bytes(whole[:100] + bytes(100) + whole[200:])
     (tmp_path / "rows.json").write_text('[{"chosen": "a"}]')
-    (tmp_path / "list.json").write_text('[{"chosen": "a",\n "rejected": "b"},\n {"chosen": }]')
+    (tmp_path / "list.json").write_text('[{"prompt": "p", "chosen": "a",\n "rejected": "b"},\n {"chosen": }]')
     (tmp_path / "table.parquet").write_text("no table")
     (tmp_path / "table.arrow").write_text("no table")
     (tmp_path / "unnamed.csv").write_text("prompt,,chosen\n1,2,3\n")
@@ -166,6 +183,20 @@ def test_the_items_of_a_list_have_their_lines(tmp_path: Path):
     assert [row.where for row in rows] == [f"{path}:{line} (row {number})" for line, number in places]
     path.write_text("[]")
     assert list(text_rows(path, "dataset.path")) == []
+
+
+def test_a_table_has_its_lines_and_a_row_of_another_length_is_named(tmp_path: Path):
+    path = tmp_path / "a.csv"
+    path.write_text('prompt,answer\n"1\n+ 1",2\n\n3\n4,,\n5,\n', encoding="utf-8")
+    rows = list(text_rows(path, "dataset.path"))
+    assert [row.value for row in rows] == [
+        {"prompt": "1\n+ 1", "answer": "2"},
+        None,
+        None,
+        {"prompt": "5", "answer": ""},
+    ]
+    assert [row.where for row in rows] == [f"{path}:{line}" for line in (3, 5, 6, 7)]
+    assert rows[1].problem and rows[2].problem and not rows[3].problem
 
 
 def test_a_large_set_is_not_in_memory(tmp_path: Path):
