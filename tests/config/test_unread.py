@@ -107,8 +107,8 @@ def test_a_file_may_set_what_another_stage_reads():
     run = typed("stage=sft")
     assert unread(run, {"rollout.iterations": "mine.yaml"}) == {}
     assert list(unread(run, {"dataset.path": "mine.yaml"}).values()) == [
-        "dataset.path: dataset=letters does not read it (mine.yaml sets it); leave it out, or use dataset=hh or "
-        "dataset=tldr or dataset=stackexchange or dataset=reviews"
+        "dataset.path: dataset=letters does not read it (mine.yaml sets it); leave it out, or use dataset=preferences "
+        "or dataset=prompts or dataset=hh or dataset=tldr or dataset=stackexchange or dataset=reviews"
     ]
 
 

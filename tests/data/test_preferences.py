@@ -12,6 +12,7 @@ import torch
 from rlhf.batches import PromptBatch
 from rlhf.chat import with_template
 from rlhf.config.build import ConfigError
+from rlhf.data import load_text_data
 from rlhf.data.examples import DataError
 from rlhf.data.tokenize import Prompts, prompt_report
 from tests.config.composed import config, typed
@@ -24,6 +25,10 @@ HUB = ("model=hub", "model.path=owner/model")
 
 def user(text: str) -> dict[str, str]:
     return {"role": "user", "content": text}
+
+
+def says(text: str) -> dict[str, str]:
+    return {"role": "assistant", "content": text}
 
 
 def pair(number: int, **more: Any) -> dict[str, Any]:
@@ -80,8 +85,8 @@ def test_rl_prompts_are_those_of_the_pairs_and_one_question_has_one_side(tmp_pat
     turns = [{"messages": [user(f"{n}?"), {"role": "assistant", "content": "Hm."}]} for n in range(20, 50)]
     data = load("preferences", pairs, sft_path=str(write(tmp_path / "sft.jsonl", *turns)))
     assert {prompt.response for prompt in data.prompts} == {"Yes."} and {text.response for text in data.sft} == {" Hm."}
-    asked = [{int(one.prompt.removeprefix("\n\nHuman: ").partition("?")[0]) for one in part} for part in (
-        [*data.pairs, *data.sft], [*data.test_pairs, *data.eval_prompts, *data.test_sft])]  # fmt: skip
+    sides = [*data.pairs, *data.sft], [*data.test_pairs, *data.eval_prompts, *data.test_sft]
+    asked = [{one.prompt.removeprefix("\n\nHuman: ").partition("?")[0] for one in side} for side in sides]
     assert asked[0].isdisjoint(asked[1])
 
 
@@ -94,27 +99,25 @@ def test_a_form_that_is_not_read_is_refused_at_its_first_row_whatever_may_be_mal
     assert all(
         part in text for part in ("prompt (text)", "score (number)", "dataset.columns.chosen", "dataset=prompts")
     )
-    named = load("preferences", write(tmp_path / "b.jsonl", *({"q": f"{n}?", "a": ["y", "n"]} for n in range(20))),
-                 columns={"prompt": "q", "chosen": "a"})  # fmt: skip
+    path = write(tmp_path / "b.jsonl", *({"q": f"{n}?", "a": ["y", "n"]} for n in range(20)))
+    named = load("preferences", path, columns={"prompt": "q", "chosen": "a"})
     assert len(named.pairs) == 16 and named.pairs[0].chosen == "y"
 
 
 def test_the_system_text_and_the_template_make_the_first_prompt(tmp_path: Path):
     """Of rows with a system turn of their own, that one."""
-    rows = [{"prompt": [user("Hi")] if n else [{"role": "system", "content": "Own."}, user("Hi")], "answer": n,
-             "completion": "Yes"} for n in range(2)]  # fmt: skip
-    rows += [{"prompt": f"{n}?", "completion": "Yes"} for n in range(30)]
-    data = load("prompts", write(tmp_path / "a.jsonl", *rows), system="Be brief.")
-    everything = lambda made: [*made.prompts, *made.eval_prompts, *made.sft]  # noqa: E731
+    own = [{"role": "system", "content": "Own."}, user("Hi")]
+    rows = [{"prompt": prompt, "completion": "Yes"} for prompt in (own, [user("Hi")], *(f"{n}?" for n in range(30)))]
     data = load("prompts", write(tmp_path / "a.jsonl", *rows), system="Be brief.", num_eval_prompts=8)
-    chat = [one.prompt for one in everything(with_template(settings("prompts"), data, KINDS["qwen"]()))]
+    made = with_template(settings("prompts"), data, KINDS["qwen"]())
+    chat = [one.prompt for one in (*made.prompts, *made.eval_prompts)]
     turns = "<|im_start|>system\n{}<|im_end|>\n<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n"
     assert turns.format("Own.", "Hi") in chat and turns.format("Be brief.", "Hi") in chat
     assert turns.format("Be brief.", "7?") in chat and all("system" in text for text in chat)
-    plain = [one.prompt for one in everything(with_template(settings("prompts"), data, KINDS["neox"]()))]
+    written = with_template(settings("prompts"), data, KINDS["neox"]())
+    plain = [one.prompt for one in (*written.prompts, *written.eval_prompts)]
     for text in ("Own.\n\nHuman: Hi\n\nAssistant:", "Be brief.\n\nHuman: Hi\n\nAssistant:", "Be brief.\n\n7?"):
         assert text in plain
-    made = with_template(settings("prompts"), data, KINDS["qwen"]())
     report = prompt_report(settings("prompts"), KINDS["qwen"](), made.prompts, made.dropped)
     assert r"<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user" in report.splitlines()[-1]
 
@@ -141,3 +144,31 @@ def test_what_cannot_be_is_refused_before_anything_is_read(overrides, path):
 def test_prompts_need_no_pairs_where_the_reward_needs_none():
     config(*HUB, "dataset=prompts", "dataset.hub=owner/name", "reward=sentiment", "model.sft=false")
     config(*HUB, "dataset=prompts", "dataset.hub=owner/name", "reward.path=owner/reward")
+
+
+def test_the_librarys_own_loading_of_configurations_and_splits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """From a folder in the hub's form, which `datasets` takes for the data set of that name."""
+    folder = tmp_path / "owner" / "name"
+    for number, name in enumerate(("chat/train_prefs", "chat/test_prefs", "plain/train")):
+        numbers = range(100 * number, 100 * number + 10)
+        turns = [
+            {"chosen": [user(f"{n}?"), says("Yes.")], "rejected": [user(f"{n}?"), says("No.")], "id": n}
+            for n in numbers
+        ]
+        write(folder / f"{name}.jsonl", *(turns if name.startswith("chat") else map(pair, numbers)))
+    splits = "\n".join(f"  - {{split: {name}, path: chat/{name}.jsonl}}" for name in ("train_prefs", "test_prefs"))
+    (folder / "README.md").write_text(
+        f"---\nconfigs:\n- config_name: chat\n  data_files:\n{splits}\n- config_name: plain\n"
+        "  data_files: plain/train.jsonl\n---\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    place = {"hub": "owner/name"}
+    with pytest.raises(DataError, match=r"^dataset\.hub=owner/name: .*chat, plain.*dataset\.hub_config"):
+        load_text_data(settings("preferences", **place))
+    with pytest.raises(DataError, match=r"no split train, but train_prefs, test_prefs; .*dataset\.split$"):
+        load_text_data(settings("preferences", **place, hub_config="chat"))
+    chosen = {"hub_config": "chat", "split": "train_prefs", "test_split": "test_prefs"}
+    data = load_text_data(settings("preferences", **place, **chosen))
+    assert {one.columns["id"] for one in data.pairs} == {*range(10)} and len(data.test_pairs) == 2
+    assert all(one.prompt.startswith("\n\nHuman: 1") and one.columns["id"] >= 100 for one in data.test_pairs)
+    assert len(load_text_data(settings("preferences", **place, hub_config="plain")).pairs) == 8
