@@ -110,10 +110,10 @@ def with_template(config: DatasetConfig, data: TextData, tokenizer: PreTrainedTo
         return [template.prompt(conversation(prompt)), *written]
 
     def demonstration(example: Demonstration) -> Demonstration:
-        return Demonstration(*texts(example.prompt, example.response))
+        return Demonstration(*texts(example.prompt, example.response), example.columns)
 
     def preference(example: Preference) -> Preference:
-        return Preference(*texts(example.prompt, example.chosen, example.rejected))
+        return Preference(*texts(example.prompt, example.chosen, example.rejected), example.columns)
 
     return replace(
         data,

@@ -57,6 +57,7 @@ __all__ = [
     "SlurmConfig",
     "SupervisedConfig",
     "TrainableConfig",
+    "setting",
 ]  # and what RunConfig is made of
 
 

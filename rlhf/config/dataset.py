@@ -18,7 +18,10 @@ _SFT_TEXTS = FROM_FILES & (given("dataset.sft_path") | (_SFT_HUB & given("datase
 
 @dataclass(kw_only=True)
 class DatasetConfig:
-    name: str = setting("the data set", choices=("letters", "reviews", "hh", "tldr", "stackexchange"))
+    name: str = setting(
+        "the data set",
+        choices=("letters", "sums", "countdown", "reasoning_gym", "reviews", "hh", "tldr", "stackexchange"),
+    )
     path: str | None = setting(
         "local pairs in the hub's columns instead: .json(l), .json(l).gz, .parquet, or a folder (save_to_disk, or with "
         "a file or shards for each split, as train and test)",
@@ -63,6 +66,16 @@ class DatasetConfig:
     )
     max_bad_rows: int = setting(
         "malformed rows that are skipped and counted; one more refuses the data", read_by=FROM_FILES, low=0
+    )
+    difficulty: int = setting(
+        "how hard made-up tasks are: how many numbers there are to add (sums) or to use (countdown)",
+        read_by=option_is("dataset.name", "sums", "countdown"),
+        low=2,
+        high=6,
+    )
+    task: str | None = setting(
+        "the task of the package reasoning-gym, as leg_counting",
+        read_by=option_is("dataset.name", "reasoning_gym"),
     )
     seed: int = setting("seed of made-up data and of the split into train and held-out parts", low=0)
     num_sft: int | None = setting(

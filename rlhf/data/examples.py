@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Sequence
-from dataclasses import astuple, dataclass, replace
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import astuple, dataclass, field, replace
+from types import MappingProxyType
 from typing import Any, Generic, TypeVar, overload
 
 from rlhf.config.dataset import DatasetConfig
@@ -12,6 +13,11 @@ from rlhf.errors import UserError
 
 In = TypeVar("In")
 Out = TypeVar("Out")
+
+
+Columns = Mapping[str, Sequence[Any]]
+"""What else the rows have that texts were made of: one entry for each text, by the column's name."""
+NO_COLUMNS: Columns = MappingProxyType({})
 
 
 class DataError(UserError, ValueError):
@@ -26,6 +32,8 @@ class Demonstration:
 
     prompt: str
     response: str
+    columns: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    """What else the row has, by column: for rewards, which may need a reference answer."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +43,8 @@ class Preference:
     prompt: str
     chosen: str
     rejected: str
+    columns: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    """As a `Demonstration` has them."""
 
 
 @dataclass(frozen=True)
@@ -86,6 +96,14 @@ class Mapped(Sequence[Out], Generic[In, Out]):
         return self._make(self._items[index])
 
 
+def columns_of(examples: Sequence[Demonstration]) -> dict[str, list[Any]]:
+    """The columns of all of them, None where a row lacks one."""
+    names = dict.fromkeys(name for example in examples for name in example.columns)
+    return {name: [example.columns.get(name) for example in examples] for name in names}
+
+
+Verifier = Callable[[Sequence[str], Sequence[str], Columns], list[float]]
+"""(prompts, responses, their columns) -> 1 for each right response, 0 for a wrong one."""
 GoldScorer = Callable[[Sequence[str], Sequence[str]], list[float]]
 """(prompts, responses) -> a score per response; what made-up labels follow. Evaluation alone may call it."""
 
@@ -107,6 +125,8 @@ class TextData:
     gold: GoldScorer | None = None
     best_gold: float | None = None
     """The best mean gold reward that any policy can reach on `eval_prompts`."""
+    verify: Verifier | None = None
+    """What reward=verifiable goes by; None: a comparison with the column that has the answer."""
     words: Sequence[str] = ()
     """Every word of a made-up language, for the tokenizer of `model.source=random`; () for natural text."""
     dropped: Dropped = Dropped()

@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerBase
 from rlhf.batches import DemonstrationBatch, PreferenceBatch, PromptBatch, pad
 from rlhf.config.dataset import DatasetConfig
 from rlhf.control_tokens import eos_id, pad_id, spelled_control
-from rlhf.data.examples import Demonstration, Dropped, Preference
+from rlhf.data.examples import Demonstration, Dropped, Preference, columns_of
 from rlhf.errors import printable
 from rlhf.text import answer_text, encode_answer, encode_prompt, shown_prompt
 
@@ -31,7 +31,7 @@ def encode_prompts(
     rows = [encode_prompt(tokenizer, example.prompt, max_prompt_tokens) for example in examples]
     ids, mask = pad([tokens for tokens, _ in rows], pad_id(tokenizer), left=True)
     references = [answer_text(tokenizer, example.response) for example in examples]
-    return PromptBatch(ids, mask, [text for _, text in rows], references)
+    return PromptBatch(ids, mask, [text for _, text in rows], references, columns_of(examples))
 
 
 class _Examples(Generic[Example, Batch]):
