@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
-from rlhf.config.setting import ON_GPU, RL, given, option_is, setting, stages, where
+from rlhf.config.setting import ON_GPU, RL, Condition, Failure, given, option_is, setting, stages
 
 BARE_REWARD = option_is("reward.name", "hh_gptj", "tldr_gptj")
 GIVEN_REWARD = BARE_REWARD | (option_is("reward.name", "learned") & given("reward.path"))
@@ -16,15 +17,19 @@ WITH_VERIFIER = ("sums", "countdown", "reasoning_gym")
 """The data sets that say themselves whether a response is right."""
 WITHOUT_ANSWERS = ("letters", "reviews", "hh", "tldr", "stackexchange")
 """Those that have no column beside the texts."""
-_COMPARES = option_is("reward.name", "verifiable") & where(
-    lambda config: config.dataset.name not in WITH_VERIFIER,
-    "a data set that checks responses itself",
-    "a data set with a column of answers",
-    "dataset.name",
-)
 RIGHT_OR_WRONG = ("python", "verifiable")
 """Rewards whose evaluations tell an accuracy where all scores are 0 or 1."""
 _SCORED_ELSEWHERE = stages("online") & (REWARD_SERVER | (MODEL_REWARD & ON_GPU))
+
+
+def _without_verifier(config: Any, _: str) -> Failure | None:
+    name = config.dataset.name
+    if name not in WITH_VERIFIER:
+        return None
+    return Failure(f"dataset={name}", "a data set with a column of answers", frozenset({"dataset.name"}))
+
+
+_COMPARES = option_is("reward.name", "verifiable") & Condition(_without_verifier)
 
 
 @dataclass(kw_only=True)

@@ -1,11 +1,11 @@
 """dataset=countdown: reach a number with some others, each used once. Made by code, so that it needs no download.
 
-    2 7 3 make 13 :
+    2 3 7 make 13 :
      2 * 3 + 7
 
-`dataset.difficulty` is how many numbers there are, each from 1 to 9; targets go from 1 to 99. A response may add,
-subtract, multiply and divide, with the usual precedence and parentheses. SFT texts are of mixed quality: some reach the
-target, most use the numbers in some other way.
+`dataset.difficulty` is how many numbers there are, each from 1 to 9; targets go from 1 to 99 and are reached with the
+numbers in their order. A response may put them in another one, and add, subtract, multiply and divide, with the usual
+precedence and parentheses. SFT texts are of mixed quality: some reach the target, the others have signs at random.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from __future__ import annotations
 import ast
 import operator
 import random
+import re
 from collections.abc import Collection, Sequence
 from fractions import Fraction
 from typing import Any
@@ -26,6 +27,7 @@ RIGHT_SHARE = 0.3
 LARGEST_NUMBER, LARGEST_TARGET = 9, 99
 SIGNS = ("+", "-", "*")
 LONGEST_EXPRESSION = 200
+_EXPRESSION = re.compile(r"[\d +*/()-]*")
 _OPERATIONS: dict[type, Any] = {
     ast.Add: operator.add,
     ast.Sub: operator.sub,
@@ -43,26 +45,27 @@ def load_countdown(config: DatasetConfig, parts: Collection[str] = tuple(PARTS))
         while True:
             numbers = [random_.randint(1, LARGEST_NUMBER) for _ in range(count)]
             right = _expression(random_, numbers)
-            target = evaluated(right)
-            if target is not None and target[0].denominator == 1 and 1 <= target[0] <= LARGEST_TARGET:
-                break
-        columns = {"numbers": numbers, "target": int(target[0])}
-        while is_right(wrong := _expression(random_, numbers), numbers, columns["target"]):
-            if all(number == 1 for number in numbers) or random_.random() < 0.1:  # hardly any other value
-                wrong = " ".join(map(str, numbers))
+            wrong = _expression(random_, numbers)
+            target = _whole(right)
+            if target is not None and 1 <= target <= LARGEST_TARGET and _whole(wrong) != target:
                 break
         attempt = right if random_.random() < RIGHT_SHARE else _expression(random_, numbers)
-        prompt = f"{' '.join(map(str, numbers))} make {columns['target']} :"
-        return Task(prompt, f" {right}", f" {attempt}", f" {wrong}", columns)
+        prompt = f"{' '.join(map(str, numbers))} make {target} :"
+        return Task(prompt, f" {right}", f" {attempt}", f" {wrong}", {"numbers": numbers, "target": target})
 
     words = ["make", ":", *SIGNS, *map(str, range(1, LARGEST_TARGET + 1))]
     return TextData(**made_parts(config, parts, draw), verify=verify, words=words)
 
 
 def _expression(random_: random.Random, numbers: Sequence[int]) -> str:
-    """The numbers in a random order with random signs between them."""
-    first, *others = random_.sample(numbers, len(numbers))
+    """The numbers in their order with random signs between them."""
+    first, *others = numbers
     return " ".join([str(first), *(f"{random_.choice(SIGNS)} {number}" for number in others)])
+
+
+def _whole(expression: str) -> int | None:
+    found = evaluated(expression)
+    return None if found is None or found[0].denominator != 1 else int(found[0])
 
 
 def verify(prompts: Sequence[str], responses: Sequence[str], columns: Columns) -> list[float]:
@@ -88,7 +91,7 @@ def evaluated(expression: str) -> tuple[Fraction, list[int]] | None:
             return Fraction(node.value)
         raise ValueError
 
-    if len(expression) > LONGEST_EXPRESSION:
+    if len(expression) > LONGEST_EXPRESSION or not _EXPRESSION.fullmatch(expression):
         return None
     try:
         return value(ast.parse(expression.strip(), mode="eval").body), used

@@ -69,24 +69,30 @@ class PythonScorer:
             return self._asked(name, function, *texts, columns, deadline)
         except UserCodeError as error:
             failure = error
-        row = self._row_at_fault(name, function, *texts, columns)
+        row = self._row_at_fault(name, function, *texts, columns, failure)
         if row is None:
             raise UserCodeError(f"{failure} (in a call with {len(prompts)} responses, none of which does it alone)")
-        index, failure = row
-        shown = f"prompt {_beginning(prompts[index])}, response {_beginning(answers[index])}"
-        raise UserCodeError(f"{failure} (row {index + 1} of {len(prompts)}: {shown})")
+        shown = f"prompt {_beginning(prompts[row])}, response {_beginning(answers[row])}"
+        raise UserCodeError(f"{failure} (row {row + 1} of {len(prompts)}: {shown})") from failure.__cause__
 
     def _row_at_fault(
-        self, name: str, function: Function, prompts: list[str], answers: list[str], columns: Columns
-    ) -> tuple[int, UserCodeError] | None:
-        """The first row with which alone it fails, and how."""
+        self,
+        name: str,
+        function: Function,
+        prompts: list[str],
+        answers: list[str],
+        columns: Columns,
+        failure: UserCodeError,
+    ) -> int | None:
+        """The first row with which alone it fails in the same way."""
         deadline = time.monotonic() + self.timeout_seconds
         for row in range(len(prompts)):
             of_row = {column: entries[row : row + 1] for column, entries in columns.items()}
             try:
                 self._asked(name, function, prompts[row : row + 1], answers[row : row + 1], of_row, deadline)
             except UserCodeError as error:
-                return row, error
+                if type(error.__cause__) is type(failure.__cause__):
+                    return row
         return None
 
     def _asked(
