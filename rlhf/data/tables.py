@@ -178,7 +178,7 @@ def _convert(
                     dropped = dataclasses.replace(dropped, named=dropped.named[:NAMED])
                     bad_rows.check(dropped)
                 else:
-                    yield {**vars(example), "key": prompt_key(example.prompt)}
+                    yield {**_texts(example), "key": prompt_key(example.prompt)}
 
     rows = examples()
     batches = iter(lambda: list(itertools.islice(rows, ROWS_AT_ONCE)), [])
@@ -186,6 +186,10 @@ def _convert(
         for batch in itertools.chain(batches, [[]]):  # an empty one too, lest there be none
             writer.write_batch(pa.RecordBatch.from_pylist(batch, schema=schema))
     (folder / "dropped.json").write_text(json.dumps({"num_read": num_read, **dataclasses.asdict(dropped)}))
+
+
+def _texts(example: Example) -> dict[str, str]:
+    return {name: value for name, value in vars(example).items() if name != "columns"}
 
 
 def _examples_of(row: Row, parse: Parse) -> list[Example | Dropped]:
@@ -197,7 +201,7 @@ def _examples_of(row: Row, parse: Parse) -> list[Example | Dropped]:
             examples = parse(row.value)
             for example in examples:
                 if not isinstance(example, Dropped):
-                    "".join(vars(example).values()).encode()
+                    "".join(_texts(example).values()).encode()
         except MalformedRow as error:
             problem = str(error)
         except UnicodeEncodeError:
