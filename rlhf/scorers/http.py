@@ -113,6 +113,7 @@ class HttpScorer:
                 auth=self._authorised if self.token else None,
                 proxies=dict.fromkeys(("http", "https", "all")) if _is_this_machine(self.url) else None,  # type: ignore
                 timeout=self.timeout_seconds,
+                allow_redirects=not self.headers,  # the library would take them along to another host
                 stream=True,
             ) as response:
                 self._check_status(response)
