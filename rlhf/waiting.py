@@ -23,8 +23,8 @@ class Interrupted(Exception):
     """The run was asked to stop, and what it has saved is enough to go on; typing the command again does."""
 
 
-class LateError(Exception):
-    """What `within` bounds took longer than it may."""
+class LateError(BaseException):
+    """What `within` bounds took longer than it may; no Exception, which a stranger's code may well swallow."""
 
 
 class StoppedWaiting(Interrupted):

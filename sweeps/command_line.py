@@ -285,14 +285,13 @@ def _chosen_algos(overrides: list[Override]) -> list[str]:
 
 
 def with_own_settings(overrides: Sequence[str]) -> list[str]:
-    """The overrides, those of settings that only a class outside this project has marked as new to Hydra, whose config
-    lacks them; `refuse_unknown` has let them through."""
-    known = option_paths()
-
-    def is_own(override: str) -> bool:
-        return override.startswith("algo.") and option_path(override.partition("=")[0]) not in known
-
-    return [f"++{override}" if is_own(override) else override for override in overrides]
+    """The overrides, those of a class outside this project as additions: Hydra's config lacks its settings, and
+    `refuse_unknown` has let them through."""
+    keys = [override.partition("=")[0] for override in overrides]
+    if "algo.loss" not in keys:
+        return list(overrides)
+    pairs = zip(keys, overrides, strict=True)
+    return [f"++{text}" if key.startswith("algo.") and key != "algo.loss" else text for key, text in pairs]
 
 
 def _choices(override: Override) -> list[str]:

@@ -68,7 +68,7 @@ def build_config(mapping: dict[str, Any]) -> RunConfig:
         config.model.name = _last_name(config.model.path)
     if config.reward.name == "python" and config.reward.path:
         config.reward.path = absolute(config.reward.path)
-    if config.reward.compare == "auto":
+    if config.reward.name == "verifiable" and config.reward.compare == "auto":
         config.reward.compare = "math_verify" if importlib.util.find_spec("math_verify") else "plain"
     return config
 

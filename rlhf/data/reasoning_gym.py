@@ -20,7 +20,7 @@ from rlhf.data.examples import PARTS, Columns, DataError, TextData
 from rlhf.data.tasks import Task, made_parts
 from rlhf.errors import one_line
 from rlhf.terminal import say
-from rlhf.waiting import within
+from rlhf.waiting import LateError, within
 
 LONGEST_SECONDS = 5.0
 """For a task to be made, or a response to be scored."""
@@ -57,7 +57,7 @@ def load_reasoning_gym(config: DatasetConfig, parts: Collection[str] = tuple(PAR
             with within(LONGEST_SECONDS):
                 entry = tasks[random_.randrange(_ENTRIES)]
             right, wrong = f" {entry['answer']}", f" {tasks[random_.randrange(_ENTRIES)]['answer']}"
-        except Exception as error:
+        except (Exception, LateError) as error:
             raise DataError(f"{with_what} ({one_line(error)}); use another task") from error
         return Task(str(entry["question"]), right, right, wrong, dict(entry))
 
@@ -83,7 +83,7 @@ def scored(tasks: Any, name: str, responses: Sequence[str], columns: Columns) ->
                 score = float(tasks.score_answer(answer=(said[-1] if said else response).strip(), entry=entry))
             if not math.isfinite(score):
                 raise ValueError(f"the score {score}")
-        except Exception as error:
+        except (Exception, LateError) as error:
             problems.append(f"row {i + 1} of {len(responses)}: {one_line(error)}")
             score = 0.0
         scores.append(score)

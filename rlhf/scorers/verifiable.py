@@ -26,7 +26,7 @@ from rlhf.data.examples import NO_COLUMNS, Columns, DataError, TextData, Verifie
 from rlhf.distributed import rank
 from rlhf.errors import one_line
 from rlhf.terminal import say
-from rlhf.waiting import within
+from rlhf.waiting import LateError, within
 
 MATH_SECONDS = 5.0
 """Longest comparison by math-verify."""
@@ -126,7 +126,7 @@ def _same_mathematics(right: str, answer: str) -> bool:
             # Its own time-outs are signals too and would take the place of this one.
             wanted = parse(right, parsing_timeout=None)
             return bool(verify(wanted, parse(answer, parsing_timeout=None), timeout_seconds=None))
-    except Exception as error:
+    except (Exception, LateError) as error:
         if rank() == 0:
             say(f"reward.compare=math_verify: a response counts as wrong ({one_line(error)})")
         return False
