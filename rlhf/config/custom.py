@@ -26,7 +26,9 @@ def algorithm_class(spec: str) -> type:
     Raises:
         UserCodeError: not there, not runnable, or no algorithm.
     """
-    (kind,) = load(spec, OPTION)[:1]
+    kind, *others = load(spec, OPTION)
+    if others:
+        raise UserCodeError(f"{OPTION}: {spec} names {1 + len(others)} classes; a run has one")
     names = [(base.__module__, base.__name__) for base in kind.__mro__] if isinstance(kind, type) else []
     if BASE not in names:
         raise UserCodeError(f"{OPTION}: {spec} is no subclass of rlhf.algorithms.Algorithm; docs/algorithms.md has one")
