@@ -99,9 +99,12 @@ def _made(kind: type, declared: type[AlgoConfig], spec: str) -> type[AlgoConfig]
         hints = typing.get_type_hints(declared)
     except Exception as error:
         raise where_it_failed(error, spec, f"{OPTION}: the settings of {kind.__name__}") from error
-    fields: list[Any] = [(own.name, str, own) for own in dataclasses.fields(CustomConfig) if own.name == "loss"]
+    (place,) = (field for field in dataclasses.fields(CustomConfig) if field.name == "loss")
+    fields: list[Any] = [(place.name, str, dataclasses.field(metadata=place.metadata))]
     for field in dataclasses.fields(declared):
         hint = hints[field.name]
+        if field.name == place.name:
+            raise UserCodeError(f"{OPTION}: {kind.__name__} has a setting loss, which is where it stands; rename it")
         if not _typable(hint):
             raise UserCodeError(
                 f"{OPTION}: the setting {field.name} of {kind.__name__} has type {field.type}; there are bool, int, "
@@ -114,7 +117,8 @@ def _made(kind: type, declared: type[AlgoConfig], spec: str) -> type[AlgoConfig]
             given = {"default": None}
         fields.append((field.name, hint, dataclasses.field(metadata=metadata, **given)))
     made = dataclasses.make_dataclass(declared.__name__, fields, bases=(declared,), kw_only=True)
-    made.__reduce__ = lambda config: (_again, (dataclasses.asdict(config),))  # type: ignore[method-assign]
+    names = [field.name for field in dataclasses.fields(made)]
+    made.__reduce__ = lambda config: (_again, ({name: getattr(config, name) for name in names},))  # type: ignore
     return made
 
 
@@ -124,16 +128,12 @@ def _typable(hint: Any) -> bool:
         return len(inner) == 1 and len(typing.get_args(hint)) == 2 and _typable(inner[0])
     if typing.get_origin(hint) is list:
         return typing.get_args(hint)[0] in PLAIN
-    return hint in PLAIN or (
-        dataclasses.is_dataclass(hint) and all(field.metadata for field in dataclasses.fields(hint))
-    )
+    return hint in PLAIN or (dataclasses.is_dataclass(hint) and hint.__module__ == AlgoConfig.__module__)
 
 
 def _again(values: dict[str, Any]) -> AlgoConfig:
     """The config in another process, which loads the class anew."""
-    from rlhf.config.build import build_group
-
-    return build_group(custom_config(values["loss"]), values, "algo")
+    return custom_config(values["loss"])(**values)
 
 
 def own_name(kind: type) -> str:
