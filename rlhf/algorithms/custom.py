@@ -21,8 +21,8 @@ def checked_class(spec: str) -> type[Algorithm]:
             signal = super().signal(rewards, values, mask)
             _expect(spec, "signal", signal, Signal)
             for name, column in vars(signal).items():
-                fits = column is None or column.shape == mask.shape
-                if not fits and (name != "advantages" or column.shape != mask.shape[:1]):
+                fitting = [mask.shape, mask.shape[:1]] if name == "advantages" else [mask.shape]
+                if column is not None and column.shape not in fitting:
                     shapes = f"{tuple(column.shape)}, and responses are {tuple(mask.shape)}"
                     raise UserCodeError(f"{OPTION}: {spec}.signal returned {name} of shape {shapes}")
             return signal

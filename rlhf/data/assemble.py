@@ -77,8 +77,8 @@ def assemble(config: DatasetConfig, wanted: Collection[str], form: Form) -> Text
     data = TextData(
         sft=answers,
         test_sft=test_answers,
-        pairs=train.examples(lambda row: Preference(**row)),
-        test_pairs=test.examples(lambda row: Preference(**row)),
+        pairs=train.examples(lambda row: Preference(row["prompt"], row["chosen"], row["rejected"])),
+        test_pairs=test.examples(lambda row: Preference(row["prompt"], row["chosen"], row["rejected"])),
         prompts=answers,
         eval_prompts=test_answers,
         dropped=_dropped(tables, held_out),

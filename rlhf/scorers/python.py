@@ -133,9 +133,10 @@ def _number(score: Any, who: str) -> float:
         score = score.item()
     if not isinstance(score, numbers.Real):
         raise UserCodeError(f"{who} gave the score {printable(repr(score))[:SHOWN]}, which is no number")
-    if not math.isfinite(score) or abs(score) > FLOAT32_MAX:
-        raise UserCodeError(f"{who} gave the score {score}, which is not finite")
-    return float(score)
+    value = float(score)
+    if not math.isfinite(value) or abs(value) > FLOAT32_MAX:
+        raise UserCodeError(f"{who} gave the score {value}, which is not finite")
+    return value
 
 
 def _beginning(text: str) -> str:

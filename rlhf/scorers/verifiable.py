@@ -124,8 +124,8 @@ def _same_mathematics(right: str, answer: str) -> bool:
     try:
         with within(MATH_SECONDS):
             # Its own time-outs are signals too and would take the place of this one.
-            wanted = parse(right, parsing_timeout=None)
-            return bool(verify(wanted, parse(answer, parsing_timeout=None), timeout_seconds=None))
+            wanted, said = (parse(text, parsing_timeout=None) for text in (right, answer))  # type: ignore[arg-type]
+            return bool(verify(wanted, said, timeout_seconds=None))
     except (Exception, LateError) as error:
         if rank() == 0:
             say(f"reward.compare=math_verify: a response counts as wrong ({one_line(error)})")
