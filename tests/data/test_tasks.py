@@ -15,7 +15,13 @@ from rlhf.data.examples import PARTS, DataError, columns_of
 from rlhf.data.reasoning_gym import scored
 from tests.config.composed import config
 
-FEW = ("dataset.num_sft=400", "dataset.num_pairs=50", "dataset.num_test_pairs=20", "dataset.num_eval_prompts=40")
+FEW = (
+    "dataset.difficulty=3",
+    "dataset.num_sft=400",
+    "dataset.num_pairs=50",
+    "dataset.num_test_pairs=20",
+    "dataset.num_eval_prompts=40",
+)
 
 
 def tasks(name: str, *overrides: str) -> RunConfig:
