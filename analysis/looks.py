@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from analysis.summary import SettingSummary
 from rlhf.config import ALGO_CONFIGS
+from rlhf.config.algo import CUSTOM
 
 # Okabe and Ito's palette, made for colour-blind readers, without black and yellow: they vanish on a dark or white page.
 # report.css has a lighter one of each for dark pages.
@@ -30,8 +31,9 @@ SHAPES = (
     "M1,0L-.85,1V-1Z",
     "M-1,0L.85,1V-1Z",
 )
-# The known algorithms keep their look from report to report, whichever of them a sweep holds.
-_KNOWN = tuple(ALGO_CONFIGS)
+# The known algorithms keep their look from report to report, whichever of them a sweep holds; those of users come after
+# them by their own names.
+_KNOWN = tuple(name for name in ALGO_CONFIGS if name != CUSTOM)
 
 # More lines than this cannot be told apart: the best keep their looks and the rest is grey.
 MOST_SETTINGS = 12

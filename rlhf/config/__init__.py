@@ -58,6 +58,7 @@ __all__ = [
     "SlurmConfig",
     "SupervisedConfig",
     "TrainableConfig",
+    "setting",
 ]  # and what RunConfig is made of
 
 

@@ -50,7 +50,18 @@ class DatasetConfig:
     name: str = setting(
         "the data set: one that is made here, your own (preferences: pairs of answers; prompts: prompts, with or "
         "without answers), or one of the paper's forms",
-        choices=("letters", "reviews", "preferences", "prompts", "hh", "tldr", "stackexchange"),
+        choices=(
+            "letters",
+            "sums",
+            "countdown",
+            "reasoning_gym",
+            "reviews",
+            "preferences",
+            "prompts",
+            "hh",
+            "tldr",
+            "stackexchange",
+        ),
     )
     path: str | None = setting(
         "local data instead of dataset.hub: .json, .jsonl, .csv, .tsv, each also as .gz, .parquet, .arrow, or a folder "
@@ -102,6 +113,16 @@ class DatasetConfig:
     )
     max_bad_rows: int = setting(
         "malformed rows that are skipped and counted; one more refuses the data", read_by=FROM_FILES, low=0
+    )
+    difficulty: int = setting(
+        "how hard made-up tasks are: how many numbers there are to add (sums) or to use (countdown)",
+        read_by=option_is("dataset.name", "sums", "countdown"),
+        low=2,
+        high=6,
+    )
+    task: str | None = setting(
+        "the task of the package reasoning-gym, as leg_counting",
+        read_by=option_is("dataset.name", "reasoning_gym"),
     )
     seed: int = setting("seed of made-up data and of the split into train and held-out parts", low=0)
     num_sft: int | None = setting(

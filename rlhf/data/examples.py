@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import astuple, dataclass, field, replace
+from types import MappingProxyType
 from typing import Any, Generic, TypeVar, overload
 
 from rlhf.config.dataset import DatasetConfig
@@ -11,6 +12,11 @@ from rlhf.errors import UserError
 
 In = TypeVar("In")
 Out = TypeVar("Out")
+
+
+Columns = Mapping[str, Sequence[Any]]
+"""What else the rows have that texts were made of: one entry for each text, by the column's name."""
+NO_COLUMNS: Columns = MappingProxyType({})
 
 
 class DataError(UserError, ValueError):
@@ -113,6 +119,8 @@ def columns_of(examples: Sequence[Demonstration]) -> dict[str, list[Any]]:
     return {name: [example.columns.get(name) for example in examples] for name in names}
 
 
+Verifier = Callable[[Sequence[str], Sequence[str], Columns], list[float]]
+"""(prompts, responses, their columns) -> 1 for each right response, 0 for a wrong one."""
 GoldScorer = Callable[[Sequence[str], Sequence[str]], list[float]]
 """(prompts, responses) -> a score per response; what made-up labels follow. Evaluation alone may call it."""
 
@@ -134,6 +142,8 @@ class TextData:
     gold: GoldScorer | None = None
     best_gold: float | None = None
     """The best mean gold reward that any policy can reach on `eval_prompts`."""
+    verify: Verifier | None = None
+    """What reward=verifiable goes by; None: a comparison with the column that has the answer."""
     words: Sequence[str] = ()
     """Every word of a made-up language, for the tokenizer of `model.source=random`; () for natural text."""
     dropped: Dropped = Dropped()

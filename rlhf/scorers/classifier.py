@@ -13,6 +13,7 @@ from rlhf.batches import pad
 from rlhf.chat import whole_conversation
 from rlhf.config import RunConfig
 from rlhf.control_tokens import MarkedText, joined, special_control
+from rlhf.data.examples import NO_COLUMNS, Columns, TextData
 from rlhf.models.adapters import adapter_at
 from rlhf.models.hub import ModelError, OwnCode
 from rlhf.models.loading import moved, own_code_of, tokenizer_at
@@ -58,7 +59,7 @@ class TextClassifier:
         self.max_tokens = min(most, tokenizer.model_max_length, positions)
 
     @torch.no_grad()
-    def score(self, prompts: Sequence[str], answers: Sequence[str]) -> Tensor:
+    def score(self, prompts: Sequence[str], answers: Sequence[str], columns: Columns = NO_COLUMNS) -> Tensor:
         """(B,) float32 on the CPU."""
         pairs = [*zip(prompts, answers, strict=True)]
         # Some models take positions from it; where the tokenizer has none any token does, since the mask says it.
@@ -96,7 +97,9 @@ class TextClassifier:
         return self.head(hidden[torch.arange(len(hidden)), read].float()).squeeze(-1)
 
 
-def load_learned(config: RunConfig, trained: Path | None, device: torch.device) -> RewardModel | TextClassifier:
+def load_learned(
+    config: RunConfig, trained: Path | None, device: torch.device, _data: TextData
+) -> RewardModel | TextClassifier:
     """reward=learned: the model at `trained`, which is told by the normalisation that the reward-model stage writes.
 
     That one reads prompt, answer and EOS token by token as it was trained to; any other model reads text.

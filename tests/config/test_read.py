@@ -57,6 +57,8 @@ COMBINATIONS = {
     "online apa with reference samples": ("evaluation.reference_responses=2",),
     "online ppo": ("algo=ppo", "algo.kl.controller=none", "value.network=head", "advantages.whiten=none"),
     "online rloo": ("algo=rloo",),
+    "online sums": ("dataset=sums", "reward=verifiable"),
+    "online, a function": ("algo=rloo", "reward=python", "reward.path=tests.scorers.made_up:lengths"),
     "offline awr": ("stage=offline", "algo=awr", "reward=sentiment", "model.train.mode=all"),
     "offline ilql": ("stage=offline", "algo=ilql"),
     "evaluate": ("stage=evaluate", "reward=sentiment", "evaluation.policy={sft}"),
