@@ -85,7 +85,7 @@ def test_evaluations_come_where_the_root_of_the_kl_has_moved(tmp_path, cache):
             last = root
     made = [row["iteration"] for row in rows if "eval/kl" in row]
     assert made == expected and len(made) > 2
-    seldom = finished(tmp_path, cache, every, "optimization.learning_rate=0.01")
+    seldom = finished(tmp_path, cache, every, "evaluation.kl_step=null", "optimization.learning_rate=0.01")
     assert [row["iteration"] for row in evaluations(seldom)] == [0, 4]
 
 

@@ -32,7 +32,7 @@ def no_report(monkeypatch):
 
 def runs(folder: Path, *algos: str, overrides: tuple[str, ...] = ()) -> list[RunConfig]:
     places = (f"output_dir={folder}/runs", f"cache_dir={folder}/cache", "hardware.parallel_runs=2", "tracking=none")
-    return [config(f"algo={algo}", *places, *overrides) for algo in algos]
+    return [config(f"algo={algo}", "evaluation.reference_responses=0", *places, *overrides) for algo in algos]
 
 
 def starts(folder: Path) -> list[dict[str, Any]]:

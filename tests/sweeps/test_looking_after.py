@@ -34,7 +34,8 @@ ROOT = Path(__file__).resolve().parents[2]
 def run(folder: Path, *overrides: str) -> RunConfig:
     (folder / "reward").touch()
     places = (f"output_dir={folder}/runs", f"cache_dir={folder}/cache", f"reward.path={folder}/reward")
-    return config("tracking=none", "model.sft=false", "rollout.iterations=3", *places, *overrides)
+    settings = ("tracking=none", "model.sft=false", "rollout.iterations=3", "evaluation.reference_responses=0")
+    return config(*settings, *places, *overrides)
 
 
 def starts(folder: Path) -> list[dict]:

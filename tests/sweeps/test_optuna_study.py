@@ -37,7 +37,7 @@ def curve(folder: Path, run: str, until: float = float("inf")) -> GainCurve:
 
 def gain(of: GainCurve) -> float:
     """Within 5 nats, the first of the data set's budgets, however much of them the run spent."""
-    parts = of.gain(min(5.0, of.largest_kl))
+    parts = of.gain(min(1.5, of.largest_kl))
     assert parts is not None
     return float(parts.mean())
 
@@ -163,7 +163,7 @@ def test_another_search_under_the_same_name_is_refused(search, tmp_path):
         ),
         ([LR, EPOCHS], {}, "optimization.epochs is not there and 1 to 3, integers here"),
         ([LR], {"objective": "kl_efficiency"}, "objective is reward_at_budget there and kl_efficiency here"),
-        ([LR], {"kl_budget": 3}, "kl_budget is 5.0 there and 3.0 here"),
+        ([LR], {"kl_budget": 3}, "kl_budget is 1.5 there and 3.0 here"),
         ([LR, "seed=0,1"], {}, "seeds is 0 there and 0,1 here"),
         ([LR, "rollout.iterations=5"], {}, "rollout.iterations is 4 there and 5 here"),
     ]
