@@ -5,14 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
 from analysis.crossed import crossed_mean
 from analysis.evaluations import Evaluations, UnusableRunError, evaluations
 from analysis.kl_efficiency import GainCurve
-from analysis.labels import differing_settings
+from analysis.labels import differing_settings, named
 from analysis.load import RL_STAGES, RunRecord
 from analysis.optimum import ReferenceSamples
 from analysis.parallel import mapped
@@ -26,6 +26,31 @@ _SAME_SCALE = ("dataset.", "model.", "reward.", "reward_model.", "sft.")
 _KEYS_NAMED = 4
 # A run that spent less than so many nats hardly left the initial policy, and is left out where others did.
 MOVED = 0.01
+
+
+class OfOneSeed(Protocol):
+    """A curve among those that intervals are made of: of one run, or the envelope of several."""
+
+    @property
+    def record(self) -> RunRecord: ...
+    @property
+    def curve(self) -> GainCurve: ...
+    def efficiency(self, budget: float) -> float: ...
+
+
+class Contender(Protocol):
+    """What is compared with others: one setting, or the frontier of an algorithm."""
+
+    @property
+    def algo(self) -> str: ...
+    @property
+    def name(self) -> str: ...
+    @property
+    def runs(self) -> Sequence[OfOneSeed]: ...
+    @property
+    def headline(self) -> BudgetResult: ...
+    @property
+    def budgets(self) -> tuple[BudgetResult | NotReached, ...]: ...
 
 
 @dataclass(frozen=True)
@@ -92,7 +117,7 @@ class SettingSummary:
 
     @property
     def name(self) -> str:
-        return f"{self.algo} ({self.label})" if self.label else self.algo
+        return named(self.algo, self.label)
 
     @property
     def intended_kl(self) -> float:
@@ -159,7 +184,7 @@ def compare(records: Sequence[RunRecord]) -> Comparison:
     groups: dict[tuple[str, str], list[ComparedRun]] = {}
     for run in compared:
         groups.setdefault((run.record.algo, run.record.label), []).append(run)
-    measure = _Measure(common_budget([run.curve.largest_kl for run in compared]), crossed, reference)
+    measure = Measure(common_budget([run.curve.largest_kl for run in compared]), crossed, reference)
     settings = [measure.setting(algo, label, runs) for (algo, label), runs in sorted(groups.items())]
     notes = _notes(compared, settings, excluded)
     return Comparison(list(records), settings, excluded, notes, reference, crossed)
@@ -176,7 +201,7 @@ def together(sides: Mapping[str, SettingSummary], kl: float | None = None) -> Co
     crossed = share_prompts([(run.record, run.evaluations) for run in runs])
     reference = _reference(records) if crossed else None
     common = common_budget([run.curve.largest_kl for run in runs]) if kl is None else kl
-    measure = _Measure(common, crossed, reference)
+    measure = Measure(common, crossed, reference)
     settings = [measure.setting(name, "", list(setting.runs)) for name, setting in sides.items()]
     return Comparison(records, settings, [], scale_notes([record.config for record in records]), reference, crossed)
 
@@ -254,7 +279,7 @@ def _curve(points: Evaluations) -> GainCurve:
 
 
 @dataclass(frozen=True)
-class _Measure:
+class Measure:
     """How settings are measured, which is the same for all of a comparison."""
 
     common: float  # nats that every run spent
@@ -284,11 +309,11 @@ class _Measure:
             budgets=tuple(self.within(budget, runs) for budget in sorted(runs[0].kl_budgets)),
         )
 
-    def within(self, budget: float, runs: Sequence[ComparedRun]) -> BudgetResult | NotReached:
+    def within(self, budget: float, runs: Sequence[OfOneSeed]) -> BudgetResult | NotReached:
         count = sum(run.curve.reaches(budget) for run in runs)
         return self.at(budget, runs) if count == len(runs) else NotReached(budget, count)
 
-    def at(self, budget: float, runs: Sequence[ComparedRun]) -> BudgetResult:
+    def at(self, budget: float, runs: Sequence[OfOneSeed]) -> BudgetResult:
         """At a budget that all of them spent."""
         table = self._table([run.curve.efficiency(budget) for run in runs])
         return BudgetResult(

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from analysis.crossed import crossed_difference, holm
+from analysis.envelope import Envelope
 from analysis.statistics import versus
-from analysis.summary import Comparison, SettingSummary
+from analysis.summary import Comparison, Contender
 
 ALPHA = 0.05
 MOST_ROWS = 8
@@ -19,10 +20,10 @@ MOST_ROWS = 8
 
 @dataclass(frozen=True)
 class Pair:
-    """Two settings at the common budget, the higher first."""
+    """Two of what is compared, at the common budget, the higher first."""
 
-    first: SettingSummary
-    second: SettingSummary
+    first: Contender
+    second: Contender
     difference: float  # of KL efficiency, units of reward, at least 0
     low: float | None  # 95% interval; None where there is none
     high: float | None
@@ -48,13 +49,15 @@ class Verdict:
     """All of them, by falling KL efficiency; none where nothing can be compared."""
 
 
-def verdict(comparison: Comparison) -> Verdict:
-    """What the runs say. Without a common budget, or with one setting, that there is nothing to compare."""
-    settings = sorted(comparison.settings, key=_efficiency, reverse=True)
+def verdict(comparison: Comparison, envelopes: Sequence[Envelope] = ()) -> Verdict:
+    """What the runs say: of the frontiers, where there are some, or of the settings. Without a common budget, or with
+    one setting, that there is nothing to compare."""
+    settings: list[Contender] = sorted(envelopes or comparison.settings, key=_efficiency, reverse=True)
     if not settings:
         return Verdict("No finished run to compare.", "", ())
-    head = f"Within {settings[0].headline.kl_budget:g} nats, which every run spent: {_ranking(settings)}."
-    basis = _basis(comparison, settings)
+    reached = "which every frontier reaches" if envelopes else "which every run spent"
+    head = f"Within {settings[0].headline.kl_budget:g} nats, {reached}: {_ranking(settings)}."
+    basis = " ".join(part for part in (_knobs(envelopes), _basis(comparison, settings)) if part)
     if len(settings) == 1:
         return Verdict(head, basis, ())
     found = pairs(comparison, settings)
@@ -65,11 +68,22 @@ def verdict(comparison: Comparison) -> Verdict:
     return Verdict(" ".join([head, *_clauses(settings, found)]), f"Differences: {differences}. {basis}", tuple(found))
 
 
-def _efficiency(setting: SettingSummary) -> float:
+def _efficiency(setting: Contender) -> float:
     return setting.headline.kl_efficiency.mean
 
 
-def _ranking(settings: Sequence[SettingSummary]) -> str:
+def _knobs(envelopes: Sequence[Envelope]) -> str:
+    """What the frontiers are the best of."""
+    if not envelopes:
+        return ""
+    listed = ", ".join(
+        f"{len(one.settings)} of {' and '.join(one.knobs)} ({one.name})" if one.knobs else f"1 setting ({one.name})"
+        for one in envelopes
+    )
+    return f"Frontiers: the upper envelope over training and over values of the KL knob: {listed}."
+
+
+def _ranking(settings: Sequence[Contender]) -> str:
     shown = settings if len(settings) <= MOST_ROWS else settings[:3]
     parts = []
     for setting in shown:
@@ -81,18 +95,18 @@ def _ranking(settings: Sequence[SettingSummary]) -> str:
     return ", ".join(parts) + (f" and {more} lower" if more else "")
 
 
-def _basis(comparison: Comparison, settings: Sequence[SettingSummary]) -> str:
+def _basis(comparison: Comparison, settings: Sequence[Contender]) -> str:
     counts = sorted({len(setting.runs) for setting in settings})
     seeds = f"{counts[0]} seed{'s' * (counts[-1] != 1)}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]} seeds"
     if comparison.crossed:
-        prompts = settings[0].runs[0].evaluations.gains.shape[1]
+        prompts = settings[0].runs[0].curve.gains_of_prompts.shape[1]
         text = f"Reward gained per response, mean over the budget; {seeds} each, {prompts} prompts"
         return f"{text}; so few seeds speak for these runs alone." if counts[0] < 3 else f"{text}."
     text = f"Reward gained per response, mean over the budget; {seeds} each"
     return f"{text}: too few for an interval." if counts[0] < 3 else f"{text}; intervals over seeds alone."
 
 
-def pairs(comparison: Comparison, settings: Sequence[SettingSummary]) -> list[Pair]:
+def pairs(comparison: Comparison, settings: Sequence[Contender]) -> list[Pair]:
     """Each against each of the settings that follow it, in KL efficiency."""
     found = [
         (first, second, _difference(comparison, first, second)) for first, second in itertools.combinations(settings, 2)
@@ -105,7 +119,7 @@ def pairs(comparison: Comparison, settings: Sequence[SettingSummary]) -> list[Pa
 
 
 def _difference(
-    comparison: Comparison, first: SettingSummary, second: SettingSummary
+    comparison: Comparison, first: Contender, second: Contender
 ) -> tuple[float, float | None, float | None, float | None]:
     """Value, interval and p-value."""
     budget = first.headline.kl_budget
@@ -119,7 +133,7 @@ def _difference(
     return other.difference, other.low, other.high, p
 
 
-def _clauses(settings: Sequence[SettingSummary], found: Sequence[Pair]) -> list[str]:
+def _clauses(settings: Sequence[Contender], found: Sequence[Pair]) -> list[str]:
     """First who is above whom, those who are above the same together; then who is not told apart."""
     below: dict[tuple[str, ...], list[str]] = {}
     for setting in settings:
