@@ -41,6 +41,10 @@ class SeedEnvelope:
         """One that has the seed of all."""
         return self.runs[0].record
 
+    @property
+    def initial_reward(self) -> float:
+        return self.runs[0].initial_reward
+
     def efficiency(self, budget: float) -> float:
         """E(K) at a budget in nats that one of the runs spent."""
         parts = self.curve.efficiency(budget)

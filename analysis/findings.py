@@ -32,7 +32,7 @@ class Findings:
 def findings(comparison: Comparison) -> Findings:
     found = frontiers(comparison)
     comparison = replace(comparison, notes=[*comparison.notes, *found.notes])
-    fits = [fit for setting in comparison.settings if (fit := gold_fit(setting))]
+    fits = [fit for one in found.envelopes or comparison.settings if (fit := gold_fit(one))]
     return Findings(
         comparison=comparison,
         envelopes=found.envelopes,

@@ -35,6 +35,10 @@ class OfOneSeed(Protocol):
     def record(self) -> RunRecord: ...
     @property
     def curve(self) -> GainCurve: ...
+    @property
+    def initial_reward(self) -> float: ...
+    @property
+    def runs(self) -> Sequence[ComparedRun]: ...
     def efficiency(self, budget: float) -> float: ...
 
 
@@ -61,6 +65,16 @@ class ComparedRun:
     evaluations: Evaluations
     curve: GainCurve
     kl_budgets: tuple[float, ...]  # dataset.kl_budgets, nats
+
+    @property
+    def runs(self) -> tuple[ComparedRun, ...]:
+        """One, where an envelope has several."""
+        return (self,)
+
+    @property
+    def initial_reward(self) -> float:
+        """From which gains are counted."""
+        return self.evaluations.initial_reward
 
     def efficiency(self, budget: float) -> float:
         """E(K) at a budget in nats that the run spent."""
@@ -127,6 +141,10 @@ class SettingSummary:
     @property
     def seeds(self) -> list[int]:
         return [run.record.seed for run in self.runs if run.record.seed is not None]
+
+
+def runs_of(one: Contender) -> list[ComparedRun]:
+    return [run for seed in one.runs for run in seed.runs]
 
 
 @dataclass(frozen=True)

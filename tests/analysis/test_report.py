@@ -158,11 +158,11 @@ def test_gold_and_a_number_varied_have_figures(tmp_path: Path) -> None:
     files = write_report(tmp_path)
     svgs = {path.name: path.read_text(encoding="utf-8") for path in files.figures if path.suffix == ".svg"}
     assert {"overoptimization.svg", "over_algo.lam.svg"} <= set(svgs)
-    assert "gold reward gained, gold score" in svgs["overoptimization.svg"]
+    assert "reward model" in svgs["overoptimization.svg"]
     assert "Hypervolume" in svgs["over_algo.lam.svg"]
     steps = {float(step) for step in re.findall(r">step ([0-9]+)<", svgs["frontier.svg"])}
     assert steps and max(steps) > 0 and max(steps) <= 8
-    assert "Lines: mean over 3 seeds; bands: minimum to maximum." in svgs["frontier.svg"]
+    assert "bands: standard error over seeds" in svgs["frontier.svg"]
 
 
 def test_a_report_can_be_remade(report: ReportFiles) -> None:
