@@ -26,10 +26,8 @@ def ablation_figure(key: str, ablations: Sequence[Ablation]) -> Figure:
     panels = [_ablation_panel(title, key, ablations, by_name, of) for title, of in ABLATION_QUANTITIES.items()]
     note = "Means over seeds; bars: 95 % intervals, minimum to maximum with fewer than 3 seeds."
     caption = (
-        f"Means over seeds at each value of {key}; bars are 95 % intervals, from minimum to maximum where there are "
-        "fewer than 3 seeds. The hypervolume is the area that a run's evaluations dominate in the plane of reward "
-        "gained and KL, within the first of dataset.kl_budgets. Of one seed's evaluations under all values together, "
-        f"means over seeds: {'; '.join(map(_hypervolume_text, ablations))}."
+        f"{note} Hypervolume: the area that evaluations dominate in reward gained and KL, within the first of "
+        f"dataset.kl_budgets; of all values together: {'; '.join(map(_hypervolume_text, ablations))}."
     )
     return Figure(f"over_{key}", f"Over {key}", caption, note, by_name, panels)
 

@@ -61,10 +61,11 @@ def frontier_figure(comparison: Comparison, envelopes: Sequence[Envelope] = ()) 
     layers.append(lines(means, x, y, shown.looks))
     hover: list[alt.Chart] = []
     tooltip = [word("line", "mean of"), number("kl", "KL up to"), number("mean", "best reward")]
-    tooltip += [number("error", "standard error"), word("step", "reached at step")][: 1 if envelopes else 2]
+    with_errors = bool(means["error"].any())
+    tooltip += [number("error", "standard error")] * with_errors + [word("step", "reached at step")] * (not envelopes)
     if shown.with_runs:
         said = [word("run", "run"), word("setting", "setting"), number("kl", "KL"), number("mean", "reward")]
-        said += [number("error", "standard error"), number("step", "step", 0)]
+        said += [*[number("error", "standard error")] * comparison.crossed, number("step", "step", 0)]
         marks = _evaluations(shown, end)
         layers.append(
             points(marks, x, y, shown.looks, said, size=10 if envelopes else 26, opacity=0.75, nearest="near")
@@ -79,24 +80,21 @@ def frontier_figure(comparison: Comparison, envelopes: Sequence[Envelope] = ()) 
         for one, rows in zip(shown.settings, rows, strict=True)
     ]
     description = f"Line chart of the best reward within each KL, at their ends: {'; '.join(ends)}."
-    what = "Upper envelope over training and over the KL knob; thin: single settings." if envelopes else ""
-    marks_said = " Small marks: single evaluations."
-    possible = " Dashed: the optimum, dotted where too few samples carry it. Diamonds: best-of-n."
-    possible *= reference is not None
-    text = f"{what} Chosen on half of the prompts, scored on the other: lines can dip. {_band_note(shown, comparison)}"
-    caption = shown.caption(f"{text.strip()}{possible}", marks_said.strip())
-    note = f"{what} {_band_note(shown, comparison)}{marks_said * shown.with_runs}{possible}".strip()
+    text = _how_to_read(shown, comparison, bool(envelopes), with_errors)
     panel = Panel("Best reward within each KL", description, layered(layers), _HEIGHT, hover)
     title = "Frontiers of the algorithms" if envelopes else "Reward-KL frontier"
-    return Figure("frontier", title, caption, note, shown.looks, [panel])
+    return Figure("frontier", title, shown.caption(text), text, shown.looks, [panel])
 
 
-def _band_note(shown: Scene[Contender], comparison: Comparison) -> str:
-    seeds = seeds_text(shown.settings)
-    if comparison.crossed:
-        over = "prompts" if all(len(one.runs) < 3 for one in shown.settings) else "seeds and prompts"
-        return f"Mean over {seeds}; bands: standard error over {over}."
-    return "Lines are single runs." if seeds == "1 seed" else f"Mean over {seeds}; bands: standard error over seeds."
+def _how_to_read(shown: Scene[Contender], comparison: Comparison, enveloped: bool, with_bands: bool) -> str:
+    over = "seeds" if any(len(one.runs) > 2 for one in shown.settings) or not comparison.crossed else ""
+    over = " and ".join(part for part in (over, "prompts" * comparison.crossed) if part)
+    what = "Upper envelopes over training and the KL knob" if enveloped else "Best reward within each KL"
+    parts = [f"{what}, mean over {seeds_text(shown.settings)}"]
+    parts += ["thin lines: single settings"] * enveloped + [f"bands: standard errors over {over}"] * with_bands
+    parts += ["small marks: evaluations"] * shown.with_runs
+    possible = " Dashed: the optimum, dotted where too few samples carry it; diamonds: best-of-n."
+    return "; ".join(parts) + "." + possible * (comparison.reference is not None)
 
 
 def _rows(one: Contender, end: float, count: int, crossed: bool, place: int) -> pd.DataFrame:
@@ -164,10 +162,10 @@ def _budget_line(compared: Sequence[Contender], x: alt.X) -> list[alt.Chart]:
     budget = compared[0].headline.kl_budget
     who = "every run spent" if isinstance(compared[0], SettingSummary) else "every frontier reaches"
     data = pd.DataFrame({"kl": [budget], "text": [f"{who} {budget:g}"]})
-    text = alt.Chart(data).mark_text(angle=270, align="left", baseline="bottom", dx=6, dy=-3, fillOpacity=0.75)
+    text = alt.Chart(data).mark_text(angle=270, align="left", baseline="bottom", dx=10, dy=-3, fillOpacity=0.75)
     return [
         alt.Chart(data).mark_rule(strokeOpacity=0.35).encode(x),
-        text.encode(x, y=alt.value(_HEIGHT - 10), text="text:N"),
+        text.encode(x, y=alt.value("height"), text="text:N"),
     ]
 
 

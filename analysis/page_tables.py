@@ -118,7 +118,7 @@ def headline_table(settings: Sequence[SettingSummary]) -> PageTable:
 
 def budget_table(
     settings: Sequence[Contender],
-    id: str = "budgets-table",
+    name: str = "budgets-table",
     caption: str = "KL efficiency within each budget",
 ) -> PageTable:
     """A matrix: algorithms by the budgets, the one that every run spent first."""
@@ -130,7 +130,7 @@ def budget_table(
         {"algorithm": Cell(one.name)} | {f"{kl:g} nats": _at_budget(by_budget[id(one)].get(kl), one) for kl in budgets}
         for one in shown
     ]
-    return PageTable(id, _of_settings(caption, len(settings), "kl_efficiency.csv"), rows)
+    return PageTable(name, _of_settings(caption, len(settings), "kl_efficiency.csv"), rows)
 
 
 def pairs_table(found: Sequence[Pair]) -> PageTable:

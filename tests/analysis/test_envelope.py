@@ -8,12 +8,15 @@ import numpy as np
 import pytest
 import yaml
 
+from analysis.charts import charts
 from analysis.envelope import Envelope, frontiers
 from analysis.findings import findings
+from analysis.overoptimization import binned_gains
 from analysis.verdict import verdict
 from rlhf.config import ALGO_CONFIGS
 from rlhf.config.build import kl_knobs
 from tests.analysis.made_up import rows, sweep, write
+from tests.analysis.test_charts import layers
 from tests.analysis.test_verdict import run
 
 ROOT = Path(__file__).parents[2]
@@ -117,3 +120,51 @@ def test_the_frontier_sweep_gives_every_algorithm_as_many_values_of_its_knob() -
         ((key, values),) = space.items()
         assert key in kl_knobs(algo), algo
         assert len(set(values.split(","))) == 5, algo
+
+
+def test_the_chart_draws_the_envelopes_with_their_settings(tmp_path: Path) -> None:
+    two_algorithms(tmp_path)
+    found = findings(sweep(tmp_path))
+    figure = charts(found)[0]
+    assert (figure.title, list(figure.looks)) == ("Frontiers of the algorithms", ["apa", "awr"])
+    (thin, singles), (_, drawn) = layers(figure, "line")
+    assert thin["encoding"]["detail"]["field"] == "run"
+    assert {row["run"] for row in singles} == {"apa (lam=0.1)", "apa (lam=0.4)", "awr (lam=1)", "awr (lam=4)"}
+    # The line is the envelope's, to the KL that all its seeds reach.
+    ends = {row["line"]: (row["kl"], row["mean"]) for row in drawn}
+    assert ends == {"apa": (4.0, 2.0), "awr": (4.0, 1.0)}
+    # Every evaluation of every run is a mark that says its setting.
+    marks = layers(figure, "point")[0][1]
+    assert len(marks) == 3 * (3 + 3 + 3 + 2) and {row["setting"] for row in marks} == {row["run"] for row in singles}
+    texts = {row["text"] for _, data in layers(figure, "text") for row in data}
+    assert "every frontier reaches 4" in texts and texts & {"0.1", "0.4", "1", "4"}
+    assert len(figure.caption.split()) < 40
+
+
+def test_gold_beside_proxy_by_hand(tmp_path: Path) -> None:
+    # Two evaluations at 1 nat are one point: a seed's mean, then the mean of seeds. Gold 1 and 3, then 3 and 5: 3, with
+    # a standard error of (4 - 2) / sqrt(2) / sqrt(2) over the two seeds.
+    for seed, more in ((0, 0.0), (1, 2.0)):
+        gold = [5.0, 6.0 + more, 8.0 + more, 5.5]
+        write(tmp_path, "apa", seed, rows([0.0, 1.0, 1.0, 4.0], [0.0, 1.0, 2.0, 4.0], gold=gold))
+    comparison = sweep(tmp_path)
+    (setting,) = comparison.settings
+    found = binned_gains(setting, 4.0, gold=True)
+    assert found is not None
+    assert (found.kl.tolist(), found.mean.tolist()) == (pytest.approx([1.0, 4.0]), pytest.approx([3.0, 0.5]))
+    assert found.error.tolist() == pytest.approx([1.0, 0.0])
+    proxy = binned_gains(setting, 4.0, gold=False)
+    assert proxy is not None and proxy.mean.tolist() == pytest.approx([1.5, 4.0])
+    (figure,) = (one for one in charts(findings(comparison)) if one.id == "overoptimization")
+    (panel,) = figure.panels
+    drawn = [row for _, data in layers(figure, "point")[:2] for row in data]
+    assert {(row["quantity"], row["kl"], row["mean"]) for row in drawn} == {
+        ("reward model", 1.0, 1.5),
+        ("reward model", 4.0, 4.0),
+        ("gold", 1.0, 3.0),
+        ("gold", 4.0, 0.5),
+    }
+    assert panel.title == "apa" and len(figure.caption.split()) < 40
+    # One scale for both, with room so that no mark is cut.
+    low, high = layers(figure, "line")[0][0]["encoding"]["y"]["scale"]["domain"]
+    assert low < 0.0 and high > 4.0

@@ -162,7 +162,7 @@ def test_gold_and_a_number_varied_have_figures(tmp_path: Path) -> None:
     assert "Hypervolume" in svgs["over_algo.lam.svg"]
     steps = {float(step) for step in re.findall(r">step ([0-9]+)<", svgs["frontier.svg"])}
     assert steps and max(steps) > 0 and max(steps) <= 8
-    assert "bands: standard error over seeds" in svgs["frontier.svg"]
+    assert "bands: standard errors over seeds" in svgs["frontier.svg"]
 
 
 def test_a_report_can_be_remade(report: ReportFiles) -> None:
