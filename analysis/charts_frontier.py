@@ -48,7 +48,7 @@ def frontier_figure(comparison: Comparison, envelopes: Sequence[Envelope] = ()) 
     x, y = kl_axis(end), alt.Y("mean:Q", title="best reward within this KL, score", scale=padded(zero=False))
     rows = [_rows(one, end, shown.points, comparison.crossed, place) for place, one in enumerate(shown.settings)]
     means = joined(rows)
-    marked = means.query("mark")
+    marked: Any = means.query("mark")
     layers: list[Any] = _budget_line(compared, x)
     if reference is not None:
         layers += _possible(reference, end, x, y)
@@ -133,7 +133,7 @@ def _members(shown: Scene[Contender], envelopes: Sequence[Envelope], end: float,
                 values = [setting.runs[0].record.setting(key) for key in envelope.knobs]
                 text = ", ".join(f"{one:g}" if isinstance(one, int | float) else str(one) for one in values)
                 ends.append(frame(line=envelope.name, kl=band.x[-1:], mean=band.mean[-1:], text=text))
-    data = joined(ends)
+    data: Any = joined(ends)
     if not len(data):
         return []
     return [single_lines(joined(made), x, y, shown.looks), *_labels(data, data["mean"], end, x, y, shown.looks)]
@@ -192,16 +192,14 @@ def _possible(reference: ReferenceSamples, end: float, x: alt.X, y: alt.Y) -> li
     ]
 
 
-def _step_labels(marked: pd.DataFrame, end: float, x: alt.X, y: alt.Y) -> list[Any]:
+def _step_labels(marked: Any, end: float, x: alt.X, y: alt.Y) -> list[Any]:
     """The step at which the best reward was reached, at two of each line's markers, where it is another than before."""
     kept = marked.groupby("line", sort=False).nth([len(marked) // marked["line"].nunique() // 2, -1])
     labels = kept[["line", "kl", "mean"]].assign(text=[f"step {text.split(' ')[0]}" for text in kept["step"]])
     return _labels(labels[labels["text"] != labels.groupby("line")["text"].shift()], marked["mean"], end, x, y)
 
 
-def _labels(
-    data: pd.DataFrame, heights: pd.Series, end: float, x: alt.X, y: alt.Y, looks: dict[str, Look] | None = None
-) -> list[Any]:
+def _labels(data: Any, heights: Any, end: float, x: alt.X, y: alt.Y, looks: dict[str, Look] | None = None) -> list[Any]:
     """Texts above points, as many as fit without touching one another; with `looks`, in the colours of their lines."""
     low, high = float(heights.to_numpy().min()), float(heights.to_numpy().max())
     up = (data["mean"] - low) / (high - low) if high > low else 0.0 * data["mean"] + 0.5

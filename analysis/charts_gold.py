@@ -91,7 +91,7 @@ def _evaluations(shown: Scene[Contender], name: str, end: float) -> pd.DataFrame
 
 def _panel(
     name: str,
-    bins: pd.DataFrame,
+    bins: Any,
     marks: pd.DataFrame,
     fit: GoldFit | None,
     looks: dict[str, Look],
@@ -99,8 +99,7 @@ def _panel(
     y: alt.Y,
     place: int,
 ) -> Panel:
-    x, look = kl_axis(end), looks[name]
-    x.title = "KL, nats (square-root axis)"
+    x, look = kl_axis(end, "KL, nats (square-root axis)"), looks[name]
     low = y.copy()
     low.shorthand = "low:Q"
     ink = alt.value(look.colour)

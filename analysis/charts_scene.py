@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Generic
+from typing import Any, Generic, TypeVar
 
 import altair as alt
 
@@ -21,13 +21,16 @@ _MOST_MARKS = 3000
 MOST_GREY = 100
 
 
+_Drawn = TypeVar("_Drawn", bound=Contender, covariant=True)
+
+
 @dataclass(frozen=True)
-class Scene(Generic[Drawn]):
+class Scene(Generic[_Drawn]):
     """Who is drawn how."""
 
-    settings: Sequence[Drawn]
+    settings: Sequence[_Drawn]
     """Drawn with a look of their own."""
-    others: Sequence[Drawn]
+    others: Sequence[_Drawn]
     """Grey."""
     looks: dict[str, Look]
     """By name of the setting."""
@@ -77,10 +80,10 @@ def seeds_text(settings: Sequence[Contender]) -> str:
     return f"{few}{counts[-1]} seed{'s' if counts[-1] > 1 else ''}"
 
 
-def kl_axis(end: float, **more: Any) -> alt.X:
+def kl_axis(end: float, title: str = "KL to the initial policy, nats (square-root axis)") -> alt.X:
     ticks = alt.Axis(values=square_root_ticks(end), format="~r")
     scale = alt.Scale(type="sqrt", domain=[0, end], nice=False)
-    return alt.X("kl:Q", title="KL to the initial policy, nats (square-root axis)", scale=scale, axis=ticks, **more)
+    return alt.X("kl:Q", title=title, scale=scale, axis=ticks)
 
 
 def padded(**more: Any) -> alt.Scale:

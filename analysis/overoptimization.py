@@ -101,9 +101,7 @@ def _error(table: np.ndarray) -> float:
 
 def gold_fit(setting: Contender) -> GoldFit | None:
     """None without a gold reward, or with too few evaluations that left the initial policy."""
-    points = [
-        tuple(np.concatenate(part) for part in zip(*map(_points, seed.runs), strict=True)) for seed in setting.runs
-    ]
+    points = [_together([_points(run) for run in seed.runs]) for seed in setting.runs]
     line = fitted_line(points)
     if line is None:
         return None
@@ -162,9 +160,14 @@ def _points(run: ComparedRun) -> _Points:
     return d[usable], gain[usable]
 
 
+def _together(points: Sequence[_Points]) -> _Points:
+    d, gain = (np.concatenate([np.empty(0), *(one[part] for one in points)]) for part in (0, 1))
+    return d, gain
+
+
 def _fitted(points: Sequence[_Points]) -> tuple[float, float] | None:
     """alpha and beta by least squares on d and -d log d, of all runs together."""
-    d, gain = (np.concatenate([np.empty(0), *(one[part] for one in points)]) for part in (0, 1))
+    d, gain = _together(points)
     if len(d) < MIN_POINTS:
         return None
     design = np.stack([d, -d * np.log(d)], axis=1)
