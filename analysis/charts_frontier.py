@@ -52,7 +52,7 @@ def frontier_figure(comparison: Comparison, envelopes: Sequence[Envelope] = ()) 
     layers: list[Any] = _budget_line(compared, x)
     if reference is not None:
         layers += _possible(reference, end, x, y)
-    others = joined([_rows(one, end, POINTS_OF_OTHERS, comparison.crossed, 0) for one in shown.others])
+    others = joined([_rows(one, end, POINTS_OF_OTHERS) for one in shown.others])
     if shown.others:
         layers.append(grey_lines(others, x, y))
     layers.append(bands(means.query("error > 0"), x, y, shown.looks))
@@ -97,10 +97,11 @@ def _how_to_read(shown: Scene[Contender], comparison: Comparison, enveloped: boo
     return "; ".join(parts) + "." + possible * (comparison.reference is not None)
 
 
-def _rows(one: Contender, end: float, count: int, crossed: bool, place: int) -> pd.DataFrame:
-    """Columns: line, kl, mean, error, low, high; `step` is text, over seeds; `mark`: whether it carries a marker."""
+def _rows(one: Contender, end: float, count: int, crossed: bool | None = None, place: int = 0) -> pd.DataFrame:
+    """Columns: line, kl, mean, error, low, high; `step` is text, over seeds; `mark`: whether it carries a marker.
+    Without `crossed`, of a grey line, no errors are reckoned."""
     made = frontier_band(one, end, count)
-    error = frontier_errors(one, made.x, crossed)
+    error = np.zeros(count) if crossed is None else frontier_errors(one, made.x, crossed)
     columns: dict[str, Any] = {"kl": made.x, "mean": made.mean, "error": error}
     columns |= {"low": made.mean - error, "high": made.mean + error}
     if isinstance(one, SettingSummary):
