@@ -95,7 +95,9 @@ def frontiers(comparison: Comparison) -> Frontiers:
     per_seed = [runs for own in seeds for runs in own]
     curves = iter(mapped(_curve, [(runs, comparison.crossed) for runs in per_seed]))
     made = [tuple(SeedEnvelope(runs, next(curves)) for runs in own) for own in seeds]
-    measure = Measure(common_budget([one.curve.largest_kl for own in made for one in own]), comparison.crossed, comparison.reference)
+    measure = Measure(
+        common_budget([one.curve.largest_kl for own in made for one in own]), comparison.crossed, comparison.reference
+    )
     envelopes = []
     for group, label, runs in zip(groups, labels, made, strict=True):
         knobs = differing_keys([flatten(one.runs[0].record.config) for one in group])
