@@ -132,7 +132,8 @@ def test_notes_say_what_a_reader_must_know(report: ReportFiles) -> None:
 
 
 def test_figures_are_images(report: ReportFiles) -> None:
-    assert [path.name for path in report.figures] == ["frontier.png", "frontier.svg", "reward_kl.png", "reward_kl.svg"]
+    names = ("frontier", "overoptimization", "reward_kl")
+    assert [path.name for path in report.figures] == [f"{name}.{kind}" for name in names for kind in ("png", "svg")]
     for path in report.figures:
         if path.suffix == ".png":
             assert path.read_bytes().startswith(b"\x89PNG")
