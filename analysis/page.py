@@ -47,6 +47,11 @@ def render_page(title: str, findings: Findings, figures: Sequence[Figure]) -> st
         "counts": page_texts.counts(comparison),
         "diagnoses": findings.diagnoses,
         "answer": findings.verdict,
+        "frontiers": page_tables.budget_table(
+            findings.envelopes, "frontiers-table", "KL efficiency of each frontier, mean over seeds"
+        )
+        if findings.envelopes
+        else None,
         "spreads": page_tables.spread_table(comparison),
         "pairs": page_tables.pairs_table(findings.verdict.pairs) if findings.verdict.pairs else None,
         "problems": page_texts.problems(comparison, findings.diagnoses),

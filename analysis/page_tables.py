@@ -9,12 +9,12 @@ from typing import Any
 from analysis.findings import Findings
 from analysis.labels import differing_settings
 from analysis.load import RunRecord
-from analysis.looks import drawn_settings
+from analysis.looks import Drawn, drawn_settings
 from analysis.measures import Claims, ClaimsTable, Sensitivity
 from analysis.overoptimization import GoldFit
 from analysis.replicates import drawn_text
 from analysis.statistics import Interval, shares_draws
-from analysis.summary import BudgetResult, Comparison, NotReached, SettingSummary
+from analysis.summary import BudgetResult, Comparison, Contender, NotReached, SettingSummary
 from analysis.tables import SPREAD_TITLE, change_text, efficiency_header, interval_text, number, spread_rows
 from analysis.verdict import Pair
 
@@ -58,7 +58,7 @@ class PageTable:
         return len(self.rows) if self.whole is None else self.whole
 
 
-def _best(settings: Sequence[SettingSummary]) -> list[SettingSummary]:
+def _best(settings: Sequence[Drawn]) -> list[Drawn]:
     """Those of the highest KL efficiency, the highest first; all, where they are few."""
     return sorted(settings, key=lambda setting: -setting.headline.kl_efficiency.mean)[:MOST_ROWS]
 
@@ -120,7 +120,11 @@ def headline_table(settings: Sequence[SettingSummary]) -> PageTable:
     return PageTable("headline", _of_settings(caption, len(settings), "kl_efficiency.csv"), rows)
 
 
-def budget_table(settings: Sequence[SettingSummary]) -> PageTable:
+def budget_table(
+    settings: Sequence[Contender],
+    name: str = "budgets-table",
+    caption: str = "KL efficiency within each budget",
+) -> PageTable:
     """A matrix: algorithms by the budgets, the one that every run spent first."""
     shown = _best(settings)
     common = shown[0].headline.kl_budget if shown else 0.0
@@ -130,8 +134,7 @@ def budget_table(settings: Sequence[SettingSummary]) -> PageTable:
         {"algorithm": Cell(one.name)} | {f"{kl:g} nats": _at_budget(by_budget[id(one)].get(kl), one) for kl in budgets}
         for one in shown
     ]
-    caption = _of_settings("KL efficiency within each budget", len(settings), "kl_efficiency.csv")
-    return PageTable("budgets-table", caption, rows)
+    return PageTable(name, _of_settings(caption, len(settings), "kl_efficiency.csv"), rows)
 
 
 def pairs_table(found: Sequence[Pair]) -> PageTable:
@@ -160,7 +163,7 @@ def spread_table(comparison: Comparison) -> PageTable | None:
     return PageTable("spread", caption, rows[:MOST_ROWS]) if rows else None
 
 
-def _at_budget(budget: BudgetResult | NotReached | None, setting: SettingSummary) -> Cell:
+def _at_budget(budget: BudgetResult | NotReached | None, setting: Contender) -> Cell:
     if budget is None:
         return Cell(number(None), "")
     if isinstance(budget, NotReached):

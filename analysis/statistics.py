@@ -73,6 +73,13 @@ def run_interval(values: np.ndarray | Sequence[float], runs: Sequence[Run]) -> I
     return _made(of_runs, found.value, ends, over if ends or table.shape[1] > 1 else "none")
 
 
+def standard_error(table: np.ndarray, runs: Sequence[Run]) -> float:
+    """Of the mean of (S, P), or of (S, 1) where runs kept no numbers of prompts; 0 of one such run."""
+    if table.shape[1] > 1 or shares_draws(runs):
+        return crossed_mean(table, runs).standard_error
+    return float(table.std(ddof=1)) / len(table) ** 0.5 if len(table) > 1 else 0.0
+
+
 def shares_draws(runs: Sequence[Run]) -> bool:
     """Whether more than the innermost axis is replicated, so that runs are not independent of one another."""
     return any(axis + 1 < len(runs[0]) for axis in sampled_axes(runs, least=2))

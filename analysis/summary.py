@@ -14,13 +14,14 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 
 from analysis.crossed import Run, sampled_axes
 from analysis.evaluations import Evaluations, UnusableRunError, evaluations
 from analysis.kl_efficiency import GainCurve
-from analysis.labels import REPLICATES, differing_settings
+from analysis.labels import REPLICATES, differing_settings, named
 from analysis.load import RL_STAGES, RunRecord
 from analysis.optimum import ReferenceSamples
 from analysis.parallel import mapped
@@ -36,6 +37,39 @@ _KEYS_NAMED = 4
 MOVED = 0.01
 
 
+class OfOneSeed(Protocol):
+    """A curve among those that intervals are made of: of one run, or the envelope of several."""
+
+    @property
+    def record(self) -> RunRecord: ...
+    @property
+    def curve(self) -> GainCurve: ...
+    @property
+    def reference(self) -> ReferenceSamples | None: ...
+    @property
+    def initial_reward(self) -> float: ...
+    @property
+    def runs(self) -> Sequence[ComparedRun]: ...
+    def efficiency(self, budget: float) -> float: ...
+
+
+class Contender(Protocol):
+    """What is compared with others: one setting, or the frontier of an algorithm."""
+
+    @property
+    def algo(self) -> str: ...
+    @property
+    def name(self) -> str: ...
+    @property
+    def runs(self) -> Sequence[OfOneSeed]: ...
+    @property
+    def replicates(self) -> list[Run]: ...
+    @property
+    def headline(self) -> BudgetResult: ...
+    @property
+    def budgets(self) -> tuple[BudgetResult | NotReached, ...]: ...
+
+
 @dataclass(frozen=True)
 class ComparedRun:
     """A run that enters the comparison."""
@@ -45,6 +79,16 @@ class ComparedRun:
     curve: GainCurve
     kl_budgets: tuple[float, ...]  # dataset.kl_budgets, nats
     reference: ReferenceSamples | None = None  # of its own initial policy
+
+    @property
+    def runs(self) -> tuple[ComparedRun, ...]:
+        """One, where an envelope has several."""
+        return (self,)
+
+    @property
+    def initial_reward(self) -> float:
+        """From which gains are counted."""
+        return self.evaluations.initial_reward
 
     def efficiency(self, budget: float) -> float:
         """E(K) at a budget in nats that the run spent."""
@@ -101,7 +145,7 @@ class SettingSummary:
 
     @property
     def name(self) -> str:
-        return f"{self.algo} ({self.label})" if self.label else self.algo
+        return named(self.algo, self.label)
 
     @property
     def intended_kl(self) -> float:
@@ -116,6 +160,10 @@ class SettingSummary:
     def replicates(self) -> list[Run]:
         """What was drawn for each run."""
         return [run.record.replicate for run in self.runs]
+
+
+def runs_of(one: Contender) -> list[ComparedRun]:
+    return [run for seed in one.runs for run in seed.runs]
 
 
 @dataclass(frozen=True)
@@ -184,7 +232,7 @@ def compare(records: Sequence[RunRecord]) -> Comparison:
     groups: dict[tuple[str, str], list[ComparedRun]] = {}
     for run in compared:
         groups.setdefault((run.record.algo, run.record.label), []).append(run)
-    measure = _Measure(common_budget([run.curve.largest_kl for run in compared]), crossed)
+    measure = Measure(common_budget([run.curve.largest_kl for run in compared]), crossed)
     settings = [measure.setting(algo, label, runs) for (algo, label), runs in sorted(groups.items())]
     notes = _notes(compared, settings, excluded)
     return Comparison(list(records), settings, excluded, notes, crossed)
@@ -200,7 +248,7 @@ def together(sides: Mapping[str, SettingSummary], kl: float | None = None) -> Co
     records = [run.record for run in runs]
     crossed = share_prompts([(run.record, run.evaluations) for run in runs])
     common = common_budget([run.curve.largest_kl for run in runs]) if kl is None else kl
-    measure = _Measure(common, crossed)
+    measure = Measure(common, crossed)
     settings = [measure.setting(name, "", list(setting.runs)) for name, setting in sides.items()]
     return Comparison(records, settings, [], [*scale_notes(records), *_draw_notes(settings)], crossed)
 
@@ -286,7 +334,7 @@ def _curve(points: Evaluations) -> GainCurve:
 
 
 @dataclass(frozen=True)
-class _Measure:
+class Measure:
     """How settings are measured, which is the same for all of a comparison."""
 
     common: float  # nats that every run spent
@@ -316,11 +364,11 @@ class _Measure:
             budgets=tuple(self.within(budget, runs) for budget in sorted(runs[0].kl_budgets)),
         )
 
-    def within(self, budget: float, runs: Sequence[ComparedRun]) -> BudgetResult | NotReached:
+    def within(self, budget: float, runs: Sequence[OfOneSeed]) -> BudgetResult | NotReached:
         count = sum(run.curve.reaches(budget) for run in runs)
         return self.at(budget, runs) if count == len(runs) else NotReached(budget, count)
 
-    def at(self, budget: float, runs: Sequence[ComparedRun]) -> BudgetResult:
+    def at(self, budget: float, runs: Sequence[OfOneSeed]) -> BudgetResult:
         """At a budget that all of them spent."""
         replicates = [run.record.replicate for run in runs]
         table = self._table([run.curve.efficiency(budget) for run in runs])
@@ -340,7 +388,7 @@ class _Measure:
         return np.array([one if self.crossed else [np.mean(one)] for one in known], dtype=np.float64)
 
 
-def shares_of_optimum(runs: Sequence[ComparedRun], budget: float) -> np.ndarray | None:
+def shares_of_optimum(runs: Sequence[OfOneSeed], budget: float) -> np.ndarray | None:
     """(S, P) whose mean over prompts is each run's share, E(K) / E*(K), at a budget that all spent, and whose spread
     over prompts is that of its linear form. None where the samples of a run cannot see as far."""
     of_samples = {id(run.reference): run.reference and run.reference.efficiency(budget) for run in runs}

@@ -152,7 +152,7 @@ def test_pointing_at_a_chart_tells_run_and_value(browser: Browser, html: Path, s
     with opened(browser, html) as seen:
         told = hover(seen.page, seen.page.locator(f"#{section} .chart svg").first)
         assert told["run"].startswith(("apa-", "awr-")) and told["setting"].startswith(("apa (lam=", "awr (lam="))
-        value = next(told[name] for name in ("reward", "value", "gold gain") if name in told)
+        value = next(told[name] for name in ("reward", "value", "gain") if name in told)
         float(value.replace("\N{MINUS SIGN}", "-"))
 
 

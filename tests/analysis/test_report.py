@@ -132,7 +132,8 @@ def test_notes_say_what_a_reader_must_know(report: ReportFiles) -> None:
 
 
 def test_figures_are_images(report: ReportFiles) -> None:
-    assert [path.name for path in report.figures] == ["frontier.png", "frontier.svg", "reward_kl.png", "reward_kl.svg"]
+    names = ("frontier", "overoptimization", "reward_kl")
+    assert [path.name for path in report.figures] == [f"{name}.{kind}" for name in names for kind in ("png", "svg")]
     for path in report.figures:
         if path.suffix == ".png":
             assert path.read_bytes().startswith(b"\x89PNG")
@@ -158,11 +159,11 @@ def test_gold_and_a_number_varied_have_figures(tmp_path: Path) -> None:
     files = write_report(tmp_path)
     svgs = {path.name: path.read_text(encoding="utf-8") for path in files.figures if path.suffix == ".svg"}
     assert {"overoptimization.svg", "over_algo.lam.svg"} <= set(svgs)
-    assert "gold reward gained, gold score" in svgs["overoptimization.svg"]
+    assert "reward model" in svgs["overoptimization.svg"]
     assert "Hypervolume" in svgs["over_algo.lam.svg"]
     steps = {float(step) for step in re.findall(r">step ([0-9]+)<", svgs["frontier.svg"])}
     assert steps and max(steps) > 0 and max(steps) <= 8
-    assert "Lines: mean over 3 seeds; bands: minimum to maximum." in svgs["frontier.svg"]
+    assert "bands: standard errors over seeds" in svgs["frontier.svg"]
 
 
 def test_a_report_can_be_remade(report: ReportFiles) -> None:
