@@ -103,7 +103,12 @@ def evaluations_band(runs: Sequence[ComparedRun], quantity: str, over: str, poin
     The points are those of all runs together, thinned to about `points`, both ends kept. Between its own evaluations a
     run is taken as linear, beyond its last one it is not counted.
     """
-    curves = [(x, y) for x, y in (_known(run, quantity, over) for run in runs) if len(x)]
+    return mean_band([_known(run, quantity, over) for run in runs], points)
+
+
+def mean_band(curves: Sequence[tuple[np.ndarray, np.ndarray]], points: int | None = None) -> Band | None:
+    """The same of curves (x, y) with rising x; those without a point count for nothing."""
+    curves = [(x, y) for x, y in curves if len(x)]
     if not curves:
         return None
     grid = thinned(np.unique(np.concatenate([x for x, _ in curves])), points)

@@ -71,7 +71,7 @@ def change_text(before: Interval | None, after: Interval | None, digits: int = 2
 
 
 def efficiency_header(settings: Sequence[SettingSummary]) -> str:
-    """Names the KL that every run spent."""
+    """Names the KL that every run reached."""
     budgets = {setting.headline.kl_budget for setting in settings}
     return f"KL efficiency at {budgets.pop():g} nats" if len(budgets) == 1 else "KL efficiency"
 

@@ -199,7 +199,7 @@ def test_runs_read_elsewhere_and_another_folder(tmp_path: Path) -> None:
     records = load_sweep(tmp_path / "made_up")
     files = write_report(tmp_path / "far_away", records, output=tmp_path / "out" / "here")
     assert files.html == tmp_path / "out" / "here" / "report.html"
-    assert "apa and ppo on letters with tiny (far_away)" in files.html.read_text(encoding="utf-8")
+    assert "far_away: 8 runs, 5 compared, 2 left out" in files.html.read_text(encoding="utf-8")
     assert not (tmp_path / "far_away").exists() and not (tmp_path / "made_up" / "report.html").exists()
     with pytest.raises(SweepFolderError, match="no runs to report on"):
         write_report(tmp_path, records=[])
