@@ -92,8 +92,10 @@ def test_tables_sort_by_click_and_by_key(browser: Browser, html: Path) -> None:
 def test_a_table_can_be_copied_and_brought_back(browser: Browser, html: Path) -> None:
     with opened(browser, html) as seen:
         first = column(seen.page, "budgets-table", 1)
-        seen.page.locator("#budgets-table thead th button").nth(0).click()
-        seen.page.wait_for_function("document.querySelector('#budgets-table th[aria-sort]')")
+        for direction in ("descending", "ascending"):
+            seen.page.locator("#budgets-table thead th button").nth(0).click()
+            seen.page.wait_for_function(f"document.querySelector('#budgets-table th[aria-sort={direction}]')")
+        seen.page.wait_for_timeout(50)
         assert column(seen.page, "budgets-table", 1) != first
         tools = seen.page.locator(".scroll:has(#budgets-table) + .tools")
         tools.get_by_text("First order").click()
