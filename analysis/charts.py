@@ -417,28 +417,18 @@ def _course(fit: GoldFit) -> str:
 
 
 def ablation_figure(key: str, ablations: Sequence[Ablation]) -> Figure:
-    """Last reward, last KL and hypervolume over one number varied, the same in all `ablations`: a line for each
+    """KL efficiency, last reward and last KL over one number varied, the same in all `ablations`: a line for each
     algorithm."""
     names = [one.algo for one in ablations]
     by_name = dict(zip(names, algorithm_looks(names), strict=True))
     panels = [_ablation_panel(title, key, ablations, by_name, of) for title, of in ABLATION_QUANTITIES.items()]
     note = "Means over seeds; bars: 95 % intervals, minimum to maximum with fewer than 3 seeds."
+    budget = ablations[0].points[0].setting.headline.kl_budget
     caption = (
-        f"Means over seeds at each value of {key}; bars are 95 % intervals, from minimum to maximum where there are "
-        "fewer than 3 seeds. The hypervolume is the area that a run's evaluations dominate in the plane of reward "
-        "gained and KL, within the first of dataset.kl_budgets. Of one seed's evaluations under all values together, "
-        f"means over seeds: {'; '.join(map(_hypervolume_text, ablations))}."
+        f"Means over seeds at each value of {key}; KL efficiency within {budget:g} nats, which every run reached. Bars: "
+        "95 % intervals, minimum to maximum with fewer than 3 seeds."
     )
     return Figure(f"over_{key}", f"Over {key}", caption, note, by_name, panels)
-
-
-def _hypervolume_text(ablation: Ablation) -> str:
-    if ablation.hypervolume is None:
-        return f"{ablation.algo} none, since no seed has a run of every value"
-    text = f"{ablation.algo} {interval_text(ablation.hypervolume)}"
-    if not ablation.incomplete_seeds:
-        return text
-    return f"{text} without {ablation.incomplete_seeds} of the seeds, which lack a value"
 
 
 def _ablation_panel(

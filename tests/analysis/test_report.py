@@ -159,7 +159,7 @@ def test_gold_and_a_number_varied_have_figures(tmp_path: Path) -> None:
     svgs = {path.name: path.read_text(encoding="utf-8") for path in files.figures if path.suffix == ".svg"}
     assert {"overoptimization.svg", "over_algo.lam.svg"} <= set(svgs)
     assert "gold reward gained, gold score" in svgs["overoptimization.svg"]
-    assert "Hypervolume" in svgs["over_algo.lam.svg"]
+    assert "KL efficiency" in svgs["over_algo.lam.svg"]
     steps = {float(step) for step in re.findall(r">step ([0-9]+)<", svgs["frontier.svg"])}
     assert steps and max(steps) > 0 and max(steps) <= 8
     assert "Lines: mean over 3 seeds; bands: minimum to maximum." in svgs["frontier.svg"]
