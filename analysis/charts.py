@@ -237,7 +237,7 @@ def _evaluations(shown: Scene, end: float) -> pd.DataFrame:
 
 def _budget_line(budget: float, x: alt.X) -> list[alt.Chart]:
     """Where the settings are compared."""
-    data = pd.DataFrame({"kl": [budget], "text": [f"every run spent {budget:g}"]})
+    data = pd.DataFrame({"kl": [budget], "text": [f"every run reached {budget:g}"]})
     text = alt.Chart(data).mark_text(angle=270, align="left", baseline="bottom", dx=6, dy=-3, fillOpacity=0.75)
     return [
         alt.Chart(data).mark_rule(strokeOpacity=0.35).encode(x),
@@ -425,8 +425,8 @@ def ablation_figure(key: str, ablations: Sequence[Ablation]) -> Figure:
     note = "Means over seeds; bars: 95 % intervals, minimum to maximum with fewer than 3 seeds."
     budget = ablations[0].points[0].setting.headline.kl_budget
     caption = (
-        f"Means over seeds at each value of {key}; KL efficiency within {budget:g} nats, which every run reached. Bars: "
-        "95 % intervals, minimum to maximum with fewer than 3 seeds."
+        f"Means over seeds at each value of {key}; KL efficiency within {budget:g} nats, which every run reached. "
+        "Bars: 95 % intervals, minimum to maximum with fewer than 3 seeds."
     )
     return Figure(f"over_{key}", f"Over {key}", caption, note, by_name, panels)
 

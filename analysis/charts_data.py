@@ -28,7 +28,7 @@ class Band:
 
 def frontier_end(settings: Sequence[SettingSummary]) -> float:
     """KL at the right edge, nats: what the runs spent, at most twice the largest budget, so that one run that flew off
-    does not squeeze the rest; never left of the KL that every run spent."""
+    does not squeeze the rest; never left of the KL that every run reached."""
     largest = max(run.curve.largest_kl for setting in settings for run in setting.runs)
     budgets = [budget.kl_budget for setting in settings for budget in setting.budgets]
     common = max(setting.headline.kl_budget for setting in settings)

@@ -67,6 +67,7 @@ class GainCurve:
         self.largest_kl = float(kl.max())
         even, odd = (self.gains_of_prompts[:, half::2].mean(axis=1) for half in (0, 1))
         u = np.sqrt(kl)
+        self._efficiencies: dict[float, np.ndarray] = {}  # asked for again for each pair of settings
         self._paths = (path(u, odd), path(u, even))  # the evaluations that count for even prompts, for odd ones
 
     def reaches(self, kl: float) -> bool:
@@ -75,7 +76,7 @@ class GainCurve:
 
     def gain(self, kl: float) -> np.ndarray | None:
         """(P,) each prompt's part of the best gain at KL <= `kl` (nats); their mean is the gain. None where the run
-        never spent as much."""
+        never reached as much."""
         return self._parts([one.at(np.sqrt([kl]))[0] for one in self._paths]) if self.reaches(kl) else None
 
     def gains(self, kl: np.ndarray) -> np.ndarray:
@@ -86,10 +87,13 @@ class GainCurve:
 
     def efficiency(self, kl_budget: float) -> np.ndarray | None:
         """(P,) each prompt's part of E(K) = (1 / sqrt K) * integral from 0 to sqrt K of gain(u^2) du, in units of
-        reward; their mean is E(K). None where the run never spent the budget, which is above 0."""
+        reward; their mean is E(K). None where the run never reached the budget, which is above 0."""
         if not self.reaches(kl_budget):
             return None
-        return self._parts([one.mean(float(np.sqrt(kl_budget))) for one in self._paths])
+        if kl_budget not in self._efficiencies:
+            end = float(np.sqrt(kl_budget))
+            self._efficiencies[kl_budget] = self._parts([one.mean(end) for one in self._paths])
+        return self._efficiencies[kl_budget]
 
     def _parts(self, weights: list[np.ndarray]) -> np.ndarray:
         """The two halves count the same, also where one has a prompt more."""

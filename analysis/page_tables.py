@@ -238,8 +238,7 @@ def settings_table(settings: Sequence[SettingSummary]) -> PageTable:
     shown = [settings.index(setting) for setting in drawn_settings(settings)[0]]
     differing = differing_settings([setting.runs[0].record.config for setting in settings])
     rows = [
-        {"setting": Cell(key)}
-        | {settings[place].name: Cell(values[place]) for place in shown}
+        {"setting": Cell(key)} | {settings[place].name: Cell(values[place]) for place in shown}
         for key, values in differing.items()
         if key != "settings_from"  # says where values come from, which are rows themselves
     ]
@@ -305,7 +304,13 @@ def provenance_table(findings: Findings) -> PageTable:
 
 
 def _time(seconds: float) -> str:
-    return f"{seconds:.0f} s" if seconds < 600 else f"{seconds / 60:.0f} min" if seconds < 36000 else f"{seconds / 3600:.0f} h"
+    return (
+        f"{seconds:.0f} s"
+        if seconds < 600
+        else f"{seconds / 60:.0f} min"
+        if seconds < 36000
+        else f"{seconds / 3600:.0f} h"
+    )
 
 
 def _command(record: RunRecord) -> str:

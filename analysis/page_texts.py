@@ -19,11 +19,11 @@ TERMS = (
     "KL: how far a policy moved from the initial one, in nats per response."
 )
 DEFINITION = (
-    "E(K) is the mean height of the reward gain over the square root of KL, from 0 to the budget K. The gain at a KL is "
-    "the best reward at or below it minus the initial one.",
-    "The best is chosen on half of the evaluation prompts and scored on the other half, both ways round. A curve ends at "
-    "the run's largest KL; a budget that was not reached has no value.",
-    "Intervals cover the randomness of RL and evaluation. SFT policy and reward model are shared by the runs of a sweep.",
+    "E(K) is the mean height of the reward gain over the square root of KL, from 0 to the budget K. The gain at a KL "
+    "is the best reward at or below it minus the initial one.",
+    "The best is chosen on half of the evaluation prompts and scored on the other half, both ways round. A curve ends "
+    "at the run's largest KL; a budget that was not reached has no value.",
+    "Intervals cover the randomness of RL and evaluation; the runs of a sweep share SFT policy and reward model.",
 )
 SENSITIVITY_NOTE = (
     "What to expect of as many settings drawn at random from those tried of each algorithm. A setting without a result "
@@ -97,8 +97,8 @@ def claims_notes(claims: ClaimsTable) -> list[str]:
     target = (
         "there is none, since the median algorithm gained nothing."
         if claims.target is None
-        else f"a gain of {number(claims.target)}, {TARGET_SHARE:.0%} of the largest gain of the median algorithm's best "
-        "setting; responses are counted until a run first has it."
+        else f"a gain of {number(claims.target)}, {TARGET_SHARE:.0%} of the largest gain of the median algorithm's "
+        "best setting; responses are counted until a run first has it."
     )
     return [
         f"All measures are of the first {claims.horizon:,.0f} responses, as many as the shortest run has.",

@@ -169,7 +169,7 @@ def together(sides: Mapping[str, SettingSummary], kl: float | None = None) -> Co
     """Settings of any sweeps, measured alike and at one budget: by name, in their order.
 
     Args:
-        kl: nats, which every run spent; None: the largest such.
+        kl: nats, which every run reached; None: the largest such.
     """
     runs = [run for setting in sides.values() for run in setting.runs]
     records = [run.record for run in runs]
@@ -189,7 +189,7 @@ def share_prompts(runs: Sequence[tuple[RunRecord, Evaluations]]) -> bool:
 
 
 def common_budget(largest: Sequence[float]) -> float:
-    """What every run spent, of the largest KL of each, nats above 0: rounded down to three digits; 0 of none."""
+    """What every run reached, of the largest KL of each, nats above 0: rounded down to three digits; 0 of none."""
     if not largest:
         return 0.0
     least = min(largest)
@@ -257,7 +257,7 @@ def _curve(points: Evaluations) -> GainCurve:
 class _Measure:
     """How settings are measured, which is the same for all of a comparison."""
 
-    common: float  # nats that every run spent
+    common: float  # nats that every run reached
     crossed: bool
     reference: ReferenceSamples | None
 
@@ -338,14 +338,14 @@ def scale_notes(configs: Sequence[dict[str, Any]]) -> list[str]:
 
 
 def short_run_notes(settings: Sequence[SettingSummary]) -> list[str]:
-    """One sentence for all budgets, the smallest first; none where every run spent them."""
+    """One sentence for all budgets, the smallest first; none where every run reached them."""
     counts: dict[float, tuple[int, int]] = {}
     for setting in settings:
         for budget in (setting.headline, *setting.budgets):
             short, runs = counts.get(budget.kl_budget, (0, 0))
             short += len(setting.runs) - budget.runs if isinstance(budget, NotReached) else 0
             counts[budget.kl_budget] = short, runs + len(setting.runs)
-    said = [f"{short} of {runs} never spent {kl:g} nats" for kl, (short, runs) in sorted(counts.items()) if short]
+    said = [f"{short} of {runs} never reached {kl:g} nats" for kl, (short, runs) in sorted(counts.items()) if short]
     if not said:
         return []
     return [f"Of the compared runs {', '.join(said)}; where a run of a setting did not, it has no value there."]

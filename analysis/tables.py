@@ -146,7 +146,7 @@ def _caption(comparison: Comparison, with_gold: bool) -> str:
 
 
 def kl_efficiency_rows(settings: Sequence[SettingSummary]) -> list[dict[str, Any]]:
-    """One row per setting and budget, first the one that every run spent, with the columns above; None where there is
+    """One row per setting and budget, first the one that every run reached, with the columns above; None where there is
     nothing to say."""
     rows = []
     for setting in settings:

@@ -1,4 +1,4 @@
-"""The answer in words: who is above whom within the KL that every run spent, and who is not told apart."""
+"""The answer in words: who is above whom within the KL that every run reached, and who is not told apart."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def verdict(comparison: Comparison) -> Verdict:
     settings = sorted(comparison.settings, key=_efficiency, reverse=True)
     if not settings:
         return Verdict("No finished run to compare.", "", ())
-    head = f"Within {settings[0].headline.kl_budget:g} nats, which every run spent: {_ranking(settings)}."
+    head = f"Within {settings[0].headline.kl_budget:g} nats, which every run reached: {_ranking(settings)}."
     basis = _basis(comparison, settings)
     if len(settings) == 1:
         return Verdict(head, basis, ())

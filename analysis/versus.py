@@ -1,4 +1,4 @@
-"""`python -m analysis compare A B ...`: any runs or sweeps against one another, within the KL that every run spent."""
+"""`python -m analysis compare A B ...`: any runs or sweeps against one another, within the KL that all runs reached."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class MatchedComparison:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `python -m analysis compare`."""
     parser.add_argument("folders", type=Path, nargs="+", help="sweeps' or runs' folders; runs are taken together")
-    parser.add_argument("--kl", type=float, help="nats at which to compare; otherwise the most that every run spent")
+    parser.add_argument("--kl", type=float, help="nats at which to compare; otherwise the most that every run reached")
     parser.add_argument("--target-kl", type=float, help="choose each algorithm's setting nearest to this last KL, nats")
     parser.add_argument("--all-settings", action="store_true", help="compare every setting, not one per algorithm")
     parser.add_argument("--csv", type=Path, help="write the pairs there, too")
@@ -84,7 +84,7 @@ def run(options: argparse.Namespace) -> int:
 def compare_folders(
     folders: Sequence[Path], kl: float | None = None, target_kl: float | None = None, all_settings: bool = False
 ) -> MatchedComparison:
-    """Settings from each sweep, and from all single runs together, within `kl` or the most that every run spent.
+    """Settings from each sweep, and from all single runs together, within `kl` or the most that every run reached.
 
     Raises:
         SweepFolderError: a folder is none, or fewer than two settings have a finished run.
@@ -136,7 +136,7 @@ def _check_spent(sides: dict[str, SettingSummary], kl: float) -> None:
     if any(short.values()):
         least = min(run.curve.largest_kl for one in sides.values() for run in one.runs)
         listed = ", ".join(f"{count} of {name}" for name, count in short.items() if count)
-        raise AnalysisError(f"--kl: runs that never spent {kl:g} nats: {listed}; give at most {least:.3g}")
+        raise AnalysisError(f"--kl: runs that never reached {kl:g} nats: {listed}; give at most {least:.3g}")
 
 
 def records_by_sweep(folders: Sequence[Path]) -> dict[str, list[RunRecord]]:

@@ -54,7 +54,7 @@ class SweepCurves:
     over_kl: list[dict[str, float]]  # with `seeds` that spent it, and from 3 on `low` and `high`
     summary: dict[
         str, float
-    ]  # kl_efficiency/<setting> and reward_gain_at_budget/<setting>, within the KL that every run spent
+    ]  # kl_efficiency/<setting> and reward_gain_at_budget/<setting>, within the KL that every run reached
 
     @property
     def keys(self) -> set[str]:

@@ -90,8 +90,8 @@ def _execute(config: RunConfig, wait: bool = False) -> dict[str, Any]:
 def _do_stage(
     config: RunConfig, folder: RunFolder, inputs: Mapping[str, Path], results: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """The run's stage, from its checkpoint where there is one; its summary, with the `results` of its inputs, is written
-    however it ends."""
+    """The run's stage, from its checkpoint where there is one; its summary, which holds the `results` of its inputs, is
+    written however it ends."""
     _set_up_torch(config)  # before anything is deleted: it may refuse
     context = RunContext(config, folder, inputs)  # its clock starts
     made_by = provenance() | ({"inputs": dict(results)} if results else {})

@@ -106,7 +106,9 @@ def test_a_table_can_be_copied_and_brought_back(browser: Browser, html: Path) ->
         assert header == 'algorithm,"4 nats, reached by all",1 nats' and row.startswith(f"{first[0]},")
         tools.get_by_text("Copy as LaTeX").click()
         made = seen.page.evaluate("window.copied").splitlines()
-        assert made[0] == "\\begin{tabular}{lrr}" and made[2].endswith(" & 1 nats \\\\") and made[-1] == "\\end{tabular}"
+        assert (
+            made[0] == "\\begin{tabular}{lrr}" and made[2].endswith(" & 1 nats \\\\") and made[-1] == "\\end{tabular}"
+        )
 
 
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
@@ -120,7 +122,9 @@ def test_print_loses_no_column_and_is_light(browser: Browser, html: Path, dark: 
         for chart in seen.page.locator(".chart svg").all():
             box = chart.bounding_box()
             assert box and box["x"] + box["width"] <= 700
-        ink, paper = seen.page.evaluate("[getComputedStyle(document.body).color, getComputedStyle(document.body).backgroundColor]")
+        ink, paper = seen.page.evaluate(
+            "[getComputedStyle(document.body).color, getComputedStyle(document.body).backgroundColor]"
+        )
         assert luminance(paper) == 1.0 and contrast(ink, paper) >= 4.5
         assert seen.page.locator("nav").is_hidden()
 

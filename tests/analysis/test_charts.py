@@ -92,7 +92,7 @@ def test_a_line_ends_where_the_first_of_its_runs_did() -> None:
     # Evaluations beyond are marked all the same, and the rule stands at the KL of the comparison.
     assert [row["kl"] for row in layers(figure, "point")[0][1]] == [0, 1, 0, 1, 4, 0, 4]
     ((_, rule),) = layers(figure, "rule")
-    assert rule == [{"kl": 1.0, "text": "every run spent 1"}]
+    assert rule == [{"kl": 1.0, "text": "every run reached 1"}]
 
 
 def test_steps_of_the_frontier() -> None:

@@ -151,7 +151,9 @@ def test_what_a_run_started_from_is_told() -> None:
     page = made(findings(compare([record]))).page
     facts = dict(page.table("provenance-table"))
     assert facts["evaluation prompts"] == "120, 4 responses each"
-    assert facts["reward model, accuracy on held-out pairs"] == "0.767" and facts["SFT, loss on held-out text"] == "0.575"
+    assert (
+        facts["reward model, accuracy on held-out pairs"] == "0.767" and facts["SFT, loss on held-out text"] == "0.575"
+    )
     assert page.root.all("h1")[0].text.endswith("1 seed, 30 November 2026")
 
 

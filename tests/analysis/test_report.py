@@ -24,7 +24,7 @@ def fill(sweep: Path) -> None:
     """APA on seeds 0, 1, 2 and PPO on 0, 1, whose third run failed; one run unfinished, one of another stage.
 
     With u = sqrt(KL), APA's gain is slope * u on [0, 2] with slopes 1, 2, 3; so E(K) = slope * sqrt(K) / 2, the gain at
-    K is slope * sqrt(K). PPO gains 1 and 3 up to u = 1, where it ends: 1 nat is what every run spent.
+    K is slope * sqrt(K). PPO gains 1 and 3 up to u = 1, where it ends: 1 nat is what every run reached.
     """
     samples = [
         {"step": step, "iteration": step, "prompt": prompt, "response": text, "reward": reward, "ended": ended}
@@ -126,7 +126,7 @@ def test_diagnoses_are_written(report: ReportFiles) -> None:
 def test_notes_say_what_a_reader_must_know(report: ReportFiles) -> None:
     assert report.comparison.notes == [
         "ppo has no usable run of seed 2; the row rests on the others.",
-        "Of the compared runs 2 of 5 never spent 4 nats; where a run of a setting did not, it has no value there.",
+        "Of the compared runs 2 of 5 never reached 4 nats; where a run of a setting did not, it has no value there.",
     ]
     assert [item.record.id for item in report.comparison.excluded] == ["awr-s0-00000000", "ppo-s2-00000000"]
 

@@ -73,7 +73,7 @@ def test_who_is_above_whom(tmp_path: Path) -> None:
         for algo, slope in (("apa", 0.5), ("ppo", 0.5), ("awr", 0.2)):
             run(tmp_path, algo, seed, slope)
     found = verdict(compared(tmp_path))
-    assert found.sentence.startswith("Within 4 nats, which every run spent: ")
+    assert found.sentence.startswith("Within 4 nats, which every run reached: ")
     assert " are above awr. Not told apart: " in found.sentence
     assert found.detail.startswith("Differences: ") and found.detail.endswith("3 seeds each, 40 prompts.")
     told = {frozenset((pair.first.name, pair.second.name)): pair.told_apart for pair in found.pairs}

@@ -202,7 +202,7 @@ def test_two_runs_have_no_interval(tmp_path: Path, capsys: pytest.CaptureFixture
     [
         (["nosuch"], "nosuch: no such folder; give a sweep's folder, such as runs/default"),
         (["s"], "two settings with finished runs are needed, and there is apa; give more folders"),
-        (["t", "--kl", "2"], "--kl: runs that never spent 2 nats: 1 of apa; give at most 1"),
+        (["t", "--kl", "2"], "--kl: runs that never reached 2 nats: 1 of apa; give at most 1"),
         (["s", "--kl", "-1"], "--kl: -1 is not a number of nats above 0"),
         (["s", "--target-kl", "inf"], "--target-kl: inf is not a number of nats above 0"),
     ],

@@ -118,7 +118,9 @@ def test_the_end_of_a_single_run(tmp_path):
 
 def test_what_went_wrong_in_a_single_run_is_printed(tmp_path):
     run = config(f"output_dir='{tmp_path}'", "tracking=none")
-    write_run(run_folder(run).parent, run_folder(run).name, made_up_config("apa", 0), made_up_rows([0, 1, 2], [0, 4, 2.9]))
+    write_run(
+        run_folder(run).parent, run_folder(run).name, made_up_config("apa", 0), made_up_rows([0, 1, 2], [0, 4, 2.9])
+    )
     printer, stream = console()
     print_result(run, {"eval/reward": 2.9}, printer)
     *_, told, report = stream.getvalue().splitlines()
