@@ -1,4 +1,4 @@
-"""One number varied: reward, KL and hypervolume over its values."""
+"""One number varied: KL efficiency, reward and KL over its values."""
 
 from __future__ import annotations
 
@@ -19,26 +19,18 @@ _MOST_UPRIGHT = 6
 
 
 def ablation_figure(key: str, ablations: Sequence[Ablation]) -> Figure:
-    """Last reward, last KL and hypervolume over one number varied, the same in all `ablations`: a line for each
+    """KL efficiency, last reward and last KL over one number varied, the same in all `ablations`: a line for each
     algorithm."""
     names = [one.algo for one in ablations]
     by_name = dict(zip(names, algorithm_looks(names), strict=True))
     panels = [_ablation_panel(title, key, ablations, by_name, of) for title, of in ABLATION_QUANTITIES.items()]
     note = "Means over seeds; bars: 95 % intervals, minimum to maximum with fewer than 3 seeds."
+    budget = ablations[0].points[0].setting.headline.kl_budget
     caption = (
-        f"{note} Hypervolume: the area that evaluations dominate in reward gained and KL, within the first of "
-        f"dataset.kl_budgets; of all values together: {'; '.join(map(_hypervolume_text, ablations))}."
+        f"Means over seeds at each value of {key}; KL efficiency within {budget:g} nats, which every run reached. "
+        "Bars: 95 % intervals, minimum to maximum with fewer than 3 seeds."
     )
     return Figure(f"over_{key}", f"Over {key}", caption, note, by_name, panels)
-
-
-def _hypervolume_text(ablation: Ablation) -> str:
-    if ablation.hypervolume is None:
-        return f"{ablation.algo} none, since no seed has a run of every value"
-    text = f"{ablation.algo} {interval_text(ablation.hypervolume)}"
-    if not ablation.incomplete_seeds:
-        return text
-    return f"{text} without {ablation.incomplete_seeds} of the seeds, which lack a value"
 
 
 def _ablation_panel(

@@ -28,8 +28,8 @@ class Band:
 
 
 def frontier_end(settings: Sequence[Contender]) -> float:
-    """KL at the right edge, nats: what the runs spent, at most twice the largest budget, so that one run that flew off
-    does not squeeze the rest; never left of the KL that every run spent."""
+    """KL at the right edge, nats: what the runs reached, at most twice the largest budget, so that one run that flew
+    off does not squeeze the rest; never left of the KL that every run reached."""
     largest = max(run.curve.largest_kl for setting in settings for run in setting.runs)
     budgets = [budget.kl_budget for setting in settings for budget in setting.budgets]
     common = max(setting.headline.kl_budget for setting in settings)
@@ -49,7 +49,7 @@ def square_root_ticks(end: float) -> list[float]:
 
 def frontier_band(setting: Contender, end: float, points: int) -> Band:
     """Best reward within each KL, at values of KL (nats) whose square roots are evenly spaced, up to `end` or the KL
-    that all runs of the setting spent."""
+    that all runs of the setting reached."""
     reached = min(run.curve.largest_kl for run in setting.runs)
     kl = np.linspace(0.0, np.sqrt(min(end, reached)), points) ** 2
     kl[-1] = min(kl[-1], reached)
@@ -112,7 +112,12 @@ def evaluations_band(runs: Sequence[ComparedRun], quantity: str, over: str, poin
     The points are those of all runs together, thinned to about `points`, both ends kept. Between its own evaluations a
     run is taken as linear, beyond its last one it is not counted.
     """
-    curves = [(x, y) for x, y in (_known(run, quantity, over) for run in runs) if len(x)]
+    return mean_band([_known(run, quantity, over) for run in runs], points)
+
+
+def mean_band(curves: Sequence[tuple[np.ndarray, np.ndarray]], points: int | None = None) -> Band | None:
+    """The same of curves (x, y) with rising x; those without a point count for nothing."""
+    curves = [(x, y) for x, y in curves if len(x)]
     if not curves:
         return None
     grid = thinned(np.unique(np.concatenate([x for x, _ in curves])), points)

@@ -161,7 +161,7 @@ def _evaluations(shown: Scene[Contender], end: float) -> pd.DataFrame:
 def _budget_line(compared: Sequence[Contender], x: alt.X) -> list[alt.Chart]:
     """Where they are compared."""
     budget = compared[0].headline.kl_budget
-    who = "every run spent" if isinstance(compared[0], SettingSummary) else "every frontier reaches"
+    who = "every run reached" if isinstance(compared[0], SettingSummary) else "every frontier reaches"
     data = pd.DataFrame({"kl": [budget], "text": [f"{who} {budget:g}"]})
     text = alt.Chart(data).mark_text(angle=270, align="left", baseline="bottom", dx=10, dy=-3, fillOpacity=0.75)
     return [

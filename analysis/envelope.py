@@ -53,7 +53,7 @@ class SeedEnvelope:
         return self.runs[0].reference
 
     def efficiency(self, budget: float) -> float:
-        """E(K) at a budget in nats that one of the runs spent."""
+        """E(K) at a budget in nats that one of the runs reached."""
         parts = self.curve.efficiency(budget)
         assert parts is not None, "callers ask for what was reached"
         return float(parts.mean())

@@ -1,7 +1,7 @@
 """`python -m analysis frontier SOURCE ...`: reward over KL of any trainer's runs.
 
 A run is a file, or a column of W&B's chart exports; runs and sweeps of this program may stand beside them. KL
-efficiency is the report's, within the KL that every run spent; logs have no numbers of single prompts, so that
+efficiency is the report's, within the KL that every run reached; logs have no numbers of single prompts, so that
 intervals are over seeds alone.
 """
 

@@ -81,25 +81,24 @@ class GainCurve:
         self.largest_kl = float(kl.max())
         even, odd = (self.gains_of_prompts[:, half::2].mean(axis=1) for half in (0, 1))
         u = np.sqrt(kl)
-        self._paths = (
-            path(u, odd, starts),
-            path(u, even, starts),
-        )  # the evaluations that count for even prompts, for odd ones
+        self._efficiencies: dict[float, np.ndarray] = {}  # asked for again for each pair of settings
+        # The evaluations that count for even prompts, for odd ones.
+        self._paths = path(u, odd, starts), path(u, even, starts)
 
     def reaches(self, kl: float) -> bool:
-        """Whether the run spent as much."""
+        """Whether the run reached as much."""
         return self.largest_kl >= kl
 
     def gain(self, kl: float) -> np.ndarray | None:
         """(P,) each prompt's part of the best gain at KL <= `kl` (nats); their mean is the gain. None where the run
-        never spent as much."""
+        never reached as much."""
         if not self.reaches(kl):
             return None
         places = (one.at(np.sqrt([kl])) for one in self._paths)
         return self._parts([_weights(place, np.ones(1), len(self.gains_of_prompts)) for place in places])
 
     def gains(self, kl: np.ndarray) -> np.ndarray:
-        """The mean over prompts of `gain` at each of many KLs, all of which the run spent; same shape."""
+        """The mean over prompts of `gain` at each of many KLs, all of which the run reached; same shape."""
         u = np.sqrt(np.asarray(kl, dtype=np.float64))
         means = (self.gains_of_prompts[:, half::2].mean(axis=1) for half in (0, 1))
         halves = [
@@ -109,10 +108,13 @@ class GainCurve:
 
     def efficiency(self, kl_budget: float) -> np.ndarray | None:
         """(P,) each prompt's part of E(K) = (1 / sqrt K) * integral from 0 to sqrt K of gain(u^2) du, in units of
-        reward; their mean is E(K). None where the run never spent the budget, which is above 0."""
+        reward; their mean is E(K). None where the run never reached the budget, which is above 0."""
         if not self.reaches(kl_budget):
             return None
-        return self._parts([one.mean(float(np.sqrt(kl_budget)), len(self.gains_of_prompts)) for one in self._paths])
+        if kl_budget not in self._efficiencies:
+            end, count = float(np.sqrt(kl_budget)), len(self.gains_of_prompts)
+            self._efficiencies[kl_budget] = self._parts([one.mean(end, count) for one in self._paths])
+        return self._efficiencies[kl_budget]
 
     def _parts(self, weights: list[np.ndarray]) -> np.ndarray:
         """The two halves count the same, also where one has a prompt more."""

@@ -83,11 +83,10 @@ def _ordered(algos: Sequence[str] | Counter[str]) -> list[str]:
 
 
 def drawn_settings(settings: Sequence[Drawn]) -> tuple[list[Drawn], list[Drawn]]:
-    """Those that get a look of their own, in the order of the table, and the grey ones, the best first: with too many
-    settings, those of the highest KL efficiency get one."""
+    """Those that get a look of their own, and the grey ones, the best first: with too many settings, those of the
+    highest KL efficiency get one."""
     ranked = sorted(settings, key=lambda setting: -setting.headline.kl_efficiency.mean)
-    best = {id(setting) for setting in ranked[:MOST_SETTINGS]}
-    return [one for one in settings if id(one) in best], ranked[MOST_SETTINGS:]
+    return ranked[:MOST_SETTINGS], ranked[MOST_SETTINGS:]
 
 
 def draws_runs(settings: Sequence[Contender]) -> bool:

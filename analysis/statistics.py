@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -215,7 +216,7 @@ def _newcombe(share: float, first: int, second: int, level: float) -> tuple[floa
 
     def outside(p: float) -> bool:
         variance = p * (1.0 - p) * (1.0 + more * ((1.0 - p) / (2.0 - p) + p / (1.0 + p))) / (first * second)
-        return abs(share - p) > z * np.sqrt(variance)
+        return abs(share - p) > z * math.sqrt(variance)
 
     def end(limit: float) -> float:
         inner, outer = share, limit

@@ -33,7 +33,7 @@ _LARGEST = 1e100
 # Settings that make a reward another quantity, or a KL one from another policy.
 _SAME_SCALE = ("dataset.", "model.", "reward.", "reward_model.", "sft.")
 _KEYS_NAMED = 4
-# A run that spent less than so many nats hardly left the initial policy, and is left out where others did.
+# A run that reached less than so many nats hardly left the initial policy, and is left out where others did.
 MOVED = 0.01
 
 
@@ -91,11 +91,11 @@ class ComparedRun:
         return self.evaluations.initial_reward
 
     def efficiency(self, budget: float) -> float:
-        """E(K) at a budget in nats that the run spent."""
+        """E(K) at a budget in nats that the run reached."""
         return _mean(self.curve.efficiency(budget))
 
     def gain(self, kl: float) -> float:
-        """The best gain at no more KL, in nats, than `kl`, which the run spent."""
+        """The best gain at no more KL, in nats, than `kl`, which the run reached."""
         return _mean(self.curve.gain(kl))
 
 
@@ -109,7 +109,7 @@ class ExcludedRun:
 
 @dataclass(frozen=True)
 class BudgetResult:
-    """What one setting reached at a KL budget that all its runs spent."""
+    """What one setting reached at a KL budget that all its runs reached."""
 
     kl_budget: float  # nats
     kl_efficiency: Interval  # units of reward
@@ -120,7 +120,7 @@ class BudgetResult:
 
 @dataclass(frozen=True)
 class NotReached:
-    """A KL budget that not all runs of a setting spent, at which it has no value."""
+    """A KL budget that not all runs of a setting reached, at which it has no value."""
 
     kl_budget: float  # nats
     runs: int  # those that did
@@ -139,7 +139,7 @@ class SettingSummary:
     gold_after: Interval | None
     kl: Interval  # at the last evaluation, nats
     headline: BudgetResult
-    """At the largest KL that every compared run spent: the budget of the comparison."""
+    """At the largest KL that every compared run reached: the budget of the comparison."""
     budgets: tuple[BudgetResult | NotReached, ...]
     """At those of dataset.kl_budgets, rising."""
 
@@ -242,7 +242,7 @@ def together(sides: Mapping[str, SettingSummary], kl: float | None = None) -> Co
     """Settings of any sweeps, measured alike and at one budget: by name, in their order.
 
     Args:
-        kl: nats, which every run spent; None: the largest such.
+        kl: nats, which every run reached; None: the largest such.
     """
     runs = [run for setting in sides.values() for run in setting.runs]
     records = [run.record for run in runs]
@@ -261,7 +261,7 @@ def share_prompts(runs: Sequence[tuple[RunRecord, Evaluations]]) -> bool:
 
 
 def common_budget(largest: Sequence[float]) -> float:
-    """What every run spent, of the largest KL of each, nats above 0: rounded down to three digits; 0 of none."""
+    """What every run reached, of the largest KL of each, nats above 0: rounded down to three digits; 0 of none."""
     if not largest:
         return 0.0
     least = min(largest)
@@ -337,7 +337,7 @@ def _curve(points: Evaluations) -> GainCurve:
 class Measure:
     """How settings are measured, which is the same for all of a comparison."""
 
-    common: float  # nats that every run spent
+    common: float  # nats that every run reached
     crossed: bool
 
     def setting(self, algo: str, label: str, runs: list[ComparedRun]) -> SettingSummary:
@@ -369,7 +369,7 @@ class Measure:
         return self.at(budget, runs) if count == len(runs) else NotReached(budget, count)
 
     def at(self, budget: float, runs: Sequence[OfOneSeed]) -> BudgetResult:
-        """At a budget that all of them spent."""
+        """At a budget that all of them reached."""
         replicates = [run.record.replicate for run in runs]
         table = self._table([run.curve.efficiency(budget) for run in runs])
         shares = shares_of_optimum(runs, budget) if self.crossed else None
@@ -389,7 +389,7 @@ class Measure:
 
 
 def shares_of_optimum(runs: Sequence[OfOneSeed], budget: float) -> np.ndarray | None:
-    """(S, P) whose mean over prompts is each run's share, E(K) / E*(K), at a budget that all spent, and whose spread
+    """(S, P) whose mean over prompts is each run's share, E(K) / E*(K), at a budget that all reached, and whose spread
     over prompts is that of its linear form. None where the samples of a run cannot see as far."""
     of_samples = {id(run.reference): run.reference and run.reference.efficiency(budget) for run in runs}
     parts = []
@@ -441,14 +441,14 @@ def _first(names: Sequence[str]) -> str:
 
 
 def short_run_notes(settings: Sequence[SettingSummary]) -> list[str]:
-    """One sentence for all budgets, the smallest first; none where every run spent them."""
+    """One sentence for all budgets, the smallest first; none where every run reached them."""
     counts: dict[float, tuple[int, int]] = {}
     for setting in settings:
         for budget in (setting.headline, *setting.budgets):
             short, runs = counts.get(budget.kl_budget, (0, 0))
             short += len(setting.runs) - budget.runs if isinstance(budget, NotReached) else 0
             counts[budget.kl_budget] = short, runs + len(setting.runs)
-    said = [f"{short} of {runs} never spent {kl:g} nats" for kl, (short, runs) in sorted(counts.items()) if short]
+    said = [f"{short} of {runs} never reached {kl:g} nats" for kl, (short, runs) in sorted(counts.items()) if short]
     if not said:
         return []
     return [f"Of the compared runs {', '.join(said)}; where a run of a setting did not, it has no value there."]

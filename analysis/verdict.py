@@ -1,4 +1,4 @@
-"""The answer in words: who is above whom within the KL that every run spent, and who is not told apart."""
+"""The answer in words: who is above whom within the KL that every run reached, and who is not told apart."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def verdict(comparison: Comparison, envelopes: Sequence[Envelope] = ()) -> Verdi
     settings: list[Contender] = sorted(envelopes or comparison.settings, key=_efficiency, reverse=True)
     if not settings:
         return Verdict("No finished run to compare.", "", ())
-    reached = "which every frontier reaches" if envelopes else "which every run spent"
+    reached = "which every frontier reaches" if envelopes else "which every run reached"
     head = f"Within {settings[0].headline.kl_budget:g} nats, {reached}: {_ranking(settings)}."
     basis = " ".join(part for part in (_knobs(envelopes), _basis(comparison, settings)) if part)
     if len(settings) == 1:

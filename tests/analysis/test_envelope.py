@@ -36,7 +36,7 @@ def two_algorithms(folder: Path, seeds: tuple[int, ...] = (0, 1, 2)) -> None:
 def test_the_envelope_over_the_knob_by_hand(tmp_path: Path) -> None:
     two_algorithms(tmp_path)
     apa, awr = frontiers(sweep(tmp_path)).envelopes
-    # Every setting by itself is compared within 1 nat, the KL that awr's run at lam 4 spent; frontiers within 4.
+    # Every setting by itself is compared within 1 nat, the KL that awr's run at lam 4 reached; frontiers within 4.
     assert {setting.headline.kl_budget for setting in sweep(tmp_path).settings} == {1.0}
     assert apa.headline.kl_budget == awr.headline.kl_budget == 4.0
     # apa: area 0.5, held at 1 to u = 1.5, then up to 2: (0.5 + 0.5 + 0.75) / 2.
