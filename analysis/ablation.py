@@ -6,9 +6,9 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from analysis.compared import Comparison, SettingSummary
 from analysis.labels import label_values
 from analysis.statistics import Interval
-from analysis.summary import Comparison, SettingSummary
 
 
 @dataclass(frozen=True)

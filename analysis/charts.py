@@ -14,6 +14,7 @@ from analysis.charts_data import evaluations_band, thinned
 from analysis.charts_frontier import frontier_figure
 from analysis.charts_gold import gold_figure
 from analysis.charts_scene import MARKS_OF_A_LINE, POINTS_OF_OTHERS, Scene, padded, scene
+from analysis.compared import ComparedRun, SettingSummary
 from analysis.drawing import (
     Figure,
     Panel,
@@ -30,7 +31,7 @@ from analysis.drawing import (
 )
 from analysis.findings import Findings
 from analysis.replicates import drawn_text
-from analysis.summary import ComparedRun, SettingSummary, samples_name
+from analysis.summary import samples_name
 from analysis.tables import number as number_text
 
 _QUANTITIES = {"reward": "Reward", "gold_reward": "Gold reward", "kl": "KL"}

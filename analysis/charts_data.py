@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from analysis.compared import ComparedRun, Contender
 from analysis.statistics import standard_error
-from analysis.summary import ComparedRun, Contender
 
 # Points put between two evaluations to find a step; it is shown as a whole number.
 _BETWEEN = 16

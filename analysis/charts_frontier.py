@@ -12,6 +12,7 @@ import pandas as pd
 
 from analysis.charts_data import free_labels, frontier_band, frontier_end, frontier_errors, frontier_steps
 from analysis.charts_scene import MARKS_OF_A_LINE, POINTS, POINTS_OF_OTHERS, Scene, kl_axis, padded, scene
+from analysis.compared import Comparison, Contender, SettingSummary
 from analysis.drawing import (
     Figure,
     Panel,
@@ -33,7 +34,6 @@ from analysis.labels import named
 from analysis.looks import OTHERS_COLOUR, Look
 from analysis.optimum import ReferenceSamples, best_of_n
 from analysis.replicates import drawn_text, interval_texts
-from analysis.summary import Comparison, Contender, SettingSummary
 from analysis.tables import number as number_text
 
 _HEIGHT = 400

@@ -10,12 +10,12 @@ import pandas as pd
 
 from analysis.charts_data import frontier_end
 from analysis.charts_scene import POINTS_OF_OTHERS, Scene, kl_axis, scene
+from analysis.compared import ComparedRun, Contender, runs_of
 from analysis.drawing import Figure, Panel, faded, frame, joined, layered, number, points, word
 from analysis.findings import Findings
 from analysis.labels import named
 from analysis.looks import Look
 from analysis.overoptimization import GoldFit, binned_gains
-from analysis.summary import ComparedRun, Contender, runs_of
 
 _HEIGHT = 240
 _DASH = [6, 3]

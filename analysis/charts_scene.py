@@ -9,8 +9,8 @@ from typing import Any, Generic, TypeVar
 import altair as alt
 
 from analysis.charts_data import square_root_ticks
+from analysis.compared import ComparedRun, Contender, runs_of
 from analysis.looks import Drawn, Look, drawn_settings, draws_runs, looks
-from analysis.summary import ComparedRun, Contender, runs_of
 
 # Points of a line: with many settings the page would grow beyond what a phone likes to load.
 POINTS, POINTS_OF_MANY, POINTS_OF_OTHERS = 120, 60, 20

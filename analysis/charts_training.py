@@ -11,8 +11,9 @@ import pandas as pd
 
 from analysis.charts_data import mean_band
 from analysis.charts_scene import MARKS_OF_A_LINE, scene
+from analysis.compared import ComparedRun, SettingSummary
 from analysis.drawing import Figure, Panel, bands, frame, joined, layered, line_with_marks, number, points, word
-from analysis.summary import ComparedRun, SettingSummary, samples_name
+from analysis.summary import samples_name
 
 # Points of a line; each is the mean of the iterations around it.
 _POINTS = 60

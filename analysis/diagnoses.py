@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from analysis.compared import ComparedRun, Comparison, SettingSummary
 from analysis.evaluations import usable_rows
 from analysis.load import RunRecord
-from analysis.summary import ComparedRun, Comparison, SettingSummary
 
 # Shares of the initial policy's value.
 ENTROPY_COLLAPSE = 0.2

@@ -12,21 +12,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from analysis.compared import BudgetResult, ComparedRun, Comparison, NotReached, SettingSummary
 from analysis.crossed import Run
 from analysis.kl_efficiency import GainCurve
 from analysis.labels import differing_keys, flatten, label_configs, named
 from analysis.load import RunRecord
 from analysis.optimum import ReferenceSamples
 from analysis.parallel import mapped
-from analysis.summary import (
-    BudgetResult,
-    ComparedRun,
-    Comparison,
-    Measure,
-    NotReached,
-    SettingSummary,
-    common_budget,
-)
+from analysis.summary import Measure, common_budget
 from rlhf.config.build import kl_knobs
 
 

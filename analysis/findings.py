@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from analysis.ablation import Ablation, ablations
+from analysis.compared import Comparison
 from analysis.diagnoses import Diagnosis, diagnose
 from analysis.envelope import Envelope, frontiers
 from analysis.measures import ClaimsTable, Sensitivity, claims_table, sensitivities
 from analysis.overoptimization import GoldFit, gold_fit
-from analysis.summary import Comparison
 from analysis.verdict import Verdict, verdict
 
 

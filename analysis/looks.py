@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-from analysis.summary import Contender, runs_of
+from analysis.compared import Contender, runs_of
 from rlhf.config import ALGO_CONFIGS
 
 # Okabe and Ito's palette, made for colour-blind readers, without black and yellow: they vanish on a dark or white page.

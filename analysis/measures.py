@@ -10,10 +10,10 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from analysis.compared import Comparison, SettingSummary
 from analysis.crossed import Run
 from analysis.evaluations import Evaluations
 from analysis.statistics import MIN_SEEDS_STUDENT, Interval, run_interval, spread_interval
-from analysis.summary import Comparison, SettingSummary
 
 # Of the largest gain, in the median algorithm's best setting: most settings reach it, and a dead one cannot lower it.
 TARGET_SHARE = 0.8

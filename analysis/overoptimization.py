@@ -14,9 +14,9 @@ from typing import Literal
 
 import numpy as np
 
+from analysis.compared import ComparedRun, Contender
 from analysis.crossed import Run
 from analysis.statistics import Interval, run_interval, standard_error
-from analysis.summary import ComparedRun, Contender
 
 _BINS = 8
 _MOVED = 1e-6  # sqrt(KL) from which on a policy is not the initial one

@@ -18,7 +18,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from analysis import page_tables, page_texts
+from analysis import page_runs, page_tables, page_texts
 from analysis.diagnoses import CHECKS
 from analysis.drawing import Figure, on_page, page_spec
 from analysis.findings import Findings
@@ -75,9 +75,9 @@ def render_page(name: str, folder: Path, findings: Findings, figures: Sequence[F
         "some_grey": bool(drawn_settings(settings)[1]),
         "samples": page_texts.sample_groups(settings),
         "differing": page_tables.settings_table(settings),
-        "runs": page_tables.runs_table(settings, folder),
-        "excluded": page_tables.excluded_table(comparison),
-        "provenance": page_tables.provenance_table(findings),
+        "runs": page_runs.runs_table(settings, folder),
+        "excluded": page_runs.excluded_table(comparison),
+        "provenance": page_runs.provenance_table(findings),
         "tall_table": _TALL_TABLE,
         "long_list": _LONG_LIST,
     }

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
+from analysis.compared import Comparison, SettingSummary
 from analysis.diagnoses import Diagnosis
 from analysis.load import RL_STAGES, RunRecord, sample_pairs
 from analysis.looks import drawn_settings
 from analysis.measures import TARGET_SHARE, ClaimsTable
 from analysis.replicates import drawn_text
-from analysis.summary import Comparison, SettingSummary
 from analysis.tables import number
 
 TERMS = (

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from analysis.compared import Contender, SettingSummary
 from analysis.crossed import components, sampled_axes
 from analysis.statistics import shares_draws
-from analysis.summary import Contender, SettingSummary
 
 AXES = (("SFT policy", "SFT policies"), ("reward model", "reward models"), ("seed", "seeds"))
 """One and several of what `RunRecord.replicate` tells."""

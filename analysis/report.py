@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from analysis.compared import Comparison
 from analysis.diagnoses import diagnose
 from analysis.errors import AnalysisError
 from analysis.findings import Findings, findings
@@ -18,7 +19,7 @@ from analysis.load import RunRecord, SweepFolderError, load_run, load_sweep
 from analysis.measures import ClaimsTable
 from analysis.page_texts import problems
 from analysis.statistics import Interval
-from analysis.summary import Comparison, compare
+from analysis.summary import compare
 from analysis.tables import KL_EFFICIENCY_COLUMNS, kl_efficiency_rows, run_rows, spread_table, summary_table, write_csv
 
 __all__ = ["problem_lines", "spread_table", "summary_table", "write_report"]

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from analysis.compared import BudgetResult, Comparison, SettingSummary
 from analysis.replicates import interval_texts, spread
 from analysis.statistics import Interval, shares_draws
-from analysis.summary import BudgetResult, Comparison, SettingSummary
 from rlhf.errors import visible
 from rlhf.terminal import Column, fitted_columns
 

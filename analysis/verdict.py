@@ -8,11 +8,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from analysis.compared import Comparison, Contender
 from analysis.crossed import crossed_difference, holm
 from analysis.envelope import Envelope
 from analysis.replicates import drawn_text, interval_texts, listed
 from analysis.statistics import shares_draws, versus
-from analysis.summary import Comparison, Contender
 
 ALPHA = 0.05
 MOST_ROWS = 8

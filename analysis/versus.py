@@ -9,11 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from analysis.compared import Comparison, SettingSummary
 from analysis.errors import AnalysisError
 from analysis.load import RunRecord, SweepFolderError, label_runs, load_folders
 from analysis.matched import check_nats, matched_settings
+from analysis.notes import short_run_notes
 from analysis.statistics import shares_draws, versus
-from analysis.summary import Comparison, SettingSummary, compare, short_run_notes, together
+from analysis.summary import compare, together
 from analysis.tables import explanation, interval_text, number, spread_table, write_csv
 from analysis.verdict import Pair, pairs, verdict
 

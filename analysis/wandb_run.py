@@ -19,10 +19,10 @@ from typing import Any
 import numpy as np
 
 from analysis.charts_data import evaluations_band
+from analysis.compared import Comparison, SettingSummary
 from analysis.errors import AnalysisError
 from analysis.load import RunRecord, label_runs, make_record, sample_pairs
 from analysis.statistics import interval
-from analysis.summary import Comparison, SettingSummary
 from analysis.tables import KL_EFFICIENCY_COLUMNS, kl_efficiency_rows, run_rows
 from rlhf.errors import reason
 from rlhf.runs.mirror import has_credentials, quiet_settings

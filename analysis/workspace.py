@@ -18,10 +18,11 @@ from wandb_workspaces.expr import And, Metric
 from wandb_workspaces.reports.v2.interface import PanelTypes
 from wandb_workspaces.workspaces.internal import View
 
+from analysis.compared import Comparison
 from analysis.labels import differing_keys, flatten
 from analysis.load import RL_STAGES
 from analysis.looks import COLOURS, algorithm_looks
-from analysis.summary import Comparison, samples_name
+from analysis.summary import samples_name
 from analysis.wandb_run import (
     EFFICIENCY_TABLE,
     JOB_TYPE,

@@ -27,7 +27,7 @@ from sweeps.runs import EXECUTE, Outcome, RunLauncher, Stopped, log_path, typed
 from sweeps.single import again, print_start, report_command, torchrun_rank
 
 if TYPE_CHECKING:
-    from analysis.summary import Comparison
+    from analysis.compared import Comparison
 
 CURVES = "curves"
 """Folder of a sweep's W&B run, beside the run folders: one pattern, */wandb, finds the W&B files of all."""

@@ -15,12 +15,13 @@ from analysis.ablation import ABLATION_QUANTITIES
 from analysis.charts import charts, curves_figure
 from analysis.charts_data import evaluations_band, frontier_steps, square_root_ticks, thinned
 from analysis.charts_scene import MOST_GREY, scene
+from analysis.compared import Comparison
 from analysis.drawing import Figure, frame, page_spec, save_figure
 from analysis.findings import Findings, findings
 from analysis.load import RunRecord, label_runs, make_record
 from analysis.looks import MOST_RUNS, MOST_SETTINGS, drawn_settings, looks
 from analysis.page import script_json
-from analysis.summary import Comparison, compare
+from analysis.summary import compare
 from tests.analysis.made_up import config
 from tests.analysis.made_up import rows as evaluations
 

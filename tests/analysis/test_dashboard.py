@@ -22,10 +22,11 @@ pytest.importorskip("wandb_workspaces")
 from wandb_workspaces.workspaces import Workspace
 from wandb_workspaces.workspaces.internal import View
 
+from analysis.compared import Comparison
 from analysis.dashboard import add_arguments, run
 from analysis.load import SweepFolderError, load_sweep
 from analysis.statistics import interval
-from analysis.summary import Comparison, compare
+from analysis.summary import compare
 from analysis.tables import run_rows
 from analysis.wandb_run import RUNS_TABLE, Destination, WandbError, sweep_curves
 from analysis.workspace import build_workspace, reuse_saved, to_json

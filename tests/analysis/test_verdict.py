@@ -9,9 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from analysis.compared import BudgetResult, Comparison, NotReached
 from analysis.load import load_sweep
 from analysis.replicates import spread
-from analysis.summary import BudgetResult, Comparison, NotReached, compare
+from analysis.summary import compare
 from analysis.tables import spread_rows
 from analysis.verdict import verdict
 from tests.analysis.made_up import config, rows, write_run
