@@ -156,7 +156,8 @@ def _reward_noise(run: ComparedRun) -> float:
 
 def _sampling_error(run: ComparedRun) -> float:
     """Of one eval/reward over its prompts; 0 where spread or number of prompts is not known."""
-    spread, prompts = _evaluated(run, "eval/reward_std"), run.record.setting("dataset.num_eval_prompts")
+    spread, found = _evaluated(run, "eval/reward_std"), run.evaluations
+    prompts = found.gains.shape[1] if found.by_prompt else run.record.setting("dataset.num_eval_prompts")
     if not len(spread) or not isinstance(prompts, int) or prompts < 1:
         return 0.0
     return float(np.median(spread) / np.sqrt(prompts))

@@ -13,6 +13,7 @@ from typing import TypeVar
 
 from analysis.compared import Contender, runs_of
 from rlhf.config import ALGO_CONFIGS
+from rlhf.config.algo import CUSTOM
 
 # Okabe and Ito's palette, made for colour-blind readers, without black and yellow: they vanish on a dark or white page.
 # report.css has a lighter one of each for dark pages.
@@ -31,8 +32,9 @@ SHAPES = (
     "M1,0L-.85,1V-1Z",
     "M-1,0L.85,1V-1Z",
 )
-# The known algorithms keep their look from report to report, whichever of them a sweep holds.
-_KNOWN = tuple(ALGO_CONFIGS)
+# The known algorithms keep their look from report to report, whichever of them a sweep holds; those of users come after
+# them by their own names.
+_KNOWN = tuple(name for name in ALGO_CONFIGS if name != CUSTOM)
 
 Drawn = TypeVar("Drawn", bound=Contender)
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from analysis.compared import Comparison, SettingSummary
 from analysis.diagnoses import Diagnosis
-from analysis.load import RL_STAGES, RunRecord, sample_pairs
+from analysis.load import RL_STAGES, RunRecord, SamplePair, sample_pairs
 from analysis.looks import drawn_settings
 from analysis.measures import TARGET_SHARE, ClaimsTable
 from analysis.replicates import drawn_text
@@ -37,9 +37,9 @@ _LONGEST_RESPONSE = 2000
 
 @dataclass(frozen=True)
 class SampleRow:
-    """A prompt with two responses, each with its scores in words."""
+    """A prompt, with the other columns of its row in words, and two responses, each with its scores in words."""
 
-    prompt: str
+    prompt: tuple[str, str]
     before: tuple[str, str]
     after: tuple[str, str]
 
@@ -120,9 +120,13 @@ def sample_groups(settings: Sequence[SettingSummary]) -> list[SampleGroup]:
 
 
 def _sample_rows(record: RunRecord) -> list[SampleRow]:
-    return [
-        SampleRow(_cut(pair.prompt), _response(pair.before), _response(pair.after)) for pair in sample_pairs(record)
-    ]
+    return [SampleRow(_prompt(pair), _response(pair.before), _response(pair.after)) for pair in sample_pairs(record)]
+
+
+def _prompt(pair: SamplePair) -> tuple[str, str]:
+    columns = pair.before.get("columns")
+    named = columns.items() if isinstance(columns, dict) else ()
+    return _cut(pair.prompt), _cut("; ".join(f"{name}: {value}" for name, value in named))
 
 
 def _response(sample: dict[str, Any]) -> tuple[str, str]:

@@ -72,20 +72,22 @@ class Answers:
                 for example, row, has_ended, prompt in zip(examples, tokens, ended, prompt_tokens, strict=True)
             ],
             sampler_logprobs=torch.zeros(mask.shape),
+            columns=prompts.columns,
         )
 
     def fingerprint(self) -> str:
         """Of texts, limits and tokenizer: of all that rows are made of."""
         digest = hashlib.sha256()
         for pair in self.pairs:
-            digest.update(json.dumps([pair.prompt, pair.chosen, pair.rejected]).encode())
+            columns = [dict(pair.columns)] if pair.columns else []
+            digest.update(json.dumps([pair.prompt, pair.chosen, pair.rejected, *columns], default=str).encode())
         vocabulary = sorted(self.tokenizer.get_vocab().items())
         digest.update(json.dumps([[self.max_prompt_tokens, self.max_new_tokens], vocabulary]).encode())
         return digest.hexdigest()
 
     def _example(self, number: int) -> Demonstration:
         pair = self.pairs[number // 2]
-        return Demonstration(pair.prompt, pair.rejected if number % 2 else pair.chosen)
+        return Demonstration(pair.prompt, pair.rejected if number % 2 else pair.chosen, pair.columns)
 
 
 def scores_file(config: RunConfig, reward_model: Path | None, answers: Answers) -> Path:

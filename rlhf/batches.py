@@ -7,8 +7,8 @@ Masks are by position: padding is where the mask is False, whatever token id sta
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, fields, replace
-from typing import Self
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -25,6 +25,8 @@ class _RowBatch:
         for name, value in values.items():
             if isinstance(value, Tensor):
                 picked[name] = value[at[value.device]]
+            elif isinstance(value, dict):
+                picked[name] = {column: [entries[i] for i in index.tolist()] for column, entries in value.items()}
             else:
                 picked[name] = None if value is None else [value[i] for i in index.tolist()]
         return type(self)(**picked)
@@ -61,6 +63,8 @@ class PromptBatch(_RowBatch):
     """B prompts as text, after the cut to max_prompt_tokens."""
     references: list[str]
     """B reference answers; "" where there is none."""
+    columns: dict[str, list[Any]] = field(default_factory=dict)
+    """What else the B rows of the data have, by column."""
 
     def __post_init__(self) -> None:
         assert self.input_ids.shape == self.mask.shape == (len(self.texts), self.input_ids.shape[1])
@@ -69,7 +73,7 @@ class PromptBatch(_RowBatch):
     def trimmed(self) -> PromptBatch:
         """Without the leading columns in which every row is padding."""
         start = self.input_ids.shape[1] - int(self.mask.sum(1).max())
-        return PromptBatch(self.input_ids[:, start:], self.mask[:, start:], self.texts, self.references)
+        return replace(self, input_ids=self.input_ids[:, start:], mask=self.mask[:, start:])
 
 
 @dataclass(frozen=True)
@@ -92,6 +96,8 @@ class Rollouts(_RowBatch):
     """B texts to be scored: without EOS and without the stop string."""
     sampler_logprobs: Tensor
     """(B, T) float32; the sampler's own, for diagnosis alone; 0 on padding."""
+    columns: dict[str, list[Any]] = field(default_factory=dict)
+    """As `PromptBatch` has them."""
 
     def __post_init__(self) -> None:
         rows, width = self.response_ids.shape

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -93,27 +94,38 @@ def template_of(tokenizer: PreTrainedTokenizerBase, choice: str) -> ChatTemplate
 
 
 def with_template(config: DatasetConfig, data: TextData, tokenizer: PreTrainedTokenizerBase) -> TextData:
-    """The data as the policy reads it: through the tokenizer's template, where dataset.template asks for one.
+    """The data as the policy reads it: through the tokenizer's template, where dataset.template asks for one, and
+    behind the system text of the data set.
 
-    It then needs no stop strings: the template ends an answer.
+    With a template it needs no stop strings: the template ends an answer.
 
     Raises:
         DataError: as `template_of`.
     """
     template = template_of(tokenizer, config.template)
-    if template is None:
+    if config.template == "none" and not data.system:
         return data
 
-    def texts(prompt: str, *answers: str) -> list[str]:
+    def texts(example: Demonstration | Preference, *answers: str) -> list[str]:
+        prompt = example.prompt
+        if not prompt:  # an SFT text alone
+            return [prompt, *answers]
+        messages = _messages(example, data.system)
+        if template is None:
+            marked = MarkedText(_behind_system(example, data.system), messages=messages)
+            return [marked if config.template == "auto" else str(marked), *answers]
         bare = [answer.removeprefix(" ") if prompt.endswith(_CUES) else answer for answer in answers]
         written = [template.blanks + answer if given else given for answer, given in zip(bare, answers, strict=True)]
-        return [template.prompt(conversation(prompt)), *written]
+        text = template.prompt(messages)
+        return [MarkedText(text, control_spans(text), messages), *written]
 
     def demonstration(example: Demonstration) -> Demonstration:
-        return Demonstration(*texts(example.prompt, example.response))
+        prompt, response = texts(example, example.response)
+        return replace(example, prompt=prompt, response=response)
 
     def preference(example: Preference) -> Preference:
-        return Preference(*texts(example.prompt, example.chosen, example.rejected))
+        prompt, chosen, rejected = texts(example, example.chosen, example.rejected)
+        return replace(example, prompt=prompt, chosen=chosen, rejected=rejected)
 
     return replace(
         data,
@@ -123,8 +135,29 @@ def with_template(config: DatasetConfig, data: TextData, tokenizer: PreTrainedTo
         test_pairs=Mapped(data.test_pairs, preference),
         prompts=Mapped(data.prompts, demonstration),
         eval_prompts=Mapped(data.eval_prompts, demonstration),
-        stop_strings=(),
+        stop_strings=data.stop_strings if template is None else (),
     )
+
+
+def _messages(example: Demonstration | Preference, system: str) -> list[Message]:
+    """The conversation that a prompt is, behind the system text where it has none of its own."""
+    messages = json.loads(example.messages) if example.messages else conversation(example.prompt)
+    has_own = not system or messages[0]["role"] == "system"
+    return messages if has_own else [{"role": "system", "content": system}, *messages]
+
+
+def _behind_system(example: Demonstration | Preference, system: str) -> str:
+    """A prompt as plain text."""
+    prompt = example.prompt
+    if not system or (example.messages and json.loads(example.messages)[0]["role"] == "system"):
+        return prompt
+    return f"{system}{prompt}" if prompt.startswith("\n") else f"{system}\n\n{prompt}"
+
+
+def whole_conversation(tokenizer: PreTrainedTokenizerBase, messages: Iterable[Message], answer: str) -> str:
+    """Messages and the answer to them as the tokenizer's template writes them to their end."""
+    said = {"role": "assistant", "content": answer.removeprefix(" ")}
+    return _render(tokenizer, [*map(_plain_message, messages), said], prompt=False)
 
 
 def conversation(prompt: str) -> list[Message]:

@@ -6,7 +6,7 @@ Text is text: what looks like a control token is one only where a `MarkedText` s
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
@@ -34,14 +34,17 @@ class MarkedText(str):
     """A text some places of which are control tokens, spelled out; what looks like one elsewhere is plain text."""
 
     control: tuple[Span, ...]
+    messages: Sequence[Mapping[str, Any]]
+    """The conversation that the whole text writes, for whoever writes it otherwise; empty where it is none, or cut."""
 
-    def __new__(cls, text: str, control: Iterable[Span] = ()) -> MarkedText:
+    def __new__(cls, text: str, control: Iterable[Span] = (), messages: Sequence[Mapping[str, Any]] = ()) -> MarkedText:
         made = super().__new__(cls, text)
         made.control = tuple(control)
+        made.messages = messages
         return made
 
-    def __getnewargs__(self) -> tuple[str, tuple[Span, ...]]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        return str(self), self.control
+    def __getnewargs__(self) -> tuple[Any, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        return str(self), self.control, self.messages
 
 
 def control_spans(text: str) -> tuple[Span, ...]:

@@ -54,7 +54,8 @@ def gathered(part: T, total: int) -> T:
     """All ranks' parts as one, in the order of `own_rows(total)`.
 
     Args:
-        part: a tensor or list whose first dimension is the row, or a dataclass of such, None and plain numbers.
+        part: a tensor or list whose first dimension is the row, a dict of lists with the same names on each rank, or a
+            dataclass of such, None and plain numbers.
     """
     rows: Any = part
     if count() == 1:
@@ -65,6 +66,8 @@ def gathered(part: T, total: int) -> T:
         parts: list[Any] = [None] * count()
         distributed.all_gather_object(parts, part)
         rows = [row for part in parts for row in part][:total]
+    elif isinstance(part, dict):
+        rows = {name: gathered(entries, total) for name, entries in part.items()}
     elif dataclasses.is_dataclass(part) and not isinstance(part, type):
         fields = {field.name: getattr(part, field.name) for field in dataclasses.fields(part)}
         rows = type(part)(**{name: gathered(value, total) for name, value in fields.items()})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -13,6 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from rlhf.algorithms import Algorithm
 from rlhf.batches import PromptBatch, Rollouts, on_device
 from rlhf.config import RunConfig
+from rlhf.config.reward import RIGHT_OR_WRONG
 from rlhf.control_tokens import control_spans
 from rlhf.data.examples import GoldScorer
 from rlhf.distributed import gathered, own_rows
@@ -101,6 +103,9 @@ class Evaluator:
             "eval/response_length": float(rollouts.lengths.double().mean()),
             "eval/eos_rate": float(rollouts.ended.double().mean()),
         }
+        if config.reward.name in RIGHT_OR_WRONG and config.reward.normalize == "none":
+            ended = rollouts.ended.cpu() if config.reward.missing_eos_score is not None else torch.ones(count).bool()
+            metrics |= accuracy(scores.cpu(), ended, each)
         by_prompt = {"reward": reward.tolist(), "kl": kl.tolist()}
         gold = None if self.gold is None else self.gold(rollouts.prompts, rollouts.responses)
         if gold is not None:
@@ -120,9 +125,31 @@ class Evaluator:
                 "reward": float(scores[i]),
                 "ended": bool(rollouts.ended[i]),
             }
+            if rollouts.columns:
+                row["columns"] = {name: column[i] for name, column in rollouts.columns.items()}
             row |= control_places(row)
             rows.append(row if gold is None else {**row, "gold_reward": gold[i]})
         return rows
+
+
+def accuracy(scores: Tensor, counted: Tensor, each: int) -> dict[str, float]:
+    """`eval/accuracy`, the share of right responses, and `eval/pass_at_<k>`, the share of prompts with a right one
+    among k responses, for k = 2, 4, ... up to `each`; nothing where a score is neither 0 nor 1.
+
+    1 - C(n - c, k) / C(n, k) for c right ones of n: unbiased (Chen et al. 2021).
+
+    Args:
+        scores: (B each,), the responses to one prompt being neighbours.
+        counted: (B each,) bool; False where a response is wrong whatever its score, since it never ended.
+    """
+    right = (scores == 1) & counted
+    if not bool((right | (scores == 0) | ~counted).all()):
+        return {}
+    found = {"eval/accuracy": float(right.double().mean())}
+    for k in (2**power for power in range(1, each.bit_length())):
+        failing = [math.comb(each - c, k) / math.comb(each, k) for c in right.view(-1, each).sum(1).tolist()]
+        found[f"eval/pass_at_{k}"] = 1.0 - sum(failing) / len(failing)
+    return found
 
 
 @torch.no_grad()

@@ -21,7 +21,9 @@ def score_responses(scorer: Scorer, rollouts: Rollouts, missing_eos_score: float
     Raises:
         NotFinite: a score is NaN or infinite.
     """
-    return checked_scores(scorer.score(rollouts.prompts, rollouts.responses), rollouts, missing_eos_score)
+    return checked_scores(
+        scorer.score(rollouts.prompts, rollouts.responses, rollouts.columns), rollouts, missing_eos_score
+    )
 
 
 def checked_scores(scores: Tensor, rollouts: Rollouts, missing_eos_score: float | None) -> Tensor:

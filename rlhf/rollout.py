@@ -79,6 +79,7 @@ def generate(
         references=prompts.references,
         responses=responses,
         sampler_logprobs=torch.where(mask, logprobs, 0.0),
+        columns=prompts.columns,
     )
 
 

@@ -15,7 +15,8 @@ import torch
 import transformers
 
 from rlhf.config import SCORING_STAGES, RunConfig
-from rlhf.config.identity import input_runs, run_folder, run_id
+from rlhf.config.identity import code_has_changed, input_runs, run_folder, run_id
+from rlhf.config.user_code import passed_through, where_it_failed
 from rlhf.distributed import RankFailed, count, on_first_rank
 from rlhf.errors import UserError
 from rlhf.files import file_error
@@ -67,6 +68,8 @@ def _execute(config: RunConfig, wait: bool = False) -> dict[str, Any]:
     Args:
         wait: for another process that does the same run, and take its result.
     """
+    if changed := code_has_changed(config):
+        raise RunError(changed)
     if (summary := on_first_rank(lambda: finished(config))) is not None:
         return summary
     inputs: dict[str, Path] = {}
@@ -116,7 +119,7 @@ def _do_stage(
             result = summary("interrupted") | {"error": str(stop)}
         folder.write_summary(result)
     except BaseException as raised:
-        error = root_failure(raised)
+        error = _in_users_code(config, root_failure(raised))
         status = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
         result = summary(status) | {"error": f"{type(error).__name__}: {error}"}
         with contextlib.suppress(OSError, LockError):  # a full disk must not hide the error itself
@@ -130,6 +133,15 @@ def _do_stage(
         raise
     folder.close_mirror(result)
     return result
+
+
+def _in_users_code(config: RunConfig, error: BaseException) -> BaseException:
+    """The line for what the class of algo.loss raised; any other error as it is."""
+    spec = getattr(config.algo, "loss", None)
+    meant_for_users = isinstance(error, UserError | Interrupted | RankFailed) or not isinstance(error, Exception)
+    if spec is None or meant_for_users or not passed_through(error, spec):
+        return error
+    return where_it_failed(error, spec, "algo.loss")
 
 
 def _set_up_torch(config: RunConfig) -> None:

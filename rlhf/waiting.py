@@ -23,6 +23,10 @@ class Interrupted(Exception):
     """The run was asked to stop, and what it has saved is enough to go on; typing the command again does."""
 
 
+class LateError(BaseException):
+    """What `within` bounds took longer than it may; no Exception, which a stranger's code may well swallow."""
+
+
 class StoppedWaiting(Interrupted):
     """The same, of a process that waited for another one; other ranks of the run may be elsewhere."""
 
@@ -109,3 +113,25 @@ def acquired(lock: FileLock, timeout: float) -> bool:
     except OSError as error:
         raise file_error(error, Path(lock.lock_file), "lock it") from error
     return True
+
+
+@contextlib.contextmanager
+def within(seconds: float) -> Iterator[None]:
+    """Raise LateError in the block once it has taken so long.
+
+    By a signal, which ends Python code and waits alike, in the main thread alone; elsewhere nothing is bounded.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def late(_number: int, _frame: object) -> None:
+        raise LateError(f"took more than {seconds:g} seconds")
+
+    before = signal.signal(signal.SIGALRM, late)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)

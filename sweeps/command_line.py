@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rlhf.config import ALGO_CONFIGS
+from rlhf.config.algo import CUSTOM
 from rlhf.config.build import ConfigError, algos_with, cut, no_such_option, option_paths, option_types, shown
 from sweeps.settings import unknown_settings
 from sweeps.sources import is_hydras, option_path
@@ -272,10 +273,25 @@ def config_groups(folders: Sequence[Path]) -> dict[str, list[str]]:
 def _chosen_algos(overrides: list[Override]) -> list[str]:
     """The algorithms typed, or all where an experiment or sweep may choose; none: the default stays."""
     typed = [override for override in overrides if override.key_or_group == "algo" and not override.is_delete()]
-    if typed:
-        return [name for name in _choices(typed[-1]) if name in ALGO_CONFIGS] or list(ALGO_CONFIGS)
     chosen_elsewhere = any(override.key_or_group in ("experiment", "sweep") for override in overrides)
-    return list(ALGO_CONFIGS) if chosen_elsewhere else []
+    if typed:
+        names = [name for name in _choices(typed[-1]) if name in ALGO_CONFIGS] or list(ALGO_CONFIGS)
+    else:
+        names = list(ALGO_CONFIGS) if chosen_elsewhere else []
+    classes = [place for override in overrides if override.key_or_group == "algo.loss" for place in _choices(override)]
+    if CUSTOM not in names or not classes:
+        return names
+    return [name for name in names if name != CUSTOM] + classes
+
+
+def with_own_settings(overrides: Sequence[str]) -> list[str]:
+    """The overrides, those of a class outside this project as additions: Hydra's config lacks its settings, and
+    `refuse_unknown` has let them through."""
+    keys = [override.partition("=")[0] for override in overrides]
+    if "algo.loss" not in keys:
+        return list(overrides)
+    pairs = zip(keys, overrides, strict=True)
+    return [f"++{text}" if key.startswith("algo.") and key != "algo.loss" else text for key, text in pairs]
 
 
 def _choices(override: Override) -> list[str]:

@@ -80,7 +80,8 @@ class PackedRuns:
         requests: list[int] = []
         for number in (WARNING, END, signal.SIGUSR1, signal.SIGINT):
             signal.signal(number, lambda number, _: requests.append(number))
-        if [run_id(run) for run in self.runs] != self.ids:
+        # Copies, since a run comes with the id that it was submitted with.
+        if [run_id(dataclasses.replace(run)) for run in self.runs] != self.ids:
             raise JobFailed(
                 f"{self.ids}: the code or an input file was edited since these were submitted; submit again"
             )

@@ -12,6 +12,7 @@ from torch import Tensor
 
 import rlhf.stages.online as online
 from rlhf.config.identity import run_id
+from rlhf.data.examples import NO_COLUMNS, Columns
 from rlhf.run import execute
 from rlhf.scorers.http import RewardServerError
 from rlhf.stages.online import EarlyScores, scores_early
@@ -36,7 +37,7 @@ class Numbers:
     def __init__(self, before: Callable[[], object] = lambda: None) -> None:
         self.before = before
 
-    def score(self, prompts: Sequence[str], answers: Sequence[str]) -> Tensor:
+    def score(self, prompts: Sequence[str], answers: Sequence[str], columns: Columns = NO_COLUMNS) -> Tensor:
         self.before()
         return torch.tensor([float(prompt) + float(answer) for prompt, answer in zip(prompts, answers, strict=True)])
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import pickle
+
 import numpy as np
 import pytest
 
-from rlhf.chat import conversation, template_of, with_template
+from rlhf.chat import conversation, template_of, whole_conversation, with_template
 from rlhf.control_tokens import MarkedText
 from rlhf.data.examples import DataError, Demonstration, Preference, TextData
 from rlhf.evaluation import control_places
@@ -49,7 +52,10 @@ def test_prompt_and_answer_are_what_the_template_writes(kind):
 
 def test_without_a_template_or_where_it_is_not_wanted_texts_stay():
     given = data(DIALOGUE)
-    assert with_template(settings("hh"), given, KINDS["neox"]()) is given
+    unmarked = with_template(settings("hh"), given, KINDS["neox"]())
+    for part in ("sft", "pairs", "prompts", "eval_prompts"):
+        assert [*getattr(unmarked, part)] == [*getattr(given, part)]
+    assert unmarked.stop_strings == given.stop_strings
     assert with_template(settings("hh", template="none"), given, KINDS["qwen"]()) is given
     with pytest.raises(DataError, match=r"^dataset.template: chat, but .* has no chat template; use none"):
         with_template(settings("hh", template="chat"), given, KINDS["neox"]())
@@ -101,3 +107,29 @@ def test_a_template_that_refuses_a_conversation_is_told_in_one_line():
 def test_samples_say_which_characters_are_control_tokens():
     texts = {"prompt": MarkedText("<s> hi <s>", [(0, 3)]), "response": "<s>", "reference": ""}
     assert control_places(texts) == {"prompt_control": [[0, 3]]}
+
+
+def test_messages_of_the_data_reach_the_template_as_they_are():
+    """Turns, blanks and markers of their own included; a base model reads them as a dialogue."""
+    told = [{"role": "system", "content": "Be brief."}, user("a\n\nHuman: b ")]
+    asked = Demonstration("Be brief.\n\nHuman: a\n\nHuman: b \n\nAssistant:", "  code", {}, json.dumps(told))
+    given = TextData(prompts=[asked], pairs=[Preference(asked.prompt, "  code", " no", {}, asked.messages)])
+    made = with_template(settings("preferences"), given, KINDS["qwen"]())
+    turns = "".join(f"<|im_start|>{turn['role']}\n{turn['content']}<|im_end|>\n" for turn in told)
+    assert made.prompts[0].prompt == made.pairs[0].prompt == f"{turns}<|im_start|>assistant\n"
+    assert made.prompts[0].response == " code" and (made.pairs[0].chosen, made.pairs[0].rejected) == (" code", "no")
+    (plain,) = with_template(settings("preferences"), given, KINDS["neox"]()).prompts
+    assert (plain.prompt, plain.response) == (asked.prompt, asked.response)
+
+
+def test_a_whole_prompt_knows_its_conversation_and_a_cut_one_does_not():
+    """So that a reward model with a template of its own can write it by that."""
+    for kind in ("qwen", "neox"):
+        tokenizer = KINDS[kind]()
+        prompt = with_template(settings("hh"), data(DIALOGUE), tokenizer).prompts[0].prompt
+        whole, cut = encode_prompt(tokenizer, prompt, 500)[1], encode_prompt(tokenizer, prompt, 20)[1]
+        assert isinstance(whole, MarkedText) and whole.messages == conversation(DIALOGUE)
+        assert not getattr(cut, "messages", ())
+        assert pickle.loads(pickle.dumps(whole)).messages == whole.messages
+    ended = "<start_of_turn>user\nwho?<end_of_turn>\n<start_of_turn>model\nMe.<end_of_turn>\n"
+    assert whole_conversation(KINDS["gemma"](), whole.messages, " Me.").endswith(ended)

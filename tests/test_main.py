@@ -61,8 +61,9 @@ def command(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
         (
             ["dataset.path=pairs.jsonl", "model.path=mine"],
             [
-                "config error: dataset.path: dataset=letters does not read it; leave it out, or use dataset=hh or "
-                "dataset=tldr or dataset=stackexchange or dataset=reviews",
+                "config error: dataset.path: dataset=letters does not read it; leave it out, or use "
+                "dataset=preferences or dataset=prompts or dataset=hh or dataset=tldr or dataset=stackexchange or "
+                "dataset=reviews",
                 "config error: model.path: model.source=random does not read it; leave it out, or use model=hub",
             ],
         ),

@@ -102,7 +102,7 @@ class LengthScore(RewardModel):
     def __init__(self) -> None:
         pass
 
-    def score(self, prompts, answers):
+    def score(self, prompts, answers, columns):
         return torch.tensor([float(len(answer)) for answer in answers])
 
 
@@ -177,7 +177,7 @@ def test_max_tokens_cuts_the_whole_text_on_the_left():
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_a_score_that_is_not_finite_is_one_line(bad):
     class Broken(LengthScore):
-        def score(self, prompts, answers):
+        def score(self, prompts, answers, columns):
             return torch.tensor([1.0, bad, 2.0])
 
     with pytest.raises(NotFinite, match=r"^the reward gave a score that is not finite; look at reward.path"):

@@ -41,7 +41,7 @@ reward_model.steps=3 reward_model.warmup_steps=0 reward_model.batch_size=8 rewar
 reward_model.eval_every=3
 rollout.iterations=4 rollout.num_responses=8 rollout.batch_size=8
 optimization.minibatch_size=4 optimization.micro_batch_size=2 optimization.epochs=2 optimization.schedule=linear
-evaluation.eval_every=2 evaluation.samples=2 checkpoint.checkpoint_every=2
+evaluation.eval_every=2 evaluation.samples=2 evaluation.reference_responses=0 checkpoint.checkpoint_every=2
 """
 STEPS_AN_ITERATION = 2 * 8 // 4
 

@@ -6,6 +6,7 @@ import argparse
 import textwrap
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from analysis.load import SweepFolderError
 from analysis.matched import check_nats
@@ -13,8 +14,11 @@ from analysis.paper_figures.contents import Contents, Row, gather
 from analysis.paper_figures.table import FIGURES, PAIRS, PaperFigure
 from analysis.summary import together
 from analysis.verdict import verdict
-from analysis.winrate.results import PairResult, read_winrates
+from analysis.winrate.output import read_winrates, save_win_rates
 from rlhf.terminal import say
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 Save = Callable[[Path], list[Path]]
 """Draws the figure into a folder."""
@@ -90,7 +94,7 @@ def _over_samples(figure: PaperFigure, options: argparse.Namespace) -> tuple[Sav
 
 def _win_rates(figure: PaperFigure, options: argparse.Namespace) -> tuple[Save, list[str]]:
     pairs, judge = read_winrates(options.folders)
-    counts = sorted({pair.prompts for pair in pairs})
+    counts = sorted(set(pairs["prompts"]))
     prompts = f"{counts[0]} to {counts[-1]}" if len(counts) > 1 else f"{counts[0]}"
     here = f"judged by {judge} on {prompts} prompt{'s' if counts[-1] != 1 else ''}"
     caption = [
@@ -98,25 +102,24 @@ def _win_rates(figure: PaperFigure, options: argparse.Namespace) -> tuple[Save, 
         "over prompts, and over seeds from 3 on.",
         f"The paper: {figure.finds}.",
     ]
-    unparsed = [f"{pair.unparsed} of {pair.model_a} vs {pair.model_b}" for pair in pairs if pair.unparsed]
+    rows = pairs[["unparsed", "model_a", "model_b"]].itertuples(index=False)
+    unparsed = [f"{count} of {model_a} vs {model_b}" for count, model_a, model_b in rows if count]
     if unparsed:
         caption.append(f"left out: answers of the judge that have no verdict: {', '.join(unparsed)}")
 
     def save(folder: Path) -> list[Path]:
-        from analysis.winrate.figure import save_win_rates
-
         return save_win_rates(pairs, folder, f"In the form of figure 1: {figure.shows}", f"Here: {here}")
 
     return save, caption + missing_pairs(pairs)
 
 
-def missing_pairs(pairs: Sequence[PairResult]) -> list[str]:
+def missing_pairs(pairs: pd.DataFrame) -> list[str]:
     """The paper's pairs that are not there, whatever the models are called besides."""
 
     def algo(name: str) -> str:
         return next((algo for algo in ("sft", "ppo", "apa") if algo in name), name)
 
-    there = [{algo(pair.model_a.lower()), algo(pair.model_b.lower())} for pair in pairs]
+    there = [{algo(name.lower()) for name in pair} for pair in pairs[["model_a", "model_b"]].itertuples(index=False)]
     return [f"figure 1 shows {a} vs {b}; no such pair was judged" for a, b in PAIRS if {a, b} not in there]
 
 

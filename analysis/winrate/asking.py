@@ -11,18 +11,23 @@ import asyncio
 import hashlib
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
-from urllib.parse import urlsplit, urlunsplit
+from types import NoneType
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
-from filelock import FileLock, Timeout
+from rich.progress import track
 
 from analysis.errors import WinrateError
-from analysis.run_files import whole_text
-from analysis.winrate.prompt import Reply, Request
-from rlhf.errors import printable
+from analysis.run_files import json_lines, whole_text
+from analysis.winrate.prompt import Asked, Reply, messages
+from rlhf.errors import reason
+from rlhf.files import file_errors
+from rlhf.terminal import complain, console
+from rlhf.urls import address
+from rlhf.waiting import Interrupted, stop_requested, stopped_by_signals
 
 if TYPE_CHECKING:
     from openai import AsyncOpenAI
@@ -30,39 +35,48 @@ if TYPE_CHECKING:
 OPENAI_URL = "https://api.openai.com/v1"
 GRACE = 15.0
 """Seconds that an ending evaluation waits for answers under way."""
-GOES_ON = "; every answer so far is kept, the same command goes on from there"
-_FATAL_STATUS = frozenset({401, 402, 403, 404, 405})
-_MOST_REFUSALS = 3
-"""With no answer so far."""
+_LOOK = 0.2
+"""Seconds between looks at whether the evaluation is to end."""
 _BETWEEN_TRIES = 9.0
 """Seconds, at most, that the client waits before it tries again where the server names no time."""
-_LONGEST_MESSAGE = 200
+_MOST_REFUSALS = 3
+"""With no answer so far."""
+_HOPELESS = {
+    401: "export another OPENAI_API_KEY",
+    402: "the account has no credit",
+    403: "export an OPENAI_API_KEY that may use it",
+    404: "give another --model or --base-url",
+    405: "give another --base-url",
+}
+"""Status of an answer that every request would get: what to do."""
+_COUNT = (int, NoneType)
+_REPLY_TYPES = {"content": (str,), "model": (str,), "finish_reason": (str,)}
+_REPLY_TYPES |= {"prompt_tokens": _COUNT, "completion_tokens": _COUNT}
 
 
 @dataclass(frozen=True)
-class JudgeSettings:
+class Judge:
     """Which judge, and how it is asked. Only the first four change what it answers."""
 
     model: str
     base_url: str  # may hold credentials; `public_url` has none
     max_tokens: int  # of one answer
-    reasoning: bool  # send max_completion_tokens and no temperature, as reasoning models want it
+    reasoning_model: bool  # send max_completion_tokens and no temperature
     timeout: float  # seconds for an answer
     concurrency: int
-    max_retries: int  # of a request that failed; not of an answer without verdict
+    max_retries: int  # of a request that failed
+    parse_retries: int  # of an answer without verdict
 
     @property
     def parameters(self) -> dict[str, Any]:
         """What goes with every request beside the messages."""
-        if self.reasoning:
+        if self.reasoning_model:
             return {"max_completion_tokens": self.max_tokens}
         return {"temperature": 0, "max_tokens": self.max_tokens}
 
     @property
     def public_url(self) -> str:
-        """The base URL without user name, password and query."""
-        parts = urlsplit(self.base_url)
-        return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path.rstrip("/"), "", ""))
+        return address(self.base_url).rstrip("/")
 
     @property
     def at_openai(self) -> bool:
@@ -70,248 +84,190 @@ class JudgeSettings:
         host = (urlsplit(self.base_url).hostname or "").rstrip(".")
         return f".{host}".endswith(f".{urlsplit(OPENAI_URL).hostname}")
 
-    def key(self, request: Request) -> str:
-        """Two requests with one key get one answer. The URL is part of it: `default` is another model elsewhere."""
+    def key(self, text: str, replies: Sequence[Reply]) -> str:
+        """Of the request after these replies: two with one key get one answer. The URL is part of it: `default` is
+        another model elsewhere."""
         parts = {"base_url": self.public_url, "model": self.model, "parameters": self.parameters}
-        parts |= {"messages": request.messages, "attempt": request.attempt}
+        parts |= {"messages": messages(text, replies), "attempt": len(replies)}
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
-class AnswerCache:
-    """Replies by key, one JSON line each. Reading needs no lock; `put` works between `with` and its end.
-
-    A line is on disk before the answer is used: a process killed at any moment loses at most the line it was writing.
-    """
+class Cache:
+    """Replies by key, one JSON line each, on disk before they are used: a process killed at any moment loses at most
+    the line it was writing. Lines that are no replies are passed over: they will be asked for again."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._lock = FileLock(f"{path}.lock", timeout=0)
-        self._file: IO[bytes] | None = None
-        self._replies = _read_replies(path)
-
-    def __enter__(self) -> AnswerCache:
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._lock.acquire()
-            self._replies = _read_replies(self.path)  # what came since
-            self._file = self.path.open("a+b", buffering=0)
-            content_end = self._file.seek(0, os.SEEK_END)
-            self._file.seek(max(0, content_end - 1))
-            if self._file.read(1) not in (b"", b"\n"):
-                self._file.write(b"\n")
-        except Timeout as error:
-            raise WinrateError(f"{self.path} is in use by another evaluation; wait, or give --cache FILE") from error
-        except OSError as error:
-            raise WinrateError(f"--cache {self.path}: cannot be written ({error.strerror})") from error
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        assert self._file is not None
-        self._file.close()
-        self._lock.release()
-
-    def get(self, key: str) -> Reply | None:
-        return self._replies.get(key)
+        self.replies: dict[str, Reply] = {}
+        with file_errors(path, "read it"):
+            self._cut_off = path.exists() and path.read_bytes()[-1:] not in (b"", b"\n")
+            rows = json_lines(path)[0] if path.exists() else []
+        for row in rows:
+            if type(row.get("key")) is str and all(
+                type(row.get(name)) in kinds for name, kinds in _REPLY_TYPES.items()
+            ):
+                self.replies[row["key"]] = Reply(**{name: row[name] for name in _REPLY_TYPES})
 
     def put(self, key: str, reply: Reply) -> None:
-        """On disk when this returns."""
-        assert self._file is not None, "the cache is open for reading only"
-        line = json.dumps({"key": key, **asdict(reply)}).encode() + b"\n"
-        try:
-            written = self._file.write(line)
-            os.fsync(self._file.fileno())
-        except OSError as error:
-            raise WinrateError(f"--cache {self.path}: cannot be written ({error.strerror}); make room") from error
-        if written != len(line):
-            raise WinrateError(f"--cache {self.path}: a line was cut off; make room on the disk")
-        self._replies[key] = reply
+        line = "\n" * self._cut_off + json.dumps({"key": key, **asdict(reply)}) + "\n"
+        with file_errors(self.path, "write it"), self.path.open("ab") as file:
+            self._cut_off = True  # until it is not
+            file.write(line.encode())
+            file.flush()
+            os.fsync(file.fileno())
+        self._cut_off = False
+        self.replies[key] = reply
 
 
-def _read_replies(path: Path) -> dict[str, Reply]:
-    """Lines that are no replies, such as one cut off by a kill, are passed over: they will be asked for again."""
-    replies: dict[str, Reply] = {}
+def ask(judge: Judge, cache: Cache, questions: Mapping[str, Asked]) -> list[Reply]:
+    """Ask until every question is settled; what each is answered goes to its `Asked`. Returns what was paid for.
+
+    Raises:
+        WinrateError: the judge cannot be asked, or gave no answer in all tries.
+        Interrupted: by Ctrl-C or SIGTERM, after a wait for answers under way; every answer that came is in the cache.
+    """
     try:
-        lines = path.read_bytes().split(b"\n") if path.exists() else []
-    except OSError as error:
-        raise WinrateError(f"--cache {path}: cannot be read ({error.strerror})") from error
-    for line in lines:
+        import openai
+    except ImportError as error:
+        raise WinrateError("--judge chat needs the package openai: pip install 'apa-rlhf[winrate]'") from error
+    key = os.environ.get("OPENAI_API_KEY")
+    if not key and judge.at_openai:
+        raise WinrateError("OPENAI_API_KEY is not set; export it, or give --base-url URL of a server of your own")
+    limits = {"max_retries": judge.max_retries, "timeout": judge.timeout}
+    asking = _Asking(judge, cache, openai.AsyncOpenAI(api_key=key or "none", base_url=judge.base_url, **limits))
+    with stopped_by_signals():
+        asyncio.run(asking.all(questions))
+        if asking.end is not None:
+            raise asking.end
+        if stop_requested() and asking.done < len(questions):
+            raise Interrupted(
+                f"interrupted: {asking.done:,} of {len(questions):,} questions are answered and every answer is kept; "
+                "the same command goes on from there"
+            )
+    return asking.paid
+
+
+@dataclass
+class _Asking:
+    judge: Judge
+    cache: Cache
+    client: AsyncOpenAI
+    paid: list[Reply] = field(default_factory=list)
+    done: int = 0
+    refusals: int = 0
+    end: Exception | None = None  # what the evaluation cannot go on after
+
+    @property
+    def ending(self) -> bool:
+        return self.end is not None or stop_requested() is not None
+
+    async def all(self, questions: Mapping[str, Asked]) -> None:
+        stderr, total = console(stderr=True), len(questions)
+        tracked = track(questions.items(), "judged", total, console=stderr, disable=not stderr.is_terminal)
+        queue = iter(tracked)
+        workers = [asyncio.create_task(self._work(queue, total)) for _ in range(self.judge.concurrency)]
+        pending = set(workers)
         try:
-            row = json.loads(line)
-            texts: list[Any] = [whole_text(row[name]) for name in ("content", "model", "finish_reason")]
-            counts: list[Any] = [row[name] for name in ("prompt_tokens", "completion_tokens")]
-            if isinstance(row["key"], str) and all(count is None or type(count) is int for count in counts):
-                replies[row["key"]] = Reply(*texts, *counts)
-        except (ValueError, RecursionError, TypeError, KeyError, AttributeError):
-            continue
-    return replies
-
-
-@dataclass
-class Usage:
-    """Sums over answers."""
-
-    answers: int = 0
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-    uncounted: int = 0  # answers of a server that did not say how many tokens they were
-
-    def add(self, reply: Reply) -> None:
-        self.answers += 1
-        self.prompt_tokens += reply.prompt_tokens or 0
-        self.completion_tokens += reply.completion_tokens or 0
-        self.uncounted += reply.prompt_tokens is None or reply.completion_tokens is None
-
-
-class Refused(Exception):
-    """The server will not answer this one request, such as one that is too long; others may go through."""
-
-
-class NotACompletion(Exception):
-    """The server answered 200 with something else, such as a proxy's error page."""
-
-
-@dataclass
-class Asker:
-    """Gives every request its reply, from the cache or the server. Used as `async with`."""
-
-    settings: JudgeSettings
-    client: AsyncOpenAI | None  # None where every answer is in the cache
-    cache: AnswerCache
-    say: Callable[[str], None]  # notes for the user, one line each
-    usage: Usage = field(default_factory=Usage)  # what this process paid for
-    _end: WinrateError | None = None
-    _refusals: int = 0
-    _asking: dict[str, asyncio.Task[Reply]] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        self._slots = asyncio.Semaphore(self.settings.concurrency)
-
-    async def __aenter__(self) -> Asker:
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        """Those that wait for a slot end as soon as they have one."""
-        self._end = self._end or WinrateError("ended")
-        await asyncio.sleep(0)
-        under_way = [task for task in self._asking.values() if not task.done()]
-        sent = min(len(under_way), self.settings.concurrency)
-        if sent:
-            self.say(f"waiting up to {GRACE:g} s for answers under way ({sent}); Ctrl-C leaves them")
-            await asyncio.wait(under_way, timeout=GRACE)
-        for task in under_way:
-            task.cancel()
-        await asyncio.gather(*self._asking.values(), return_exceptions=True)
-        if self.client is not None:
+            while pending and not self.ending:
+                _, pending = await asyncio.wait(pending, timeout=_LOOK)
+            if pending := {worker for worker in pending if not worker.done()}:
+                complain(f"waiting up to {GRACE:g} s for answers under way ({len(pending)}); Ctrl-C leaves them")
+                await asyncio.wait(pending, timeout=GRACE)
+        finally:
+            for worker in workers:
+                worker.cancel()
+            await asyncio.gather(*workers, return_exceptions=True)
             await self.client.close()
 
-    async def reply(self, request: Request) -> Reply:
-        """The reply, once it is in the cache; requests with the same key that come meanwhile wait for it.
+    async def _work(self, queue: Iterator[tuple[str, Asked]], total: int) -> None:
+        """One question after another, until none is left or the evaluation ends."""
+        try:
+            for text, asked in queue:
+                while not asked.settled(self.judge.parse_retries):
+                    if self.ending:
+                        return
+                    await self._ask(text, asked)
+                self.done += 1
+                if self.done * 10 // total > (self.done - 1) * 10 // total:
+                    complain(f"judged {self.done:,} of {total:,}")
+        except Exception as error:
+            self.end = self.end or error
+
+    async def _ask(self, text: str, asked: Asked) -> None:
+        import openai
+
+        judge, sent = self.judge, messages(text, asked.replies)
+        try:
+            # The client's timeout is for each piece of an answer; one that comes in drips must end too.
+            async with asyncio.timeout((judge.max_retries + 1) * (judge.timeout + _BETWEEN_TRIES)):
+                completion: Any = await self.client.chat.completions.create(
+                    model=judge.model,
+                    messages=sent,  # type: ignore[arg-type]
+                    **judge.parameters,
+                )
+            reply = reply_of(completion, self.client.api_key)
+        except (openai.OpenAIError, TimeoutError, ValueError) as error:
+            asked.refusal = self._refusal(error)
+        else:
+            self.cache.put(judge.key(text, asked.replies), reply)
+            asked.add(reply)
+            self.paid.append(reply)
+
+    def _refusal(self, error: Exception) -> str:
+        """Why the server will not answer this one request, such as one that is too long; others may go through.
 
         Raises:
-            Refused: for this request there will be none.
-            WinrateError: the evaluation cannot go on: this request, or another, got no answer in any of its tries.
+            WinrateError: the evaluation cannot go on.
         """
-        key = self.settings.key(request)
-        known = self.cache.get(key)
-        if known is not None:
-            return known
-        if key not in self._asking:
-            self._asking[key] = asyncio.create_task(self._ask(key, request))
-        return await asyncio.shield(self._asking[key])
+        said = self._line(error)
+        where = f"--model {self.judge.model} at {self.judge.public_url}"
+        status = getattr(error, "status_code", 0)
+        remedy = _HOPELESS.get(402 if getattr(error, "code", None) == "insufficient_quota" else status)
+        if (
+            status == 400
+            and "support" in str(error)
+            and any(name in str(error) for name in ("max_tokens", "temperature"))
+        ):
+            remedy = "add --reasoning-model, which sends max_completion_tokens, no temperature"
+        if remedy:
+            raise WinrateError(f"{where}: {said}; {remedy}")
+        if not 400 <= status < 500 or status in (408, 409, 429):
+            tries = f"no answer in {self.judge.max_retries + 1} tries: {said}"
+            raise WinrateError(f"{where}: {tries}; every answer so far is kept, the same command goes on from there")
+        self.refusals += 1
+        if self.refusals >= _MOST_REFUSALS and not self.paid:
+            raise WinrateError(f"{where} refused every request: {said}")
+        return said
 
-    async def _ask(self, key: str, request: Request) -> Reply:
+    def _line(self, error: Exception) -> str:
+        """Without the key, which is struck out before the line is cut: the cut may fall within it."""
         import openai
 
-        async with self._slots:
-            if self._end is not None:
-                raise self._end
-            try:
-                reply = await self._send(request)
-            except (openai.OpenAIError, NotACompletion, TimeoutError, json.JSONDecodeError) as error:
-                raise self._failure(error) from error
-            self.cache.put(key, reply)
-        self.usage.add(reply)
-        return reply
-
-    async def _send(self, request: Request) -> Reply:
-        assert self.client is not None, "there are requests to send"
-        # The client's timeout is for each piece of an answer; one that comes in drips must end too.
-        async with asyncio.timeout((self.settings.max_retries + 1) * (self.settings.timeout + _BETWEEN_TRIES)):
-            completion: Any = await self.client.chat.completions.create(
-                model=self.settings.model,
-                messages=list(request.messages),  # type: ignore[arg-type]
-                **self.settings.parameters,
-            )
-        return reply_of(completion, self.client.api_key)
-
-    def _failure(self, error: Exception) -> Exception:
-        """What follows from an error after all tries: Refused, or the end."""
-        import openai
-
-        message = self._message(error)
-        if isinstance(error, openai.APIStatusError):
-            hint = ""
-            if error.status_code == 400 and any(_refuses(error, name) for name in ("max_tokens", "temperature")):
-                hint = "; add --reasoning-model, which sends max_completion_tokens, no temperature"
-            if hint or error.status_code in _FATAL_STATUS or error.code == "insufficient_quota":
-                return self._end_by(f": {message}{hint}")
-            if 400 <= error.status_code < 500 and error.status_code not in (408, 409, 429):
-                self._refusals += 1
-                if self._refusals >= _MOST_REFUSALS and self.usage.answers == 0:
-                    return self._end_by(f" refused every request: {message}")
-                return Refused(message)
-        return self._end_by(f": no answer in {self.settings.max_retries + 1} tries: {message}{GOES_ON}")
-
-    def _message(self, error: Exception) -> str:
-        """One line of bearable length without the key, which is struck out before the line is cut: the cut may fall
-        within it."""
-        import openai
-
-        if isinstance(error, TimeoutError | openai.APITimeoutError):
-            return "none came within --timeout"
         text = str(error)
-        if isinstance(error, json.JSONDecodeError):
+        if isinstance(error, TimeoutError | openai.APITimeoutError):
+            text = "none came within --timeout"
+        elif isinstance(error, json.JSONDecodeError):
             text = "the server's answer is no JSON"
-        elif isinstance(error, openai.APIConnectionError) and not isinstance(error, openai.APIResponseValidationError):
-            text = f"connection error ({error.__cause__})" if str(error.__cause__ or "") else "connection error"
-        line = printable(redacted(text, self.client.api_key if self.client else ""))
-        return line if len(line) <= _LONGEST_MESSAGE else line[: _LONGEST_MESSAGE - 1] + "\N{HORIZONTAL ELLIPSIS}"
-
-    def _end_by(self, why: str) -> WinrateError:
-        """The error that ends the evaluation; requests that wait for a slot meet it too and are not sent."""
-        self._end = WinrateError(f"--model {self.settings.model} at {self.settings.public_url}{why}")
-        return self._end
-
-
-def _refuses(error: Any, parameter: str) -> bool:
-    """Whether the server wants a request without this parameter, as newer judges want it without those of older ones.
-
-    Some servers name it in a field, some in the message alone.
-    """
-    said = str(error).lower()
-    named = error.param == parameter if error.param else f"'{parameter}'" in said
-    return named and any(word in said for word in ("unsupported", "not supported", "max_completion_tokens"))
+        elif isinstance(error, openai.APIConnectionError) and str(error.__cause__ or ""):
+            text = f"connection error ({error.__cause__})"
+        return reason(ValueError(redacted(text, self.client.api_key)))
 
 
 def reply_of(completion: Any, key: str) -> Reply:
-    """The first choice of a chat completion; an empty text where the judge said nothing. The key, should the server
-    send it back, is struck out.
+    """The first choice of a chat completion; an empty text where the judge said nothing. The client does not check what
+    a server sends. The key, should the server send it back, is struck out.
 
     Raises:
-        NotACompletion: it is none.
+        ValueError: it is none.
     """
-    choices = getattr(completion, "choices", None)
-    choice = choices[0] if isinstance(choices, list) and choices else None
-    message = getattr(choice, "message", None)
-    content = getattr(message, "content", None)
-    if message is None or not isinstance(content, str | None):
-        raise NotACompletion(f"the server's answer is no chat completion: {completion}")
-    usage = getattr(completion, "usage", None)
-    texts = (content, getattr(completion, "model", None), getattr(choice, "finish_reason", None))
-    content, model, finish_reason = (redacted(whole_text(str(text or "")), key) for text in texts)
+    try:
+        choice, usage = completion.choices[0], getattr(completion, "usage", None)
+        texts = [choice.message.content, getattr(completion, "model", None), getattr(choice, "finish_reason", None)]
+    except (AttributeError, TypeError, IndexError, KeyError) as error:
+        raise ValueError(f"the server's answer is no chat completion: {completion}") from error
     counts = [getattr(usage, name, None) for name in ("prompt_tokens", "completion_tokens")]
-    # The client does not check what a server sends.
-    return Reply(content, model, finish_reason, *(count if type(count) is int else None for count in counts))
+    struck: list[Any] = [redacted(whole_text(str(text or "")), key) for text in texts]
+    return Reply(*struck, *(count if type(count) is int else None for count in counts))
 
 
 def redacted(text: str, key: str) -> str:

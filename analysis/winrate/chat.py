@@ -3,128 +3,42 @@
 from __future__ import annotations
 
 import argparse
-import asyncio
+import contextlib
+import dataclasses
 import hashlib
 import os
-import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 from analysis.errors import WinrateError
-from analysis.winrate.asking import OPENAI_URL, AnswerCache, Asker, JudgeSettings, Refused, Usage
+from analysis.winrate.asking import OPENAI_URL, Cache, Judge, ask
 from analysis.winrate.matching import Comparison
 from analysis.winrate.output import prepare_folder
-from analysis.winrate.prompt import (
-    REMINDER,
-    Message,
-    Reply,
-    Request,
-    next_request,
-    parse_verdict,
-    read_template,
-    render,
-)
-from analysis.winrate.results import Asked, Judgement
-from rlhf.terminal import console as made_console
-from rlhf.terminal import say, tell
+from analysis.winrate.prompt import REMINDER, Asked, Reply, read_template, render
+from analysis.winrate.results import Judgement
+from rlhf.files import file_errors
+from rlhf.terminal import say
+from rlhf.waiting import locked
 
-DECLINED = 1
-INTERRUPTED = 130
-"""128 + SIGINT, as shells tell it."""
 ASK_ABOVE = 1.0
 """US dollars."""
-_BYTES_PER_TOKEN = 4
-"""Of English text. tiktoken would be exact for OpenAI's models alone, and downloads its vocabulary at first use."""
 KNOWN_PRICES = {"gpt-4.1": (2.0, 8.0), "gpt-4.1-mini": (0.4, 1.6), "gpt-4": (30.0, 60.0)}
 """US dollars per million tokens, in and out."""
+_BYTES_PER_TOKEN = 4
+"""Of English text. tiktoken would be exact for OpenAI's models alone, and downloads its vocabulary at first use."""
 
 Price = tuple[float, float]
 
 
 class Stopped(Exception):
-    """The evaluation ends as the user wished; the message is one line, `status` the process's."""
+    """Nothing is to be judged, as the user wished; the message is one line, `status` the process's."""
 
     def __init__(self, status: int, message: str) -> None:
         super().__init__(message)
         self.status = status
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """Of the requests still to be sent, each answer counted at --max-tokens: as it will be if every answer has a
-    verdict, and at worst, if none has and all parse retries are spent. Failed requests are taken to cost nothing."""
-
-    requests: int
-    input_tokens: int
-    output_tokens: int
-    price: Price | None  # None: unknown
-    retries: int  # of answers without verdict, at most, and what they add
-    retry_input_tokens: int
-    retry_output_tokens: int
-
-    @property
-    def dollars(self) -> float | None:
-        return None if self.price is None else dollars(self.price, self.input_tokens, self.output_tokens)
-
-    @property
-    def worst_dollars(self) -> float | None:
-        if self.price is None:
-            return None
-        more = (self.input_tokens + self.retry_input_tokens, self.output_tokens + self.retry_output_tokens)
-        return dollars(self.price, *more)
-
-    @property
-    def cost(self) -> str:
-        if not self.requests:
-            return "nothing to pay"
-        if self.dollars is None:
-            return "price unknown (--price-in, --price-out)"
-        return f"up to about {self.dollars:.2f} USD"
-
-    def describe(self, cached: int) -> str:
-        """One line for the user."""
-        tokens = f"about {self.input_tokens:,} tokens in, at most {self.output_tokens:,} out"
-        said = f"requests: {self.requests:,} to send, {cached:,} in the cache; {tokens}; {self.cost}"
-        if not self.retries:
-            return said
-        more = "" if self.worst_dollars is None else f" and {self.worst_dollars:.2f} USD in all"
-        return f"{said}; at worst {self.retries:,} retries of answers without verdict{more}"
-
-
-def estimate(requests: Sequence[Request], max_tokens: int, price: Price | None, parse_retries: int) -> Estimate:
-    """Input tokens by the length of the texts, output tokens by what the judge may write. A retry sends the question
-    again, with the last answer and a reminder."""
-
-    def tokens(message: Message) -> int:
-        return -(-len(message["content"].encode()) // _BYTES_PER_TOKEN)
-
-    retries = [max(0, parse_retries - request.attempt) for request in requests]
-    again = [tokens(request.messages[0]) + max_tokens + tokens({"content": REMINDER}) for request in requests]
-    return Estimate(
-        requests=len(requests),
-        input_tokens=sum(tokens(message) for request in requests for message in request.messages),
-        output_tokens=len(requests) * max_tokens,
-        price=price,
-        retries=sum(retries),
-        retry_input_tokens=sum(more * one for more, one in zip(retries, again, strict=True)),
-        retry_output_tokens=sum(retries) * max_tokens,
-    )
-
-
-def dollars(price: Price, input_tokens: int, output_tokens: int) -> float:
-    return (price[0] * input_tokens + price[1] * output_tokens) / 1e6
-
-
-def needs_consent(expected: Estimate, *, own_server: bool) -> bool:
-    """At worst more than a dollar; a price that nobody knows counts as that at OpenAI, and as nothing elsewhere."""
-    if expected.worst_dollars is None:
-        return bool(expected.requests) and not own_server
-    return expected.worst_dollars > ASK_ABOVE
 
 
 def judge_by_chat(
@@ -133,193 +47,131 @@ def judge_by_chat(
     """Judgements, and what to say of the judge.
 
     Raises:
-        Stopped: by --dry-run, a No to the cost, Ctrl-C or SIGTERM; every answer that came is in the cache.
+        Stopped: by --dry-run, or a No to the cost.
+        Interrupted: by Ctrl-C or SIGTERM; every answer that came is in the cache.
         WinrateError: the judge cannot be asked.
     """
-    settings, price = _settings(options), _price(options)
-    template = read_template(options.template)
-    cache = AnswerCache(options.cache)
-    plan = _Plan(template, settings, cache, options.parse_retries)
-    known, missing = plan.follow(comparisons)
-    expected = estimate(list(missing.values()), settings.max_tokens, price, options.parse_retries)
-    say(f"{expected.describe(len(known))}; judge {settings.model} at {settings.public_url}")
-    say(f"cache of paid answers: {cache.path.resolve()}")
-    if options.dry_run:
-        say("one of the requests:\n\n" + render(template, comparisons[0], swapped=False))
-        raise Stopped(0, "dry run: nothing was sent")
-    if needs_consent(expected, own_server=not settings.at_openai) and not options.yes:
-        _ask_consent(expected)
-    client = _client(settings) if expected.requests else None
-    prepare_folder(folder)
-    with cache:
-        judgements, paid = _evaluate(client, plan, comparisons)
-    total = Usage()
-    for reply in plan.follow(comparisons)[0].values():
-        total.add(reply)
-    say(f"paid in this run: {_describe_usage(paid, price)}")
-    say(f"all answers used: {_describe_usage(total, price)}")
-    asked = [asked for judgement in judgements for asked in (judgement.forward, judgement.backward)]
-    cut_off = sum(reply.finish_reason == "length" for one in asked for reply in one.replies)
+    judge, price, template = _judge(options), _price(options), read_template(options.template)
+    shown = [
+        ()
+        if comparison.identical
+        else tuple(render(template, comparison, swapped=swapped) for swapped in (False, True))
+        for comparison in comparisons
+    ]
+    questions = {text: Asked() for texts in shown for text in texts}
+    with contextlib.nullcontext() if options.dry_run else _held(options.cache):
+        cache = Cache(options.cache)
+        for text, asked in questions.items():
+            while not asked.settled(judge.parse_retries):
+                reply = cache.replies.get(judge.key(text, asked.replies))
+                if reply is None:
+                    break
+                asked.add(reply)
+        waiting = {text: asked for text, asked in questions.items() if not asked.settled(judge.parse_retries)}
+        known = sum(len(asked.replies) for asked in questions.values())
+        line, worst = expected_cost(judge, price, waiting, known)
+        say(f"{line}; judge {judge.model} at {judge.public_url}\ncache of paid answers: {options.cache.resolve()}")
+        if options.dry_run:
+            say("one of the requests:\n\n" + render(template, comparisons[0], swapped=False))
+            raise Stopped(0, "dry run: nothing was sent")
+        unknown_at_openai = worst is None and judge.at_openai
+        if waiting and not options.yes and (unknown_at_openai or (worst or 0.0) > ASK_ABOVE):
+            _ask_consent(len(waiting), "a price unknown" if worst is None else f"up to about {worst:.2f} USD")
+        prepare_folder(folder)  # before anything is paid for
+        paid = ask(judge, cache, waiting) if waiting else []
+    tie = Asked("TIE")
+    judgements = [
+        Judgement(comparison, *(questions[text] for text in texts) if texts else (tie, tie))
+        for comparison, texts in zip(comparisons, shown, strict=True)
+    ]
+    replies = [reply for asked in questions.values() for reply in asked.replies]
+    cut_off = sum(reply.finish_reason == "length" for reply in replies)
+    of_run, of_all = _usage(paid, price), _usage(replies, price)
+    say(f"paid in this run: {_described(of_run)}\nall answers used: {_described(of_all)}")
     if cut_off:
-        say(f"{cut_off:,} answers were cut off at --max-tokens {settings.max_tokens}; such an answer has no verdict")
+        say(f"{cut_off:,} answers were cut off at --max-tokens {judge.max_tokens}; such an answer has no verdict")
     # For winrate.json; nothing here has seen the API key.
+    sha256 = hashlib.sha256(template.encode()).hexdigest()
     return judgements, {
-        "model_requested": settings.model,
-        "models_answering": sorted({reply.model for one in asked for reply in one.replies}),
-        "base_url": settings.public_url,
-        "parameters": settings.parameters | {"parse_retries": options.parse_retries, "timeout": settings.timeout},
-        "template": {
-            "file": options.template.name,
-            "sha256": hashlib.sha256(template.encode()).hexdigest(),
-            "text": template,
-        },
+        "model_requested": judge.model,
+        "models_answering": sorted({reply.model for reply in replies}),
+        "base_url": judge.public_url,
+        "parameters": judge.parameters | {"parse_retries": judge.parse_retries, "timeout": judge.timeout},
+        "template": {"file": options.template.name, "sha256": sha256, "text": template},
         "cache": str(options.cache),
         "price_per_million_tokens": price and {"input": price[0], "output": price[1]},
-        "usage_of_this_run": _usage_row(paid, price),
-        "usage_of_all_answers": _usage_row(total, price),
-        "refused": sum(bool(one.refusal) for one in asked),
+        "usage_of_this_run": of_run,
+        "usage_of_all_answers": of_all,
+        "refused": sum(bool(asked.refusal) for asked in questions.values()),
         "cut_off": cut_off,
     }
 
 
-@dataclass(frozen=True)
-class _Plan:
-    """How a judge is asked about comparisons."""
-
-    template: str
-    settings: JudgeSettings
-    cache: AnswerCache
-    parse_retries: int
-
-    def follow(self, comparisons: Sequence[Comparison]) -> tuple[dict[str, Reply], dict[str, Request]]:
-        """By key: the answers in the cache that count, and of each conversation the first request that is not there;
-        an answer without verdict will add a retry to it."""
-        known: dict[str, Reply] = {}
-        missing: dict[str, Request] = {}
-        orders = [(comparison, swapped) for comparison in comparisons for swapped in (False, True)]
-        for comparison, swapped in orders:
-            message = "" if comparison.identical else render(self.template, comparison, swapped=swapped)
-            replies: list[Reply] = []
-            while message and (request := next_request(message, replies, self.parse_retries)) is not None:
-                key = self.settings.key(request)
-                reply = self.cache.get(key)
-                if reply is None:
-                    missing[key] = request
-                    break
-                known[key] = reply
-                replies.append(reply)
-        return known, missing
-
-    async def judge(self, comparison: Comparison, asker: Asker) -> Judgement:
-        """In both orders."""
-        if comparison.identical:
-            return Judgement(comparison, Asked("TIE"), Asked("TIE"))
-        messages = [render(self.template, comparison, swapped=swapped) for swapped in (False, True)]
-        return Judgement(comparison, *await asyncio.gather(*(self._ask(message, asker) for message in messages)))
-
-    async def _ask(self, message: str, asker: Asker) -> Asked:
-        replies: list[Reply] = []
-        try:
-            while (request := next_request(message, replies, self.parse_retries)) is not None:
-                replies.append(await asker.reply(request))
-        except Refused as refusal:
-            return Asked(None, tuple(replies), str(refusal))
-        return Asked(parse_verdict(replies[-1]), tuple(replies))
+@contextlib.contextmanager
+def _held(cache: Path) -> Iterator[None]:
+    """One evaluation at a time pays for the answers of a cache; another one waits and finds them there."""
+    with file_errors(cache, "write it"):
+        cache.parent.mkdir(parents=True, exist_ok=True)
+    with locked(Path(f"{cache}.lock"), "asks a judge"):
+        yield
 
 
-def _evaluate(client: Any, plan: _Plan, comparisons: Sequence[Comparison]) -> tuple[list[Judgement], Usage]:
-    """All judgements and what was paid for them; Ctrl-C and SIGTERM wait for the answers under way."""
-    done = 0
+def expected_cost(
+    judge: Judge, price: Price | None, waiting: Mapping[str, Asked], known: int
+) -> tuple[str, float | None]:
+    """A line on the requests to be sent, each answer counted at --max-tokens, and what they cost at worst in US
+    dollars, if no answer has a verdict and all parse retries are spent; None where the price is unknown.
 
-    async def evaluate(advance: Callable[[int], None], note: Callable[[str], None]) -> tuple[list[Judgement], Usage]:
-        async def judge(comparison: Comparison) -> Judgement:
-            nonlocal done
-            judgement = await plan.judge(comparison, asker)
-            done += 1
-            advance(done)
-            return judgement
+    Failed requests are taken to cost nothing. A retry sends the question again, with the last answer and a reminder.
+    """
 
-        async with Asker(plan.settings, client, plan.cache, note) as asker:
-            tasks = [asyncio.create_task(judge(comparison)) for comparison in comparisons]
-            try:
-                return await asyncio.gather(*tasks), asker.usage
-            finally:  # of the first that failed, or when all of this is cancelled
-                for task in tasks:
-                    task.cancel()
-                await asyncio.gather(*tasks, return_exceptions=True)
+    def tokens(text: str) -> int:
+        return -(-len(text.encode()) // _BYTES_PER_TOKEN)
 
-    before = signal.signal(signal.SIGTERM, _like_ctrl_c)
-    try:
-        with _progress(len(comparisons)) as (advance, note):
-            return asyncio.run(evaluate(advance, note))
-    except KeyboardInterrupt:
-        raise Stopped(
-            INTERRUPTED,
-            f"interrupted: {done} of {len(comparisons)} comparisons are done and every answer is kept; "
-            "the same command goes on from there",
-        ) from None
-    finally:
-        signal.signal(signal.SIGTERM, before)
+    again = judge.max_tokens + tokens(REMINDER)
+    sizes = [(tokens(text), len(asked.replies)) for text, asked in waiting.items()]
+    tokens_in = sum(size + again * bool(tried) for size, tried in sizes)
+    tokens_out = len(waiting) * judge.max_tokens
+    retries = sum(judge.parse_retries - tried for _, tried in sizes)
+    retries_in = sum((judge.parse_retries - tried) * (size + again) for size, tried in sizes)
+    usual = price and dollars(price, tokens_in, tokens_out)
+    worst = price and dollars(price, tokens_in + retries_in, tokens_out + retries * judge.max_tokens)
+    cost = "price unknown (--price-in, --price-out)" if usual is None else f"up to about {usual:.2f} USD"
+    line = f"requests: {len(waiting):,} to send, {known:,} in the cache; "
+    line += f"about {tokens_in:,} tokens in, at most {tokens_out:,} out; {cost if waiting else 'nothing to pay'}"
+    if retries:
+        in_all = "" if worst is None else f" and {worst:.2f} USD in all"
+        line += f"; at worst {retries:,} retries of answers without verdict{in_all}"
+    return line, worst
 
 
-def _like_ctrl_c(number: int, frame: Any) -> None:
-    """For SIGTERM, as schedulers send it before they kill."""
-    ctrl_c = signal.getsignal(signal.SIGINT)
-    if not callable(ctrl_c):  # ignored, as for background jobs of a script
-        raise KeyboardInterrupt
-    ctrl_c(number, frame)
+def dollars(price: Price, tokens_in: int, tokens_out: int) -> float:
+    return (price[0] * tokens_in + price[1] * tokens_out) / 1e6
 
 
-@contextmanager
-def _progress(total: int) -> Iterator[tuple[Callable[[int], None], Callable[[str], None]]]:
-    """A bar on stderr where that is a terminal, else a line at every tenth: functions to say how many are done, and to
-    print a line above it."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    console = made_console(stderr=True)
-    columns = (TextColumn("judged", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
-        task = progress.add_task("judged", total=total)
-
-        def advance(done: int) -> None:
-            progress.update(task, completed=done)
-            if not console.is_terminal and done * 10 // total > (done - 1) * 10 // total:
-                tell(console, f"judged {done:,} of {total:,}")
-
-        yield advance, lambda line: tell(console, line)
-
-
-def _ask_consent(expected: Estimate) -> None:
+def _ask_consent(requests: int, cost: str) -> None:
     """Returns if the user says yes."""
-    cost = "a price unknown" if expected.worst_dollars is None else f"up to about {expected.worst_dollars:.2f} USD"
     if sys.stdin is None or not sys.stdin.isatty():
         raise WinrateError(f"this would cost {cost} and nobody can be asked; add --yes to go on, or --limit N for less")
     try:
-        answer = input(f"Send {expected.requests:,} requests and their retries for {cost}? [y/N] ")
+        answer = input(f"Send {requests:,} requests and their retries for {cost}? [y/N] ")
     except EOFError:
         answer = ""
     if answer.strip().lower() not in ("y", "yes"):
-        raise Stopped(DECLINED, "nothing was sent")
+        raise Stopped(1, "nothing was sent")
 
 
-def _settings(options: argparse.Namespace) -> JudgeSettings:
+def _judge(options: argparse.Namespace) -> Judge:
     url = options.base_url or os.environ.get("OPENAI_BASE_URL") or OPENAI_URL
     try:
-        parts = urlsplit(url)
-        is_web_address = parts.scheme in ("http", "https") and bool(parts.hostname)
+        is_web_address = urlsplit(url).scheme in ("http", "https") and bool(urlsplit(url).hostname)
     except ValueError:  # such as half an IPv6 address
         is_web_address = False
     if not is_web_address:
         raise WinrateError(f"--base-url {url}: give a URL such as http://localhost:8000/v1")
-    return JudgeSettings(
-        model=options.model,
-        base_url=url,
-        max_tokens=options.max_tokens,
-        reasoning=options.reasoning_model,
-        timeout=options.timeout,
-        concurrency=options.concurrency,
-        max_retries=options.max_retries,
-    )
+    given: dict[str, Any] = {field.name: getattr(options, field.name) for field in dataclasses.fields(Judge)}
+    given["base_url"] = url
+    return Judge(**given)
 
 
 def _price(options: argparse.Namespace) -> Price | None:
@@ -328,27 +180,16 @@ def _price(options: argparse.Namespace) -> Price | None:
     return KNOWN_PRICES.get(options.model) if options.price_in is None else (options.price_in, options.price_out)
 
 
-def _client(settings: JudgeSettings) -> Any:
-    try:
-        import openai
-    except ImportError as error:
-        raise WinrateError("--judge chat needs the package openai: pip install 'apa-rlhf[winrate]'") from error
-    key = os.environ.get("OPENAI_API_KEY")
-    if not key and settings.at_openai:
-        raise WinrateError("OPENAI_API_KEY is not set; export it, or give --base-url URL of a server of your own")
-    options = {"max_retries": settings.max_retries, "timeout": settings.timeout}
-    return openai.AsyncOpenAI(api_key=key or "none", base_url=settings.base_url, **options)
+def _usage(replies: Sequence[Reply], price: Price | None) -> dict[str, Any]:
+    """Sums over answers; `uncounted` are those of a server that did not say how many tokens they were."""
+    counts = [(reply.prompt_tokens, reply.completion_tokens) for reply in replies]
+    tokens_in, tokens_out = (sum(count[part] or 0 for count in counts) for part in (0, 1))
+    usage = {"answers": len(replies), "prompt_tokens": tokens_in, "completion_tokens": tokens_out}
+    usage |= {"uncounted": sum(None in count for count in counts)}
+    return usage | {"usd": price and dollars(price, tokens_in, tokens_out)}
 
 
-def _describe_usage(usage: Usage, price: Price | None) -> str:
-    text = f"{usage.answers:,} answers, {usage.prompt_tokens:,} tokens in, {usage.completion_tokens:,} out"
-    if usage.uncounted:
-        text += f" ({usage.uncounted:,} answers came without counts)"
-    if price is not None:
-        text += f", {dollars(price, usage.prompt_tokens, usage.completion_tokens):.2f} USD"
-    return text
-
-
-def _usage_row(usage: Usage, price: Price | None) -> dict[str, Any]:
-    cost = None if price is None else dollars(price, usage.prompt_tokens, usage.completion_tokens)
-    return asdict(usage) | {"usd": cost}
+def _described(usage: Mapping[str, Any]) -> str:
+    text = "{answers:,} answers, {prompt_tokens:,} tokens in, {completion_tokens:,} out".format(**usage)
+    text += f" ({usage['uncounted']:,} answers came without counts)" if usage["uncounted"] else ""
+    return text if usage["usd"] is None else f"{text}, {usage['usd']:.2f} USD"

@@ -9,45 +9,45 @@ from pathlib import Path
 from typing import Any
 
 from analysis.errors import WinrateError
-from analysis.winrate.matching import Answer, Comparison, Model
-from analysis.winrate.results import Asked, Judgement
+from analysis.winrate.matching import Comparison, Models, Row
+from analysis.winrate.prompt import Asked, Verdict
+from analysis.winrate.results import Judgement
 from rlhf.errors import reason
 from rlhf.terminal import complain
 from rlhf.text import encode_judged
 
-Score = Callable[[str, Answer], float]
-"""(prompt, answer) -> score; NaN where there is none."""
+Score = Callable[[str, Row], float]
+"""(prompt, row of the response) -> score; NaN where there is none."""
 
 
 def judge_by_score(comparisons: Sequence[Comparison], score: Score) -> list[Judgement]:
     """A comparison of which a score is not a number counts as unparsed."""
     judgements = []
-    for comparison in comparisons:
-        a, b = score(comparison.prompt, comparison.answer_a), score(comparison.prompt, comparison.answer_b)
+    for one in comparisons:
+        a, b = score(one.prompt, one.row_a), score(one.prompt, one.row_b)
+        verdicts: tuple[Verdict | None, Verdict | None] = (
+            ("A", "B") if a > b else ("B", "A") if a < b else ("TIE", "TIE")
+        )
         if math.isnan(a) or math.isnan(b):
-            judgements.append(Judgement(comparison, Asked(None), Asked(None)))
-        elif a == b:
-            judgements.append(Judgement(comparison, Asked("TIE"), Asked("TIE")))
-        else:
-            judgements.append(Judgement(comparison, Asked("A" if a > b else "B"), Asked("B" if a > b else "A")))
+            verdicts = None, None
+        judgements.append(Judgement(one, *map(Asked, verdicts)))
     return judgements
 
 
-def stored_scores(models: Sequence[Model], field: str) -> Score:
+def stored_scores(models: Models, field: str) -> Score:
     """The numbers in `field` of the sources' rows.
 
     Raises:
         WinrateError: a source has no row with that field; the message names those that it has.
     """
-    for source in (source for model in models for source in model.sources):
-        if not any(field in answer.row for answer in source.answers.values()):
-            row = next(iter(source.answers.values())).row
-            numbers = [name for name, value in row.items() if isinstance(value, float)]
-            has = f"it has {', '.join(numbers)}" if numbers else "it has no scores"
-            raise WinrateError(f"--judge scores:{field}: {source.path} has no field {field!r}; {has}")
+    for source in (source for sources in models.values() for source in sources):
+        rows = list(source.answers.values())
+        if not any(field in row for row in rows):
+            numbers = ", ".join(name for name, value in rows[0].items() if isinstance(value, float)) or "no scores"
+            raise WinrateError(f"--judge scores:{field}: {source.path} has no field {field!r}; it has {numbers}")
 
-    def score(_: str, answer: Answer) -> float:
-        value = answer.row.get(field)
+    def score(_: str, row: Row) -> float:
+        value = row.get(field)
         return float(value) if isinstance(value, int | float) else math.nan  # JSON's null stands for NaN
 
     return score
@@ -72,14 +72,13 @@ def reward_model_scores(path: str, *, trust_remote_code: bool = False) -> Score:
     longest = getattr(model.config, "max_position_embeddings", None) or sys.maxsize
     known: dict[tuple[str, str, bool], float] = {}
 
-    def score(prompt: str, answer: Answer) -> float:
-        ended = answer.row.get("ended") is not False
-        place = (prompt, answer.response, ended)
-        if place not in known:
-            tokens = encode_judged(tokenizer, prompt, answer.response, longest, ended=ended)
+    def score(prompt: str, row: Row) -> float:
+        text = (prompt, row["response"], row.get("ended") is not False)
+        if text not in known:
+            tokens = encode_judged(tokenizer, *text[:2], longest, ended=text[2])
             batch = tokenizer.pad({"input_ids": [tokens]}, return_tensors="pt")
-            known[place] = float(model(**batch).logits[0, 0])
-        return known[place]
+            known[text] = float(model(**batch).logits[0, 0])
+        return known[text]
 
     return score
 
@@ -101,10 +100,8 @@ def _load(path: str, trust_remote_code: bool) -> tuple[Any, Any]:
         code = "trust_remote_code" in str(error) and not trust_remote_code
         remedy = "; it brings Python code of its own, which --trust-remote-code runs with your rights" if code else ""
         raise WinrateError(f"--reward-path: cannot load {path} ({reason(error)}){remedy}") from error
-    if loading["missing_keys"]:
-        names = ", ".join(sorted(loading["missing_keys"]))
-        raise WinrateError(f"--reward-path {path}: lacks the weights {names}; give a reward model, not a policy")
-    labels = model.config.num_labels
-    if labels != 1:
+    if missing := ", ".join(sorted(loading["missing_keys"])):
+        raise WinrateError(f"--reward-path {path}: lacks the weights {missing}; give a reward model, not a policy")
+    if (labels := model.config.num_labels) != 1:
         raise WinrateError(f"--reward-path {path}: gives {labels} logits; give a model with a single one")
     return tokenizer, model.eval().requires_grad_(False)

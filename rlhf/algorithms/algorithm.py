@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from rlhf.batches import LossOutput, Signal, Totals, TrainingBatch
-from rlhf.config import AdvantagesConfig
+from rlhf.config import AdvantagesConfig, AlgoConfig, CriticAlgoConfig
 from rlhf.masked import masked_mean, whiten
 from rlhf.models.policy import Policy
 
@@ -46,6 +46,7 @@ class Heads(Protocol):
 class Algorithm(ABC):
     """One for a run; nothing but `heads` changes as it trains."""
 
+    config: AlgoConfig
     heads: Heads | None = None
 
     def __init__(self, config: Any, advantages: AdvantagesConfig) -> None:
@@ -102,6 +103,8 @@ class Algorithm(ABC):
 
 class CriticAlgorithm(Algorithm):
     """Advantages by GAE from the values, whitened over the rollout batch or each minibatch."""
+
+    config: CriticAlgoConfig
 
     def signal(self, rewards: Tensor, values: Tensor | None, mask: Tensor) -> Signal:
         assert values is not None

@@ -16,7 +16,7 @@ from rlhf.config.algo import (
     KLControlConfig,
     PPOConfig,
 )
-from rlhf.config.dataset import DatasetConfig
+from rlhf.config.dataset import ColumnsConfig, DatasetConfig
 from rlhf.config.hardware import HardwareConfig, SlurmConfig, TrackingConfig
 from rlhf.config.model import ModelConfig, TrainableConfig, ValueConfig
 from rlhf.config.reward import RewardConfig
@@ -50,6 +50,7 @@ __all__ = [
     "SCORING_STAGES",
     "APAConfig",
     "AWRConfig",
+    "ColumnsConfig",
     "CriticAlgoConfig",
     "ILQLConfig",
     "KLControlConfig",
@@ -57,6 +58,7 @@ __all__ = [
     "SlurmConfig",
     "SupervisedConfig",
     "TrainableConfig",
+    "setting",
 ]  # and what RunConfig is made of
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
-from rlhf.config.setting import RL, Condition, option_is, setting
+from rlhf.config.setting import RL, Condition, Failure, option_is, setting
 
 
 @dataclass(kw_only=True)
@@ -166,18 +167,39 @@ class ILQLConfig(AlgoConfig):
         return [] if self.betas else ["algo.betas: empty; the first is the headline"]
 
 
+CUSTOM = "custom"
+
+
+@dataclass(kw_only=True)
+class CustomConfig(AlgoConfig):
+    """What every algorithm outside this project has; `rlhf.config.custom` adds the settings of its own class."""
+
+    loss: str = setting(
+        "the algorithm's class, a subclass of rlhf.algorithms.Algorithm: my_algorithm.py:MyAlgorithm or "
+        "module:MyAlgorithm",
+        content=True,
+    )
+
+
 ALGO_CONFIGS: dict[str, type[AlgoConfig]] = {
     "apa": APAConfig,
     "ppo": PPOConfig,
     "awr": AWRConfig,
     "ilql": ILQLConfig,
     "rloo": RLOOConfig,
+    CUSTOM: CustomConfig,
 }
 
 
-def algorithms_with(declared: Callable[[type[AlgoConfig]], bool]) -> Condition:
-    """The condition that the algorithm is one of those whose config class declares so."""
-    return option_is("algo.name", *(name for name, kind in ALGO_CONFIGS.items() if declared(kind)))
+def algorithms_with(declared: Callable[[Any], bool]) -> Condition:
+    """The condition that the algorithm's config declares so."""
+    others = " or ".join(f"algo={name}" for name, kind in ALGO_CONFIGS.items() if declared(kind) and name != CUSTOM)
+
+    def failure(config: Any, _: str) -> Failure | None:
+        algo = config.algo
+        return None if declared(algo) else Failure(f"algo={algo.name}", others, frozenset({"algo.name"}))
+
+    return Condition(failure)
 
 
 CRITIC = algorithms_with(lambda kind: kind.critic)

@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import difflib
 import functools
+import importlib.util
 import math
 import os.path
 import re
@@ -16,6 +17,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from rlhf.config import ALGO_CONFIGS, AlgoConfig, RunConfig
+from rlhf.config.custom import algorithm_class, custom_config, defaults_of, own_name, with_defaults
+from rlhf.config.reward import BY_MATH_VERIFY
+from rlhf.config.user_code import UserCodeError, absolute
 from rlhf.errors import UserError, printable
 from rlhf.urls import secret_in
 
@@ -63,6 +67,10 @@ def build_config(mapping: dict[str, Any]) -> RunConfig:
     config = build_group(RunConfig, mapping)
     if config.model.name == NAMED_AFTER_PATH and config.model.path:
         config.model.name = _last_name(config.model.path)
+    if config.reward.name == "python" and config.reward.path:
+        config.reward.path = absolute(config.reward.path)
+    if config.reward.name == "verifiable" and config.reward.compare == "auto":
+        config.reward.compare = BY_MATH_VERIFY if importlib.util.find_spec(BY_MATH_VERIFY) else "plain"
     return config
 
 
@@ -119,9 +127,10 @@ def option_fields(kind: type, prefix: str = "") -> Iterator[tuple[str, Any, data
 
 @functools.cache
 def _all_fields(algo: str | None = None) -> dict[str, tuple[Any, dataclasses.Field[Any]]]:
-    """`option_fields` of a run by path; `algo.*` are those of one algorithm, or without a name of all."""
+    """`option_fields` of a run by path; `algo.*` are those of one algorithm (a name or the place of a class), or
+    without one of all in this project."""
     fields = [field for field in option_fields(RunConfig) if not field[0].startswith("algo.")]
-    for kind in ALGO_CONFIGS.values() if algo is None else [ALGO_CONFIGS[algo]]:
+    for kind in ALGO_CONFIGS.values() if algo is None else [ALGO_CONFIGS.get(algo) or custom_config(algo)]:
         fields += option_fields(kind, "algo.")
     return {path: (kind, field) for path, kind, field in fields}
 
@@ -183,7 +192,11 @@ def _build(kind: type, mapping: Any, prefix: str, problems: list[str]) -> Any:
         problems.append(f"{prefix.rstrip('.')}: {shown(mapping)} is not a group of options")
         return None
     if kind is AlgoConfig:
-        kind = ALGO_CONFIGS.get(mapping.get("name", ""), kind)
+        try:
+            kind, mapping = _algorithm(mapping)
+        except UserCodeError as error:
+            problems.append(str(error))
+            return None
         if kind is AlgoConfig:
             problems.append(f"algo.name: {mapping.get('name')!r} is not one of {', '.join(sorted(ALGO_CONFIGS))}")
             return None
@@ -204,6 +217,16 @@ def _build(kind: type, mapping: Any, prefix: str, problems: list[str]) -> Any:
         else:
             values[field.name] = _checked(value, known[field.name], prefix, field, problems)
     return kind(**values) if len(problems) == before else None
+
+
+def _algorithm(mapping: dict[str, Any]) -> tuple[type, dict[str, Any]]:
+    """The config class of `algo`, and its values with the defaults that an algorithm outside this project has."""
+    spec = mapping.get("loss")
+    if not isinstance(spec, str) or spec == "???":
+        return ALGO_CONFIGS.get(mapping.get("name", ""), AlgoConfig), mapping
+    spec = absolute(spec)
+    kind = custom_config(spec)
+    return kind, {**with_defaults(mapping, defaults_of(kind)), "loss": spec, "name": own_name(algorithm_class(spec))}
 
 
 def _checked(value: Any, kind: Any, prefix: str, field: dataclasses.Field[Any], problems: list[str]) -> Any:

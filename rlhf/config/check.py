@@ -12,7 +12,9 @@ from rlhf.config import ALGO_CONFIGS, RL_STAGES, RunConfig
 from rlhf.config.build import CONF, config_to_mapping, shown
 from rlhf.config.identity import input_runs
 from rlhf.config.options import file_values, options
+from rlhf.config.reward import WITH_VERIFIER, WITHOUT_ANSWERS
 from rlhf.config.setting import setting_at
+from rlhf.config.user_code import FORM, UserCodeError, load, place_of
 from rlhf.urls import secrets_in_config
 
 COMMAND_LINE = ""
@@ -25,7 +27,10 @@ SWEEP_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.\-]*")
 SWEEP_NAME_LENGTH = 80  # W&B's ids end at 128, and hold the run's id and more beside it
 
 # The data sets with a made-up language, whose words are the tokenizer's of source=random.
-MADE_UP_LANGUAGES = ("letters",)
+MADE_UP_LANGUAGES = ("letters", "sums", "countdown")
+
+# A header of HTTP and an environment variable.
+HEADER = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+=[A-Za-z_][A-Za-z0-9_]*")
 
 # Chosen and rejected.
 ANSWERS_PER_PROMPT = 2
@@ -39,7 +44,23 @@ def check(config: RunConfig, sources: Sources) -> list[str]:
     Args:
         sources: what was set, and by what.
     """
-    parts = (_names, _batches, _model, _frozen_weights, _dataset, _reward, _algorithm, _stage, _ranks, _slurm, _paths)
+    parts = (
+        _names,
+        _batches,
+        _model,
+        _frozen_weights,
+        _dataset,
+        _own_data,
+        _reward,
+        _function,
+        _headers,
+        _right_answers,
+        _algorithm,
+        _stage,
+        _ranks,
+        _slurm,
+        _paths,
+    )
     if secrets := [*_secrets(config)]:
         return secrets  # alone: what else may be wrong could be said with a value that holds one
     problems = [problem for part in parts for problem in part(config)]
@@ -159,9 +180,31 @@ def _dataset(config: RunConfig) -> Iterator[str]:
             f"dataset.max_new_tokens = {dataset.max_new_tokens}"
         )
     if dataset.name == "reviews" and dataset.path is not None and not dataset.path.lower().endswith(".csv"):
-        yield "dataset.path: dataset=reviews reads film reviews from a .csv; pairs are read by dataset=hh"
+        yield "dataset.path: dataset=reviews reads film reviews from a .csv; pairs are read by dataset=preferences"
+    if dataset.name == "reasoning_gym" and dataset.task is None:
+        yield "dataset.task: missing; dataset=reasoning_gym needs the name of a task, as dataset.task=leg_counting"
     if "" in (dataset.stop_strings or ()):
         yield "dataset.stop_strings: an empty text would end every response before its first token"
+
+
+def _own_data(config: RunConfig) -> Iterator[str]:
+    dataset, columns = config.dataset, config.dataset.columns
+    if dataset.name not in ("preferences", "prompts"):
+        return
+    if dataset.path is None and dataset.hub is None:
+        yield f"dataset.path: missing; dataset={dataset.name} needs a file or folder, or dataset.hub=owner/name"
+    if dataset.name == "prompts":
+        stages = {run.stage.name for run in (config, *input_runs(config))}
+        if "offline" in stages or config.stage.name == "reward_model":
+            yield f"dataset.name: stage={config.stage.name} learns from pairs, and prompts has none; use preferences"
+        elif "reward_model" in stages:
+            yield (
+                "reward.name: learned trains a reward model on pairs, and dataset=prompts has none; give reward.path, "
+                "another reward, or dataset=preferences"
+            )
+    for name, needed in (("rejected", "chosen"), ("preferred", "rejected")):
+        if getattr(columns, name) is not None and getattr(columns, needed) is None:
+            yield f"dataset.columns.{needed}: missing beside dataset.columns.{name}"
 
 
 def _algorithm(config: RunConfig) -> Iterator[str]:
@@ -240,6 +283,43 @@ def _reward(config: RunConfig) -> Iterator[str]:
         yield "reward.token_file: the token comes from reward.token_env; give one of the two"
 
 
+def _function(config: RunConfig) -> Iterator[str]:
+    """A reward of the user's own that is not there. It is run here, so that a fault in it is told before all else."""
+    path, weights = config.reward.path, config.reward.weights
+    if config.reward.name != "python":
+        return
+    if path is None:
+        yield f"reward.path: missing; reward=python needs a function, as {FORM}"
+        return
+    try:
+        functions = load(path, "reward.path")
+    except UserCodeError as error:
+        yield str(error)
+        return
+    names = place_of(path)[1]
+    yield from (
+        f"reward.path: {name} of {path} is no function"
+        for name, f in zip(names, functions, strict=True)
+        if not callable(f)
+    )
+    if weights is not None and len(weights) != len(names):
+        yield f"reward.weights: {len(weights)} numbers, but reward.path names {len(names)} functions"
+
+
+def _headers(config: RunConfig) -> Iterator[str]:
+    if not all(map(HEADER.fullmatch, config.reward.headers_env or ())):
+        yield (
+            "reward.headers_env: an entry is HEADER=VARIABLE, the name of a header and of the environment variable "
+            "that holds its value, as X-Api-Key=MY_KEY"
+        )
+
+
+def _right_answers(config: RunConfig) -> Iterator[str]:
+    if config.reward.name == "verifiable" and config.dataset.name in WITHOUT_ANSWERS:
+        tasks = " or ".join(f"dataset={name}" for name in WITH_VERIFIER)
+        yield f"reward.name: dataset={config.dataset.name} has no right answers to compare with; use {tasks}"
+
+
 def _stage(config: RunConfig) -> Iterator[str]:
     stage, algo = config.stage.name, config.algo
     yield from algo.problems(stage)
@@ -311,6 +391,8 @@ def _paths(config: RunConfig) -> Iterator[str]:
     old_models = ("model.path", "reward.base", "reward.tokenizer")  # gpt2 has no owner
     for path in (*old_models, "evaluation.policy", "reward.path"):
         name = setting_at(config, path)
+        if path == "reward.path" and config.reward.name == "python":
+            continue
         if name is None or Path(name).exists():
             continue
         owned = name.count("/") == 1 or (path in old_models and "/" not in name)

@@ -11,17 +11,61 @@ REFERENCES = (stages("reward_model") & option_is("reward_model.normalize", "mean
     SCORING & option_is("reward.normalize", "mean", "mean_std")
 )
 """Runs that normalise scores on reference answers."""
-FROM_FILES = option_is("dataset.name", "hh", "tldr", "stackexchange")
+OF_ANY_FORM = option_is("dataset.name", "preferences", "prompts")
+"""Data sets whose columns are found."""
+FROM_FILES = option_is("dataset.name", "preferences", "prompts", "hh", "tldr", "stackexchange")
 _SFT_HUB = FROM_FILES & option_is("dataset.path", None) & option_is("dataset.sft_path", None)
 _SFT_TEXTS = FROM_FILES & (given("dataset.sft_path") | (_SFT_HUB & given("dataset.sft_hub")))
+_WITHOUT_PAIRS = option_is("dataset.name", "prompts") | _SFT_TEXTS
+
+
+@dataclass(kw_only=True)
+class ColumnsConfig:
+    """Names of columns, where those of docs/data.md do not tell what a data set holds."""
+
+    prompt: str | None = setting("column of the prompts, texts or lists of messages", also_called="prompt_column")
+    system: str | None = setting("column of system texts", also_called="system_column")
+    chosen: str | None = setting(
+        "column of the better answers; without dataset.columns.rejected, of lists [better, worse]",
+        also_called="chosen_column",
+    )
+    rejected: str | None = setting("column of the worse answers", also_called="rejected_column")
+    preferred: str | None = setting(
+        "column that says which of the columns chosen and rejected is the better one: 0 or 1, or how their names end"
+    )
+    response: str | None = setting(
+        "column of the answers that SFT learns from and that are references, of data without pairs",
+        read_by=_WITHOUT_PAIRS,
+        also_called="response_column completion_column label",
+    )
+    messages: str | None = setting(
+        "column of whole conversations, whose last turn is the answer where it is the assistant's",
+        read_by=_WITHOUT_PAIRS,
+        also_called="messages_column conversations",
+    )
 
 
 @dataclass(kw_only=True)
 class DatasetConfig:
-    name: str = setting("the data set", choices=("letters", "reviews", "hh", "tldr", "stackexchange"))
+    name: str = setting(
+        "the data set: one that is made here, your own (preferences: pairs of answers; prompts: prompts, with or "
+        "without answers), or one of the paper's forms",
+        choices=(
+            "letters",
+            "sums",
+            "countdown",
+            "reasoning_gym",
+            "reviews",
+            "preferences",
+            "prompts",
+            "hh",
+            "tldr",
+            "stackexchange",
+        ),
+    )
     path: str | None = setting(
-        "local pairs in the hub's columns instead: .json(l), .json(l).gz, .parquet, or a folder (save_to_disk, or with "
-        "a file or shards for each split, as train and test)",
+        "local data instead of dataset.hub: .json, .jsonl, .csv, .tsv, each also as .gz, .parquet, .arrow, or a folder "
+        "(save_to_disk, or with a file or shards for each split, as train and test)",
         read_by=FROM_FILES | option_is("dataset.name", "reviews"),
         also_called="data_path train_file dataset_path train_data",
         content=True,
@@ -29,23 +73,29 @@ class DatasetConfig:
     sft_path: str | None = setting(
         "local SFT texts, likewise, where they are a data set of their own", read_by=FROM_FILES, content=True
     )
+    columns: ColumnsConfig = setting("which columns hold what, where their names do not tell", read_by=OF_ANY_FORM)
+    system: str | None = setting(
+        "system text put before every prompt that has none of its own; null: none",
+        read_by=OF_ANY_FORM,
+        also_called="system_prompt system_message",
+    )
     hub: str | None = setting(
-        "the preference pairs' name on the hub, owner/name, or owner/name/folder for one folder of it; null: not from "
-        "there",
+        "the data's name on the hub, owner/name, or owner/name/folder for one folder of it; null: not from there",
         read_by=FROM_FILES & option_is("dataset.path", None),
         also_called="dataset_name dataset_id hf_dataset",
     )
     sft_hub: str | None = setting(
-        "the SFT texts' name on the hub, likewise; null, or with dataset.path: the preferred answers of the pairs",
+        "the SFT texts' name on the hub, likewise; null, or with dataset.path: the preferred answers of the pairs, or "
+        "the prompts' own",
         read_by=_SFT_HUB,
     )
     split: str | None = setting(
-        "split of the pairs that is trained on; null: train",
+        "split that is trained on; null: train",
         read_by=FROM_FILES,
         also_called="dataset_split train_split dataset_train_split",
     )
     test_split: str | None = setting(
-        "split of the pairs that is held out; null: test, validation or the like, else a fifth of the prompts",
+        "split that is held out; null: test, validation or the like, else a fifth of the prompts",
         read_by=FROM_FILES,
         also_called="eval_split dataset_test_split",
     )
@@ -64,6 +114,16 @@ class DatasetConfig:
     max_bad_rows: int = setting(
         "malformed rows that are skipped and counted; one more refuses the data", read_by=FROM_FILES, low=0
     )
+    difficulty: int = setting(
+        "how hard made-up tasks are: how many numbers there are to add (sums) or to use (countdown)",
+        read_by=option_is("dataset.name", "sums", "countdown"),
+        low=2,
+        high=6,
+    )
+    task: str | None = setting(
+        "the task of the package reasoning-gym, as leg_counting",
+        read_by=option_is("dataset.name", "reasoning_gym"),
+    )
     seed: int = setting("seed of made-up data and of the split into train and held-out parts", low=0)
     num_sft: int | None = setting(
         "SFT examples; null: all", read_by=SFT | REFERENCES, also_called="num_train_samples max_samples", low=1
@@ -74,10 +134,14 @@ class DatasetConfig:
         also_called="num_train_samples max_samples",
         low=1,
     )
-    num_test_pairs: int = setting("held-out preference pairs", read_by=REWARD_MODEL, low=1)
+    num_test_pairs: int = setting(
+        "held-out preference pairs, at most; fewer where the data has fewer", read_by=REWARD_MODEL, low=1
+    )
     num_prompts: int | None = setting("prompts for RL; null: all", read_by=stages("online") | REFERENCES, low=1)
     num_eval_prompts: int = setting(
-        "held-out prompts that evaluations use; even, for the two halves", read_by=SCORING, low=2
+        "held-out prompts that evaluations use, at most; even, for the two halves; fewer where the data has fewer",
+        read_by=SCORING,
+        low=2,
     )
     label_noise_scale: float = setting(
         "Bradley-Terry scale of made-up labels: the better answer wins with probability sigmoid(scale * gold gap)",
@@ -112,6 +176,11 @@ class DatasetConfig:
         read_by=RL,
         above=0,
     )
+
+    @property
+    def has_sft_texts(self) -> bool:
+        """Whether SFT texts are a data set of their own. Local data does without the hub's."""
+        return self.sft_path is not None or (self.path is None and self.sft_hub is not None)
 
     @property
     def max_prompt_tokens(self) -> int:

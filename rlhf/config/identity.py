@@ -14,6 +14,7 @@ from rlhf.config import RL_STAGES, CheckpointConfig, RunConfig, StageConfig
 from rlhf.config.build import ConfigError, build_config, config_to_mapping, shown
 from rlhf.config.options import Option, options
 from rlhf.config.setting import input_stages
+from rlhf.config.user_code import source_file
 from rlhf.urls import address
 
 REVISION = 6
@@ -43,6 +44,16 @@ def run_id(config: RunConfig) -> str:
     if known is None:
         known = config.__dict__[_RUN_ID] = _run_id(config)
     return known
+
+
+def code_has_changed(config: RunConfig) -> str:
+    """The line that refuses a run whose user's code is another one than when the run was named; "" where it is not."""
+    code = {"algo.loss": getattr(config.algo, "loss", None)}
+    code["reward.path"] = config.reward.path if config.reward.name == "python" else None
+    given = [f"{option}: {spec}" for option, spec in code.items() if spec is not None]
+    if not given or _run_id(config) == run_id(config):
+        return ""
+    return f"{'; '.join(given)}: changed since the run was started; type the command again, which makes it another run"
 
 
 def _run_id(config: RunConfig) -> str:
@@ -127,13 +138,16 @@ def read_by_stage(config: RunConfig, stage: str, section: str) -> dict[str, Any]
 
 
 def fingerprint(name: str) -> str:
-    """Of what a file or folder holds, wherever it lies; a hub name stands for itself."""
+    """Of what a file or folder holds, wherever it lies; of `file.py:name`, the file's and the name; a hub name stands
+    for itself."""
     path = Path(name)
     if path.is_dir():
         files = sorted(file for file in path.rglob("*") if file.is_file())
         content = [(file.relative_to(path).as_posix(), file.stat().st_size, _file_hash(file)) for file in files]
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()
-    return _file_hash(path) if path.is_file() else name
+    if path.is_file() or (code := source_file(name)) is None:
+        return _file_hash(path) if path.is_file() else name
+    return f"{_file_hash(code)}:{name.rpartition(':')[2]}"
 
 
 def _file_hash(path: Path) -> str:

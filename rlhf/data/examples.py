@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Collection, Sequence
-from dataclasses import astuple, dataclass, replace
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import astuple, dataclass, field, replace
+from types import MappingProxyType
 from typing import Any, Generic, TypeVar, overload
 
 from rlhf.config.dataset import DatasetConfig
@@ -12,6 +12,11 @@ from rlhf.errors import UserError
 
 In = TypeVar("In")
 Out = TypeVar("Out")
+
+
+Columns = Mapping[str, Sequence[Any]]
+"""What else the rows have that texts were made of: one entry for each text, by the column's name."""
+NO_COLUMNS: Columns = MappingProxyType({})
 
 
 class DataError(UserError, ValueError):
@@ -26,6 +31,18 @@ class Demonstration:
 
     prompt: str
     response: str
+    columns: Mapping[str, Any] = field(default_factory=dict, hash=False, repr=False)
+    """What else the row has, by column: for rewards, which may need a reference answer."""
+    messages: str = field(default="", repr=False)
+    """JSON of the conversation that `prompt` is the plain text of; "" where the data has a text."""
+
+
+class Prompt(Demonstration):
+    """A prompt whose `response` may be "": nothing is imitated."""
+
+
+class TextAlone(Demonstration):
+    """A text to imitate without a prompt: `prompt` is ""."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +52,10 @@ class Preference:
     prompt: str
     chosen: str
     rejected: str
+    columns: Mapping[str, Any] = field(default_factory=dict, hash=False, repr=False)
+    """As a `Demonstration` has them."""
+    messages: str = field(default="", repr=False)
+    """As a `Demonstration` has them."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +73,8 @@ class Dropped:
     """Answers of which one turn was kept, since a dialogue goes on behind it. Their rows are not dropped."""
     named: tuple[str, ...] = ()
     """The first of the malformed ones: where each stands and what is wrong with it."""
+    repeated: int = 0
+    """Rows of prompts that came before."""
 
     def __add__(self, other: Dropped) -> Dropped:
         return Dropped(*(mine + its for mine, its in zip(astuple(self), astuple(other), strict=True)))
@@ -59,6 +82,10 @@ class Dropped:
 
 class MalformedRow(ValueError):
     """What is wrong with a row; whoever reads the file knows where it stands."""
+
+
+class UnknownForm(MalformedRow):
+    """A row that lacks the columns that are read: which it has, and the option that helps."""
 
 
 Example = Demonstration | Preference
@@ -86,6 +113,14 @@ class Mapped(Sequence[Out], Generic[In, Out]):
         return self._make(self._items[index])
 
 
+def columns_of(examples: Sequence[Demonstration]) -> dict[str, list[Any]]:
+    """The columns of all of them, None where a row lacks one."""
+    names = dict.fromkeys(name for example in examples for name in example.columns)
+    return {name: [example.columns.get(name) for example in examples] for name in names}
+
+
+Verifier = Callable[[Sequence[str], Sequence[str], Columns], list[float]]
+"""(prompts, responses, their columns) -> 1 for each right response, 0 for a wrong one."""
 GoldScorer = Callable[[Sequence[str], Sequence[str]], list[float]]
 """(prompts, responses) -> a score per response; what made-up labels follow. Evaluation alone may call it."""
 
@@ -107,13 +142,17 @@ class TextData:
     gold: GoldScorer | None = None
     best_gold: float | None = None
     """The best mean gold reward that any policy can reach on `eval_prompts`."""
+    verify: Verifier | None = None
+    """What reward=verifiable goes by; None: a comparison with the column that has the answer."""
     words: Sequence[str] = ()
     """Every word of a made-up language, for the tokenizer of `model.source=random`; () for natural text."""
     dropped: Dropped = Dropped()
     stop_strings: Sequence[str] = ()
     """What ends a response in the form that the prompts have; dataset.stop_strings replaces them."""
+    system: str = ""
+    """What is put before every prompt that has no system text of its own."""
     sources: Sequence[str] = ()
-    """A line for each place that rows were read from: its splits and how many rows each had."""
+    """Lines for the log: where rows were read from and in which form, and which part has fewer than was asked for."""
 
 
 PARTS: dict[str, str | None] = {
@@ -125,37 +164,33 @@ PARTS: dict[str, str | None] = {
     "eval_prompts": "num_eval_prompts",
 }
 """The parts of a `TextData`, each with the option of `dataset` that bounds it."""
-_HELD_OUT = ("num_test_pairs", "num_eval_prompts")
 
 
-def of_size(
-    data: TextData, config: DatasetConfig, parts: Collection[str], held_out: str, share: float | None = None
-) -> TextData:
-    """The first examples of each part, as many as `config` asks for (null: all).
+def of_size(data: TextData, config: DatasetConfig, parts: Collection[str], held_out: str) -> TextData:
+    """The first examples of each part, as many as `config` asks for (null: all) or as there are; `sources` says where
+    there are fewer.
 
     Args:
         parts: those that are wanted; the others become empty.
         held_out: which share of the data is held out: "a fifth of the prompts".
-        share: that as a number; None: the data has a part of its own.
 
     Raises:
-        DataError: there are too few; one line that names all options to set.
+        DataError: one of them has none, or there is not one evaluation prompt for each half.
     """
-    bounded = {part: option for part, option in PARTS.items() if option is not None and part in parts}
-    there = {option: len(getattr(data, part)) for part, option in bounded.items()}
-    asked = {option: getattr(config, option) for option in bounded.values()}
-    short = {option: number for option, number in there.items() if number < (asked[option] or 1)}
-    if short:
-        wrong = [f"{_typed(option, asked[option])}: the data has {there[option] or 'none'} of them" for option in short]
-        fitting = {option: number - number % 2 * (option == "num_eval_prompts") for option, number in short.items()}
-        typed = " ".join(_typed(option, number) for option, number in fitting.items())
-        wanted = max((asked[option] or 1 for option in short if option in _HELD_OUT), default=0)
-        enough = f" ({math.ceil(wanted / share):,} prompts are enough)" if wanted and share else ""
-        remedy = f"type {typed}, or give it more rows" if all(fitting.values()) else "give it more rows"
-        raise DataError(f"{'; '.join(wrong)}; {held_out} is held out{enough}; {remedy}")
-    unwanted = {part: () for part in PARTS if part not in parts}
-    return replace(data, **unwanted, **{part: getattr(data, part)[: asked[bounded[part]]] for part in bounded})
-
-
-def _typed(option: str, number: int | None) -> str:
-    return f"dataset.{option}={'null' if number is None else number}"
+    kept: dict[str, Sequence[Any]] = dict.fromkeys(PARTS, ())
+    fewer = []
+    for part in parts:
+        option = PARTS[part]
+        there = len(getattr(data, part))
+        size = asked = there if option is None or getattr(config, option) is None else getattr(config, option)
+        size = min(there, asked)
+        if part == "eval_prompts" and size < asked:
+            size -= size % 2
+        if size == 0:
+            named = f"dataset={config.name}" if option is None else f"dataset.{option}={asked}"
+            raise DataError(f"{named}: the data has too few rows for that, {held_out} being held out; give it more")
+        if size < asked:
+            fewer.append(f"dataset.{option}={size} in place of {asked:,}")
+        kept[part] = getattr(data, part)[:size]
+    line = [f"data: smaller than asked for, {held_out} being held out: {', '.join(fewer)}"] if fewer else []
+    return replace(data, **kept, sources=(*data.sources, *line))

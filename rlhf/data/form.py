@@ -7,12 +7,13 @@ nothing imports them before a data set of this kind is asked for.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
 from rlhf.config.dataset import DatasetConfig
 from rlhf.config.packages import DATASETS
-from rlhf.data.examples import DataError, Demonstration, MalformedRow, Parse, TextData
+from rlhf.data.examples import DataError, Demonstration, Example, Parse, Preference, Prompt, TextData, UnknownForm
+from rlhf.data.messages import has_columns, kind_of
 
 
 @dataclass(frozen=True)
@@ -21,10 +22,17 @@ class Form:
 
     name: str
     """Names the rules in the cache of converted tables: rules that differ need names that differ."""
-    preferences: Parse
-    """The pairs of a row; () where it has no preference to teach."""
+    examples: Parse
+    """The pairs of a row, () where it has no preference to teach; or its prompt, of data without pairs."""
     demonstration: Callable[[Any], Demonstration]
     """The SFT text of a row of `dataset.sft_path` or `dataset.sft_hub`."""
+    _: KW_ONLY
+    kind: type[Preference] | type[Prompt] = Preference
+    """What `examples` makes."""
+    found: Callable[[Any, Example], str] = lambda row, example: ""
+    """What to say of the columns of the first row, and of the example that was made of it."""
+    prompts_of_sft_texts: bool = True
+    """Whether RL prompts are those of the SFT texts where these are a data set of their own."""
     max_pairs_per_prompt: int | None = None
     stop_strings: Callable[[Sequence[str]], Sequence[str]] = lambda prompts: ()
     """What ends a response to such prompts beside the EOS."""
@@ -41,9 +49,12 @@ def load_form(config: DatasetConfig, parts: Collection[str], form: Form) -> Text
 
 def texts(row: Any, *columns: str) -> list[str]:
     """The texts in some columns of a row."""
-    values = [row.get(column) for column in columns] if isinstance(row, dict) else []
-    present = [value for value in values if isinstance(value, str)]
+    if not isinstance(row, dict):
+        raise UnknownForm(f"the row is {kind_of(row)}, not an object with the columns {', '.join(columns)}")
+    present = [row[column] for column in columns if isinstance(row.get(column), str)]
     if len(present) < len(columns):
-        listed = " and ".join([", ".join(columns[:-1]), columns[-1]]).removeprefix(" and ")
-        raise MalformedRow(f"a row must be an object with the text{'s' if len(columns) > 1 else ''} {listed}")
+        raise UnknownForm(
+            f"{has_columns(row)}; it must have {', '.join(columns)} as texts, or use dataset=preferences, which reads "
+            "other forms"
+        )
     return present

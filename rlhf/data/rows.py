@@ -1,22 +1,28 @@
-"""Rows of .json, .jsonl and their .gz files, one at a time, each with its file and line."""
+"""Rows of .json, .jsonl, .csv, .tsv and their .gz files, one at a time, each with its file and line."""
 
 from __future__ import annotations
 
+import csv
 import gzip
+import io
 import itertools
 import json
 import re
+import sys
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from rlhf.data.examples import DataError
-from rlhf.errors import reason
+from rlhf.errors import printable, reason
 
-JSON_SUFFIXES = (".json", ".jsonl", ".json.gz", ".jsonl.gz")
+TEXT_SUFFIXES = tuple(f"{name}{packed}" for name in (".json", ".jsonl", ".csv", ".tsv") for packed in ("", ".gz"))
 _BLANKS = re.compile(r"[ \t\r\n]*")
+_UTF_16 = (b"\xff\xfe", b"\xfe\xff")
+"""With which such a file begins."""
+_DELIMITERS = ",;\t"
 
 
 @dataclass(frozen=True)
@@ -28,8 +34,9 @@ class Row:
     """Why there is no value."""
 
 
-def json_rows(path: Path, option: str) -> Iterator[Row]:
-    """A .jsonl file has a row a line; a .json file is one list of rows.
+def text_rows(path: Path, option: str) -> Iterator[Row]:
+    """A row a line, of .jsonl and of a .json that is no list; the items of a .json that is one list, or an object that
+    holds one; the lines of a .csv or .tsv below its header, whose values are texts. UTF-8, or UTF-16 with its mark.
 
     Raises:
         DataError: the file cannot be read. `option` is what named it.
@@ -37,10 +44,12 @@ def json_rows(path: Path, option: str) -> Iterator[Row]:
     try:
         with _opened(path) as file:
             if ".jsonl" in path.suffixes:
-                yield from _line_rows(file, path)
+                yield from _line_rows(_lines(file), path)
+            elif ".json" in path.suffixes:
+                yield from _json_rows(path, _text(file.read()), option)
             else:
-                yield from _list_rows(file.read().decode("utf-8-sig"), path, option)
-    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
+                yield from _table_rows(_lines(file), path, option)
+    except (OSError, EOFError, zlib.error, UnicodeError, csv.Error) as error:
         why = error.strerror if isinstance(error, OSError) and error.strerror else reason(error)
         raise DataError(f"{option}={path}: cannot be read ({why}); give a readable file") from None
 
@@ -49,8 +58,41 @@ def _opened(path: Path) -> BinaryIO:
     return gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb")  # type: ignore[return-value]
 
 
-def _line_rows(file: BinaryIO, path: Path) -> Iterator[Row]:
-    for number, line in enumerate(file, start=1):
+def _text(content: bytes) -> str:
+    return content.decode("utf-16" if content.startswith(_UTF_16) else "utf-8-sig")
+
+
+def _lines(file: BinaryIO) -> Iterator[bytes]:
+    """Lines in UTF-8, whatever the file is written in."""
+    start = file.read(2)
+    file.seek(0)
+    if start not in _UTF_16:
+        return iter(file)
+    # No other character than \n ends a line of JSON: a text may hold those that Python takes for one.
+    return (line.encode() for line in io.TextIOWrapper(file, "utf-16", newline="\n"))
+
+
+def _table_rows(lines: Iterable[bytes], path: Path, option: str) -> Iterator[Row]:
+    csv.field_size_limit(sys.maxsize)  # texts are longer than Python expects
+    texts = (line.decode("utf-8-sig" if not number else "utf-8") for number, line in enumerate(lines))
+    header = next(texts, "")
+    delimiter = max(_DELIMITERS, key=header.count)
+    reader = csv.reader(itertools.chain([header], texts), delimiter=delimiter, strict=True)
+    names = next(reader, [])
+    if len({*names}) < len(names) or not all(name.strip() for name in names) or not names:
+        raise DataError(
+            f"{option}={path}: its first line must name the columns, each once, and is {printable(header.strip())!r}"
+        )
+    for cells in reader:
+        if not cells:
+            continue
+        where = f"{path}:{reader.line_num}"
+        problem = None if len(cells) == len(names) else f"{len(cells)} cells, and the first line names {len(names)}"
+        yield Row(None if problem else dict(zip(names, cells, strict=True)), where, problem)
+
+
+def _line_rows(lines: Iterable[bytes], path: Path) -> Iterator[Row]:
+    for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
         where = f"{path}:{number}"
@@ -70,34 +112,59 @@ def _not_json(error: ValueError | RecursionError) -> str:
     return f"not a row ({reason(error)})"  # as a number of more digits than Python reads
 
 
-def _list_rows(text: str, path: Path, option: str) -> Iterator[Row]:
+def _json_rows(path: Path, text: str, option: str) -> Iterator[Row]:
+    """Rows of a list, of an object with one list of objects, or of a row a line."""
+    start = _next_symbol(text, 0)
+    if text[start : start + 1] == "[":
+        yield from _list_rows(text, path)
+        return
+    try:
+        value, end = json.JSONDecoder().raw_decode(text, start)
+    except (ValueError, RecursionError) as error:
+        line = error.lineno if isinstance(error, json.JSONDecodeError) else 1
+        raise DataError(f"{path}:{line}: {_not_json(error)}; give a list of rows, or a row a line") from None
+    if _next_symbol(text, end) < len(text):
+        yield from _line_rows((line.encode() for line in io.StringIO(text, newline="\n")), path)
+        return
+    lists = {
+        str(name): items
+        for name, items in (value.items() if isinstance(value, dict) else ())
+        if isinstance(items, list) and items and all(isinstance(item, dict) for item in items)
+    }
+    if len(lists) != 1:
+        found = f"holds lists of rows called {', '.join(map(printable, lists))}" if lists else "holds no list of rows"
+        raise DataError(
+            f"{option}={path}: {found}; give one list, a row a line, or a folder with a file for each split"
+        )
+    ((name, items),) = lists.items()
+    yield from (Row(item, f"{path} ({printable(name)}, row {number})") for number, item in enumerate(items, start=1))
+
+
+def _next_symbol(text: str, at: int) -> int:
+    blanks = _BLANKS.match(text, at)
+    assert blanks is not None
+    return blanks.end()
+
+
+def _list_rows(text: str, path: Path) -> Iterator[Row]:
     """The items of one list, decoded one at a time: only its text is in memory."""
-
-    def next_symbol(at: int) -> int:
-        blanks = _BLANKS.match(text, at)
-        assert blanks is not None
-        return blanks.end()
-
     decode = json.JSONDecoder().raw_decode
-    at = next_symbol(0)
-    if text[at : at + 1] != "[":
-        raise DataError(f"{option}={path}: must hold a list of rows; a row a line is .jsonl")
     line, counted = 1, 0
     try:
-        at = next_symbol(at + 1)
+        at = _next_symbol(text, _next_symbol(text, 0) + 1)
         for number in itertools.count(1):
             if number == 1 and text[at : at + 1] == "]":
                 break
             line, counted = line + text.count("\n", counted, at), at
             value, end = decode(text, at)
             yield Row(value, f"{path}:{line} (row {number})")
-            at = next_symbol(end)
+            at = _next_symbol(text, end)
             if text[at : at + 1] == "]":
                 break
             if text[at : at + 1] != ",":
                 raise json.JSONDecodeError("Expecting ',' delimiter or ']'", text, at)
-            at = next_symbol(at + 1)
-        if (end := next_symbol(at + 1)) < len(text):
+            at = _next_symbol(text, at + 1)
+        if (end := _next_symbol(text, at + 1)) < len(text):
             raise json.JSONDecodeError("Extra data", text, end)
     except (ValueError, RecursionError) as error:
         # Nobody can say where the next row begins: a broken list is refused whole.

@@ -11,15 +11,16 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets.exceptions import DatasetsError
 
 from rlhf.config.identity import fingerprint
 from rlhf.data.examples import DataError
-from rlhf.data.rows import JSON_SUFFIXES, Row, json_rows
+from rlhf.data.rows import TEXT_SUFFIXES, Row, text_rows
 from rlhf.errors import printable, reason
 
-SUFFIXES = (*JSON_SUFFIXES, ".parquet")
+SUFFIXES = (*TEXT_SUFFIXES, ".parquet", ".arrow")
 ROWS_AT_ONCE = 1000
 TRAIN = "train"
 HELD_OUT_NAMES = ("test", "validation", "valid", "valid1", "eval", "evaluation", "dev")
@@ -166,7 +167,8 @@ def _file_part(name: str, files: list[Path], option: str, folder: Path | None = 
 
     def rows() -> Iterator[Row]:
         for path in files:
-            yield from _parquet_rows(path, option) if path.suffix == ".parquet" else json_rows(path, option)
+            kinds = {".parquet": _parquet_rows, ".arrow": _arrow_rows}
+            yield from kinds.get(path.suffix, text_rows)(path, option)
 
     # A file beyond some size is known by its two ends: when and where it was written says the rest.
     states = [(str(path.resolve()), path.stat().st_mtime_ns, fingerprint(str(path))) for path in files if path.exists()]
@@ -181,6 +183,25 @@ def _parquet_rows(path: Path, option: str) -> Iterator[Row]:
             yield from _dataset_rows((row for batch in batches for row in batch.to_pylist()), str(path))
     except _UNREADABLE as error:
         raise DataError(f"{option}={path}: cannot be read ({reason(error)}); give a readable file") from None
+
+
+def _arrow_rows(path: Path, option: str) -> Iterator[Row]:
+    """Of Arrow's file format or, as `datasets` writes it, of its stream."""
+    try:
+        with pa.memory_map(str(path)) as file:
+            try:
+                reader = pa.ipc.open_file(file)
+                batches = (reader.get_batch(number) for number in range(reader.num_record_batches))
+            except pa.ArrowInvalid:
+                batches = iter(pa.ipc.open_stream(file))
+            parts = (batch.slice(first, ROWS_AT_ONCE) for batch in batches for first in _firsts(batch))
+            yield from _dataset_rows((row for part in parts for row in part.to_pylist()), str(path))
+    except _UNREADABLE as error:
+        raise DataError(f"{option}={path}: cannot be read ({reason(error)}); give a readable file") from None
+
+
+def _firsts(batch: pa.RecordBatch) -> range:
+    return range(0, batch.num_rows, ROWS_AT_ONCE)
 
 
 def _saved(path: Path, option: str) -> datasets.Dataset | datasets.DatasetDict:

@@ -45,7 +45,9 @@ class Answer(NamedTuple):
 
 def load_stackexchange(config: DatasetConfig, parts: Collection[str] = tuple(PARTS)) -> TextData:
     pairs = partial(preferences, seed=config.seed)
-    return load_form(config, parts, Form(f"stackexchange {config.seed}", pairs, demonstration, MAX_PAIRS))
+    name = f"stackexchange {config.seed}"
+    form = Form(name, pairs, demonstration, max_pairs_per_prompt=MAX_PAIRS)
+    return load_form(config, parts, form)
 
 
 def answer_score(upvotes: int, accepted: bool) -> int:

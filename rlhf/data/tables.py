@@ -28,7 +28,19 @@ import pyarrow as pa
 import pyarrow.compute as compute
 from numpy.typing import NDArray
 
-from rlhf.data.examples import DataError, Demonstration, Dropped, Example, MalformedRow, Mapped, Parse
+from rlhf.data.examples import (
+    DataError,
+    Demonstration,
+    Dropped,
+    Example,
+    MalformedRow,
+    Mapped,
+    Parse,
+    Preference,
+    Prompt,
+    TextAlone,
+    UnknownForm,
+)
 from rlhf.data.rows import Row
 from rlhf.data.sources import Part
 from rlhf.errors import FileError, reason
@@ -53,6 +65,11 @@ class Table:
     dropped: Dropped
     num_read: int
     """Rows of the source."""
+    form: str = ""
+    """What is to be said of its columns."""
+    columns: tuple[str, ...] = ()
+    """Names of the other columns, of all rows together."""
+    kind: type[Example] = Preference
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -71,10 +88,25 @@ class View:
             return self
         return View(self.table, self.index[at_most_of_each(self.table.keys[self.index], limit)])
 
-    def examples(self, make: Callable[[dict[str, str]], Out]) -> Mapped[Any, Out]:
-        """What `make` makes of each row, when it is asked for."""
+    def with_text(self, column: str) -> View:
+        """The rows whose `column` is not empty."""
+        there = compute.not_equal(self.table.rows.data.column(column), "")  # pyright: ignore[reportAttributeAccessIssue]
+        return View(self.table, self.index[there.to_numpy()[self.index]])
+
+    def examples(self, make: Callable[[dict[str, Any]], Out], columns: Sequence[str] = ()) -> Mapped[Any, Out]:
+        """What `make` makes of each row, when it is asked for.
+
+        Args:
+            columns: the other columns that every row is to have.
+        """
         index: Any = self.index
-        return Mapped(index, lambda row: make(self.table.rows[int(row)]))
+
+        def example(at: Any) -> Out:
+            row: dict[str, Any] = self.table.rows[int(at)]
+            row["columns"] = {**dict.fromkeys(columns), **json.loads(row["columns"] or "{}")}
+            return make(row)
+
+        return Mapped(index, example)
 
 
 @dataclass
@@ -102,8 +134,12 @@ def table_of(
     *,
     form: str,
     bad_rows: BadRows,
+    found: Callable[[Any, Example], str] = lambda row, example: "",
 ) -> Table:
     """The examples that `parse` finds in the rows of `part`, from the cache if they are there.
+
+    Args:
+        found: what to say of the columns of the first row that an example is made of.
 
     Raises:
         DataError: more rows are malformed than may be; the one too many is named.
@@ -118,7 +154,7 @@ def table_of(
                 with file_errors(partial, "write it"):
                     shutil.rmtree(partial, ignore_errors=True)
                     partial.mkdir()
-                    _convert(part, kind, parse, partial, bad_rows)
+                    _convert(part, kind, parse, partial, bad_rows, found)
                     os.replace(partial, folder)
     except FileError as error:
         why = os.strerror(error.errno) if error.errno else "no reason given"
@@ -130,7 +166,8 @@ def table_of(
 def _read(folder: Path, kind: type[Example], bad_rows: BadRows) -> Table:
     try:
         counts: dict[str, Any] = read_json_object(folder / "dropped.json") or {}
-        num_read = int(counts.pop("num_read"))
+        num_read, said = int(counts.pop("num_read")), str(counts.pop("form"))
+        others = tuple(map(str, counts.pop("columns")))
         counts["named"] = tuple(counts["named"])
         dropped = Dropped(**counts)
         rows = datasets.Dataset.from_file(str(folder / "rows.arrow"))
@@ -140,7 +177,7 @@ def _read(folder: Path, kind: type[Example], bad_rows: BadRows) -> Table:
         raise DataError(f"{folder}: the converted data is damaged ({reason(error)}); delete this folder") from error
     bad_rows.check(dropped)
     bad_rows.elsewhere += dropped.malformed
-    return Table(columns, keys, dropped, num_read)
+    return Table(columns, keys, dropped, num_read, said, others, kind)
 
 
 def _cache_folder(part: Part, kind: type, form: str) -> Path:
@@ -162,34 +199,45 @@ def _convert(
     parse: Parse,
     folder: Path,
     bad_rows: BadRows,
+    found: Callable[[Any, Example], str],
 ) -> None:
     """Write rows.arrow and dropped.json."""
     texts = [(field.name, pa.string()) for field in dataclasses.fields(kind)]
     schema = pa.schema([*texts, ("key", pa.int64())])
-    dropped, num_read = Dropped(), 0
+    dropped, num_read, form = Dropped(), 0, None
+    columns: dict[str, None] = {}
 
     def examples() -> Iterator[dict[str, Any]]:
-        nonlocal dropped, num_read
+        nonlocal dropped, num_read, form
         for row in part.rows():
             num_read += 1
-            for example in _examples_of(row, parse):
+            for example in _examples_of(row, parse, form is None):
                 if isinstance(example, Dropped):
                     dropped += example
                     dropped = dataclasses.replace(dropped, named=dropped.named[:NAMED])
                     bad_rows.check(dropped)
-                else:
-                    yield {**vars(example), "key": prompt_key(example.prompt)}
+                    continue
+                form = found(row.value, example) if form is None else form
+                columns.update(dict.fromkeys(example.columns))
+                # What JSON does not know, as dates, becomes a text.
+                others = json.dumps(example.columns, default=str) if example.columns else ""
+                yield {**vars(example), "columns": others, "key": prompt_key(_question(example))}
 
     rows = examples()
     batches = iter(lambda: list(itertools.islice(rows, ROWS_AT_ONCE)), [])
     with pa.OSFile(str(folder / "rows.arrow"), "wb") as file, pa.ipc.new_stream(file, schema) as writer:
         for batch in itertools.chain(batches, [[]]):  # an empty one too, lest there be none
             writer.write_batch(pa.RecordBatch.from_pylist(batch, schema=schema))
-    (folder / "dropped.json").write_text(json.dumps({"num_read": num_read, **dataclasses.asdict(dropped)}))
+    said = {"num_read": num_read, "form": form or "", "columns": [*columns]}
+    (folder / "dropped.json").write_text(json.dumps({**said, **dataclasses.asdict(dropped)}))
 
 
-def _examples_of(row: Row, parse: Parse) -> list[Example | Dropped]:
-    """Each example of a row, or why there is none."""
+def _examples_of(row: Row, parse: Parse, first: bool) -> list[Example | Dropped]:
+    """Each example of a row, or why there is none.
+
+    Raises:
+        DataError: the `first` rows have a form that is not read, and no number of bad rows would mend that.
+    """
     examples: Sequence[Example | Dropped] = ()
     problem = row.problem
     if problem is None:
@@ -197,8 +245,10 @@ def _examples_of(row: Row, parse: Parse) -> list[Example | Dropped]:
             examples = parse(row.value)
             for example in examples:
                 if not isinstance(example, Dropped):
-                    "".join(vars(example).values()).encode()
+                    "".join(value for value in vars(example).values() if isinstance(value, str)).encode()
         except MalformedRow as error:
+            if first and isinstance(error, UnknownForm):
+                raise DataError(f"{row.where}: {error}") from None
             problem = str(error)
         except UnicodeEncodeError:
             problem = "a text holds half a surrogate pair"
@@ -210,12 +260,21 @@ def _examples_of(row: Row, parse: Parse) -> list[Example | Dropped]:
 def _unless_empty(example: Example | Dropped) -> Example | Dropped:
     if isinstance(example, Dropped):
         return example
-    if not example.prompt.strip():
+    if not example.prompt.strip() and not isinstance(example, TextAlone):
         return Dropped(empty_prompts=1)
     if isinstance(example, Demonstration):
-        return example if example.response.strip() else Dropped(no_preference=1)
+        return example if example.response.strip() or isinstance(example, Prompt) else Dropped(no_preference=1)
     teaches = example.chosen.strip() and example.rejected.strip()
     return example if teaches and example.chosen.rstrip() != example.rejected.rstrip() else Dropped(no_preference=1)
+
+
+def _question(example: Example) -> str:
+    """By which prompts are told apart: one message of the user is the same as its text. Texts without a prompt are no
+    answers to the same one."""
+    if isinstance(example, TextAlone):
+        return example.response
+    messages = json.loads(example.messages) if example.messages else []
+    return messages[0]["content"] if len(messages) == 1 else example.prompt
 
 
 def prompt_key(prompt: str) -> int:
@@ -244,7 +303,7 @@ def distinct_prompts(tables: Sequence[Table]) -> Index:
     prompts = pa.chunked_array(chunks, pa.string())
     order = compute.sort_indices(prompts).to_numpy()  # pyright: ignore[reportAttributeAccessIssue]  # made on import
     keys = np.concatenate([table.keys for table in tables])[order]
-    return keys[_first_of_runs(keys)]
+    return keys[np.sort(np.unique(keys, return_index=True)[1])]
 
 
 def _first_of_runs(keys: Index) -> NDArray[np.bool_]:

@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerBase
 from rlhf.batches import DemonstrationBatch, PreferenceBatch, PromptBatch, pad
 from rlhf.config.dataset import DatasetConfig
 from rlhf.control_tokens import eos_id, pad_id, spelled_control
-from rlhf.data.examples import Demonstration, Dropped, Preference
+from rlhf.data.examples import Demonstration, Dropped, Preference, columns_of
 from rlhf.errors import printable
 from rlhf.text import answer_text, encode_answer, encode_prompt, shown_prompt
 
@@ -31,7 +31,7 @@ def encode_prompts(
     rows = [encode_prompt(tokenizer, example.prompt, max_prompt_tokens) for example in examples]
     ids, mask = pad([tokens for tokens, _ in rows], pad_id(tokenizer), left=True)
     references = [answer_text(tokenizer, example.response) for example in examples]
-    return PromptBatch(ids, mask, [text for _, text in rows], references)
+    return PromptBatch(ids, mask, [text for _, text in rows], references, columns_of(examples))
 
 
 class _Examples(Generic[Example, Batch]):
@@ -87,6 +87,7 @@ def prompt_report(
         " rows of held-out prompts dropped": dropped.held_out,
         " malformed rows skipped": dropped.malformed,
         " answers cut at the next turn": dropped.cut_answers,
+        " rows of repeated prompts dropped": dropped.repeated,
     }
     said = [f"{len(examples):,} prompts", *(f"{count:,}{what}" for what, count in counts.items() if count)]
     if stop_strings:

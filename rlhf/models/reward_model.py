@@ -29,6 +29,7 @@ from transformers.dynamic_module_utils import get_class_from_dynamic_module
 from rlhf.batches import pad
 from rlhf.config import TrainableConfig
 from rlhf.control_tokens import pad_id, rows_needed
+from rlhf.data.examples import NO_COLUMNS, Columns
 from rlhf.data.tokenize import encode_answered
 from rlhf.errors import reason
 from rlhf.finite import NotFinite, check_loaded
@@ -78,7 +79,7 @@ class RewardModel:
             return self.head(hidden[torch.arange(len(hidden)), last].float()).squeeze(-1)
 
     @torch.no_grad()
-    def score(self, prompts: Sequence[str], answers: Sequence[str]) -> Tensor:
+    def score(self, prompts: Sequence[str], answers: Sequence[str], columns: Columns = NO_COLUMNS) -> Tensor:
         """Normalised scores of whole answers, (B,) float32 on the CPU."""
         device = next(self.model.parameters()).device
         parts = []

@@ -6,6 +6,8 @@
 | hh_gptj, tldr_gptj | the paper's reward models: GPT-J with a linear head, as bare state dicts |
 | http | a server's |
 | sentiment | a lexicon's |
+| python | a function of the user's |
+| verifiable | 1 for a right answer, 0 for a wrong one |
 
 A scorer takes text, so that its tokenizer is its own.
 """
@@ -22,27 +24,35 @@ import torch
 from torch import Tensor
 
 from rlhf.config import RunConfig
-from rlhf.data.examples import DataError, Demonstration, TextData
+from rlhf.data.examples import NO_COLUMNS, Columns, DataError, Demonstration, TextData, columns_of
 from rlhf.finite import NotFinite
 from rlhf.random import endless_order
 from rlhf.scorers.classifier import load_learned
 from rlhf.scorers.gptj import load_hh_gptj, load_tldr_gptj
 from rlhf.scorers.http import load_http
+from rlhf.scorers.python import load_python
 from rlhf.scorers.sentiment import load_sentiment
+from rlhf.scorers.verifiable import load_verifiable
 
 
 class Scorer(Protocol):
-    def score(self, prompts: Sequence[str], answers: Sequence[str]) -> Tensor:
-        """Scores of whole answers, (B,) float32 on the CPU; larger is better."""
+    def score(self, prompts: Sequence[str], answers: Sequence[str], columns: Columns = NO_COLUMNS, /) -> Tensor:
+        """Scores of whole answers, (B,) float32 on the CPU; larger is better.
+
+        Args:
+            columns: what else the rows of the data have, an entry for each answer.
+        """
         ...
 
 
-SCORERS: dict[str, Callable[[RunConfig, Path | None, torch.device], Scorer]] = {
+SCORERS: dict[str, Callable[[RunConfig, Path | None, torch.device, TextData], Scorer]] = {
     "learned": load_learned,
     "hh_gptj": load_hh_gptj,
     "tldr_gptj": load_tldr_gptj,
     "http": load_http,
     "sentiment": load_sentiment,
+    "python": load_python,
+    "verifiable": load_verifiable,
 }
 
 
@@ -57,7 +67,7 @@ def load_scorer(config: RunConfig, trained: Path | None, device: torch.device, d
     answered = config.stage.name != "online" or any(example.response for example in data.prompts)
     if not answered and reward.baseline == "reference":
         raise DataError(f"reward.baseline=reference: dataset={config.dataset.name} has no reference answers; use none")
-    scorer = SCORERS[reward.name](config, trained, device)
+    scorer = SCORERS[reward.name](config, trained, device, data)
     if reward.normalize == "none":
         return scorer
     # The references depend on the data and its seed alone: a run that goes on gets the same numbers again.
@@ -76,14 +86,15 @@ class Normalised:
     mean: float
     std: float
 
-    def score(self, prompts: Sequence[str], answers: Sequence[str]) -> Tensor:
+    def score(self, prompts: Sequence[str], answers: Sequence[str], columns: Columns = NO_COLUMNS) -> Tensor:
         """(B,) float32 on the CPU."""
-        return (self.scorer.score(prompts, answers) - self.mean) / self.std
+        return (self.scorer.score(prompts, answers, columns) - self.mean) / self.std
 
 
 def mean_and_std(scorer: Scorer, references: Sequence[Demonstration], how: str) -> tuple[float, float]:
     """Of the references' scores: ("mean") their mean and 1, ("mean_std") mean and population standard deviation."""
-    scores = scorer.score([e.prompt for e in references], [e.response for e in references]).double()
+    texts = [e.prompt for e in references], [e.response for e in references]
+    scores = scorer.score(*texts, columns_of(references)).double()
     mean, std = float(scores.mean()), float(scores.std(correction=0))
     if not bool(scores.isfinite().all()):
         raise NotFinite(

@@ -10,8 +10,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from rlhf.batches import pad
+from rlhf.chat import whole_conversation
 from rlhf.config import RunConfig
-from rlhf.control_tokens import joined, special_control
+from rlhf.control_tokens import MarkedText, joined, special_control
+from rlhf.data.examples import NO_COLUMNS, Columns, TextData
 from rlhf.models.adapters import adapter_at
 from rlhf.models.hub import ModelError, OwnCode
 from rlhf.models.loading import moved, own_code_of, tokenizer_at
@@ -24,6 +26,8 @@ class TextClassifier:
 
     The text is tokenised as one, between what the tokenizer itself puts around a text, exactly once; it loses its
     beginning where it is too long. Control tokens stand where prefix, suffix or the policy's chat template put them.
+    A tokenizer with a chat template writes the conversation by that, and the score stands at its last token, unless
+    there is a prefix or a suffix, or the policy saw a cut prompt.
     A decoder with a linear `score` is read by position, at the last token: an EOS is put there unless the suffix is a
     text's end already or the tokenizer has none. Any other model (BERT, DeBERTa ...) says itself what its score is.
     """
@@ -55,23 +59,25 @@ class TextClassifier:
         self.max_tokens = min(most, tokenizer.model_max_length, positions)
 
     @torch.no_grad()
-    def score(self, prompts: Sequence[str], answers: Sequence[str]) -> Tensor:
+    def score(self, prompts: Sequence[str], answers: Sequence[str], columns: Columns = NO_COLUMNS) -> Tensor:
         """(B,) float32 on the CPU."""
-        texts = [
-            joined(self.prefix, prompt, answer_text(self.tokenizer, answer), self.suffix)
-            for prompt, answer in zip(prompts, answers, strict=True)
-        ]
+        pairs = [*zip(prompts, answers, strict=True)]
         # Some models take positions from it; where the tokenizer has none any token does, since the mask says it.
         padding = self.tokenizer.pad_token_id
         if not isinstance(padding, int) or padding >= self.model.config.vocab_size:
             padding = 0
         parts = [torch.empty(0)]
-        for first in range(0, len(texts), self.batch_size):
-            rows = [self._tokens(text) for text in texts[first : first + self.batch_size]]
+        for first in range(0, len(pairs), self.batch_size):
+            rows = [self._tokens(*pair) for pair in pairs[first : first + self.batch_size]]
             parts.append(self._scores(*pad(rows, padding, left=False)).float().cpu())
         return torch.cat(parts)
 
-    def _tokens(self, text: str) -> list[int]:
+    def _tokens(self, prompt: str, answer: str) -> list[int]:
+        answer = answer_text(self.tokenizer, answer)
+        messages = prompt.messages if isinstance(prompt, MarkedText) and not (self.prefix or self.suffix) else ()
+        if messages and self.tokenizer.chat_template:
+            return encode_whole(self.tokenizer, whole_conversation(self.tokenizer, messages, answer), self.max_tokens)
+        text = joined(self.prefix, prompt, answer, self.suffix)
         room = self.max_tokens if self.eos is None else self.max_tokens - 1
         tokens = encode_whole(self.tokenizer, text, room)
         if self.eos is not None and tokens[-1:] != [self.eos]:
@@ -91,7 +97,9 @@ class TextClassifier:
         return self.head(hidden[torch.arange(len(hidden)), read].float()).squeeze(-1)
 
 
-def load_learned(config: RunConfig, trained: Path | None, device: torch.device) -> RewardModel | TextClassifier:
+def load_learned(
+    config: RunConfig, trained: Path | None, device: torch.device, _data: TextData
+) -> RewardModel | TextClassifier:
     """reward=learned: the model at `trained`, which is told by the normalisation that the reward-model stage writes.
 
     That one reads prompt, answer and EOS token by token as it was trained to; any other model reads text.

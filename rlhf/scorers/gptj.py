@@ -27,6 +27,7 @@ from torch import Tensor
 from transformers import AutoConfig, PreTrainedModel
 
 from rlhf.config import RunConfig
+from rlhf.data.examples import TextData
 from rlhf.errors import reason
 from rlhf.finite import check_loaded
 from rlhf.models.hub import ModelError, OwnCode, few_of, loading, remedy
@@ -40,7 +41,7 @@ _BUFFERS = re.compile(r"\.attn\.(attention\.)?(bias|masked_bias|embed_positions)
 
 
 def load_hh_gptj(
-    config: RunConfig, _: Path | None, device: torch.device, *, read_before_suffix: bool = False
+    config: RunConfig, _: Path | None, device: torch.device, _data: TextData, *, read_before_suffix: bool = False
 ) -> TextClassifier:
     """Scored at the suffix's last token."""
     reward = config.reward

@@ -2,10 +2,11 @@
 
 A request is a POST of `reward.batch_size` texts at most, as application/json:
 
-    {"prompts": ["...", ...], "responses": ["...", ...]}
+    {"prompts": ["...", ...], "responses": ["...", ...], "columns": {"answer": ["...", ...]}}
 
-Both lists are equally long. A response is as the policy wrote it, its leading blank included and without EOS and stop
-string; prompt + response is the whole text. The answer has status 200 and a finite number for each response, in order:
+All lists are equally long. `columns` has what else the rows of the data have; without any it is left out. A response is
+as the policy wrote it, its leading blank included and without EOS and stop string; prompt + response is the whole text.
+The answer has status 200 and a finite number for each response, in order:
 
     {"scores": [0.7, ...]}
 
@@ -15,8 +16,9 @@ after as long as Retry-After asks for. Any other status, a wrong number of score
 run: another try would not mend it. The same text must get the same score, or runs cannot be repeated.
 
 A server that asks for a token gets the one that the environment variable `reward.token_env` or the file
-`reward.token_file` holds, as `Authorization: Bearer <token>`; it is written nowhere. To an address of this machine no
-proxy is asked; to others that of the environment (http_proxy, https_proxy, no_proxy).
+`reward.token_file` holds, as `Authorization: Bearer <token>`; it is written nowhere. Other headers come from the
+environment too: `reward.headers_env=[X-Api-Key=MY_KEY]` sends what the variable MY_KEY holds. To an address of this
+machine no proxy is asked; to others that of the environment (http_proxy, https_proxy, no_proxy).
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ import ipaddress
 import json
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -39,6 +41,7 @@ from urllib3.exceptions import InvalidHeader
 from urllib3.util import Retry
 
 from rlhf.config import RewardConfig, RunConfig
+from rlhf.data.examples import NO_COLUMNS, Columns, TextData
 from rlhf.errors import UserError, printable, reason
 from rlhf.waiting import pause
 
@@ -65,8 +68,9 @@ class HttpScorer:
     timeout_seconds: float
     retries: int
     token: str | None = field(default=None, repr=False)
+    headers: Mapping[str, str] = field(default_factory=dict, repr=False)
 
-    def score(self, prompts: Sequence[str], answers: Sequence[str]) -> Tensor:
+    def score(self, prompts: Sequence[str], answers: Sequence[str], columns: Columns = NO_COLUMNS) -> Tensor:
         """(B,) float32 on the CPU.
 
         Raises:
@@ -76,12 +80,15 @@ class HttpScorer:
         scores = []
         for first in range(0, len(prompts), self.batch_size):
             rows = slice(first, first + self.batch_size)
-            answer = self._ask({"prompts": list(prompts[rows]), "responses": list(answers[rows])})
+            request: dict[str, Any] = {"prompts": list(prompts[rows]), "responses": list(answers[rows])}
+            if columns:
+                request["columns"] = {name: list(entries[rows]) for name, entries in columns.items()}
+            answer = self._ask(request)
             scores += self._checked(answer, len(answers[rows]))
         return torch.tensor(scores, dtype=torch.float32)
 
-    def _ask(self, request: dict[str, list[str]]) -> Any:
-        body, wait = json.dumps(request).encode(), FIRST_WAIT
+    def _ask(self, request: Mapping[str, Any]) -> Any:
+        body, wait = json.dumps(request, default=str).encode(), FIRST_WAIT  # dates and the like, as text
         for left in reversed(range(self.retries + 1)):
             try:
                 return self._try(body)
@@ -102,10 +109,11 @@ class HttpScorer:
             with requests.post(
                 self.url,
                 data=body,
-                headers={"Content-Type": "application/json"},
+                headers={"Content-Type": "application/json", **self.headers},
                 auth=self._authorised if self.token else None,
                 proxies=dict.fromkeys(("http", "https", "all")) if _is_this_machine(self.url) else None,  # type: ignore
                 timeout=self.timeout_seconds,
+                allow_redirects=not self.headers,  # the library would take them along to another host
                 stream=True,
             ) as response:
                 self._check_status(response)
@@ -158,7 +166,9 @@ class HttpScorer:
 
     def _without_token(self, text: str) -> str:
         """A server may say back what it was sent."""
-        return text.replace(self.token, "***") if self.token else text
+        for secret in filter(None, [self.token, *self.headers.values()]):
+            text = text.replace(secret, "***")
+        return text
 
     def _checked(self, answer: Any, count: int) -> list[float]:
         scores = answer.get("scores") if isinstance(answer, dict) else None
@@ -173,10 +183,11 @@ class HttpScorer:
         return [float(score) for score in scores]
 
 
-def load_http(config: RunConfig, _trained: Path | None, _device: torch.device) -> HttpScorer:
+def load_http(config: RunConfig, _trained: Path | None, _device: torch.device, _data: TextData) -> HttpScorer:
     reward = config.reward
     assert reward.url is not None, "checked in rlhf.config.check"
-    return HttpScorer(reward.url, reward.batch_size, reward.timeout_seconds, reward.retries, _token(reward))
+    limits = reward.batch_size, reward.timeout_seconds, reward.retries
+    return HttpScorer(reward.url, *limits, _token(reward), _headers(reward))
 
 
 def _token(reward: RewardConfig) -> str | None:
@@ -203,6 +214,23 @@ def _token(reward: RewardConfig) -> str | None:
     if not token.isascii() or not token.isprintable() or " " in token:
         raise RewardServerError(f"{option}: holds no token but a text that no header can have; {remedy}")
     return token
+
+
+def _headers(reward: RewardConfig) -> dict[str, str]:
+    """{header: what its environment variable holds}.
+
+    Raises:
+        RewardServerError: nothing there, or something that no header can have.
+    """
+    headers = {}
+    for entry in reward.headers_env or ():
+        name, _, variable = entry.partition("=")
+        value = os.environ.get(variable, "").strip()
+        if not value or not value.isascii() or not value.isprintable():
+            held = "holds a text that no header can have" if value else "holds nothing"
+            raise RewardServerError(f"reward.headers_env: {name}={variable}: {variable} {held}; export {variable}=...")
+        headers[name] = value
+    return headers
 
 
 def _is_this_machine(url: str) -> bool:

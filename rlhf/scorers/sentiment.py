@@ -10,6 +10,7 @@ from torch import Tensor
 
 from rlhf.config import RunConfig
 from rlhf.config.packages import VADER
+from rlhf.data.examples import NO_COLUMNS, Columns, TextData
 from rlhf.models.loading import ModelError
 
 
@@ -23,10 +24,12 @@ class SentimentScorer:
 
         self.analyzer = SentimentIntensityAnalyzer()
 
-    def score(self, prompts: Sequence[str], answers: Sequence[str]) -> Tensor:
+    def score(self, prompts: Sequence[str], answers: Sequence[str], columns: Columns = NO_COLUMNS) -> Tensor:
         """(B,) float32 on the CPU."""
         return torch.tensor([self.analyzer.polarity_scores(answer)["compound"] for answer in answers])
 
 
-def load_sentiment(_config: RunConfig, _trained: Path | None, _device: torch.device) -> SentimentScorer:
+def load_sentiment(
+    _config: RunConfig, _trained: Path | None, _device: torch.device, _data: TextData
+) -> SentimentScorer:
     return SentimentScorer()

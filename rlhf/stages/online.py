@@ -14,6 +14,8 @@ from torch import Tensor
 
 from rlhf.batches import PromptBatch, Rollouts
 from rlhf.config import RunConfig
+from rlhf.config.reward import MODELS
+from rlhf.data.examples import NO_COLUMNS, Columns
 from rlhf.data.tokenize import Prompts
 from rlhf.distributed import gathered, own_rows
 from rlhf.random import endless_order, sampling_uniforms
@@ -36,7 +38,7 @@ def run_online(context: RunContext) -> dict[str, float]:
 def scores_early(config: RunConfig) -> bool:
     """Whether to score while more is sampled: only where the two do not share the same cores."""
     batches = config.rollout.num_responses // config.hardware.ranks > config.rollout.batch_size
-    elsewhere = config.reward.name == "http" or (config.hardware.device == "cuda" and config.reward.name != "sentiment")
+    elsewhere = config.reward.name == "http" or (config.hardware.device == "cuda" and config.reward.name in MODELS)
     return config.reward.overlap and batches and elsewhere
 
 
@@ -58,10 +60,10 @@ class EarlyScores:
         self.scorer = scorer
         self.stream = torch.cuda.Stream(device) if device.type == "cuda" else None
         self.parts: list[tuple[Tensor, Future[Tensor]]] = []
-        self._asked: SimpleQueue[tuple[Future[Tensor], Sequence[str], Sequence[str]]] = SimpleQueue()
+        self._asked: SimpleQueue[tuple[Future[Tensor], Sequence[str], Sequence[str], Columns]] = SimpleQueue()
         threading.Thread(target=self._work, name="scores", daemon=True).start()
 
-    def ask(self, rows: Tensor, prompts: Sequence[str], texts: Sequence[str]) -> None:
+    def ask(self, rows: Tensor, prompts: Sequence[str], texts: Sequence[str], columns: Columns = NO_COLUMNS) -> None:
         """Want scores of these rows.
 
         Raises:
@@ -70,7 +72,7 @@ class EarlyScores:
         if any(part.done() and part.exception() is not None for _, part in self.parts):
             self.take()
         self.parts.append((rows, Future()))
-        self._asked.put((self.parts[-1][1], prompts, texts))
+        self._asked.put((self.parts[-1][1], prompts, texts, columns))
 
     def take(self) -> Tensor:
         """(B,) scores of all rows since the last call.
@@ -90,12 +92,12 @@ class EarlyScores:
 
     def _work(self) -> None:
         while True:
-            future, prompts, texts = self._asked.get()
+            future, prompts, texts, columns = self._asked.get()
             if not future.set_running_or_notify_cancel():
                 continue
             try:
                 with torch.cuda.stream(self.stream) if self.stream else contextlib.nullcontext():
-                    future.set_result(self.scorer.score(prompts, texts))
+                    future.set_result(self.scorer.score(prompts, texts, columns))
             except BaseException as error:  # whatever it is, `take` raises it where the run can say so
                 future.set_exception(error)
 
@@ -119,7 +121,8 @@ class Sampled(Responses):
 
         def as_sampled(batch: Tensor, texts: list[str]) -> None:
             if self.early is not None:
-                self.early.ask(batch, [prompts.texts[row] for row in batch.tolist()], texts)
+                asked = prompts.rows(batch)
+                self.early.ask(batch, asked.texts, texts, asked.columns)
 
         responses = generate(
             setup.models,
@@ -138,11 +141,13 @@ class Sampled(Responses):
         is, whatever the reference."""
         config, scorer, count = self.config, self.setup.scorer, len(rollouts.mask)
         part = rollouts.rows(own_rows(count))
-        raw = scorer.score(part.prompts, part.responses) if self.early is None else self.early.take()
+        raw = self.early.take() if self.early else scorer.score(part.prompts, part.responses, part.columns)
         missing_eos_score = config.reward.missing_eos_score
         scores = checked_scores(raw, part, missing_eos_score)
         if config.reward.baseline == "reference":
             group = config.algo.group_size  # one reference answer to its prompt
-            references = scorer.score(part.prompts[::group], part.references[::group]).repeat_interleave(group)
+            columns = {name: entries[::group] for name, entries in part.columns.items()}
+            references = scorer.score(part.prompts[::group], part.references[::group], columns)
+            references = references.repeat_interleave(group)
             scores = scores - checked_scores(references, part, None if missing_eos_score is None else 0.0)
         return gathered(scores, count)

@@ -5,12 +5,11 @@ from __future__ import annotations
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from analysis.__main__ import main
-from analysis.winrate.figure import save_win_rates
-from analysis.winrate.intervals import Rate
-from analysis.winrate.results import PairResult
+from analysis.winrate.output import save_win_rates
 from tests.analysis.made_up import config, rows, write_run
 
 HOSTILE = "[/red][bold]x\x1b[31mred\x1b]0;title\x07\x9b2J\u202egpj.exe"
@@ -51,9 +50,8 @@ def test_report_and_compare(sweep: Path, capsys: pytest.CaptureFixture[str]) -> 
 
 
 def test_win_rates_of_models_with_strange_names(tmp_path: Path) -> None:
-    pair = PairResult(
-        f"a{HOSTILE}\ud800<&>$x$", "b\"'\\", 4, 1, 4, 1, 1, 2, 0, 0, 0, Rate(0.4, None, None, 4), None, None
-    )
-    _, svg = save_win_rates([pair], tmp_path, f"Judged by {HOSTILE}", "")
+    pair = {"model_a": f"a{HOSTILE}<&>$x$", "model_b": "b\"'\\", "wins": 1, "ties": 1, "losses": 2}
+    pair |= {"inconsistent": 0, "win_rate": 0.4, "ci_low": None, "ci_high": None}
+    _, svg = save_win_rates(pd.DataFrame([pair]), tmp_path, f"Judged by {HOSTILE}", "")
     ElementTree.parse(svg)
     assert not [bad for bad in OBEYED if bad in svg.read_text(encoding="utf-8")]

@@ -13,7 +13,7 @@ from analysis.__main__ import main
 from analysis.errors import AnalysisError
 from analysis.paper_figures.command import missing_pairs
 from analysis.paper_figures.table import FIGURES
-from analysis.winrate.results import read_winrates
+from analysis.winrate.output import read_winrates
 from tests.analysis.test_paper_figures import add, fill_controllers, fill_hh, fill_lambdas, fill_offline
 
 WINRATES = """model_a,model_b,prompts,wins,ties,losses,unparsed,win_rate,ci_low,ci_high

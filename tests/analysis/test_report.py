@@ -266,3 +266,12 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     captured = capsys.readouterr()
     assert captured.out == "" and captured.err.count("\n") == 1
     assert captured.err.startswith(f"analysis: {tmp_path / 'nonesuch'}: no such folder; give a sweep's folder")
+
+
+def test_samples_show_the_other_columns_of_their_rows_as_text(tmp_path: Path) -> None:
+    columns = {"answer": "<b>42</b>", "level": 3}
+    samples = [
+        {"step": step, "prompt": "6 * 7", "response": "42", "reward": 1.0, "columns": columns} for step in (0, 4)
+    ]
+    write_run(tmp_path, "r", config("apa", 0), rows([0, 1, 2], [0, 1, 2]), samples=samples)
+    assert "answer: &lt;b&gt;42&lt;/b&gt;; level: 3" in write_report(tmp_path).html.read_text(encoding="utf-8")

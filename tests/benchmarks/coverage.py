@@ -15,7 +15,7 @@ import numpy as np
 from analysis.measures import expected, order_weights
 from analysis.overoptimization import fitted_line
 from analysis.statistics import interval, iqm_interval, spread_interval, versus
-from analysis.winrate.intervals import seeds_rate
+from analysis.winrate.results import seeds_rate
 
 REPETITIONS = 1000
 SEEDS = (3, 5, 8, 10, 30)

@@ -157,7 +157,7 @@ def reward_of(config: RunConfig, network: PreTrainedModel, tokenizer: PreTrained
 class NoReward:
     """Scores that cost nothing."""
 
-    def score(self, prompts: Sequence[str], answers: Sequence[str]) -> Tensor:
+    def score(self, prompts: Sequence[str], answers: Sequence[str], columns: Any = None) -> Tensor:
         return torch.arange(len(answers)) / len(answers)
 
 

@@ -46,7 +46,7 @@ from tests.config.composed import typed
         (["dataset.num_eval_prompts=5"], "dataset.num_eval_prompts: 5 is odd"),
         (["dataset.kl_budgets=[]"], "dataset.kl_budgets: empty"),
         (["dataset.stop_strings=['']"], "dataset.stop_strings: an empty text"),
-        (["dataset.name=hh"], "model.source: random needs a data set that brings its own words (letters), not hh"),
+        (["dataset.name=hh"], "model.source: random needs a data set that brings its own words (letters,"),
         (["optimization.betas=[0.9]"], "optimization.betas: 1 numbers; AdamW has two"),
         (["optimization.betas=[0.9,1]"], "optimization.betas: 1 never forgets"),
         (["algo=ppo", "algo.kl.init_coef=0"], "algo.kl.init_coef: the adaptive controller multiplies"),

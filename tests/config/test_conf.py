@@ -14,12 +14,18 @@ GROUPS = {folder.name: sorted(file.stem for file in folder.glob("*.yaml")) for f
 
 # source=random brings a tokenizer for made-up languages alone.
 REAL_MODEL = {"dataset": ["model=smollm2_135m"]}
-# ILQL has no online form, and a server's address or a model's place is nobody's default.
+# ILQL has no online form, and a server's address or the place of a model or of data is nobody's default.
 BESIDE = {
     "algo=ilql": ["stage=offline"],
+    "algo=custom": ["algo.loss=rlhf.algorithms.apa:APA", "algo.lam=1", "algo.anchor=initial"],
+    "dataset=reasoning_gym": ["dataset.task=leg_counting"],
     "reward=http": ["reward.url=http://localhost:8000/score"],
+    "reward=python": ["reward.path=posixpath:join"],
+    "reward=verifiable": ["dataset=sums"],
     "stage=reference_samples": ["evaluation.reference_responses=2"],
     "model=hub": ["model.path=owner/hub", "dataset=hh"],
+    "dataset=preferences": ["dataset.hub=owner/pairs"],
+    "dataset=prompts": ["dataset.hub=owner/prompts", "reward=sentiment"],
 }
 
 
@@ -30,7 +36,12 @@ def test_every_file_composes(choice):
     group, _, name = choice.partition("=")
     real = REAL_MODEL.get(group, []) if name != "letters" else []
     run = config(choice, *real, *BESIDE.get(choice, []))
-    named = {"algo": run.algo.name, "stage": run.stage.name, "model": run.model.name, "dataset": run.dataset.name}
+    named = {
+        "algo": "custom" if choice == "algo=custom" else run.algo.name,
+        "stage": run.stage.name,
+        "model": run.model.name,
+        "dataset": run.dataset.name,
+    }
     assert named.get(group, name).removeprefix("hub-") == name
 
 

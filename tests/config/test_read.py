@@ -57,12 +57,14 @@ COMBINATIONS = {
     "online apa with reference samples": ("evaluation.reference_responses=2",),
     "online ppo": ("algo=ppo", "algo.kl.controller=none", "value.network=head", "advantages.whiten=none"),
     "online rloo": ("algo=rloo",),
+    "online sums": ("dataset=sums", "reward=verifiable"),
+    "online, a function": ("algo=rloo", "reward=python", "reward.path=tests.scorers.made_up:lengths"),
     "offline awr": ("stage=offline", "algo=awr", "reward=sentiment", "model.train.mode=all"),
     "offline ilql": ("stage=offline", "algo=ilql"),
     "evaluate": ("stage=evaluate", "reward=sentiment", "evaluation.policy={sft}"),
     "loaded": (
         *("model=hub", "model.path={sft}", "model.train.mode=lora", "sft.train.mode=lora"),
-        *("dataset=hh", "dataset.path={pairs}", "dataset.num_prompts=null", "dataset.num_sft=null"),
+        *("dataset=preferences", "dataset.path={pairs}", "dataset.num_prompts=null", "dataset.num_sft=null"),
         *("dataset.num_pairs=null", "dataset.max_total_length=38", "reward=sentiment"),
     ),
 }

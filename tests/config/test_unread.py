@@ -31,6 +31,8 @@ COMBINATIONS = {
     "offline ilql": ("stage=offline", "algo=ilql"),
     "evaluate": ("stage=evaluate", *GIVEN, "evaluation.policy=owner/trained"),
     "evaluate ilql": ("stage=evaluate", *GIVEN, "evaluation.policy=owner/trained", "algo=ilql"),
+    "online sums": ("dataset=sums", "reward=verifiable"),
+    "online, a function": ("reward=python", "reward.path=tests.scorers.made_up:lengths"),
     "slurm": ("hardware=slurm", "tracking=none"),
     "gptj": ("reward=hh_gptj", "dataset=hh", "model=llama_7b", "hardware=gpu"),
 }
@@ -39,12 +41,16 @@ UNREAD = {
     "online apa, loaded": ("model.width", "sft.steps", "sft.seed", "dataset.label_noise_scale"),
     "sft of loaded weights": ("model.num_layers", "dataset.num_pairs", "dataset.num_eval_prompts"),
     "online rloo": ("value.network", "value.coef", "value.head_init_std", "advantages.gamma", "advantages.whiten"),
+    "online sums": ("reward.compare", "reward.answer", "reward.path", "dataset.num_pairs", "reward_model.steps"),
+    "online, a function": ("reward.url", "reward.batch_size", "reward.overlap", "dataset.difficulty"),
     "slurm": ("tracking.project", "tracking.tags"),
 }
 READ = {
     "online rloo": ("algo.group_size", "algo.kl.init_coef", "optimization.pack_by_length"),
     "online apa, server": ("reward.batch_size", "reward.overlap", "reward.retries"),
     "online apa, loaded": ("model.path", "dataset.max_bad_rows", "dataset.num_prompts", "reward.prefix"),
+    "online sums": ("dataset.difficulty",),
+    "online, a function": ("reward.path", "reward.weights", "reward.timeout_seconds"),
     "slurm": ("hardware.slurm.partition", "tracking.wandb"),
     "gptj": ("reward.checkpoint_file", "hardware.runs_per_gpu", "reward.overlap", "model.frozen_weights"),
 }
@@ -107,8 +113,8 @@ def test_a_file_may_set_what_another_stage_reads():
     run = typed("stage=sft")
     assert unread(run, {"rollout.iterations": "mine.yaml"}) == {}
     assert list(unread(run, {"dataset.path": "mine.yaml"}).values()) == [
-        "dataset.path: dataset=letters does not read it (mine.yaml sets it); leave it out, or use dataset=hh or "
-        "dataset=tldr or dataset=stackexchange or dataset=reviews"
+        "dataset.path: dataset=letters does not read it (mine.yaml sets it); leave it out, or use dataset=preferences "
+        "or dataset=prompts or dataset=hh or dataset=tldr or dataset=stackexchange or dataset=reviews"
     ]
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
+from rlhf.config.build import build_group
 from rlhf.config.dataset import DatasetConfig
 from rlhf.data import load_text_data
-from rlhf.data.examples import Demonstration, Preference, TextData
+from rlhf.data.examples import DataError, Demonstration, Preference, TextData
 from tests.config.composed import composed
 
 PARTS = ("sft", "test_sft", "pairs", "test_pairs", "prompts", "eval_prompts")
@@ -17,11 +18,23 @@ SMALL = {"num_test_pairs": 2, "num_eval_prompts": 2}
 
 
 def settings(name: str, **changes: Any) -> DatasetConfig:
-    return DatasetConfig(**(composed(f"dataset={name}", "model=smollm2_135m")["dataset"] | SMALL | changes))
+    """Of a data set; `columns` names some of its columns."""
+    given = composed(f"dataset={name}", "model=smollm2_135m")["dataset"] | SMALL
+    columns = given["columns"] | changes.pop("columns", {})
+    return build_group(DatasetConfig, given | changes | {"columns": columns}, "dataset")
 
 
-def load(name: str, path: Path, **changes: Any) -> TextData:
-    return load_text_data(settings(name, path=str(path), **changes))
+def load(name: str, path: Path, parts: Collection[str] | None = None, **changes: Any) -> TextData:
+    """All parts of a data set, but pairs of one that has prompts alone, and SFT texts where those have no answer."""
+    config = settings(name, path=str(path), **changes)
+    if name != "prompts":
+        return load_text_data(config, parts or PARTS)
+    try:
+        return load_text_data(config, parts or ("sft", "test_sft", "prompts", "eval_prompts"))
+    except DataError:
+        if parts is not None:
+            raise
+        return load_text_data(config, ("prompts", "eval_prompts"))
 
 
 def write(path: Path, *rows: object) -> Path:

@@ -1,5 +1,6 @@
 """Collected data from every kind of file, folder and hub: the same examples, malformed rows, what stays in memory."""
 
+import csv
 import gzip
 import importlib.util
 import json
@@ -12,17 +13,15 @@ import pytest
 
 from rlhf.data import load_text_data
 from rlhf.data.examples import DataError, Demonstration, Preference
-from rlhf.data.rows import json_rows
+from rlhf.data.rows import text_rows
 from tests.data.collected import contents, dialogues, load, settings, write
 
 datasets = pytest.importorskip("datasets")
+pyarrow = pytest.importorskip("pyarrow")
 MALFORMED = [
     ('{"chosen": ' + "9" * 5000 + "}", "not a row ("),
-    ('{"chosen": "a"}', "a row must be an object with the texts chosen and rejected"),
-    (
-        '{"chosen": "a", "rejected": "a b"}',
-        "chosen and rejected do not begin with one dialogue up to an Assistant turn",
-    ),
+    ('{"chosen": "a"}', "the row has chosen (text); "),
+    ('{"chosen": "a", "rejected": "a b"}', "the row has chosen (text), rejected (text); "),
     ('{"chosen": "a",', "not JSON ("),
     ('{"chosen": "\\ud800 ", "rejected": "b", "prompt": "c"}', "a text holds half a surrogate pair"),
     ("[" * 200_000, "not "),
@@ -37,17 +36,32 @@ def in_every_form(folder: Path, rows: list[dict[str, str]]) -> list[Path]:
     table = datasets.Dataset.from_list(rows)
     table.to_parquet(folder / "a.parquet")
     table.save_to_disk(folder / "saved")
+    (folder / "lines.json").write_bytes(lines)
+    (folder / "nested.json").write_text(json.dumps({"version": 1, "data": rows}))
+    (folder / "utf16.jsonl").write_bytes(lines.decode().encode("utf-16"))
+    (folder / "utf16.json").write_bytes(json.dumps(rows).encode("utf-16"))
+    (folder / "mark.jsonl").write_bytes(b"\xef\xbb\xbf" + lines.replace(b"\n", b"\r\n"))
+    for name, delimiter, encoding in (("a.csv", ",", "utf-8-sig"), ("b.csv", ";", "utf-16"), ("a.tsv", "\t", "utf-8")):
+        with (folder / name).open("w", encoding=encoding, newline="") as file:
+            writer = csv.DictWriter(file, [*rows[0]], delimiter=delimiter)
+            writer.writeheader()
+            writer.writerows(rows)
+    (folder / "a.csv.gz").write_bytes(gzip.compress((folder / "a.csv").read_bytes()))
+    arrow = pyarrow.Table.from_pylist(rows)
+    for name, new in (("stream.arrow", pyarrow.ipc.new_stream), ("file.arrow", pyarrow.ipc.new_file)):
+        with new(str(folder / name), arrow.schema) as writer:
+            writer.write_table(arrow)
     datasets.DatasetDict({"train": table}).save_to_disk(folder / "saved_train")
     halves = len(rows) // 2
     for number, part in enumerate((rows[:halves], rows[halves:])):
         write(folder / "shards" / "data" / f"train-0000{number}-of-00002.jsonl", *part)
-    return [
-        folder / name for name in ("a.jsonl.gz", "a.json", "a.json.gz", "a.parquet", "saved", "saved_train", "shards")
-    ]
+    return [path for path in folder.iterdir() if path.name != "a.jsonl"]
 
 
 def test_every_form_holds_the_same_in_the_same_split(tmp_path: Path):
-    paths = in_every_form(tmp_path, dialogues(30))
+    rows = [{name: text + '\u2028\U0001f980, "a";\n\tb\x00' for name, text in row.items()} for row in dialogues(30)]
+    paths = in_every_form(tmp_path, rows)
+    assert len(paths) == 18
     expected = contents(load("hh", tmp_path / "a.jsonl"))
     assert len(expected["pairs"]) == 24 and len(expected["test_sft"]) == 6
     for path in paths:
@@ -118,27 +132,35 @@ def test_both_parts_and_both_tables_share_what_may_be_malformed(tmp_path: Path):
 
 def test_files_that_cannot_be_read_are_refused_in_one_line(tmp_path: Path):
     (tmp_path / "text.jsonl.gz").write_text("not packed")
-    (tmp_path / "binary.jsonl").write_bytes(b"\xff\xfe")
+    (tmp_path / "binary.jsonl").write_bytes(b"\xff\xfa")
     (tmp_path / "object.json").write_text("{}")
     whole = gzip.compress(write(tmp_path / "many.jsonl", *dialogues(3000)).read_bytes())
     (tmp_path / "truncated.jsonl.gz").write_bytes(whole[: len(whole) // 2])
     (tmp_path / "broken.jsonl.gz").write_bytes(whole[:100] + bytes(100) + whole[200:])
     (tmp_path / "rows.json").write_text('[{"chosen": "a"}]')
-    (tmp_path / "list.json").write_text('[{"chosen": "a",\n "rejected": "b"},\n {"chosen": }]')
+    (tmp_path / "list.json").write_text('[{"prompt": "p", "chosen": "a",\n "rejected": "b"},\n {"chosen": }]')
     (tmp_path / "table.parquet").write_text("no table")
+    (tmp_path / "table.arrow").write_text("no table")
+    (tmp_path / "unnamed.csv").write_text("prompt,,chosen\n1,2,3\n")
+    (tmp_path / "quote.csv").write_text('prompt,chosen,rejected\n"1,2,3\n')
+    (tmp_path / "two.json").write_text('{"train": [{"a": 1}], "test": [{"a": 2}]}')
     (tmp_path / "empty").mkdir()
     (tmp_path / "saved").mkdir()
     (tmp_path / "saved" / "state.json").write_text("{}")
     write(tmp_path / "only" / "test.jsonl", *dialogues(3))
     for name, message in (
         ("missing.jsonl", "cannot be read ("),
-        ("pairs.csv", "not a .json, .jsonl, .json.gz, .jsonl.gz, .parquet file or a save_to_disk folder"),
+        ("pairs.txt", "not a .json, "),
+        ("unnamed.csv", "its first line must name the columns"),
+        ("quote.csv", "cannot be read ("),
+        ("two.json", "holds lists of rows called train, test"),
+        ("table.arrow", "cannot be read"),
         ("text.jsonl.gz", "cannot be read ("),
         ("truncated.jsonl.gz", "cannot be read ("),
         ("broken.jsonl.gz", "cannot be read"),
         ("binary.jsonl", "binary.jsonl:1: not UTF-8"),
-        ("object.json", "must hold a list of rows"),
-        ("rows.json", "rows.json:1 (row 1): a row must be"),
+        ("object.json", "holds no list of rows"),
+        ("rows.json", "rows.json:1 (row 1): the row has chosen (text); "),
         ("list.json", "list.json:3: not JSON ("),
         ("table.parquet", "cannot be read"),
         ("empty", "holds no rows; give a file, a save_to_disk folder, or a folder with files called train and test"),
@@ -155,12 +177,26 @@ def test_the_items_of_a_list_have_their_lines(tmp_path: Path):
     items = [12345678, {"a": ["b"]}, None, "ü\n", -1]
     path = tmp_path / "a.json"
     path.write_text(json.dumps(items, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    rows = list(json_rows(path, "dataset.path"))
+    rows = list(text_rows(path, "dataset.path"))
     assert [row.value for row in rows] == items
     places = [(2, 1), (3, 2), (8, 3), (9, 4), (10, 5)]
     assert [row.where for row in rows] == [f"{path}:{line} (row {number})" for line, number in places]
     path.write_text("[]")
-    assert list(json_rows(path, "dataset.path")) == []
+    assert list(text_rows(path, "dataset.path")) == []
+
+
+def test_a_table_has_its_lines_and_a_row_of_another_length_is_named(tmp_path: Path):
+    path = tmp_path / "a.csv"
+    path.write_text('prompt,answer\n"1\n+ 1",2\n\n3\n4,,\n5,\n', encoding="utf-8")
+    rows = list(text_rows(path, "dataset.path"))
+    assert [row.value for row in rows] == [
+        {"prompt": "1\n+ 1", "answer": "2"},
+        None,
+        None,
+        {"prompt": "5", "answer": ""},
+    ]
+    assert [row.where for row in rows] == [f"{path}:{line}" for line in (3, 5, 6, 7)]
+    assert rows[1].problem and rows[2].problem and not rows[3].problem
 
 
 def test_a_large_set_is_not_in_memory(tmp_path: Path):
@@ -223,16 +259,17 @@ def test_a_file_that_has_changed_is_read_again(tmp_path: Path):
     }
 
 
-def test_too_few_rows_are_refused_in_one_line(tmp_path: Path):
-    with pytest.raises(
-        DataError,
-        match=r"^dataset.num_\w+=.*: the data has none of them; .* held out \(10 prompts .*; give it more rows$",
-    ):
+def test_small_sets_are_taken_whole_and_what_is_less_than_asked_for_is_said(tmp_path: Path):
+    with pytest.raises(DataError, match=r"^dataset"):
         load("hh", write(tmp_path / "a.jsonl", *dialogues(1)))
-    with pytest.raises(DataError) as error:
-        load("hh", write(tmp_path / "b.jsonl", *dialogues(40)), num_test_pairs=256, num_eval_prompts=128, num_sft=33)
-    assert "a fifth of the prompts is held out (1,280 prompts are enough)" in str(error.value)
-    assert "dataset.num_sft=32 dataset.num_test_pairs=8 dataset.num_eval_prompts=8" in str(error.value)
+    small = load("hh", write(tmp_path / "five.jsonl", *dialogues(5)))
+    assert len(small.eval_prompts) == len(small.test_pairs) == 2 and len(small.pairs) == 3 and len(small.sources) == 1
+    path = write(tmp_path / "b.jsonl", *dialogues(35))
+    data = load("hh", path, num_test_pairs=256, num_eval_prompts=128, num_sft=33)
+    assert (len(data.test_pairs), len(data.eval_prompts), len(data.sft), len(data.pairs)) == (7, 6, 28, 28)
+    (line,) = data.sources[1:]
+    for part in ("dataset.num_sft=28", "dataset.num_test_pairs=7", "dataset.num_eval_prompts=6", "a fifth of"):
+        assert part in line
 
 
 def test_a_cache_that_cannot_be_written_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -286,7 +323,7 @@ def test_without_hub_or_package_the_error_says_what_to_do(monkeypatch: pytest.Mo
         "more); set dataset.hub_config to one of its configurations, dataset.path to local files, or HF_TOKEN where "
         "access must be granted"
     )
-    with pytest.raises(DataError, match=r"^dataset.path: neither it nor dataset.hub says where the pairs are"):
+    with pytest.raises(DataError, match=r"^dataset.path: neither it nor dataset.hub says where the data is"):
         load_text_data(settings("hh", hub=None))
     real = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "datasets" else real(name))
@@ -337,7 +374,9 @@ def test_splits_are_chosen_by_name_and_never_merged(tmp_path: Path, monkeypatch:
     assert line.startswith(f"data: {option}: train_prefs 10 rows") and "held out: test_prefs 4 rows" in line
     assert line.endswith("; not read: train_sft")
     (line,) = loaded(split="train_sft").sources
-    assert "train_sft 40 rows" in line and "a fifth of the prompts held out; not read: test_prefs, train_prefs" in line
+    assert (
+        "train_sft 40 rows" in line and "a fifth of the prompts held out (8); not read: test_prefs, train_prefs" in line
+    )
     for options, problem in (
         ({}, f"{option}: has no split train, but "),
         ({"split": "train_prefs", "test_split": "test"}, f"{option}: has no split test, but "),

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from rlhf.data.examples import DataError, Dropped, Preference
-from rlhf.data.hh import preferences
+from rlhf.data.columns import ColumnReader
+from rlhf.data.examples import Dropped, Preference
 from tests.data.collected import contents, dialogues, load, write
 
 ASK = "\n\nHuman: hello\n\nAssistant:"
@@ -31,7 +31,8 @@ TWO_TURNS = ASK + " Hi.\n\nHuman: Assistant: who?\n\nAssistant:"
     ],
 )
 def test_rows_of_both_forms(row, pair):
-    assert preferences(row)[0] == Preference(*pair)
+    found = ColumnReader().preferences(row)[0]
+    assert isinstance(found, Preference) and (found.prompt, found.chosen, found.rejected) == pair
 
 
 def test_answers_that_lose_what_follows_them_are_counted(tmp_path: Path):
@@ -70,10 +71,6 @@ def test_a_local_file_is_split_by_prompt_and_by_seed(tmp_path: Path):
     assert data.gold is None and {one.response for one in data.eval_prompts} == {" Yes."}
     again, other = (load("hh", path, num_test_pairs=20, num_eval_prompts=10, seed=seed) for seed in (0, 1))
     assert contents(again) == contents(data) != contents(other)
-    with pytest.raises(
-        DataError, match=r"^dataset.num_test_pairs=21: the data has 20 of them; .*type dataset.num_test_pairs=20"
-    ):
-        load("hh", path, num_test_pairs=21, num_eval_prompts=10)
 
 
 def test_the_split_by_hand(tmp_path: Path):

@@ -108,13 +108,10 @@ def test_a_row_that_is_a_pair_already():
 @pytest.mark.parametrize(
     ("row", "problem"),
     [
-        ([], "a row must be an object with the text question"),
-        ({"answers": []}, "a row must be an object with the text body"),
+        ([], "the row is list"),
+        ({"answers": []}, "the row has answers (list); "),
         ({"question": "Why?"}, "a row must be an object with response_j and response_k, or with a list of answers"),
-        (
-            {"question": "Why?", "response_j": "a"},
-            "a row must be an object with the texts question, response_j and res",
-        ),
+        ({"question": "Why?", "response_j": "a"}, "the row has question (text), response_j (text); "),
         ({"question": "Why?", "answers": [{"text": "a"}]}, "an answer must have a whole number of upvotes, not None"),
         ({"question": "?", "answers": [{"text": "a", "upvotes": float("nan")}]}, "an answer must have a whole number"),
         ({"question": "?", "answers": [{"text": "a", "upvotes": 1, "accepted": "no"}]}, "an answer's accepted must be"),

@@ -21,6 +21,11 @@ from rlhf.random import generator
 END = "<|endoftext|>"
 
 
+def lengths(prompts: list[str], completions: list[str], **columns: list[Any]) -> list[int]:
+    """A function for reward=python."""
+    return [len(completion) for completion in completions]
+
+
 def byte_tokenizer() -> PreTrainedTokenizerFast:
     """A token for each byte, after <|endoftext|>: GPT-2's kind, without its merges, and like it without a pad token."""
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())

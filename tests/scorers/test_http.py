@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import datetime
 import email.utils
 import socket
 import threading
@@ -12,9 +14,13 @@ import pytest
 import torch
 
 import rlhf.scorers.http as http
+from rlhf.config import RewardConfig
+from rlhf.config.build import ConfigError
+from rlhf.data.examples import TextData
 from rlhf.scorers.http import HttpScorer, RewardServerError
 from rlhf.stages.online import EarlyScores
 from rlhf.waiting import StoppedWaiting, request_stop, stopped_by_signals
+from tests.config.composed import config
 from tests.scorers.made_up import Server, says, scores_of, serving
 
 LENGTH = scores_of(lambda prompt, response: len(prompt) + len(response) / 10)
@@ -40,6 +46,16 @@ def test_texts_arrive_as_they_are_in_batches_and_scores_keep_their_order():
     assert server.requests == [
         {"prompts": ["a", "bb"], "responses": [" x", ""]},
         {"prompts": ["ccc"], "responses": [' "é\n']},
+    ]
+
+
+def test_columns_go_with_their_rows():
+    columns = {"answer": ["1", "2", "3"], "meta": [{"level": 1}, None, datetime.date(2026, 1, 2)]}
+    with serving(Server(LENGTH)) as server:
+        scorer(server, batch_size=2).score(PROMPTS, ANSWERS, columns)
+    assert [request["columns"] for request in server.requests] == [
+        {"answer": ["1", "2"], "meta": [{"level": 1}, None]},
+        {"answer": ["3"], "meta": ["2026-01-02"]},
     ]
 
 
@@ -196,3 +212,29 @@ def test_a_token_is_sent_and_missed(monkeypatch):
     assert [headers.get("Authorization") for headers in server.headers] == [f"Bearer {TOKEN}", None]
     with serving(Server(says("", 401))) as server, pytest.raises(RewardServerError, match=r"reward.token_env="):
         scorer(server, retries=0).score(["a"], ["b"])
+
+
+def test_headers_come_from_the_environment_and_are_struck_out(monkeypatch):
+    monkeypatch.setenv("MY_KEY", f" {TOKEN}\n")
+    reward = config("reward=http", "reward.url=http://localhost/score", "reward.headers_env=[X-Api-Key=MY_KEY]").reward
+    with serving(Server(says(f"no {TOKEN}", 200))) as server:
+        asking = dataclasses.replace(load_http_of(reward), url=server.url, retries=0)
+        with pytest.raises(RewardServerError) as error:
+            asking.score(["a"], ["b"])
+        assert server.headers[0]["X-Api-Key"] == TOKEN
+    assert "canary" not in str(error.value) + repr(asking)
+    monkeypatch.setenv("MY_KEY", "")
+    with pytest.raises(RewardServerError, match=r"^reward\.headers_env: X-Api-Key=MY_KEY: .*export MY_KEY="):
+        load_http_of(reward)
+
+
+def load_http_of(reward: RewardConfig) -> HttpScorer:
+    run = dataclasses.replace(config("reward=http", "reward.url=http://localhost/score"), reward=reward)
+    return http.load_http(run, None, torch.device("cpu"), TextData())
+
+
+def test_a_value_in_the_place_of_a_variable_is_refused_and_not_shown():
+    for entry in (f"X-Api-Key={TOKEN}", "X-Api-Key", "X Api=KEY", "=KEY"):
+        with pytest.raises(ConfigError) as error:
+            config("reward=http", "reward.url=http://localhost/score", f"reward.headers_env=['{entry}']")
+        assert "canary" not in str(error.value) and str(error.value).startswith("reward.headers_env: ")

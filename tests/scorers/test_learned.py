@@ -32,6 +32,7 @@ from rlhf.scorers.classifier import TextClassifier
 from tests.config.composed import config
 from tests.helpers import nudge, tiny_model
 from tests.scorers.made_up import bert_tokenizer, byte_tokenizer, classifier
+from tests.tokenizer_kinds import KINDS
 
 CPU = torch.device("cpu")
 WORDS = ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"]
@@ -343,3 +344,22 @@ def test_without_reference_answers_sft_texts_serve_and_a_baseline_is_refused(tmp
     run = config(f"reward.path={folder}", "reward.baseline=reference")
     with pytest.raises(DataError, match=r"^reward.baseline=reference: dataset=letters has no reference answers"):
         load_scorer(run, folder, CPU, data(["", ""], ["three"]))
+
+
+def test_a_tokenizer_with_a_template_writes_the_conversation_by_its_own(tmp_path):
+    """Not by the policy's; a cut prompt, and one within a prefix, is scored as the policy saw it."""
+    folder, gemma = tmp_path / "reward", KINDS["gemma"]()
+    settings = LlamaConfig(vocab_size=len(gemma), num_labels=1, max_position_embeddings=160, **SIZES)
+    classifier(LlamaForSequenceClassification, settings).save_pretrained(folder)
+    gemma.save_pretrained(folder)
+    asked = [{"role": "user", "content": "one two"}]
+    prompt = MarkedText("<|im_start|>user\none two<|im_end|>\n", [(0, 12), (24, 34)], asked)
+    whole = [*asked, {"role": "assistant", "content": "five"}]
+    tokens = gemma(gemma.apply_chat_template(whole, tokenize=False), add_special_tokens=False)["input_ids"]
+    run = ("dataset.max_total_length=120",)
+    by_template = scorer(folder, *run)
+    assert by_template.score([prompt], [" five"]).item() == pytest.approx(plain(folder, tokens), abs=1e-4)
+    cut = MarkedText(str(prompt), prompt.control)
+    assert abs(by_template.score([cut], [" five"]).item() - plain(folder, tokens)) > 1e-3
+    (prefixed,) = scorer(folder, *run, "reward.prefix=a ").score([prompt], [" five"]).tolist()
+    assert prefixed == scorer(folder, *run, "reward.prefix=a ").score([cut], [" five"]).item()

@@ -47,7 +47,7 @@ def test_nothing_is_taken_off_the_score_of_a_response_that_never_ended(settings,
         responses=["1", "2", "3"],
         references=["10", "20", "30"],
     )
-    scorer = SimpleNamespace(score=lambda _, answers: torch.tensor([float(answer) for answer in answers]))
+    scorer = SimpleNamespace(score=lambda _, answers, columns: torch.tensor([float(answer) for answer in answers]))
     setup: Any = SimpleNamespace(scorer=scorer)
     assert Sampled(config(*settings), setup, None).scores(rollouts, 1).tolist() == expected
 

@@ -25,11 +25,8 @@ def sources(tmp_path: Path) -> list[str]:
     identical, win, loss.
     """
     texts = {"sft": ("ss", "ss", "ss", "ss"), "ppo": ("p", "xxx", "ppppp", "p"), "apa": ("aaa", "xxx", "aaa", "aaa")}
-    made = []
-    for name, responses in texts.items():
-        prompts = {f"p{i}": text for i, text in enumerate(responses, start=1)}
-        made.append(f"{name}={answers(tmp_path / f'{name}.jsonl', prompts)}")
-    return made
+    prompts = {name: {f"p{i}": text for i, text in enumerate(responses, start=1)} for name, responses in texts.items()}
+    return [f"{name}={answers(tmp_path / f'{name}.jsonl', made)}" for name, made in prompts.items()]
 
 
 @pytest.fixture

@@ -46,6 +46,18 @@ class Say:
     delay: float = 0.0  # seconds
     finish_reason: str = "stop"
 
+    @property
+    def payload(self) -> bytes:
+        if self.raw is not None:
+            return self.raw
+        if self.status != 200:
+            return json.dumps({"error": {"message": self.text, "code": self.headers.get("X-Code")}}).encode()
+        message = {"role": "assistant", "content": self.text}
+        choice = {"index": 0, "finish_reason": self.finish_reason, "message": message}
+        usage = {"prompt_tokens": IN, "completion_tokens": OUT, "total_tokens": IN + OUT}
+        completion = {"id": "x", "object": "chat.completion", "created": 0, "model": "judge-0613"}
+        return json.dumps({**completion, "choices": [choice], "usage": usage}).encode()
+
 
 Script = Callable[[Call], Say]
 
@@ -83,8 +95,8 @@ class _Handler(BaseHTTPRequestHandler):
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         key = json.dumps(body["messages"])
         with server.lock:
-            number, total = server.asked[key], len(server.calls)
-            call = Call(body["messages"], body, self.headers["Authorization"] or "", number, total)
+            numbers = server.asked[key], len(server.calls)
+            call = Call(body["messages"], body, self.headers["Authorization"] or "", *numbers)
             server.asked[key] += 1
             server.calls.append(call)
             server.at_a_time += 1
@@ -92,7 +104,12 @@ class _Handler(BaseHTTPRequestHandler):
         try:
             say = server.script(call)
             server.closing.wait(say.delay)
-            self._send(say)
+            self.send_response(say.status)
+            headers = {"Content-Type": "application/json", **say.headers, "Content-Length": str(len(say.payload))}
+            for name, value in headers.items():
+                self.send_header(name, value)
+            self.end_headers()
+            self.wfile.write(say.payload)
             if say.status == 200 and say.raw is None:
                 with server.lock:
                     server.answered[key] += 1
@@ -101,22 +118,6 @@ class _Handler(BaseHTTPRequestHandler):
         finally:
             with server.lock:
                 server.at_a_time -= 1
-
-    def _send(self, say: Say) -> None:
-        message = {"role": "assistant", "content": say.text}
-        choice = {"index": 0, "finish_reason": say.finish_reason, "message": message}
-        usage = {"prompt_tokens": IN, "completion_tokens": OUT, "total_tokens": IN + OUT}
-        completion = {"id": "x", "object": "chat.completion", "created": 0, "model": "judge-0613"}
-        payload = json.dumps({**completion, "choices": [choice], "usage": usage}).encode()
-        if say.status != 200:
-            payload = json.dumps({"error": {"message": say.text, "code": say.headers.get("X-Code")}}).encode()
-        payload = payload if say.raw is None else say.raw
-        self.send_response(say.status)
-        for name, value in {"Content-Type": "application/json", **say.headers}.items():
-            self.send_header(name, value)
-        self.send_header("Content-Length", str(len(payload)))
-        self.end_headers()
-        self.wfile.write(payload)
 
 
 @contextmanager

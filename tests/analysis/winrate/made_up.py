@@ -5,29 +5,11 @@ from __future__ import annotations
 import argparse
 import csv
 import json
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from analysis.winrate.command import add_arguments, run
-from analysis.winrate.matching import Answer, Comparison
-
-ROOT = Path(__file__).resolve().parents[3]
-# The command in a process of its own, as analysis/__main__.py runs it.
-PROGRAM = """
-import argparse, sys
-from analysis.winrate.command import add_arguments, run
-from analysis.errors import WinrateError
-parser = argparse.ArgumentParser()
-add_arguments(parser)
-try:
-    sys.exit(run(parser.parse_args()))
-except WinrateError as error:
-    print(f"analysis: {error}", file=sys.stderr)
-    sys.exit(2)
-"""
-COMMAND = (sys.executable, "-c", PROGRAM)
 
 KEY = "sk-very-secret-0123456789"
 FAST = ("--max-retries", "1", "--timeout", "5", "--yes")
@@ -40,20 +22,15 @@ RIGHT = [
 REQUESTS = 24 - 2 - 2
 
 
-def answers(file: Path, responses: Mapping[str, str], **fields: Any) -> Path:
-    """A JSONL source: prompt -> response, with a reference each, and `fields` in every row."""
-    rows = [{"prompt": p, "response": r, "reference": f"good {p}"} | fields for p, r in responses.items()]
-    return write_rows(file, rows)
+def answers(file: Path, responses: Mapping[str, str]) -> Path:
+    """A JSONL source: prompt -> response, with a reference each."""
+    return write_rows(file, [{"prompt": p, "response": r, "reference": f"good {p}"} for p, r in responses.items()])
 
 
 def write_rows(file: Path, rows: Sequence[Mapping[str, Any]]) -> Path:
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return file
-
-
-def compare(a: str, b: str, prompt: str = "p", models: tuple[str, str] = ("apa", "ppo"), seed: int = 0) -> Comparison:
-    return Comparison(*models, seed, prompt, f"good {prompt}", Answer(a, None, {}), Answer(b, None, {}))
 
 
 def winrate(folder: Path, *arguments: str) -> int:

@@ -88,6 +88,5 @@ def test_a_small_real_judge(tmp_path: Path, judge: Path, server: str, monkeypatc
 
     assert winrate(tmp_path, *arguments) == code
     second = about(tmp_path)
-    assert second["usage_of_this_run"]["answers"] == 0
+    assert second["usage_of_this_run"]["answers"] == 0 and pair_rows(tmp_path) == [row]
     assert second["usage_of_all_answers"] == first["usage_of_all_answers"] == usage | {"usd": None}
-    assert second["pairs"] == first["pairs"]

@@ -1,0 +1,54 @@
+"""The examples of docs/rewards.md and docs/algorithms.md, run as they stand there."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from rlhf.config.identity import run_folder
+from rlhf.run import execute
+from rlhf.runs.state import read_rows
+from tests.config.composed import config
+from tests.test_run import TINY
+
+ROOT = Path(__file__).resolve().parents[1]
+NOT_FOR_SUMS = ("dataset.num_pairs", "dataset.num_test_pairs", "reward_model.", "dataset.max_new_tokens")
+
+pytestmark = pytest.mark.usefixtures("torchs_switches")
+
+
+def example(page: str, command: str, folder: Path) -> list[str]:
+    """The words of the page's command, with what makes its run tiny; its file is written into the folder."""
+    text = (ROOT / "docs" / page).read_text()
+    ((name, source),) = re.findall(r"<!-- example: (\S+) -->\n```python\n(.*?)```", text, re.DOTALL)
+    assert 5 <= len(source.splitlines()) <= 40
+    (folder / name).write_text(source)
+    (typed,) = re.findall(rf"<!-- command: {command} -->\n```\npython main\.py (.+)\n```", text)
+    tiny = TINY.replace("micro_batch_size=2", "micro_batch_size=4").split()  # a whole group
+    tiny = [word for word in tiny if not word.startswith(NOT_FOR_SUMS)]
+    folders = [f"output_dir={folder}/runs", f"cache_dir={folder}/cache"]
+    return [*shlex.split(typed), *tiny, *folders, "rollout.iterations=1", "evaluation.reference_responses=0"]
+
+
+def test_the_reward_of_the_page(tmp_path: Path, monkeypatch) -> None:
+    words = example("rewards.md", "python reward", tmp_path)
+    monkeypatch.chdir(tmp_path)
+    run = config(*words)
+    assert execute(run)["status"] == "finished"
+    assert "eval/reward" in read_rows(run_folder(run))[-1]
+
+
+def test_the_algorithm_of_the_page_is_typed_and_runs(tmp_path: Path) -> None:
+    words = example("algorithms.md", "custom algorithm", tmp_path)
+    main = [sys.executable, str(ROOT / "main.py"), *words, "dataset=sums", "reward=verifiable"]
+    done = subprocess.run(main, cwd=tmp_path, capture_output=True, text=True, timeout=280)
+    assert done.returncode == 0, done.stdout + done.stderr
+    (folder,) = (tmp_path / "runs" / "default").glob("Reinforce-s0-*")
+    assert json.loads((folder / "summary.json").read_text())["status"] == "finished"
+    assert "beta: 0.3" in (folder / "config.yaml").read_text()
