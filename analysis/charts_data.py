@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from analysis.summary import ComparedRun, SettingSummary
+from analysis.compared import ComparedRun, Contender
+from analysis.statistics import standard_error
 
 # Points put between two evaluations to find a step; it is shown as a whole number.
 _BETWEEN = 16
@@ -26,9 +27,9 @@ class Band:
     high: np.ndarray
 
 
-def frontier_end(settings: Sequence[SettingSummary]) -> float:
-    """KL at the right edge, nats: what the runs spent, at most twice the largest budget, so that one run that flew off
-    does not squeeze the rest; never left of the KL that every run spent."""
+def frontier_end(settings: Sequence[Contender]) -> float:
+    """KL at the right edge, nats: what the runs reached, at most twice the largest budget, so that one run that flew
+    off does not squeeze the rest; never left of the KL that every run reached."""
     largest = max(run.curve.largest_kl for setting in settings for run in setting.runs)
     budgets = [budget.kl_budget for setting in settings for budget in setting.budgets]
     common = max(setting.headline.kl_budget for setting in settings)
@@ -46,16 +47,24 @@ def square_root_ticks(end: float) -> list[float]:
     return ticks
 
 
-def frontier_band(setting: SettingSummary, end: float, points: int) -> Band:
+def frontier_band(setting: Contender, end: float, points: int) -> Band:
     """Best reward within each KL, at values of KL (nats) whose square roots are evenly spaced, up to `end` or the KL
-    that all runs of the setting spent."""
+    that all runs of the setting reached."""
     reached = min(run.curve.largest_kl for run in setting.runs)
     kl = np.linspace(0.0, np.sqrt(min(end, reached)), points) ** 2
     kl[-1] = min(kl[-1], reached)
-    rewards = np.array(
-        [run.evaluations.initial_reward + run.curve.gains(kl) for run in setting.runs]
-    )  # (seeds, points)
+    rewards = np.array([run.initial_reward + run.curve.gains(kl) for run in setting.runs])  # (seeds, points)
     return Band(kl, rewards.mean(axis=0), rewards.min(axis=0), rewards.max(axis=0))
+
+
+def frontier_errors(setting: Contender, kl: np.ndarray, crossed: bool) -> np.ndarray:
+    """(points,) standard error of the mean gain at each KL, which all runs reach: over runs and prompts, or over runs
+    alone; 0 of a single run without numbers of prompts."""
+    if crossed:
+        tables = np.array([[run.curve.gain(float(one)) for run in setting.runs] for one in kl])
+    else:
+        tables = np.array([run.curve.gains(kl) for run in setting.runs]).T[..., None]
+    return np.array([standard_error(table, setting.replicates) for table in tables])
 
 
 def frontier_steps(run: ComparedRun, kl: np.ndarray) -> np.ndarray:
@@ -103,7 +112,12 @@ def evaluations_band(runs: Sequence[ComparedRun], quantity: str, over: str, poin
     The points are those of all runs together, thinned to about `points`, both ends kept. Between its own evaluations a
     run is taken as linear, beyond its last one it is not counted.
     """
-    curves = [(x, y) for x, y in (_known(run, quantity, over) for run in runs) if len(x)]
+    return mean_band([_known(run, quantity, over) for run in runs], points)
+
+
+def mean_band(curves: Sequence[tuple[np.ndarray, np.ndarray]], points: int | None = None) -> Band | None:
+    """The same of curves (x, y) with rising x; those without a point count for nothing."""
+    curves = [(x, y) for x, y in curves if len(x)]
     if not curves:
         return None
     grid = thinned(np.unique(np.concatenate([x for x, _ in curves])), points)

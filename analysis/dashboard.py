@@ -10,8 +10,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from analysis.compared import Comparison
 from analysis.load import RunRecord, load_sweep
-from analysis.summary import Comparison, compare
+from analysis.summary import compare
 from analysis.wandb_run import Destination, WandbError, log_analysis, logged_in, sweep_curves
 from rlhf.errors import reason
 from rlhf.files import write_whole

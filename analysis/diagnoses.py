@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from analysis.compared import ComparedRun, Comparison, SettingSummary
 from analysis.evaluations import usable_rows
 from analysis.load import RunRecord
-from analysis.summary import ComparedRun, Comparison, SettingSummary
 
 # Shares of the initial policy's value.
 ENTROPY_COLLAPSE = 0.2
@@ -53,6 +53,8 @@ class Diagnosis:
 
 @dataclass(frozen=True)
 class _Check:
+    """What is looked for in every run."""
+
     kind: str
     what: str
     """Said of the runs it is seen in."""
@@ -65,7 +67,7 @@ def diagnose(comparison: Comparison) -> list[Diagnosis]:
     """Setting by setting, in the order of the table; empty where nothing was found."""
     found: list[Diagnosis] = []
     for setting in comparison.settings:
-        found += [one for check in _CHECKS if (one := _of_setting(setting, check))]
+        found += [one for check in CHECKS if (one := _of_setting(setting, check))]
         found += _seeds(setting)
     return found
 
@@ -230,7 +232,7 @@ def _size(value: float) -> str:
 
 
 _BEYOND = f"and more than {NOISE:g} standard errors"
-_CHECKS: Sequence[_Check] = (
+CHECKS: Sequence[_Check] = (
     _Check("entropy", "entropy collapsed", f"{ENTROPY_COLLAPSE:.0%} of the initial entropy", _entropy),
     _Check("length", "responses became short", f"{LENGTH_COLLAPSE:.0%} of the initial length", _shorter),
     _Check("length", "responses became long", f"{LENGTH_EXPLOSION:g} times the initial length", _longer),

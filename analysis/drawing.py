@@ -25,6 +25,7 @@ alt.data_transformers.disable_max_rows()
 LINE_WIDTH = 2.0
 PANEL_WIDTH, PANEL_HEIGHT = 340, 250
 """Of a panel in a file that has several, pixels; the page's are as wide as there is room."""
+_PANELS_OF_A_ROW = 3
 _LETTER_WIDTH = 6.5
 # More bands on top of each other are mud: from here on they are faint.
 _MOST_BANDS = 6
@@ -156,6 +157,12 @@ def points(
     return mark.encode(x, y, colour(looks), shape(looks), **encoding)
 
 
+def line_with_marks(data: pd.DataFrame, x: Any, y: Any, looks: Mapping[str, Look], tooltip: list[Any]) -> list[Any]:
+    """A line for each name, with markers where the column `mark` says so."""
+    marked = data.query("mark") if len(data) else data
+    return [lines(data, x, y, looks), points(marked, x, y, looks, tooltip)]
+
+
 def number(field: str, title: str, digits: int = 3) -> alt.Tooltip:
     return alt.Tooltip(f"{field}:Q", title=title, format=f",.{digits}f")
 
@@ -181,7 +188,7 @@ def page_spec(panel: Panel) -> dict[str, Any]:
 
 
 def save_figure(figure: Figure, folder: Path, name: str) -> list[Path]:
-    """`name`.png and `name`.svg: the panels side by side, with title, note and legend."""
+    """`name`.png and `name`.svg: the panels in rows, with title, note and legend."""
     if len(figure.panels) == 1:
         panel = figure.panels[0]
         row = [panel.chart.properties(width=2 * PANEL_WIDTH, height=panel.height)]
@@ -189,7 +196,8 @@ def save_figure(figure: Figure, folder: Path, name: str) -> list[Path]:
         row = [
             panel.chart.properties(width=PANEL_WIDTH, height=panel.height, title=panel.title) for panel in figure.panels
         ]
-    return save([alt.hconcat(*row)], folder, name, figure.title, figure.note, figure.looks)
+    rows = [alt.hconcat(*row[start : start + _PANELS_OF_A_ROW]) for start in range(0, len(row), _PANELS_OF_A_ROW)]
+    return save(rows, folder, name, figure.title, figure.note, figure.looks)
 
 
 def save(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -30,6 +32,7 @@ class Evaluations:
     gains: np.ndarray
     """(N, P) reward of each evaluation prompt above the initial policy's; of the two halves of the prompts where the
     run did not keep each."""
+    gold_gains: np.ndarray | None  # (N, P) of gold reward likewise; None where the run kept none of each prompt
     by_prompt: bool  # whether `gains` is of prompts
     initial_reward: float  # the initial policy's, from which gains are counted
     skipped: int  # evaluations left out because KL, reward or the reward of one half is not a number
@@ -56,7 +59,8 @@ def evaluations(run: RunRecord, baseline: np.ndarray | None = None) -> Evaluatio
     if usable.sum() < 2:
         raise UnusableRunError("no usable evaluation after the initial one")
     gold = run.column("eval/gold_reward")
-    prompts = _by_prompt(run, usable)
+    kept = _kept(run)
+    prompts, gold_prompts = (_by_prompt(kept, run, usable, key) for key in ("reward", "gold_reward"))
     halves = np.stack([even[usable], odd[usable]], axis=1)
     rewards = halves if prompts is None else prompts
     gains, initial = rewards - rewards[0], float(reward[usable][0])
@@ -72,19 +76,24 @@ def evaluations(run: RunRecord, baseline: np.ndarray | None = None) -> Evaluatio
         reward_odd=odd[usable],
         gold_reward=gold[usable] if np.isfinite(gold).any() else None,
         gains=gains,
+        gold_gains=None if gold_prompts is None else gold_prompts - gold_prompts[0],
         by_prompt=prompts is not None,
         initial_reward=initial,
         skipped=int(made.sum() - usable.sum()),
     )
 
 
-def _by_prompt(run: RunRecord, usable: np.ndarray) -> np.ndarray | None:
-    """(N, P) rewards by prompt of the usable evaluations; None where the run kept none, or other ones."""
+def _kept(run: RunRecord) -> list[dict[str, Any]]:
+    """What it kept of each evaluation's prompts."""
     try:
-        rows = read_json_lines(run.folder / EVALUATIONS)
+        return read_json_lines(run.folder / EVALUATIONS)
     except FileError:
-        return None
-    found = {row.get("iteration"): row.get("reward") for row in rows}
+        return []
+
+
+def _by_prompt(rows: Sequence[dict[str, Any]], run: RunRecord, usable: np.ndarray, key: str) -> np.ndarray | None:
+    """(N, P) values by prompt of the usable evaluations; None where the run kept none, or other ones."""
+    found = {row.get("iteration"): row.get(key) for row in rows}
     kept = [found.get(int(iteration)) for iteration in run.column("iteration")[usable]]
     lengths = {len(row) if isinstance(row, list) else 0 for row in kept}
     if len(lengths) != 1 or min(lengths) < 2:

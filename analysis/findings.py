@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from analysis.ablation import Ablation, ablations
+from analysis.compared import Comparison
 from analysis.diagnoses import Diagnosis, diagnose
+from analysis.envelope import Envelope, frontiers
 from analysis.measures import ClaimsTable, Sensitivity, claims_table, sensitivities
 from analysis.overoptimization import GoldFit, gold_fit
-from analysis.summary import Comparison
 from analysis.verdict import Verdict, verdict
 
 
 @dataclass(frozen=True)
 class Findings:
     comparison: Comparison
+    envelopes: list[Envelope]
+    """The algorithms' frontiers over their KL knobs, which the verdict is then about; empty in other sweeps."""
     verdict: Verdict
     diagnoses: list[Diagnosis]
     claims: ClaimsTable
@@ -27,10 +30,13 @@ class Findings:
 
 
 def findings(comparison: Comparison) -> Findings:
-    fits = [fit for setting in comparison.settings if (fit := gold_fit(setting))]
+    found = frontiers(comparison)
+    comparison = replace(comparison, notes=[*comparison.notes, *found.notes])
+    fits = [fit for one in found.envelopes or comparison.settings if (fit := gold_fit(one))]
     return Findings(
         comparison=comparison,
-        verdict=verdict(comparison),
+        envelopes=found.envelopes,
+        verdict=verdict(comparison, found.envelopes),
         diagnoses=diagnose(comparison),
         claims=claims_table(comparison),
         sensitivities=sensitivities(comparison),

@@ -1,7 +1,7 @@
 """`python -m analysis frontier SOURCE ...`: reward over KL of any trainer's runs.
 
 A run is a file, or a column of W&B's chart exports; runs and sweeps of this program may stand beside them. KL
-efficiency is the report's, within the KL that every run spent; logs have no numbers of single prompts, so that
+efficiency is the report's, within the KL that every run reached; logs have no numbers of single prompts, so that
 intervals are over seeds alone.
 """
 
@@ -76,12 +76,12 @@ def run(options: argparse.Namespace) -> int:
     if not comparison.settings:
         return 1
     # The drawing libraries take a second to import.
-    from analysis.charts import frontier_figure
+    from analysis.charts_frontier import frontier_figure
     from analysis.drawing import save_figure
 
     options.output.mkdir(parents=True, exist_ok=True)
     write_csv(options.output / "kl_efficiency.csv", kl_efficiency_rows(comparison.settings), KL_EFFICIENCY_COLUMNS)
-    picture, _ = save_figure(frontier_figure(comparison.settings, comparison.reference), options.output, "frontier")
+    picture, _ = save_figure(frontier_figure(comparison), options.output, "frontier")
     tell(console, str(picture))
     return 0
 

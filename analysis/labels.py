@@ -32,6 +32,11 @@ def label_configs(configs: list[dict[str, Any]]) -> list[str]:
     return [", ".join(f"{shown(key)}={_text(flat[key])}" for key in differing if key in flat) for flat in flats]
 
 
+def named(algo: str, label: str) -> str:
+    """`apa (lam=0.1)`, or the algorithm alone."""
+    return f"{algo} ({label})" if label else algo
+
+
 def label_values(configs: Sequence[dict[str, Any]]) -> dict[str, list[Any]]:
     """The settings of which labels are made: {dotted key: its value in each config, None where it is not there}."""
     flats = [flatten(config) for config in configs]

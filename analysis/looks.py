@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
-from analysis.summary import SettingSummary
+from analysis.compared import Contender, runs_of
 from rlhf.config import ALGO_CONFIGS
 from rlhf.config.algo import CUSTOM
 
@@ -35,6 +36,8 @@ SHAPES = (
 # them by their own names.
 _KNOWN = tuple(name for name in ALGO_CONFIGS if name != CUSTOM)
 
+Drawn = TypeVar("Drawn", bound=Contender)
+
 # More lines than this cannot be told apart: the best keep their looks and the rest is grey.
 MOST_SETTINGS = 12
 # With more runs than this only means and bands are drawn: single runs would be a smear, and megabytes.
@@ -55,7 +58,7 @@ def look(hue: int, dash: int, shape: int) -> Look:
     return Look(COLOURS[hue % len(COLOURS)], DASHES[dash % len(DASHES)], SHAPES[shape % len(SHAPES)])
 
 
-def looks(settings: Sequence[SettingSummary]) -> list[Look]:
+def looks(settings: Sequence[Contender]) -> list[Look]:
     """One for each setting. Where every algorithm has one setting, all by algorithm; otherwise the dash goes by place
     among the algorithm's settings, the marker by place, and so does the colour where there is one algorithm alone."""
     counts = Counter(setting.algo for setting in settings)
@@ -81,14 +84,13 @@ def _ordered(algos: Sequence[str] | Counter[str]) -> list[str]:
     return [*_KNOWN, *sorted(set(algos) - set(_KNOWN))]
 
 
-def drawn_settings(settings: Sequence[SettingSummary]) -> tuple[list[SettingSummary], list[SettingSummary]]:
-    """Those that get a look of their own, in the order of the table, and the grey ones, the best first: with too many
-    settings, those of the highest KL efficiency get one."""
+def drawn_settings(settings: Sequence[Drawn]) -> tuple[list[Drawn], list[Drawn]]:
+    """Those that get a look of their own, and the grey ones, the best first: with too many settings, those of the
+    highest KL efficiency get one."""
     ranked = sorted(settings, key=lambda setting: -setting.headline.kl_efficiency.mean)
-    best = {id(setting) for setting in ranked[:MOST_SETTINGS]}
-    return [one for one in settings if id(one) in best], ranked[MOST_SETTINGS:]
+    return ranked[:MOST_SETTINGS], ranked[MOST_SETTINGS:]
 
 
-def draws_runs(settings: Sequence[SettingSummary]) -> bool:
+def draws_runs(settings: Sequence[Contender]) -> bool:
     """Whether single runs and evaluations are drawn beside means and bands."""
-    return sum(len(setting.runs) for setting in settings) <= MOST_RUNS
+    return sum(len(runs_of(setting)) for setting in settings) <= MOST_RUNS

@@ -6,8 +6,8 @@ import math
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 
+from analysis.compared import SettingSummary
 from analysis.errors import AnalysisError
-from analysis.summary import SettingSummary
 
 # Beyond this largest over smallest KL the settings are not matched, and it is said so.
 MATCHED_WITHIN = 1.25

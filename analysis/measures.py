@@ -10,10 +10,10 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from analysis.compared import Comparison, SettingSummary
 from analysis.crossed import Run
 from analysis.evaluations import Evaluations
 from analysis.statistics import MIN_SEEDS_STUDENT, Interval, run_interval, spread_interval
-from analysis.summary import Comparison, SettingSummary
 
 # Of the largest gain, in the median algorithm's best setting: most settings reach it, and a dead one cannot lower it.
 TARGET_SHARE = 0.8
@@ -35,8 +35,6 @@ class Claims:
     runs_at_target: int
     largest_fall: Interval | None
     """Stability: the most that eval/reward lay below its best so far."""
-    kl_overshoot: Interval | None
-    """Nats by which the largest eval/kl exceeds the first of dataset.kl_budgets; 0 for a run that never does."""
     spread: Interval | None
     """Standard deviation between seeds of eval/reward at the horizon; None for one seed."""
 
@@ -56,8 +54,8 @@ class Sensitivity:
     algorithm. Settings without a result count as 0, the initial policy's KL efficiency.
 
     Best, median and worst are expected over all subsets: sums of the settings' KL efficiencies within the KL that every
-    run spent, with a weight by rank. With that ranking given, each seed has such a sum of its own, and the interval is
-    over the seeds that every setting has; with fewer than 3 of them there is none, and the sum is of means over all
+    run reached, with a weight by rank. With that ranking given, each seed has such a sum of its own, and the interval
+    is over the seeds that every setting has; with fewer than 3 of them there is none, and the sum is of means over all
     seeds.
     Where settings are as good as one another their ranking is chance: the best is then overstated and the worst
     understated, and those intervals cover 76 to 88 % instead of 95 (`python -m tests.benchmarks.coverage`).
@@ -96,7 +94,7 @@ def _target(settings: Sequence[SettingSummary], horizon: float) -> float | None:
 def _claims(setting: SettingSummary, horizon: float, target: float | None) -> Claims:
     points = [run.evaluations for run in setting.runs]
     if not all(map(_is_measurable, points)):
-        return Claims(setting, None, None, 0, None, None, None)
+        return Claims(setting, None, None, 0, None, None)
     reached = [] if target is None else [samples_to(one, target, horizon) for one in points]
     known = [one for one in reached if one is not None]
     return Claims(
@@ -105,7 +103,6 @@ def _claims(setting: SettingSummary, horizon: float, target: float | None) -> Cl
         samples_to_target=_bounded(known, setting, horizon) if known and len(known) == len(points) else None,
         runs_at_target=len(known),
         largest_fall=_bounded([largest_fall(one, horizon) for one in points], setting),
-        kl_overshoot=_bounded([kl_overshoot(one, setting.intended_kl, horizon) for one in points], setting),
         spread=spread_interval([float(_up_to(one, horizon).gain[-1] + one.reward[0]) for one in points]),
     )
 
@@ -126,7 +123,6 @@ class _UpTo:
     gain: np.ndarray
     gain_even: np.ndarray  # over one half of the evaluation prompts
     gain_odd: np.ndarray
-    kl: np.ndarray
 
 
 def _is_measurable(points: Evaluations) -> bool:
@@ -139,7 +135,7 @@ def _up_to(points: Evaluations, horizon: float) -> _UpTo:
     """Up to the horizon, where a point is put between two."""
     known = np.isfinite(points.samples)
     gains = (one - one[0] for one in (points.reward, points.reward_even, points.reward_odd))
-    samples, *others = (one[known] for one in (points.samples, *gains, points.kl))
+    samples, *others = (one[known] for one in (points.samples, *gains))
     inside = samples <= horizon
     if inside.all():
         return _UpTo(samples, *others)
@@ -178,11 +174,6 @@ def largest_fall(points: Evaluations, horizon: float) -> float:
     """At least 0, in units of reward."""
     gain = _up_to(points, horizon).gain
     return float(np.max(np.maximum.accumulate(gain) - gain))
-
-
-def kl_overshoot(points: Evaluations, budget: float, horizon: float) -> float:
-    """At least 0, nats."""
-    return max(0.0, float(_up_to(points, horizon).kl.max()) - budget)
 
 
 def sensitivities(comparison: Comparison) -> list[Sensitivity]:

@@ -6,6 +6,7 @@ d = exp(alpha / beta - 1). Both coefficients enter linearly, so the fit is least
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,10 +14,12 @@ from typing import Literal
 
 import numpy as np
 
+from analysis.compared import ComparedRun, Contender
 from analysis.crossed import Run
-from analysis.statistics import Interval, run_interval
-from analysis.summary import ComparedRun, SettingSummary
+from analysis.statistics import Interval, run_interval, standard_error
 
+_BINS = 8
+_MOVED = 1e-6  # sqrt(KL) from which on a policy is not the initial one
 # A fit through fewer points, or through ones that hardly differ in KL, says nothing.
 MIN_POINTS = 4
 
@@ -28,9 +31,10 @@ Trend = Literal["rises", "falls", "peaks", "peaks beyond reach", "undecided"]
 
 @dataclass(frozen=True)
 class GoldFit:
-    """One setting's gold gain over sqrt(KL), by one line through the evaluations of all its seeds."""
+    """Gold gain over sqrt(KL) of a setting, or of an algorithm at all values of its knob, by one line through the
+    evaluations of all seeds."""
 
-    setting: SettingSummary
+    setting: Contender
     alpha: Interval
     """`mean` is that of the line, in units of gold reward per sqrt(nat). The interval is over seeds, by the jackknife:
     of what each does to the line when it is left out; it covers 93 to 96 % (`python -m tests.benchmarks.coverage`).
@@ -49,9 +53,53 @@ class GoldFit:
         return _line(np.asarray(d, dtype=np.float64), self.alpha.mean, self.beta.mean)
 
 
-def gold_fit(setting: SettingSummary) -> GoldFit | None:
+@dataclass(frozen=True)
+class Gains:
+    """Means of gains at about one KL, with their standard errors; all are (bins,)."""
+
+    kl: np.ndarray  # nats
+    mean: np.ndarray
+    error: np.ndarray  # over seeds and prompts; over seeds where runs kept no numbers of prompts; 0 of one such run
+
+
+def binned_gains(one: Contender, end: float, gold: bool) -> Gains | None:
+    """Reward or gold gained, of evaluations of at most `end` nats, in bins of equal width in sqrt(KL), those of the
+    initial policy left out; None where there is none. A seed counts once in a bin."""
+    found = [[_gains(run, gold) for run in seed.runs] for seed in one.runs]
+    if len({parts.shape[1] for seed in found for _, parts in seed}) > 1:
+        found = [[(d, parts.mean(axis=1, keepdims=True)) for d, parts in seed] for seed in found]
+    seeds = [(np.concatenate([d for d, _ in seed]), np.concatenate([parts for _, parts in seed])) for seed in found]
+    edges = np.linspace(0.0, math.sqrt(end), _BINS + 1)
+    made = []
+    for low, high in itertools.pairwise(edges):
+        inside = [((d > low) & (d <= high), d, parts) for d, parts in seeds]
+        rows = [
+            (d[kept].mean(), parts[kept].mean(axis=0), run)
+            for (kept, d, parts), run in zip(inside, one.replicates, strict=True)
+            if kept.any()
+        ]
+        if rows:
+            middles, parts, runs = zip(*rows, strict=True)
+            table = np.array(parts)
+            made.append((float(np.mean(middles)) ** 2, float(table.mean()), standard_error(table, runs)))
+    return Gains(*np.array(made).T) if made else None
+
+
+def _gains(run: ComparedRun, gold: bool) -> tuple[np.ndarray, np.ndarray]:
+    """sqrt(KL) (N,) and gains (N, P), or (N, 1) where the run kept none of each prompt."""
+    made = run.evaluations
+    parts = made.gains if made.by_prompt else made.gains.mean(axis=1, keepdims=True)
+    if gold:
+        parts = np.full((len(made.kl), 1), np.nan) if made.gold_reward is None else made.gold_reward[:, None]
+        parts = parts - parts[0] if made.gold_gains is None else made.gold_gains
+    d = np.sqrt(np.maximum(made.kl, 0.0))
+    usable = (d > _MOVED) & np.isfinite(parts).all(axis=1)
+    return d[usable], parts[usable]
+
+
+def gold_fit(setting: Contender) -> GoldFit | None:
     """None without a gold reward, or with too few evaluations that left the initial policy."""
-    points = [_points(run) for run in setting.runs]
+    points = [_together([_points(run) for run in seed.runs]) for seed in setting.runs]
     line = fitted_line(points, setting.replicates)
     if line is None:
         return None
@@ -107,13 +155,18 @@ def _points(run: ComparedRun) -> _Points:
     if found.gold_reward is None or not np.isfinite(found.gold_reward[0]):
         return np.empty(0), np.empty(0)
     d, gain = np.sqrt(np.maximum(found.kl, 0.0)), found.gold_reward - found.gold_reward[0]
-    usable = (d > 1e-6) & np.isfinite(gain)
+    usable = (d > _MOVED) & np.isfinite(gain)
     return d[usable], gain[usable]
+
+
+def _together(points: Sequence[_Points]) -> _Points:
+    d, gain = (np.concatenate([np.empty(0), *(one[part] for one in points)]) for part in (0, 1))
+    return d, gain
 
 
 def _fitted(points: Sequence[_Points]) -> tuple[float, float] | None:
     """alpha and beta by least squares on d and -d log d, of all runs together."""
-    d, gain = (np.concatenate([np.empty(0), *(one[part] for one in points)]) for part in (0, 1))
+    d, gain = _together(points)
     if len(d) < MIN_POINTS:
         return None
     design = np.stack([d, -d * np.log(d)], axis=1)

@@ -18,9 +18,11 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from analysis import page_tables, page_texts
+from analysis import page_runs, page_tables, page_texts
+from analysis.diagnoses import CHECKS
 from analysis.drawing import Figure, on_page, page_spec
 from analysis.findings import Findings
+from analysis.looks import drawn_settings
 from analysis.tables import explanation
 from rlhf.errors import visible
 
@@ -37,32 +39,45 @@ _TALL_TABLE = 16
 _LONG_LIST = 6
 
 
-def render_page(title: str, findings: Findings, figures: Sequence[Figure]) -> str:
-    """The whole page."""
+def render_page(name: str, folder: Path, findings: Findings, figures: Sequence[Figure]) -> str:
+    """The whole page.
+
+    Args:
+        name: of the sweep.
+        folder: where the page will lie: its links lead from there.
+    """
     comparison = findings.comparison
     settings = comparison.settings
     context: dict[str, Any] = {
-        "title": title,
+        "title": page_texts.title(comparison, name),
         "texts": page_texts,
-        "counts": page_texts.counts(comparison),
+        "checks": CHECKS,
+        "counts": page_texts.counts(comparison, name),
         "diagnoses": findings.diagnoses,
         "answer": findings.verdict,
+        "frontiers": page_tables.budget_table(
+            findings.envelopes, "frontiers-table", "KL efficiency of each frontier, mean over seeds"
+        )
+        if findings.envelopes
+        else None,
         "spreads": page_tables.spread_table(comparison),
         "pairs": page_tables.pairs_table(findings.verdict.pairs) if findings.verdict.pairs else None,
         "problems": page_texts.problems(comparison, findings.diagnoses),
-        "headline": page_tables.headline_table(settings) if settings else None,
         "explanation": explanation(settings),
         "notes": comparison.notes,
-        "figures": figures,
+        "figures": sorted(figures, key=_place),
         "gold": page_tables.gold_table(findings.gold_fits) if findings.gold_fits else None,
         "budgets": page_tables.budget_table(settings) if settings else None,
+        "change": page_tables.change_table(settings),
         "claims": page_tables.claims_page_table(findings.claims),
-        "claims_note": page_texts.claims_note(findings.claims),
+        "claims_notes": page_texts.claims_notes(findings.claims),
         "sensitivity": page_tables.sensitivity_table(findings.sensitivities) if findings.sensitivities else None,
+        "some_grey": bool(drawn_settings(settings)[1]),
         "samples": page_texts.sample_groups(settings),
         "differing": page_tables.settings_table(settings),
-        "excluded": page_tables.excluded_table(comparison),
-        "provenance": page_tables.provenance_table(findings),
+        "runs": page_runs.runs_table(settings, folder),
+        "excluded": page_runs.excluded_table(comparison),
+        "provenance": page_runs.provenance_table(findings),
         "tall_table": _TALL_TABLE,
         "long_list": _LONG_LIST,
     }
@@ -81,19 +96,25 @@ def render_page(title: str, findings: Findings, figures: Sequence[Figure]) -> st
     )
 
 
+def _place(figure: Figure) -> int:
+    """The frontier first, then gold beside proxy and what else there is, curves, and what was varied."""
+    if figure.id.startswith("over_"):
+        return 4
+    return {"frontier": 0, "curves": 2, "training": 3}.get(figure.id, 1)
+
+
 def _contents(context: dict[str, Any]) -> list[tuple[str, str]]:
     """(id, title) of the sections, in order."""
-    last = [("diagnoses", "Diagnoses"), ("excluded", "Runs left out"), ("provenance", "Provenance")]
-    figures: list[Figure] = context["figures"]
-    if not context["headline"]:
+    last = [("runs", "Runs"), ("provenance", "How it was made"), ("diagnoses", "Diagnoses")]
+    if not context["budgets"]:
         return [("result", "Result"), *last]
-    frontier, *others = ((figure.id, figure.title) for figure in figures)
+    frontier, *others = ((figure.id, figure.title) for figure in context["figures"])
     return [
         ("result", "Result"),
         frontier,
-        ("budgets", "At each KL budget"),
+        ("budgets", "KL efficiency"),
         *others,
-        ("claims", "The paper's other claims"),
+        ("claims", "Sample efficiency, stability"),
         ("samples", "Responses before and after"),
         ("settings", "Settings that differ"),
         *last,

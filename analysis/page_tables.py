@@ -2,28 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
-from analysis.findings import Findings
+from analysis.compared import BudgetResult, Comparison, Contender, NotReached, SettingSummary
 from analysis.labels import differing_settings
-from analysis.load import RunRecord
-from analysis.looks import drawn_settings
+from analysis.looks import Drawn, drawn_settings
 from analysis.measures import Claims, ClaimsTable, Sensitivity
 from analysis.overoptimization import GoldFit
 from analysis.replicates import drawn_text
 from analysis.statistics import Interval, shares_draws
-from analysis.summary import BudgetResult, Comparison, NotReached, SettingSummary
-from analysis.tables import SPREAD_TITLE, change_text, efficiency_header, interval_text, number, spread_rows
+from analysis.tables import SPREAD_TITLE, change_text, interval_text, number, spread_rows
 from analysis.verdict import Pair
 
 _LISTED_SEEDS = 5
 _TRENDS = {
     "rises": "only rises",
     "falls": "only falls",
-    "peaks beyond reach": "not within reach",
-    "undecided": "not decided",
+    "peaks beyond reach": "beyond the runs",
+    "undecided": "cannot be told",
 }
 MOST_ROWS = 100
 """Of hundreds of settings or runs a page would grow to many megabytes; the CSV files have them all."""
@@ -34,6 +31,7 @@ class Cell:
     text: str
     sort: float | str | None = None
     """What the column is sorted by, where it is not the text."""
+    link: str = ""
 
 
 @dataclass(frozen=True)
@@ -58,7 +56,7 @@ class PageTable:
         return len(self.rows) if self.whole is None else self.whole
 
 
-def _best(settings: Sequence[SettingSummary]) -> list[SettingSummary]:
+def best(settings: Sequence[Drawn]) -> list[Drawn]:
     """Those of the highest KL efficiency, the highest first; all, where they are few."""
     return sorted(settings, key=lambda setting: -setting.headline.kl_efficiency.mean)[:MOST_ROWS]
 
@@ -69,11 +67,11 @@ def _of_settings(caption: str, count: int, file: str) -> str:
     return f"{caption}: the {MOST_ROWS} of {count} settings of the highest KL efficiency; {file} has all"
 
 
-def _of_rows(caption: str, count: int, where: str) -> str:
+def of_rows(caption: str, count: int, where: str) -> str:
     return caption if count <= MOST_ROWS else f"{caption}: the first {MOST_ROWS} of {count}; {where}"
 
 
-def _cell(value: Interval | float | None, digits: int = 3) -> Cell:
+def cell(value: Interval | float | None, digits: int = 3) -> Cell:
     if value is None:
         return Cell(number(None), "")
     if isinstance(value, Interval):
@@ -81,9 +79,9 @@ def _cell(value: Interval | float | None, digits: int = 3) -> Cell:
     return Cell(number(value, digits), value)
 
 
-def _mean(value: Interval) -> Cell:
-    """Without the range over two seeds, for a table that has a column of it."""
-    return Cell(interval_text(value) if value.low is not None else number(value.mean), value.mean)
+def _mean(value: Interval, whole: bool = False) -> Cell:
+    """Without the range over two seeds, but for `whole`."""
+    return Cell(interval_text(value) if whole or value.low is not None else number(value.mean), value.mean)
 
 
 def _seeds(setting: SettingSummary) -> str:
@@ -95,47 +93,51 @@ def _seeds(setting: SettingSummary) -> str:
     return f"{len(seeds)} ({min(seeds)} to {max(seeds)})"
 
 
-def headline_table(settings: Sequence[SettingSummary]) -> PageTable:
-    with_gold = any(setting.gold_after for setting in settings)
+def budget_table(
+    settings: Sequence[Contender],
+    name: str = "budgets-table",
+    caption: str = "KL efficiency within each KL budget",
+) -> PageTable:
+    """A matrix: algorithms by the budgets, the one that all reached first, with its share of the optimum."""
+    shown = best(settings)
+    common = shown[0].headline.kl_budget if shown else 0.0
+    by_budget = {id(one): {budget.kl_budget: budget for budget in (*one.budgets, one.headline)} for one in shown}
+    budgets = sorted({kl for found in by_budget.values() for kl in found} - {common})
     with_share = any(setting.headline.share for setting in settings)
+    rows = [
+        {
+            "algorithm": Cell(one.name),
+            f"{common:g} nats, reached by all": _mean(one.headline.kl_efficiency, whole=True),
+            **({f"share of the optimum at {common:g} nats": _share(one)} if with_share else {}),
+            **{f"{kl:g} nats": _at_budget(by_budget[id(one)].get(kl), one) for kl in budgets},
+        }
+        for one in shown
+    ]
+    return PageTable(name, _of_settings(caption, len(settings), "kl_efficiency.csv"), rows)
+
+
+def change_table(settings: Sequence[SettingSummary]) -> PageTable:
+    """Before and after training."""
+    with_gold = any(setting.gold_after for setting in settings)
     rows = []
-    for setting in _best(settings):
-        gold = setting.gold_after
-        gold_cell = Cell(change_text(setting.gold_before, gold, 3), "" if gold is None else gold.mean)
-        reward = change_text(setting.reward_before, setting.reward_after, 3)
+    for setting in best(settings):
+        gold, reward = setting.gold_after, setting.reward_after
+        changed = Cell(change_text(setting.gold_before, gold, 3), "" if gold is None else gold.mean)
         rows.append(
             {
                 "algorithm": Cell(setting.name),
-                efficiency_header(settings): Cell(
-                    interval_text(setting.headline.kl_efficiency), setting.headline.kl_efficiency.mean
-                ),
-                **({"share of the optimum": _share(setting)} if with_share else {}),
-                "reward": Cell(reward, setting.reward_after.mean),
-                **({"gold reward": gold_cell} if with_gold else {}),
-                "KL, nats": _cell(setting.kl, 2),
+                "reward": Cell(change_text(setting.reward_before, reward, 3), reward.mean),
+                **({"gold reward": changed} if with_gold else {}),
+                "KL, nats": cell(setting.kl, 2),
                 "seeds": Cell(_seeds(setting), len(setting.runs)),
             }
         )
-    caption = "The result, before and after training, means over seeds"
-    return PageTable("headline", _of_settings(caption, len(settings), "kl_efficiency.csv"), rows)
-
-
-def budget_table(settings: Sequence[SettingSummary]) -> PageTable:
-    """A matrix: algorithms by the budgets, the one that every run spent first."""
-    shown = _best(settings)
-    common = shown[0].headline.kl_budget if shown else 0.0
-    by_budget = {id(one): {budget.kl_budget: budget for budget in (*one.budgets, one.headline)} for one in shown}
-    budgets = [common, *sorted({kl for found in by_budget.values() for kl in found} - {common})]
-    rows = [
-        {"algorithm": Cell(one.name)} | {f"{kl:g} nats": _at_budget(by_budget[id(one)].get(kl), one) for kl in budgets}
-        for one in shown
-    ]
-    caption = _of_settings("KL efficiency within each budget", len(settings), "kl_efficiency.csv")
-    return PageTable("budgets-table", caption, rows)
+    caption = "Initial policy and last evaluation, means over seeds"
+    return PageTable("change-table", _of_settings(caption, len(settings), "kl_efficiency.csv"), rows)
 
 
 def pairs_table(found: Sequence[Pair]) -> PageTable:
-    """Each setting against each of lower KL efficiency."""
+    """Each against each of lower KL efficiency."""
     rows = [
         {
             "pair": Cell(f"{pair.first.name} \N{MINUS SIGN} {pair.second.name}"),
@@ -148,27 +150,26 @@ def pairs_table(found: Sequence[Pair]) -> PageTable:
         }
         for pair in found[:MOST_ROWS]
     ]
-    return PageTable(
-        "pairs", _of_rows("Pairs within the KL that every run spent", len(found), "compare lists all"), rows
-    )
+    caption = "Differences within the KL that all reached; p-values by Holm's method for several pairs"
+    return PageTable("pairs", of_rows(caption, len(found), "python -m analysis compare lists all"), rows)
 
 
 def spread_table(comparison: Comparison) -> PageTable | None:
     """None where SFT policies and reward models are not replicated."""
     rows = [{name: Cell(text) for name, text in row.items()} for row in spread_rows(comparison)]
-    caption = _of_rows(SPREAD_TITLE, len(rows), "compare lists all")
+    caption = of_rows(SPREAD_TITLE, len(rows), "compare lists all")
     return PageTable("spread", caption, rows[:MOST_ROWS]) if rows else None
 
 
-def _at_budget(budget: BudgetResult | NotReached | None, setting: SettingSummary) -> Cell:
+def _at_budget(budget: BudgetResult | NotReached | None, setting: Contender) -> Cell:
     if budget is None:
         return Cell(number(None), "")
     if isinstance(budget, NotReached):
-        return Cell(f"not reached ({budget.runs} of {len(setting.runs)} runs did)", "")
+        return Cell(f"not reached ({budget.runs} of {len(setting.runs)} runs)", "")
     return _mean(budget.kl_efficiency)
 
 
-def _share(setting: SettingSummary) -> Cell:
+def _share(setting: Contender) -> Cell:
     share = setting.headline.share
     if share is None:
         return Cell(number(None), "")
@@ -180,20 +181,18 @@ def claims_page_table(claims: ClaimsTable) -> PageTable:
     def to_target(row: Claims) -> Cell:
         if row.samples_to_target is None and claims.target is not None:
             return Cell(f"reached by {row.runs_at_target} of {len(row.setting.runs)} runs", "")
-        return _cell(row.samples_to_target, 0)
+        return cell(row.samples_to_target, 0)
 
-    best = {id(setting) for setting in _best([row.setting for row in claims.rows])}
+    by_setting = {id(row.setting): row for row in claims.rows}
     rows = [
         {
             "algorithm": Cell(row.setting.name),
-            "mean gain": _cell(row.mean_gain),
+            "mean gain": cell(row.mean_gain),
             "responses to target": to_target(row),
-            "largest fall": _cell(row.largest_fall),
-            "KL overshoot, nats": _cell(row.kl_overshoot, 2),
-            "spread over seeds": _cell(None) if row.spread is None else _mean(row.spread),
+            "largest fall": cell(row.largest_fall),
+            "spread over seeds": cell(None) if row.spread is None else _mean(row.spread),
         }
-        for row in claims.rows
-        if id(row.setting) in best
+        for row in (by_setting[id(setting)] for setting in best([row.setting for row in claims.rows]))
     ]
     caption = _of_settings("Sample efficiency and stability", len(claims.rows), "claims.csv")
     return PageTable("claims-table", caption, rows)
@@ -206,86 +205,42 @@ def sensitivity_table(found: Sequence[Sensitivity]) -> PageTable:
             "settings drawn": Cell(str(one.settings), one.settings),
             "tried": Cell(str(one.tried), one.tried),
             "without a result": Cell(str(one.failed), one.failed),
-            **{name: _cell(getattr(one, name)) for name in ("best", "median", "worst")},
+            **{name: cell(getattr(one, name)) for name in ("best", "median", "worst")},
         }
         for one in found
     ]
-    caption = "KL efficiency within the KL that every run spent, to expect of settings drawn from those tried"
+    caption = "KL efficiency, within the KL that every run reached, of settings drawn from those tried"
     return PageTable("sensitivity-table", caption, rows)
 
 
 def gold_table(fits: Sequence[GoldFit]) -> PageTable:
-    best = {id(setting) for setting in _best([fit.setting for fit in fits])}
+    by_setting = {id(fit.setting): fit for fit in fits}
     rows = [
         {
             "algorithm": Cell(fit.setting.name),
-            "alpha": _cell(fit.alpha),
-            "beta": _cell(fit.beta),
-            "highest at, nats": Cell(_TRENDS[fit.trend], "") if fit.peak_kl is None else _cell(fit.peak_kl, 1),
-            "R\N{SUPERSCRIPT TWO}": _cell(fit.explained, 2),
+            "alpha": cell(fit.alpha),
+            "beta": cell(fit.beta),
+            "highest at, nats": Cell(_TRENDS[fit.trend], "") if fit.peak_kl is None else cell(fit.peak_kl, 1),
+            "R\N{SUPERSCRIPT TWO}": cell(fit.explained, 2),
         }
-        for fit in fits
-        if id(fit.setting) in best
+        for fit in (by_setting[id(setting)] for setting in best([fit.setting for fit in fits]))
     ]
     caption = (
-        "The lines drawn: gold gain = d (alpha \N{MINUS SIGN} beta log d) with d = sqrt(KL). [ ]: 95 % interval over "
-        "seeds, by leaving out one at a time; ( ): two seeds, from one to the other. Whether a line bends is said only "
-        "where beta's interval does not hold 0. R\N{SUPERSCRIPT TWO}: share of the gains' variance that the line "
-        "explains"
+        "The fitted lines, gold gain = d (alpha \N{MINUS SIGN} beta log d) with d = sqrt(KL); [ ]: 95 % interval over "
+        "seeds; R\N{SUPERSCRIPT TWO}: share of the gains' variance that the line explains"
     )
     return PageTable("gold-table", caption, rows)
 
 
-def excluded_table(comparison: Comparison) -> PageTable:
-    count = len(comparison.excluded)
-    rows = [{"run": Cell(item.record.id), "reason": Cell(item.reason)} for item in comparison.excluded[:MOST_ROWS]]
-    caption = _of_rows("Runs left out of the comparison", count, "runs.csv has all")
-    return PageTable("excluded-table", caption, rows, numbers=False, whole=count)
-
-
 def settings_table(settings: Sequence[SettingSummary]) -> PageTable:
     """A column for each setting that the charts tell apart, a row for each thing that differs between any two."""
-    shown = {id(setting) for setting in drawn_settings(settings)[0]}
+    shown = [settings.index(setting) for setting in drawn_settings(settings)[0]]
     differing = differing_settings([setting.runs[0].record.config for setting in settings])
     rows = [
-        {"setting": Cell(key)}
-        | {one.name: Cell(value) for one, value in zip(settings, values, strict=True) if id(one) in shown}
+        {"setting": Cell(key)} | {settings[place].name: Cell(values[place]) for place in shown}
         for key, values in differing.items()
+        if key != "settings_from"  # says where values come from, which are rows themselves
     ]
     where = "the runs' config.yaml files have all, kl_efficiency.csv the labels"
-    caption = _of_rows("Settings that are not the same in all runs", len(rows), where)
+    caption = of_rows("Settings that are not the same in all runs", len(rows), where)
     return PageTable("settings-table", caption, rows[:MOST_ROWS], numbers=False, sortable=False, whole=len(rows))
-
-
-def provenance_table(findings: Findings) -> PageTable:
-    records = [run.record for setting in findings.comparison.settings for run in setting.runs]
-    seconds, memory = _numbers(records, "wall_seconds"), _numbers(records, "peak_memory_mb")
-    known = [record.summary.get("versions") for record in records]
-    versions = sorted({f"{name} {one[name]}" for one in known if isinstance(one, dict) for name in one})
-    facts = {
-        "commit": _distinct(record.summary.get("git_commit") for record in records),
-        "data set": _distinct(record.setting("dataset.name") for record in records),
-        "model": _distinct(record.setting("model.name") for record in records),
-        "machine": _distinct(record.summary.get("hostname") for record in records),
-        "processor": _distinct(record.summary.get("cpu") for record in records),
-        "device, precision, threads": _distinct(_hardware(record) for record in records),
-        "versions": ", ".join(versions),
-        "seconds": f"{sum(seconds):.0f} in all, {min(seconds):.0f} to {max(seconds):.0f} a run" if seconds else "",
-        "peak memory, largest run": f"{max(memory):.0f} MB" if memory else "",
-    }
-    rows = [{"what": Cell(name), "value": Cell(text or "not recorded")} for name, text in facts.items()]
-    return PageTable("provenance-table", "Of the compared runs", rows, numbers=False, sortable=False)
-
-
-def _numbers(records: Sequence[RunRecord], key: str) -> list[float]:
-    return [float(value) for record in records if isinstance(value := record.summary.get(key), int | float)]
-
-
-def _hardware(record: RunRecord) -> str:
-    parts = (record.setting(f"hardware.{key}") for key in ("device", "precision", "threads"))
-    return ", ".join(str(part) for part in parts if part is not None)
-
-
-def _distinct(values: Iterable[Any], most: int = 12) -> str:
-    found = sorted({str(value) for value in values if value})
-    return "; ".join(found[:most]) + (f"; and {len(found) - most} more" if len(found) > most else "")

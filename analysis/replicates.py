@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from analysis.compared import Contender, SettingSummary
 from analysis.crossed import components, sampled_axes
 from analysis.statistics import shares_draws
-from analysis.summary import SettingSummary
 
 AXES = (("SFT policy", "SFT policies"), ("reward model", "reward models"), ("seed", "seeds"))
 """One and several of what `RunRecord.replicate` tells."""
@@ -21,7 +21,7 @@ def listed(names: Sequence[str]) -> str:
     return " and ".join(filter(None, (", ".join(names[:-1]), *names[-1:])))
 
 
-def drawn_text(settings: Sequence[SettingSummary]) -> str:
+def drawn_text(settings: Sequence[Contender]) -> str:
     """With what the runs of each setting were drawn: `3 seeds`, `2 to 3 seeds`, `3 SFT policies x 2 seeds`."""
     parts = []
     for axis, (one, several) in enumerate(AXES):
@@ -32,7 +32,7 @@ def drawn_text(settings: Sequence[SettingSummary]) -> str:
     return " \N{MULTIPLICATION SIGN} ".join(parts)
 
 
-def interval_texts(settings: Sequence[SettingSummary], prompts: bool = True) -> tuple[str, str]:
+def interval_texts(settings: Sequence[Contender], prompts: bool = True) -> tuple[str, str]:
     """What intervals of these settings are over, and which axes have too few levels, for which alone they speak; ""
     where none has."""
     sampled = set.intersection(*(set(sampled_axes(setting.replicates)) for setting in settings))

@@ -11,13 +11,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from analysis.compared import Comparison
+from analysis.diagnoses import diagnose
 from analysis.errors import AnalysisError
 from analysis.findings import Findings, findings
-from analysis.load import RunRecord, SweepFolderError, load_sweep
+from analysis.load import RunRecord, SweepFolderError, load_run, load_sweep
 from analysis.measures import ClaimsTable
 from analysis.page_texts import problems
 from analysis.statistics import Interval
-from analysis.summary import Comparison, compare
+from analysis.summary import compare
 from analysis.tables import KL_EFFICIENCY_COLUMNS, kl_efficiency_rows, run_rows, spread_table, summary_table, write_csv
 
 __all__ = ["problem_lines", "spread_table", "summary_table", "write_report"]
@@ -27,7 +29,7 @@ _MOST_REASONS = 5
 _MOST_DIAGNOSES = 10
 _SCRATCH = ".report-"
 _ABANDONED = 3600.0  # seconds after which no report is still writing
-_CLAIMS = ("mean_gain", "samples_to_target", "largest_fall", "kl_overshoot", "spread")
+_CLAIMS = ("mean_gain", "samples_to_target", "largest_fall", "spread")
 _CLAIMS_COLUMNS = (
     *("algo", "label", "seeds", "horizon", "target", "runs_at_target"),
     *(f"{name}{end}" for name in _CLAIMS for end in ("", "_ci_low", "_ci_high")),
@@ -121,8 +123,6 @@ def write_report(
         analysis.load.SweepFolderError: the folder does not exist or holds no runs.
         OSError: the folder cannot be written.
     """
-    from analysis.page_texts import title
-
     folder = Path(sweep_folder)
     if records is None:
         records = load_sweep(folder)
@@ -133,7 +133,7 @@ def write_report(
     target.mkdir(parents=True, exist_ok=True)
     _remove_abandoned(target)
     with tempfile.TemporaryDirectory(prefix=_SCRATCH, dir=target) as scratch:
-        _write(Path(scratch), title(found.comparison, folder.resolve().name), found)
+        _write(Path(scratch), folder.resolve().name, target, found)
         paths = {path.name: path.replace(target / path.name) for path in sorted(Path(scratch).iterdir())}
     return ReportFiles(
         findings=found,
@@ -151,6 +151,12 @@ def problem_lines(found: Findings) -> list[str]:
     return first_lines([diagnosis.text for diagnosis in found.diagnoses], _MOST_DIAGNOSES, "diagnoses.txt has all")
 
 
+def single_run_lines(folder: Path) -> list[str]:
+    """The same of one run, by its folder."""
+    found = diagnose(compare([load_run(folder)]))
+    return first_lines([diagnosis.text for diagnosis in found], _MOST_DIAGNOSES, "the report has all")
+
+
 def first_lines(lines: Sequence[str], most: int, where: str) -> list[str]:
     """At most so many, and where the others are."""
     more = len(lines) - most
@@ -164,9 +170,10 @@ def _remove_abandoned(target: Path) -> None:
             shutil.rmtree(path, ignore_errors=True)
 
 
-def _write(folder: Path, title: str, found: Findings) -> None:
+def _write(folder: Path, name: str, target: Path, found: Findings) -> None:
     # These take a second to import; a table alone does not need them.
     from analysis.charts import charts
+    from analysis.charts_training import training_figure
     from analysis.drawing import save_figure
     from analysis.page import render_page
 
@@ -180,8 +187,10 @@ def _write(folder: Path, title: str, found: Findings) -> None:
     figures = charts(found)
     for figure in figures:
         save_figure(figure, folder, figure.file)
+    figures += training_figure(comparison.settings)
     # The folder's name may hold bytes that are no text.
-    (folder / "report.html").write_text(render_page(title, found, figures), encoding="utf-8", errors="replace")
+    page = render_page(name, target, found, figures)
+    (folder / "report.html").write_text(page, encoding="utf-8", errors="replace")
 
 
 def claims_rows(claims: ClaimsTable) -> list[dict[str, Any]]:

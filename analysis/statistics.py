@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -71,6 +72,13 @@ def run_interval(values: np.ndarray | Sequence[float], runs: Sequence[Run]) -> I
     ends = (found.low, found.high) if found.standard_error > 0.0 else None
     over = "replicates" if table.shape[1] == 1 else "prompts" if found.of_these_runs else "crossed"
     return _made(of_runs, found.value, ends, over if ends or table.shape[1] > 1 else "none")
+
+
+def standard_error(table: np.ndarray, runs: Sequence[Run]) -> float:
+    """Of the mean of (S, P), or of (S, 1) where runs kept no numbers of prompts; 0 of one such run."""
+    if table.shape[1] > 1 or shares_draws(runs):
+        return crossed_mean(table, runs).standard_error
+    return float(table.std(ddof=1)) / len(table) ** 0.5 if len(table) > 1 else 0.0
 
 
 def shares_draws(runs: Sequence[Run]) -> bool:
@@ -208,7 +216,7 @@ def _newcombe(share: float, first: int, second: int, level: float) -> tuple[floa
 
     def outside(p: float) -> bool:
         variance = p * (1.0 - p) * (1.0 + more * ((1.0 - p) / (2.0 - p) + p / (1.0 + p))) / (first * second)
-        return abs(share - p) > z * np.sqrt(variance)
+        return abs(share - p) > z * math.sqrt(variance)
 
     def end(limit: float) -> float:
         inner, outer = share, limit

@@ -1,8 +1,8 @@
 """`python -m analysis suite runs/A runs/B ...`: algorithms over several tasks at once.
 
 Each folder is a task. A run's score is its share of the optimum, KL efficiency over the optimum's within the budget
-that all runs of the task spent: 0 is the initial policy, 1 the best that is possible, so that tasks can be pooled. The
-measures are those of Agarwal et al. 2021 ("Deep RL at the edge of the statistical precipice"): interquartile mean,
+that all runs of the task reached: 0 is the initial policy, 1 the best that is possible, so that tasks can be pooled.
+The measures are those of Agarwal et al. 2021 ("Deep RL at the edge of the statistical precipice"): interquartile mean,
 median, mean, optimality gap, probability of improvement and performance profiles, with intervals by a bootstrap that
 draws runs within each task.
 """

@@ -17,11 +17,13 @@ from pathlib import Path
 
 import numpy as np
 
-from analysis.crossed import Run, sampled_axes
+from analysis.compared import BudgetResult, ComparedRun, Comparison, ExcludedRun, NotReached, OfOneSeed, SettingSummary
+from analysis.crossed import Run
 from analysis.evaluations import Evaluations, UnusableRunError, evaluations
 from analysis.kl_efficiency import GainCurve
-from analysis.labels import REPLICATES, differing_settings
+from analysis.labels import differing_settings
 from analysis.load import RL_STAGES, RunRecord
+from analysis.notes import comparison_notes, draw_notes, scale_notes
 from analysis.optimum import ReferenceSamples
 from analysis.parallel import mapped
 from analysis.statistics import Interval, iqm_interval, run_interval, shares_draws
@@ -29,116 +31,8 @@ from rlhf.runs.state import KEPT_REFERENCES
 
 # Sums and squares of more would not be finite.
 _LARGEST = 1e100
-# Settings that make a reward another quantity, or a KL one from another policy.
-_SAME_SCALE = ("dataset.", "model.", "reward.", "reward_model.", "sft.")
-_KEYS_NAMED = 4
-# A run that spent less than so many nats hardly left the initial policy, and is left out where others did.
+# A run that reached less than so many nats hardly left the initial policy, and is left out where others did.
 MOVED = 0.01
-
-
-@dataclass(frozen=True)
-class ComparedRun:
-    """A run that enters the comparison."""
-
-    record: RunRecord
-    evaluations: Evaluations
-    curve: GainCurve
-    kl_budgets: tuple[float, ...]  # dataset.kl_budgets, nats
-    reference: ReferenceSamples | None = None  # of its own initial policy
-
-    def efficiency(self, budget: float) -> float:
-        """E(K) at a budget in nats that the run spent."""
-        return _mean(self.curve.efficiency(budget))
-
-    def gain(self, kl: float) -> float:
-        """The best gain at no more KL, in nats, than `kl`, which the run spent."""
-        return _mean(self.curve.gain(kl))
-
-
-@dataclass(frozen=True)
-class ExcludedRun:
-    """A run of an RL stage that does not, and why."""
-
-    record: RunRecord
-    reason: str
-
-
-@dataclass(frozen=True)
-class BudgetResult:
-    """What one setting reached at a KL budget that all its runs spent."""
-
-    kl_budget: float  # nats
-    kl_efficiency: Interval  # units of reward
-    iqm: Interval | None  # interquartile mean over seeds of the KL efficiency; None below 8, or of several SFT policies
-    gain: Interval  # reward gain at KL <= budget
-    share: Interval | None  # of the optimum's KL efficiency; None without reference samples that see as far
-
-
-@dataclass(frozen=True)
-class NotReached:
-    """A KL budget that not all runs of a setting spent, at which it has no value."""
-
-    kl_budget: float  # nats
-    runs: int  # those that did
-
-
-@dataclass(frozen=True)
-class SettingSummary:
-    """One algorithm under one setting, over its seeds. Before is the initial policy, after the last evaluation."""
-
-    algo: str
-    label: str
-    runs: tuple[ComparedRun, ...]
-    reward_before: Interval
-    reward_after: Interval
-    gold_before: Interval | None
-    gold_after: Interval | None
-    kl: Interval  # at the last evaluation, nats
-    headline: BudgetResult
-    """At the largest KL that every compared run spent: the budget of the comparison."""
-    budgets: tuple[BudgetResult | NotReached, ...]
-    """At those of dataset.kl_budgets, rising."""
-
-    @property
-    def name(self) -> str:
-        return f"{self.algo} ({self.label})" if self.label else self.algo
-
-    @property
-    def intended_kl(self) -> float:
-        """Nats that runs on the data set are meant to spend: the first of dataset.kl_budgets."""
-        return self.runs[0].kl_budgets[0]
-
-    @property
-    def seeds(self) -> list[int]:
-        return sorted({run.record.seed for run in self.runs if run.record.seed is not None})
-
-    @property
-    def replicates(self) -> list[Run]:
-        """What was drawn for each run."""
-        return [run.record.replicate for run in self.runs]
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """A sweep's result. `records` holds every run folder, whatever its stage and status."""
-
-    records: list[RunRecord]
-    settings: list[SettingSummary]
-    excluded: list[ExcludedRun]
-    notes: list[str]
-    crossed: bool = False
-    """Whether intervals hold for prompts and seeds; over seeds alone where runs kept no numbers of prompts."""
-
-    @functools.cached_property
-    def reference(self) -> ReferenceSamples | None:
-        """Of the initial policy that the compared runs started from; of all of them together, the prompts of one beside
-        those of another, where there are several. None where a run has none."""
-        found = [run.reference for setting in self.settings for run in setting.runs]
-        distinct = {id(one): one for one in found if one is not None}
-        if not found or None in found or len(distinct) == 1:
-            return found[0] if len(distinct) == 1 and None not in found else None
-        fewest = min(one.rewards.shape[1] for one in distinct.values())
-        return ReferenceSamples(np.concatenate([one.rewards[:, :fewest] for one in distinct.values()]))
 
 
 def samples_name(settings: Sequence[SettingSummary]) -> str:
@@ -184,9 +78,9 @@ def compare(records: Sequence[RunRecord]) -> Comparison:
     groups: dict[tuple[str, str], list[ComparedRun]] = {}
     for run in compared:
         groups.setdefault((run.record.algo, run.record.label), []).append(run)
-    measure = _Measure(common_budget([run.curve.largest_kl for run in compared]), crossed)
+    measure = Measure(common_budget([run.curve.largest_kl for run in compared]), crossed)
     settings = [measure.setting(algo, label, runs) for (algo, label), runs in sorted(groups.items())]
-    notes = _notes(compared, settings, excluded)
+    notes = comparison_notes(compared, settings, excluded)
     return Comparison(list(records), settings, excluded, notes, crossed)
 
 
@@ -194,15 +88,15 @@ def together(sides: Mapping[str, SettingSummary], kl: float | None = None) -> Co
     """Settings of any sweeps, measured alike and at one budget: by name, in their order.
 
     Args:
-        kl: nats, which every run spent; None: the largest such.
+        kl: nats, which every run reached; None: the largest such.
     """
     runs = [run for setting in sides.values() for run in setting.runs]
     records = [run.record for run in runs]
     crossed = share_prompts([(run.record, run.evaluations) for run in runs])
     common = common_budget([run.curve.largest_kl for run in runs]) if kl is None else kl
-    measure = _Measure(common, crossed)
+    measure = Measure(common, crossed)
     settings = [measure.setting(name, "", list(setting.runs)) for name, setting in sides.items()]
-    return Comparison(records, settings, [], [*scale_notes(records), *_draw_notes(settings)], crossed)
+    return Comparison(records, settings, [], [*scale_notes(records), *draw_notes(settings)], crossed)
 
 
 def share_prompts(runs: Sequence[tuple[RunRecord, Evaluations]]) -> bool:
@@ -213,7 +107,7 @@ def share_prompts(runs: Sequence[tuple[RunRecord, Evaluations]]) -> bool:
 
 
 def common_budget(largest: Sequence[float]) -> float:
-    """What every run spent, of the largest KL of each, nats above 0: rounded down to three digits; 0 of none."""
+    """What every run reached, of the largest KL of each, nats above 0: rounded down to three digits; 0 of none."""
     if not largest:
         return 0.0
     least = min(largest)
@@ -276,20 +170,15 @@ def _is_budget(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and 0.0 < value < _LARGEST
 
 
-def _mean(parts: np.ndarray | None) -> float:
-    assert parts is not None, "callers ask for what the run reached"
-    return float(parts.mean())
-
-
 def _curve(points: Evaluations) -> GainCurve:
     return GainCurve(points.kl, points.gains)
 
 
 @dataclass(frozen=True)
-class _Measure:
+class Measure:
     """How settings are measured, which is the same for all of a comparison."""
 
-    common: float  # nats that every run spent
+    common: float  # nats that every run reached
     crossed: bool
 
     def setting(self, algo: str, label: str, runs: list[ComparedRun]) -> SettingSummary:
@@ -316,12 +205,12 @@ class _Measure:
             budgets=tuple(self.within(budget, runs) for budget in sorted(runs[0].kl_budgets)),
         )
 
-    def within(self, budget: float, runs: Sequence[ComparedRun]) -> BudgetResult | NotReached:
+    def within(self, budget: float, runs: Sequence[OfOneSeed]) -> BudgetResult | NotReached:
         count = sum(run.curve.reaches(budget) for run in runs)
         return self.at(budget, runs) if count == len(runs) else NotReached(budget, count)
 
-    def at(self, budget: float, runs: Sequence[ComparedRun]) -> BudgetResult:
-        """At a budget that all of them spent."""
+    def at(self, budget: float, runs: Sequence[OfOneSeed]) -> BudgetResult:
+        """At a budget that all of them reached."""
         replicates = [run.record.replicate for run in runs]
         table = self._table([run.curve.efficiency(budget) for run in runs])
         shares = shares_of_optimum(runs, budget) if self.crossed else None
@@ -340,8 +229,8 @@ class _Measure:
         return np.array([one if self.crossed else [np.mean(one)] for one in known], dtype=np.float64)
 
 
-def shares_of_optimum(runs: Sequence[ComparedRun], budget: float) -> np.ndarray | None:
-    """(S, P) whose mean over prompts is each run's share, E(K) / E*(K), at a budget that all spent, and whose spread
+def shares_of_optimum(runs: Sequence[OfOneSeed], budget: float) -> np.ndarray | None:
+    """(S, P) whose mean over prompts is each run's share, E(K) / E*(K), at a budget that all reached, and whose spread
     over prompts is that of its linear form. None where the samples of a run cannot see as far."""
     of_samples = {id(run.reference): run.reference and run.reference.efficiency(budget) for run in runs}
     parts = []
@@ -352,88 +241,3 @@ def shares_of_optimum(runs: Sequence[ComparedRun], budget: float) -> np.ndarray 
         share = own.mean() / optimum.mean()
         parts.append(share + (own - share * optimum) / optimum.mean())
     return np.array(parts)
-
-
-def scale_notes(records: Sequence[RunRecord]) -> list[str]:
-    """Where rewards or KLs of these runs may not be the same quantity."""
-    notes = []
-    differing = [key for key in differing_settings([one.config for one in records]) if key.startswith(_SAME_SCALE)]
-    if differing:
-        said = "Rewards may not be on one scale, or KL not from one initial policy."
-        notes.append(f"Not the same in all runs: {_first(differing)}. {said}")
-    unit = {one.setting("reward_model.normalize") for one in records} - {"mean_std", None}
-    if unit and len({one.replicate[:-1] for one in records}) > 1:
-        notes.append(
-            "The reward models of several seeds have units of their own (reward_model.normalize is not mean_std): go "
-            "by the share of the optimum, which has none."
-        )
-    return notes
-
-
-def _draw_notes(settings: Sequence[SettingSummary]) -> list[str]:
-    """Where settings are compared that do not start from the same SFT policies and reward models."""
-    drawn = {frozenset(run[:-1] for run in setting.replicates) for setting in settings}
-    if len(drawn) < 2:
-        return []
-    return ["Not all settings have runs of the same sft.seed and reward_model.seed: they differ by these, too."]
-
-
-def _named_replicates(runs: Sequence[Run]) -> dict[Run, str]:
-    """In order: by what they differ in, `3`, or `3 (sft.seed=1, reward_model.seed=0)`; runs without a seed left out."""
-    outer = [axis for axis in sampled_axes(runs, least=2) if axis + 1 < len(REPLICATES)] if runs else []
-    return {
-        run: str(run[-1]) + (f" ({', '.join(f'{REPLICATES[axis]}={run[axis]}' for axis in outer)})" if outer else "")
-        for run in sorted((run for run in runs if run[-1] is not None), key=lambda run: [one or 0 for one in run])
-    }
-
-
-def _first(names: Sequence[str]) -> str:
-    more = len(names) - _KEYS_NAMED
-    return ", ".join(names[:_KEYS_NAMED]) + (f" and {more} more" if more > 0 else "")
-
-
-def short_run_notes(settings: Sequence[SettingSummary]) -> list[str]:
-    """One sentence for all budgets, the smallest first; none where every run spent them."""
-    counts: dict[float, tuple[int, int]] = {}
-    for setting in settings:
-        for budget in (setting.headline, *setting.budgets):
-            short, runs = counts.get(budget.kl_budget, (0, 0))
-            short += len(setting.runs) - budget.runs if isinstance(budget, NotReached) else 0
-            counts[budget.kl_budget] = short, runs + len(setting.runs)
-    said = [f"{short} of {runs} never spent {kl:g} nats" for kl, (short, runs) in sorted(counts.items()) if short]
-    if not said:
-        return []
-    return [f"Of the compared runs {', '.join(said)}; where a run of a setting did not, it has no value there."]
-
-
-def _notes(compared: list[ComparedRun], settings: list[SettingSummary], excluded: list[ExcludedRun]) -> list[str]:
-    """What a reader of the table must know, one sentence each."""
-    notes = []
-    drawn = {run.record.replicate for run in compared} | {run.record.replicate for run in excluded}
-    named = _named_replicates(list(drawn))
-    lacking: dict[str, list[str]] = {}
-    for setting in settings:
-        missing = [named[one] for one in named if one not in setting.replicates]
-        if missing:
-            lacking.setdefault(_first(missing), []).append(setting.name)
-    for listed, names in lacking.items():
-        has = "has" if len(names) == 1 else "have"
-        notes.append(f"{', '.join(names)} {has} no usable run of seed {listed}; the row rests on the others.")
-    notes += short_run_notes(settings)
-    for run in compared:
-        notes.extend(f"{run.record.id}: {note}." for note in (*skipped_notes(run), *run.record.notes))
-    notes += [*scale_notes([run.record for run in compared]), *_draw_notes(settings)]
-    commits = sorted({commit for run in compared if isinstance(commit := run.record.summary.get("git_commit"), str)})
-    if len(commits) > 1:
-        unclean = "; + stands for changes that were not committed" * any(one.endswith("+") for one in commits)
-        notes.append(f"The runs come from {len(commits)} different states of the code ({_first(commits)}{unclean}).")
-    return notes
-
-
-def skipped_notes(run: ComparedRun) -> list[str]:
-    """Evaluations that were made and do not count; at most one sentence without its full stop."""
-    count = run.evaluations.skipped
-    if not count:
-        return []
-    some = "1 evaluation has" if count == 1 else f"{count} evaluations have"
-    return [f"{some} no finite KL, reward or reward of one half of the prompts, and no point"]

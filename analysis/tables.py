@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from analysis.compared import BudgetResult, Comparison, SettingSummary
 from analysis.replicates import interval_texts, spread
 from analysis.statistics import Interval, shares_draws
-from analysis.summary import BudgetResult, Comparison, SettingSummary
 from rlhf.errors import visible
 from rlhf.terminal import Column, fitted_columns
 
@@ -73,7 +73,7 @@ def change_text(before: Interval | None, after: Interval | None, digits: int = 2
 
 
 def efficiency_header(settings: Sequence[SettingSummary]) -> str:
-    """Names the KL that every run spent."""
+    """Names the KL that every run reached."""
     budgets = {setting.headline.kl_budget for setting in settings}
     return f"KL efficiency at {budgets.pop():g} nats" if len(budgets) == 1 else "KL efficiency"
 
@@ -179,7 +179,7 @@ def _caption(comparison: Comparison, with_gold: bool) -> str:
 
 
 def kl_efficiency_rows(settings: Sequence[SettingSummary]) -> list[dict[str, Any]]:
-    """One row per setting and budget, first the one that every run spent, with the columns above; None where there is
+    """One row per setting and budget, first the one that every run reached, with the columns above; None where there is
     nothing to say."""
     rows = []
     for setting in settings:

@@ -1,4 +1,4 @@
-"""The answer in words: who is above whom within the KL that every run spent, and who is not told apart."""
+"""The answer in words: who is above whom within the KL that every run reached, and who is not told apart."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from analysis.compared import Comparison, Contender
 from analysis.crossed import crossed_difference, holm
+from analysis.envelope import Envelope
 from analysis.replicates import drawn_text, interval_texts, listed
 from analysis.statistics import shares_draws, versus
-from analysis.summary import Comparison, SettingSummary
 
 ALPHA = 0.05
 MOST_ROWS = 8
@@ -20,10 +21,10 @@ MOST_ROWS = 8
 
 @dataclass(frozen=True)
 class Pair:
-    """Two settings at the common budget, the higher first."""
+    """Two of what is compared, at the common budget, the higher first."""
 
-    first: SettingSummary
-    second: SettingSummary
+    first: Contender
+    second: Contender
     difference: float  # of KL efficiency, units of reward, at least 0
     low: float | None  # 95% interval; None where there is none
     high: float | None
@@ -49,13 +50,15 @@ class Verdict:
     """All of them, by falling KL efficiency; none where nothing can be compared."""
 
 
-def verdict(comparison: Comparison) -> Verdict:
-    """What the runs say. Without a common budget, or with one setting, that there is nothing to compare."""
-    settings = sorted(comparison.settings, key=_efficiency, reverse=True)
+def verdict(comparison: Comparison, envelopes: Sequence[Envelope] = ()) -> Verdict:
+    """What the runs say: of the frontiers, where there are some, or of the settings. Without a common budget, or with
+    one setting, that there is nothing to compare."""
+    settings: list[Contender] = sorted(envelopes or comparison.settings, key=_efficiency, reverse=True)
     if not settings:
         return Verdict("No finished run to compare.", "", ())
-    head = f"Within {settings[0].headline.kl_budget:g} nats, which every run spent: {_ranking(settings)}."
-    basis = _basis(comparison, settings)
+    reached = "which every frontier reaches" if envelopes else "which every run reached"
+    head = f"Within {settings[0].headline.kl_budget:g} nats, {reached}: {_ranking(settings)}."
+    basis = " ".join(part for part in (_knobs(envelopes), _basis(comparison, settings)) if part)
     if len(settings) == 1:
         return Verdict(head, basis, ())
     found = pairs(comparison, settings)
@@ -66,11 +69,22 @@ def verdict(comparison: Comparison) -> Verdict:
     return Verdict(" ".join([head, *_clauses(settings, found)]), f"Differences: {differences}. {basis}", tuple(found))
 
 
-def _efficiency(setting: SettingSummary) -> float:
+def _efficiency(setting: Contender) -> float:
     return setting.headline.kl_efficiency.mean
 
 
-def _ranking(settings: Sequence[SettingSummary]) -> str:
+def _knobs(envelopes: Sequence[Envelope]) -> str:
+    """What the frontiers are the best of."""
+    if not envelopes:
+        return ""
+    listed = ", ".join(
+        f"{len(one.settings)} of {' and '.join(one.knobs)} ({one.name})" if one.knobs else f"1 setting ({one.name})"
+        for one in envelopes
+    )
+    return f"Frontiers: the upper envelope over training and over values of the KL knob: {listed}."
+
+
+def _ranking(settings: Sequence[Contender]) -> str:
     shown = settings if len(settings) <= MOST_ROWS else settings[:3]
     parts = []
     for setting in shown:
@@ -82,11 +96,11 @@ def _ranking(settings: Sequence[SettingSummary]) -> str:
     return ", ".join(parts) + (f" and {more} lower" if more else "")
 
 
-def _basis(comparison: Comparison, settings: Sequence[SettingSummary]) -> str:
+def _basis(comparison: Comparison, settings: Sequence[Contender]) -> str:
     text = f"Reward gained per response, mean over the budget; {drawn_text(settings)} each"
     over, few = interval_texts(settings, comparison.crossed)
     if comparison.crossed:
-        text += f", {settings[0].runs[0].evaluations.gains.shape[1]} prompts"
+        text += f", {settings[0].runs[0].curve.gains_of_prompts.shape[1]} prompts"
     elif not over:
         return f"{text}: too few for an interval."
     else:
@@ -94,7 +108,7 @@ def _basis(comparison: Comparison, settings: Sequence[SettingSummary]) -> str:
     return f"{text}; {few}." if few else f"{text}."
 
 
-def pairs(comparison: Comparison, settings: Sequence[SettingSummary]) -> list[Pair]:
+def pairs(comparison: Comparison, settings: Sequence[Contender]) -> list[Pair]:
     """Each against each of the settings that follow it, in KL efficiency."""
     found = [
         (first, second, _difference(comparison, first, second)) for first, second in itertools.combinations(settings, 2)
@@ -107,7 +121,7 @@ def pairs(comparison: Comparison, settings: Sequence[SettingSummary]) -> list[Pa
 
 
 def _difference(
-    comparison: Comparison, first: SettingSummary, second: SettingSummary
+    comparison: Comparison, first: Contender, second: Contender
 ) -> tuple[float, float | None, float | None, float | None]:
     """Value, interval and p-value."""
     budget = first.headline.kl_budget
@@ -123,7 +137,7 @@ def _difference(
     return other.difference, other.low, other.high, p
 
 
-def _clauses(settings: Sequence[SettingSummary], found: Sequence[Pair]) -> list[str]:
+def _clauses(settings: Sequence[Contender], found: Sequence[Pair]) -> list[str]:
     """First who is above whom, those who are above the same together; then who is not told apart."""
     below: dict[tuple[str, ...], list[str]] = {}
     for setting in settings:

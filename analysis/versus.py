@@ -1,4 +1,4 @@
-"""`python -m analysis compare A B ...`: any runs or sweeps against one another, within the KL that every run spent."""
+"""`python -m analysis compare A B ...`: any runs or sweeps against one another, within the KL that all runs reached."""
 
 from __future__ import annotations
 
@@ -9,11 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from analysis.compared import Comparison, SettingSummary
 from analysis.errors import AnalysisError
 from analysis.load import RunRecord, SweepFolderError, label_runs, load_folders
 from analysis.matched import check_nats, matched_settings
+from analysis.notes import short_run_notes
 from analysis.statistics import shares_draws, versus
-from analysis.summary import Comparison, SettingSummary, compare, short_run_notes, together
+from analysis.summary import compare, together
 from analysis.tables import explanation, interval_text, number, spread_table, write_csv
 from analysis.verdict import Pair, pairs, verdict
 
@@ -50,7 +52,7 @@ class MatchedComparison:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `python -m analysis compare`."""
     parser.add_argument("folders", type=Path, nargs="+", help="sweeps' or runs' folders; runs are taken together")
-    parser.add_argument("--kl", type=float, help="nats at which to compare; otherwise the most that every run spent")
+    parser.add_argument("--kl", type=float, help="nats at which to compare; otherwise the most that every run reached")
     parser.add_argument("--target-kl", type=float, help="choose each algorithm's setting nearest to this last KL, nats")
     parser.add_argument("--all-settings", action="store_true", help="compare every setting, not one per algorithm")
     parser.add_argument("--csv", type=Path, help="write the pairs there, too")
@@ -60,7 +62,7 @@ def run(options: argparse.Namespace) -> int:
     """Print the comparison.
 
     Raises:
-        AnalysisError: there are not two things to compare, or not all spent the KL asked for.
+        AnalysisError: there are not two things to compare, or not all reached the KL asked for.
     """
     from rlhf.terminal import NARROWEST, tell
     from rlhf.terminal import console as made_console
@@ -82,11 +84,11 @@ def run(options: argparse.Namespace) -> int:
 def compare_folders(
     folders: Sequence[Path], kl: float | None = None, target_kl: float | None = None, all_settings: bool = False
 ) -> MatchedComparison:
-    """Settings from each sweep, and from all single runs together, within `kl` or the most that every run spent.
+    """Settings from each sweep, and from all single runs together, within `kl` or the most that every run reached.
 
     Raises:
         SweepFolderError: a folder is none, or fewer than two settings have a finished run.
-        AnalysisError: some run did not spend `kl`.
+        AnalysisError: some run did not reach `kl`.
     """
     sources = records_by_sweep(folders)
     sides: dict[str, SettingSummary] = {}
@@ -121,20 +123,20 @@ def compare_folders(
         there = next(iter(sides), "nothing")
         raise SweepFolderError(f"two settings with finished runs are needed, and there is {there}; give more folders")
     if kl is not None:
-        _check_spent(sides, kl)
+        _check_reached(sides, kl)
     found = together(sides, kl)
     if len(sources) > 1:
         notes += found.notes
     return MatchedComparison(found, tuple(pairs(found, found.settings)), tuple(notes))
 
 
-def _check_spent(sides: dict[str, SettingSummary], kl: float) -> None:
-    """Raises: AnalysisError: a run did not spend so much."""
+def _check_reached(sides: dict[str, SettingSummary], kl: float) -> None:
+    """Raises: AnalysisError: a run did not reach so much."""
     short = {name: sum(not run.curve.reaches(kl) for run in one.runs) for name, one in sides.items()}
     if any(short.values()):
         least = min(run.curve.largest_kl for one in sides.values() for run in one.runs)
         listed = ", ".join(f"{count} of {name}" for name, count in short.items() if count)
-        raise AnalysisError(f"--kl: runs that never spent {kl:g} nats: {listed}; give at most {least:.3g}")
+        raise AnalysisError(f"--kl: runs that never reached {kl:g} nats: {listed}; give at most {least:.3g}")
 
 
 def records_by_sweep(folders: Sequence[Path]) -> dict[str, list[RunRecord]]:

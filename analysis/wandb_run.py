@@ -19,11 +19,11 @@ from typing import Any
 import numpy as np
 
 from analysis.charts_data import evaluations_band
+from analysis.compared import Comparison, SettingSummary
 from analysis.errors import AnalysisError
 from analysis.load import RunRecord, label_runs, make_record, sample_pairs
 from analysis.statistics import interval
-from analysis.summary import Comparison, SettingSummary
-from analysis.tables import KL_EFFICIENCY_COLUMNS, kl_efficiency_rows
+from analysis.tables import KL_EFFICIENCY_COLUMNS, kl_efficiency_rows, run_rows
 from rlhf.errors import reason
 from rlhf.runs.mirror import has_credentials, quiet_settings
 
@@ -51,10 +51,10 @@ class SweepCurves:
     """What the sweep-level run logs."""
 
     over_samples: list[dict[str, float]]
-    over_kl: list[dict[str, float]]  # with `seeds` that spent it, and from 3 on `low` and `high`
+    over_kl: list[dict[str, float]]  # with `seeds` that reached it, and from 3 on `low` and `high`
     summary: dict[
         str, float
-    ]  # kl_efficiency/<setting> and reward_gain_at_budget/<setting>, within the KL that every run spent
+    ]  # kl_efficiency/<setting> and reward_gain_at_budget/<setting>, within the KL that every run reached
 
     @property
     def keys(self) -> set[str]:
@@ -123,7 +123,7 @@ def log_analysis(folder: Path, destination: Destination, comparison: Comparison,
         raise WandbError(f"{folder / 'wandb'}: cannot be made ({error.strerror}); W&B's files go there") from error
     earlier = list((folder / "wandb").glob(f"offline-run-*-{destination.run_id}"))
     tables: dict[str, Any] = {EFFICIENCY_TABLE: (KL_EFFICIENCY_COLUMNS, kl_efficiency_rows(comparison.settings))}
-    if runs := run_rows(comparison):
+    if runs := [row for row in run_rows(comparison) if row["compared"]]:
         tables[RUNS_TABLE] = (tuple(runs[0]), runs)
     if samples := sample_rows(comparison):
         tables[SAMPLES_TABLE] = (tuple(samples[0]), samples)
@@ -143,22 +143,6 @@ def log_analysis(folder: Path, destination: Destination, comparison: Comparison,
         if superseded.name != files.name:
             shutil.rmtree(superseded, ignore_errors=True)
     return files
-
-
-def run_rows(comparison: Comparison) -> list[dict[str, Any]]:
-    """Each compared run: its KL at the end, its own KL efficiency and gain within the KL that every run spent."""
-    return [
-        {
-            "run": run.record.id,
-            "setting": setting.name,
-            "seed": run.record.seed,
-            "kl": float(run.evaluations.kl[-1]),
-            "kl_efficiency": run.efficiency(setting.headline.kl_budget),
-            "reward_gain_at_budget": run.gain(setting.headline.kl_budget),
-        }
-        for setting in comparison.settings
-        for run in setting.runs
-    ]
 
 
 def sample_rows(comparison: Comparison) -> list[dict[str, Any]]:
@@ -269,7 +253,7 @@ def over_kl(comparison: Comparison) -> list[dict[str, float]]:
 
 def gains_within(setting: SettingSummary, kl: float) -> list[float]:
     """Best reward gained within a KL (nats) by each run of the setting, as in the report's frontier; none where not all
-    of them spent as much."""
+    of them reached as much."""
     if not all(run.curve.reaches(kl) for run in setting.runs):
         return []
     return [run.gain(kl) for run in setting.runs]

@@ -18,10 +18,11 @@ from wandb_workspaces.expr import And, Metric
 from wandb_workspaces.reports.v2.interface import PanelTypes
 from wandb_workspaces.workspaces.internal import View
 
+from analysis.compared import Comparison
 from analysis.labels import differing_keys, flatten
 from analysis.load import RL_STAGES
 from analysis.looks import COLOURS, algorithm_looks
-from analysis.summary import Comparison, samples_name
+from analysis.summary import samples_name
 from analysis.wandb_run import (
     EFFICIENCY_TABLE,
     JOB_TYPE,
@@ -215,13 +216,13 @@ def _kl_efficiency(sweep: _Sweep) -> list[PanelTypes]:
         wr.CustomChart(
             query={"summaryTable": {"tableKey": RUNS_TABLE}},
             chart_name="wandb/scatter/v0",
-            chart_fields={"x": "kl", "y": "kl_efficiency"},
+            chart_fields={"x": "eval/kl", "y": "kl_efficiency"},
             chart_strings={"title": "KL efficiency against eval/kl at the end, each run"},
         )
     )
     for area, title in (
-        ("kl_efficiency", "KL efficiency within the KL that every run spent, mean over seeds"),
-        ("reward_gain_at_budget", "reward gained within the KL that every run spent, mean over seeds"),
+        ("kl_efficiency", "KL efficiency within the KL that every run reached, mean over seeds"),
+        ("reward_gain_at_budget", "reward gained within the KL that every run reached, mean over seeds"),
     ):
         panels.append(wr.BarPlot(title=title, metrics=[f"{area}/{name}" for name in sweep.names]))
     return [*panels, wr.WeavePanelSummaryTable(table_name=EFFICIENCY_TABLE)]

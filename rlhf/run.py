@@ -73,26 +73,31 @@ def _execute(config: RunConfig, wait: bool = False) -> dict[str, Any]:
     if (summary := on_first_rank(lambda: finished(config))) is not None:
         return summary
     inputs: dict[str, Path] = {}
+    results: dict[str, dict[str, Any]] = {}
     for needed in input_runs(config):
         summary = _execute(needed, wait=True)
         if summary["status"] != "finished":
             return summary
         inputs[needed.stage.name] = run_folder(needed) / FINAL
+        results[needed.stage.name] = {key: value for key, value in summary.items() if key.startswith("eval/")}
     if config.stage.name in SCORING_STAGES and config.reward.path is not None:
         inputs["reward_model"] = Path(config.reward.path)
     try:
         with RunFolder(run_folder(config), wait) as folder:
             # Whoever was waited for may have finished it.
-            return on_first_rank(lambda: finished(config)) or _do_stage(config, folder, inputs)
+            return on_first_rank(lambda: finished(config)) or _do_stage(config, folder, inputs, results)
     except Interrupted as stop:
         return {"status": "interrupted", "error": str(stop)}
 
 
-def _do_stage(config: RunConfig, folder: RunFolder, inputs: Mapping[str, Path]) -> dict[str, Any]:
-    """The run's stage, from its checkpoint where there is one; its summary is written however it ends."""
+def _do_stage(
+    config: RunConfig, folder: RunFolder, inputs: Mapping[str, Path], results: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The run's stage, from its checkpoint where there is one; its summary, which holds the `results` of its inputs, is
+    written however it ends."""
     _set_up_torch(config)  # before anything is deleted: it may refuse
     context = RunContext(config, folder, inputs)  # its clock starts
-    made_by = provenance()
+    made_by = provenance() | ({"inputs": dict(results)} if results else {})
 
     def summary(status: str) -> dict[str, Any]:
         ended = {"wall_seconds": context.seconds(), **peak_memory(context.device), "finished_at": time.time()}

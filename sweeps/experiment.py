@@ -5,8 +5,6 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import json
-import shlex
-import sys
 import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -25,11 +23,11 @@ from rlhf.terminal import tell
 from sweeps.display import STATE_STYLES, duration
 from sweeps.driver import Driver
 from sweeps.machine import check_places, counted
-from sweeps.runs import EXECUTE, Outcome, RunLauncher, Stopped, log_path
+from sweeps.runs import EXECUTE, Outcome, RunLauncher, Stopped, log_path, typed
 from sweeps.single import again, print_start, report_command, torchrun_rank
 
 if TYPE_CHECKING:
-    from analysis.summary import Comparison
+    from analysis.compared import Comparison
 
 CURVES = "curves"
 """Folder of a sweep's W&B run, beside the run folders: one pattern, */wandb, finds the W&B files of all."""
@@ -214,10 +212,7 @@ def closing_lines(inputs: Sequence[Outcome], outcomes: Sequence[Outcome], second
         if outcome.status == "interrupted" and outcome.reason:
             tell(console, f"interrupted: {outcome.folder.name}: {outcome.reason}")
     if failed:
-        program, *words = sys.argv
-        start = ["-m", "sweeps"] if Path(program).parts[-2:] == ("sweeps", "__main__.py") else [program]
-        typed = [*start, *(word for word in words if not word.lstrip("+").startswith("overwrite="))]
-        tell(console, f"rerun just these: {shlex.join(['python', *typed])}")
+        tell(console, f"rerun just these: {typed()}")
         raise Stopped(1)
     if done < len(outcomes):
         tell(console, f"interrupted; {again()} goes on where it stopped")

@@ -7,7 +7,9 @@ import contextlib
 import errno
 import json
 import os
+import shlex
 import socket
+import sys
 import time
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -21,12 +23,10 @@ from rlhf.config.identity import run_folder, run_id, sweep_folder
 from rlhf.errors import FileError
 from rlhf.files import file_errors, read_json_object, write_whole
 from rlhf.runs.lock import process_start
+from rlhf.runs.state import JOBS, LOGS
 
 EXECUTE = "rlhf.run:execute"
 """What a run is, "module:function"; the function takes a RunConfig and returns the run's summary."""
-
-JOBS = "jobs"
-"""The folder of the records, beside the run folders."""
 
 
 class Stopped(Exception):
@@ -114,7 +114,7 @@ class RunLauncher(abc.ABC):
 
 def log_path(run: RunConfig) -> Path:
     """Where a run's prints and tracebacks go."""
-    return sweep_folder(run) / "logs" / f"{run_id(run)}.log"
+    return sweep_folder(run) / LOGS / f"{run_id(run)}.log"
 
 
 def record_path(run: RunConfig) -> Path:
@@ -138,6 +138,13 @@ def announce(run: RunConfig, target: str) -> None:
     write_record(run, target)
 
 
+def typed() -> str:
+    """This command, without overwrite=true, which would start afresh once more."""
+    program, *words = sys.argv
+    start = ["-m", "sweeps"] if Path(program).parts[-2:] == ("sweeps", "__main__.py") else [program]
+    return shlex.join(["python", *start, *(word for word in words if not word.lstrip("+").startswith("overwrite="))])
+
+
 def note_interrupted(runs: Iterable[RunConfig]) -> None:
     """Say so for runs that had not begun, and so cannot themselves."""
     for run in runs:
@@ -151,7 +158,7 @@ def write_record(run: RunConfig, target: str, **where: Any) -> None:
     folders = {name: str(Path(getattr(run, name)).absolute()) for name in ("output_dir", "cache_dir")}
     config = {**config_to_mapping(run), **folders, "overwrite": False}  # as `python -m sweeps rerun` takes it up
     times = dict.fromkeys(("submitted_at", "written_at"), time.time())
-    write_json(record_path(run), {**driver, **times, "target": target, **where, "config": config})
+    write_json(record_path(run), {**driver, **times, "command": typed(), "target": target, **where, "config": config})
 
 
 def read_records(folder: Path) -> dict[str, dict[str, Any]]:

@@ -161,6 +161,10 @@ def print_result(run: RunConfig, summary: Mapping[str, Any], console: Console) -
     tell(console, ", ".join(parts))
     tell(console, f"results: {run_folder(run)}")
     if run.stage.name in RL_STAGES:
+        from analysis.report import single_run_lines
+
+        for line in single_run_lines(run_folder(run)):
+            tell(console, line, "yellow")
         tell(console, f"report: {report_command(sweep_folder(run))} writes it")
 
 

@@ -28,7 +28,7 @@ top.
 """
 TAIL = """
   -m             run every combination of comma lists
-  -m +sweep=NAME run a file of sweeps/, as +sweep=lambda
+  -m +sweep=NAME run a file of sweeps/, as +sweep=frontier
   --options [X]  every option, or those of a section, with type and meaning
   --config-dir X look for files of groups in X too, as X/model/mine.yaml
   --cfg job      print the composed config, and run nothing

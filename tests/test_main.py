@@ -72,9 +72,9 @@ def command(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
             ["config error: algo=apa,ppo: several values need -m, as in python main.py -m algo=apa,ppo"],
         ),
         (
-            ["+sweep=lambda", "hydra.sweeper.n_trials=3"],
+            ["+sweep=frontier", "hydra.sweeper.n_trials=3"],
             [
-                "config error: +sweep=lambda: a sweep's file needs -m, as in python main.py -m +sweep=lambda",
+                "config error: +sweep=frontier: a sweep's file needs -m, as in python main.py -m +sweep=frontier",
                 "config error: hydra.sweeper.n_trials=3: a setting of sweeps needs -m, as in python main.py -m "
                 "hydra.sweeper.n_trials=3",
             ],

@@ -162,6 +162,9 @@ def test_inputs_are_made_once(never_stopped, tmp_path, cache):
     assert [needed.stage.name for needed in inputs] == ["sft", "reward_model"]
     summaries = [json.loads((run_folder(needed) / "summary.json").read_text()) for needed in inputs]
     assert all(s["status"] == "finished" and "eval/loss" in s for s in summaries)
+    noted = json.loads((run_folder(never_stopped("apa")) / "summary.json").read_text())["inputs"]
+    assert noted["sft"] == {"eval/loss": summaries[0]["eval/loss"]}
+    assert noted["reward_model"]["eval/accuracy"] == summaries[1]["eval/accuracy"]
 
 
 def test_a_finished_run_is_skipped(never_stopped):

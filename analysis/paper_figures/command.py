@@ -12,6 +12,8 @@ from analysis.load import SweepFolderError
 from analysis.matched import check_nats
 from analysis.paper_figures.contents import Contents, Row, gather
 from analysis.paper_figures.table import FIGURES, PAIRS, PaperFigure
+from analysis.summary import together
+from analysis.verdict import verdict
 from analysis.winrate.output import read_winrates, save_win_rates
 from rlhf.terminal import say
 
@@ -127,7 +129,13 @@ def _caption(figure: PaperFigure, contents: Contents) -> list[str]:
     several = any(len(line.runs) > 1 for row in contents.rows for line in row.lines)
     lines = "A line is the mean over seeds, its band runs from minimum to maximum." if several else "A line is one run."
     said = [f"{figure.title}. Here: {drawn}. {lines}", f"The paper: {figure.finds}."]
-    return [*said, *contents.chosen, *contents.gaps, *contents.left_out]
+    return [*said, *map(_verdict, contents.rows), *contents.chosen, *contents.gaps, *contents.left_out]
+
+
+def _verdict(row: Row) -> str:
+    """What the lines come to within the KL that all of their runs reached."""
+    found = verdict(together({line.name: line.setting for line in row.lines}))
+    return f"{row.title}: {found.sentence}"
 
 
 def _seeds(row: Row) -> str:

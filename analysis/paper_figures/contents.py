@@ -12,11 +12,13 @@ from typing import Any
 
 import numpy as np
 
+from analysis.compared import ComparedRun, ExcludedRun, SettingSummary
 from analysis.labels import label_values
 from analysis.load import RunRecord, SweepFolderError, label_runs, load_folders
 from analysis.matched import MatchedSettings, matched_settings
+from analysis.notes import skipped_notes
 from analysis.paper_figures.table import CONTROLLERS, PaperFigure
-from analysis.summary import ComparedRun, ExcludedRun, SettingSummary, compare, skipped_notes
+from analysis.summary import compare
 
 _RUNS_NAMED = 3
 _VARIED = {"lambda": "algo.lam", "controller": "algo.kl."}

@@ -12,8 +12,8 @@ import altair as alt
 import numpy as np
 import pandas as pd
 
-from analysis.charts import UNITS, band_rows, line_with_marks, quantity_axis
-from analysis.drawing import PANEL_WIDTH, bands, joined, layered, save
+from analysis.charts import UNITS, band_rows, quantity_axis
+from analysis.drawing import PANEL_WIDTH, bands, joined, layered, line_with_marks, save
 from analysis.looks import Look, algorithm_looks, look, looks
 from analysis.paper_figures.contents import Contents, Row
 from analysis.paper_figures.table import PaperFigure

@@ -29,8 +29,6 @@ class PaperFigure:
     """One figure: what it expects of the runs, and what a reader should look for."""
 
     number: int
-    title: str
-    """With the paper's data set and models."""
     shows: str
     """Whatever the data set and the models are."""
     finds: str
@@ -47,6 +45,12 @@ class PaperFigure:
     """Whether the paper chose settings by KL; otherwise that is done only where an algorithm has several."""
     log_kl: bool = False
     """Whether the KL axis is logarithmic where the lines are far apart."""
+
+    @property
+    def title(self) -> str:
+        """With the paper's data set and models."""
+        of = [self.dataset.name if self.dataset else "", " and ".join(model.name for model in self.models)]
+        return f"Figure {self.number}: {', '.join(filter(None, of))}; {self.shows}"
 
 
 _HH = Named("HH", r"^hh|helpful|harmless")
@@ -66,7 +70,6 @@ FIGURES = {
     for figure in (
         PaperFigure(
             number=1,
-            title="Figure 1: win rates of SFT, PPO and APA on StackExchange",
             shows="win rates of SFT, PPO and APA",
             finds="judged by GPT-4, APA wins more often than it loses against SFT and against PPO",
             algos=(),
@@ -76,7 +79,6 @@ FIGURES = {
         ),
         PaperFigure(
             number=2,
-            title="Figure 2: StackExchange, LLaMA-7B; APA, PPO and AWR at similar KL",
             shows="APA, PPO and AWR at similar KL",
             finds="at similar KL, APA soon has a higher reward than PPO and AWR; AWR is unstable with every setting",
             algos=_ALL_THREE,
@@ -87,7 +89,6 @@ FIGURES = {
         ),
         PaperFigure(
             number=3,
-            title="Figure 3: HH, 125M and 1B; APA, PPO and AWR",
             shows="APA, PPO and AWR",
             finds="PPO deteriorates after some steps, APA and AWR are stable; APA has the highest reward and less KL",
             algos=_ALL_THREE,
@@ -97,7 +98,6 @@ FIGURES = {
         ),
         PaperFigure(
             number=4,
-            title="Figure 4: HH, 6B; APA, PPO and AWR",
             shows="APA, PPO and AWR",
             finds="APA has the highest reward; PPO is more stable than with small models, its KL slightly below APA's",
             algos=_ALL_THREE,
@@ -107,7 +107,6 @@ FIGURES = {
         ),
         PaperFigure(
             number=5,
-            title="Figure 5: TLDR, 2.7B and 6B; APA, PPO and AWR",
             shows="APA, PPO and AWR",
             finds="APA needs fewer samples than PPO and controls KL better, with both models",
             algos=_ALL_THREE,
@@ -117,7 +116,6 @@ FIGURES = {
         ),
         PaperFigure(
             number=6,
-            title="Figure 6: HH, Dolly-v2-7B; APA and PPO",
             shows="APA and PPO",
             finds="APA improves on the initial model with less KL, PPO does not improve; AWR drops and is not shown",
             algos=("apa", "ppo"),
@@ -127,7 +125,6 @@ FIGURES = {
         ),
         PaperFigure(
             number=7,
-            title="Figure 7: HH, 125M; APA by its lambda",
             shows="APA by its lambda",
             finds="lambda sets how much KL is spent and where the reward converges: a clear trade-off",
             algos=("apa",),
@@ -138,7 +135,6 @@ FIGURES = {
         ),
         PaperFigure(
             number=8,
-            title="Figure 8: HH, 125M; PPO by its KL control",
             shows="PPO by its KL control",
             finds="without control PPO gets more reward for far more KL; with the adaptive controller its reward drops "
             "midway, when the penalty takes over",
@@ -150,7 +146,6 @@ FIGURES = {
         ),
         PaperFigure(
             number=9,
-            title="Figure 9: HH, 125M and 1B, offline; ILQL, AWR and APA",
             shows="ILQL, AWR and APA, offline",
             finds="AWR does better than ILQL, APA does not carry over; offline training adds little after SFT",
             algos=("ilql", "awr", "apa"),

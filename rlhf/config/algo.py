@@ -57,6 +57,7 @@ class APAConfig(CriticAlgoConfig):
         "to the initial policy",
         also_called="lambda apa_lambda",
         above=0,
+        kl_knob=True,
     )
     anchor: str = setting(
         "the policy that the target multiplies: the initial one (the paper) or the one that sampled (off by default)",
@@ -72,7 +73,9 @@ class APAConfig(CriticAlgoConfig):
 @dataclass(kw_only=True)
 class AWRConfig(CriticAlgoConfig):
     remedy = "a larger algo.lam"
-    lam: float = setting("lambda of eq. 6: the weight of a token is exp(A / lam)", also_called="lambda beta", above=0)
+    lam: float = setting(
+        "lambda of eq. 6: the weight of a token is exp(A / lam)", also_called="lambda beta", above=0, kl_knob=True
+    )
     weight_clip: float | None = setting("largest weight exp(A / lam); null: no clip, as in the paper", above=0)
 
 
@@ -89,12 +92,14 @@ class KLControlConfig:
         read_by=option_is(".controller", "adaptive", "fixed"),
         also_called="kl_coef kl_coeff beta init_kl_coef kl_penalty",
         low=0,
+        kl_knob=True,
     )
     target: float = setting(
         "KL(pi || pi_init) of a response that the adaptive controller aims at, nats",
         read_by=option_is(".controller", "adaptive"),
         also_called="target_kl kl_target",
         above=0,
+        kl_knob=True,
     )
     horizon: float = setting(
         "responses over which the adaptive controller acts", read_by=option_is(".controller", "adaptive"), above=0
@@ -155,6 +160,7 @@ class ILQLConfig(AlgoConfig):
     betas: list[float] = setting(
         "beta of the sampler softmax(top_k(log pi + beta (min Q - V))), each evaluated; the first is the headline",
         low=0,
+        kl_knob=True,
     )
 
     def problems(self, stage: str) -> list[str]:

@@ -153,6 +153,13 @@ def paths_without_effect() -> set[str]:
     return {path for path in _all_fields() if not any(f"{other}.".startswith(f"{path}.") for other in with_effect)}
 
 
+def kl_knobs(algo: str) -> set[str]:
+    """Dotted paths of the options that set how far an algorithm goes from the initial policy; of one that is not ours,
+    none."""
+    fields = _all_fields(algo) if algo in ALGO_CONFIGS else {}
+    return {path for path, (_, field) in fields.items() if field.metadata["kl_knob"]}
+
+
 def no_such_option(path: str, known: Iterable[str]) -> str:
     """The line that refuses `path`, with the nearest of the `known` paths, or what goes by that name elsewhere."""
     known = sorted(known)

@@ -171,7 +171,7 @@ class DatasetConfig:
         choices=("auto", "chat", "none"),
     )
     kl_budgets: list[float] = setting(
-        "KL budgets, in nats, at which KL efficiency is reported beside the most that every run spent; the first is "
+        "KL budgets, in nats, at which KL efficiency is reported beside the most that every run reached; the first is "
         "that of studies",
         read_by=RL,
         above=0,

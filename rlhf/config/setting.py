@@ -160,6 +160,7 @@ def setting(
     content: bool = False,
     also_called: str = "",
     filled_in: bool = False,
+    kl_knob: bool = False,
     default: Any = dataclasses.MISSING,
 ) -> Any:
     """A config field without a default: values stand in conf/ alone.
@@ -175,6 +176,8 @@ def setting(
         content: True for an input path: it enters the identity by a fingerprint of what it holds.
         also_called: its names elsewhere, blanks between them, for whoever types one.
         filled_in: True for what the program fills in and nobody types.
+        kl_knob: True for what sets how far an algorithm goes from the initial policy; its frontier is the upper
+            envelope over the values.
         default: for an algorithm outside this project, which has no file in conf/.
     """
     return dataclasses.field(
@@ -191,5 +194,6 @@ def setting(
             "content": content,
             "also_called": also_called.split(),
             "filled_in": filled_in,
+            "kl_knob": kl_knob,
         },
     )

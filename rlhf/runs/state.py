@@ -18,6 +18,7 @@ EVALUATIONS = "evaluations.jsonl"  # a row per evaluation with the numbers of ev
 LOCK, LOCK_GUARD, OVERWRITES = "lock.json", ".lock.guard", "overwrites.json"
 REFERENCE_SAMPLES = "scores.npz"  # in final/ of stage=reference_samples
 KEPT_REFERENCES = "reference_samples"  # in a sweep's folder: these files by the id of the run that made them
+JOBS, LOGS = "jobs", "logs"  # in a sweep's folder: how each run was started, and what it printed
 CHECKPOINTS, BAD_STEPS, FINAL = "checkpoints", "bad_steps", "final"
 
 OVER = ("finished", "pruned")

@@ -10,8 +10,9 @@ from typing import Any
 
 import yaml
 
+from analysis.compared import Comparison
 from analysis.load import load_sweep
-from analysis.summary import Comparison, compare
+from analysis.summary import compare
 
 
 def config(algo: str, seed: int, **changes: Any) -> dict[str, Any]:

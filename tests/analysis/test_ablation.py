@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from analysis.ablation import ablations, hypervolume
+from analysis.ablation import ABLATION_QUANTITIES, ablations
 from analysis.findings import findings
 from analysis.overoptimization import gold_fit
 from tests.analysis.made_up import rows, sweep, write
@@ -88,14 +88,6 @@ def test_trend_of_the_fitted_line(tmp_path: Path, alpha: float, beta: float, tre
 # --- ablations -------------------------------------------------------------------------------------------------------
 
 
-def test_hypervolume_by_hand() -> None:
-    kl, gain = np.array([0.0, 1.0, 2.0, 3.0, 5.0]), np.array([0.0, 1.0, 0.5, 3.0, 9.0])
-    # Budget 4: 1 from 1 nat on (area 3), then 3 from 3 nats on (1 * 2 more); what costs 5 is outside.
-    assert hypervolume(kl, gain, 4.0) == 5.0
-    assert hypervolume(kl[::-1], gain[::-1], 4.0) == 5.0
-    assert hypervolume(np.array([1.0]), np.array([-1.0]), 4.0) == 0.0
-
-
 def test_an_ablation_of_one_number(tmp_path: Path) -> None:
     for lam, end in ((1.0, 1.0), (0.1, 3.0)):
         for seed in (0, 1):
@@ -104,19 +96,9 @@ def test_an_ablation_of_one_number(tmp_path: Path) -> None:
     (found,) = ablations(sweep(tmp_path))
     assert (found.algo, found.key, found.is_log) == ("apa", "algo.lam", True)
     assert [point.value for point in found.points] == [0.1, 1.0]
-    # Budget 4: (4 - 3) * 3 and * 4; (4 - 1) * 1 and * 2.
-    assert [point.hypervolume.mean for point in found.points] == [3.5, 4.5]
-    assert found.hypervolume is not None and found.incomplete_seeds == 0
-    # Seed 0 has (1, 1) and (3, 3): 3 + 2; seed 1 has (1, 2) and (3, 4): 6 + 2.
-    assert (found.hypervolume.minimum, found.hypervolume.maximum) == (5.0, 8.0)
-
-
-def test_the_whole_is_of_all_evaluations_as_each_point_is(tmp_path: Path) -> None:
-    for lam in (0.1, 1.0):
-        write(tmp_path, "apa", 0, rows([0, 1, 9], [0, 2, lam]), algo__lam=lam)  # the last one is outside of the budget
-    (found,) = ablations(sweep(tmp_path))
-    assert found.hypervolume is not None
-    assert [found.hypervolume.mean, *(point.hypervolume.mean for point in found.points)] == [6.0, 6.0, 6.0]
+    # Within 1 nat, which every run reached: the gain is (end + seed) / sqrt(end) at sqrt(KL) = 1, E half of it.
+    sizes = [ABLATION_QUANTITIES["KL efficiency"](point).mean for point in found.points]
+    assert sizes == pytest.approx([3.5 / math.sqrt(3.0) / 2, 1.5 / 2])
 
 
 def test_no_ablation_of_two_settings_or_of_words(tmp_path: Path) -> None:
@@ -125,21 +107,6 @@ def test_no_ablation_of_two_settings_or_of_words(tmp_path: Path) -> None:
     write(tmp_path, "ppo", 0, rows([0, 1], [0, 1]), model__name="a")
     write(tmp_path, "ppo", 0, rows([0, 1], [0, 1]), model__name="b")
     assert ablations(sweep(tmp_path)) == []
-
-
-def test_a_seed_that_misses_a_value_is_left_out_of_the_whole(tmp_path: Path) -> None:
-    for lam, seed in ((0.1, 0), (1.0, 0), (0.1, 1), (1.0, 2)):
-        write(tmp_path, "apa", seed, rows([0, 1], [0, 1.0 + seed]), algo__lam=lam)
-    (found,) = ablations(sweep(tmp_path))
-    assert found.hypervolume is not None and (found.hypervolume.seeds, found.hypervolume.mean) == (1, 3.0)
-    assert found.incomplete_seeds == 2
-
-
-def test_no_seed_with_every_value_has_no_whole(tmp_path: Path) -> None:
-    for lam, seed in ((0.1, 0), (1.0, 1)):
-        write(tmp_path, "apa", seed, rows([0, 1], [0, 1]), algo__lam=lam)
-    (found,) = ablations(sweep(tmp_path))
-    assert (found.hypervolume, found.incomplete_seeds, len(found.points)) == (None, 2, 2)
 
 
 def test_no_point_at_a_value_that_is_not_finite(tmp_path: Path) -> None:

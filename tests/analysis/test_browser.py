@@ -53,13 +53,13 @@ def html(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_draws_everything_and_fetches_nothing(browser: Browser, html: Path, width: int, dark: bool) -> None:
     with opened(browser, html, width, dark=dark) as seen:
         assert seen.complaints == [] and seen.requests == [html.resolve().as_uri()]
-        assert seen.page.title() == "apa and awr on letters with tiny (made_up)"
+        assert seen.page.title() == "awr and apa on letters with tiny, 2 seeds"
         charts = seen.page.locator(".chart")
-        assert charts.count() == 8
+        assert charts.count() == 9
         for index in range(charts.count()):
             svg = charts.nth(index).locator("svg")
             box = svg.bounding_box()
-            assert box and box["width"] > 250 and box["height"] > 200 and box["x"] + box["width"] <= width
+            assert box and box["width"] > 250 and box["height"] > 150 and box["x"] + box["width"] <= width
             drawn = "path[d]:not([d='']):not([fill='transparent'])"
             assert svg.locator(f".mark-line {drawn}, .mark-symbol {drawn}").count() > 3
         wide = "[document.documentElement.scrollWidth, document.body.scrollWidth]"
@@ -72,21 +72,61 @@ def column(page: Page, table: str, place: int) -> list[str]:
 
 def test_tables_sort_by_click_and_by_key(browser: Browser, html: Path) -> None:
     with opened(browser, html) as seen:
-        heading = seen.page.locator("#headline thead th").nth(1)
+        heading = seen.page.locator("#budgets-table thead th").nth(1)
         button = heading.locator("button")
-        written = column(seen.page, "headline", 1)  # the best is the first as it is
+        written = column(seen.page, "budgets-table", 1)  # the best is the first as it is
         button.click()
-        seen.page.wait_for_function("document.querySelector('#headline th[aria-sort=descending]')")
-        efficiencies = [float(text.split(" ")[0]) for text in column(seen.page, "headline", 2)]
-        assert efficiencies == sorted(efficiencies, reverse=True) and column(seen.page, "headline", 1) == written
+        seen.page.wait_for_function("document.querySelector('#budgets-table th[aria-sort=descending]')")
+        efficiencies = [float(text.split(" ")[0]) for text in column(seen.page, "budgets-table", 2)]
+        assert efficiencies == sorted(efficiencies, reverse=True) and column(seen.page, "budgets-table", 1) == written
         for key, direction in (("Enter", "ascending"), ("Space", "descending")):
             button.focus()
             seen.page.keyboard.press(key)
-            seen.page.wait_for_function(f"document.querySelector('#headline th[aria-sort={direction}]')")
+            seen.page.wait_for_function(f"document.querySelector('#budgets-table th[aria-sort={direction}]')")
             seen.page.wait_for_timeout(50)  # the library moves the rows a moment after it has marked the heading
-            found = [float(text.split(" ")[0]) for text in column(seen.page, "headline", 2)]
+            found = [float(text.split(" ")[0]) for text in column(seen.page, "budgets-table", 2)]
             assert found == sorted(found, reverse=direction == "descending")
         assert seen.complaints == []
+
+
+def test_a_table_can_be_copied_and_brought_back(browser: Browser, html: Path) -> None:
+    with opened(browser, html) as seen:
+        first = column(seen.page, "budgets-table", 1)
+        for direction in ("descending", "ascending"):
+            seen.page.locator("#budgets-table thead th button").nth(0).click()
+            seen.page.wait_for_function(f"document.querySelector('#budgets-table th[aria-sort={direction}]')")
+        seen.page.wait_for_timeout(50)
+        assert column(seen.page, "budgets-table", 1) != first
+        tools = seen.page.locator(".scroll:has(#budgets-table) + .tools")
+        tools.get_by_text("First order").click()
+        assert column(seen.page, "budgets-table", 1) == first
+        seen.page.evaluate("navigator.clipboard.writeText = async (text) => { window.copied = text; }")
+        tools.get_by_text("Copy as CSV").click()
+        header, row, *_ = seen.page.evaluate("window.copied").splitlines()
+        assert header == 'algorithm,"4 nats, reached by all",1 nats' and row.startswith(f"{first[0]},")
+        tools.get_by_text("Copy as LaTeX").click()
+        made = seen.page.evaluate("window.copied").splitlines()
+        assert (
+            made[0] == "\\begin{tabular}{lrr}" and made[2].endswith(" & 1 nats \\\\") and made[-1] == "\\end{tabular}"
+        )
+
+
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+def test_print_loses_no_column_and_is_light(browser: Browser, html: Path, dark: bool) -> None:
+    with opened(browser, html, width=700, dark=dark) as seen:  # as wide as a sheet
+        seen.page.emulate_media(media="print", color_scheme="dark" if dark else "light")
+        assert seen.page.evaluate("document.documentElement.scrollWidth") <= 700
+        for table in seen.page.locator(".scroll > table").all():
+            box = table.bounding_box()
+            assert box is None or box["x"] + box["width"] <= 700
+        for chart in seen.page.locator(".chart svg").all():
+            box = chart.bounding_box()
+            assert box and box["x"] + box["width"] <= 700
+        ink, paper = seen.page.evaluate(
+            "[getComputedStyle(document.body).color, getComputedStyle(document.body).backgroundColor]"
+        )
+        assert luminance(paper) == 1.0 and contrast(ink, paper) >= 4.5
+        assert seen.page.locator("nav").is_hidden()
 
 
 def test_tab_reaches_everything(browser: Browser, html: Path) -> None:
@@ -142,6 +182,10 @@ def test_light_and_dark_can_both_be_read(browser: Browser, html: Path) -> None:
             drawn = axis.evaluate("(text) => getComputedStyle(text).fill")
             line = seen.page.locator("#frontier .mark-line path").first
             assert contrast(line.evaluate("(path) => getComputedStyle(path).stroke"), paper) >= 4.5
+            for place in range(6):  # marks
+                seen.page.evaluate(f"document.body.style.outlineColor = 'var(--line-{place})'")
+                mark = seen.page.evaluate("getComputedStyle(document.body).outlineColor")
+                assert contrast(mark, paper) >= 3.0
             assert drawn == found[0]  # the text of the charts is the text of the page
             colours[dark] = [paper, *found]
     assert all(light != dark for light, dark in zip(colours[False], colours[True], strict=True))
@@ -152,7 +196,7 @@ def test_pointing_at_a_chart_tells_run_and_value(browser: Browser, html: Path, s
     with opened(browser, html) as seen:
         told = hover(seen.page, seen.page.locator(f"#{section} .chart svg").first)
         assert told["run"].startswith(("apa-", "awr-")) and told["setting"].startswith(("apa (lam=", "awr (lam="))
-        value = next(told[name] for name in ("reward", "value", "gold gain") if name in told)
+        value = next(told[name] for name in ("reward", "value", "gain") if name in told)
         float(value.replace("\N{MINUS SIGN}", "-"))
 
 
@@ -180,7 +224,7 @@ def test_legend_brings_a_line_out(browser: Browser, html: Path) -> None:
         seen.page.wait_for_selector(faint, state="attached")
         # All charts and legends follow, seven of eight lines are faint.
         assert seen.page.locator(faint).count() == 7
-        assert seen.page.locator(".legend button[aria-pressed='true']").count() == 3
+        assert seen.page.locator(".legend button[aria-pressed='true']").count() == 4
         seen.page.keyboard.press("Enter")
         seen.page.wait_for_selector(faint, state="detached")
         assert seen.page.locator(".legend button[aria-pressed='true']").count() == 0

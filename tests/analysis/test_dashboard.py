@@ -22,11 +22,13 @@ pytest.importorskip("wandb_workspaces")
 from wandb_workspaces.workspaces import Workspace
 from wandb_workspaces.workspaces.internal import View
 
+from analysis.compared import Comparison
 from analysis.dashboard import add_arguments, run
 from analysis.load import SweepFolderError, load_sweep
 from analysis.statistics import interval
-from analysis.summary import Comparison, compare
-from analysis.wandb_run import RUNS_TABLE, Destination, WandbError, run_rows, sweep_curves
+from analysis.summary import compare
+from analysis.tables import run_rows
+from analysis.wandb_run import RUNS_TABLE, Destination, WandbError, sweep_curves
 from analysis.workspace import build_workspace, reuse_saved, to_json
 from tests.analysis.made_up import config, rows, write_run
 from tests.analysis.wandb_stand_in import Server
@@ -118,12 +120,12 @@ def test_reward_over_samples_is_grouped_with_a_band_from_minimum_to_maximum(vari
 
 def test_the_scatters_points_are_the_runs_own_numbers(sweep):
     comparison, _ = built(sweep)
-    points = run_rows(comparison)
-    assert [(point["setting"], point["seed"], point["kl"]) for point in points] == [
+    points = [row for row in run_rows(comparison) if row["compared"]]
+    assert [(point["algo"], point["seed"], point["eval/kl"]) for point in points] == [
         (algo, seed, 4.0) for algo in ("apa", "ppo") for seed in range(3)
     ]
     for setting in comparison.settings:
-        own = [point["kl_efficiency"] for point in points if point["setting"] == setting.name]
+        own = [point["kl_efficiency"] for point in points if point["algo"] == setting.algo]
         assert sum(own) / len(own) == pytest.approx(setting.headline.kl_efficiency.mean)
         assert len(set(own)) == 3
 
@@ -159,7 +161,7 @@ def test_intervals_over_kl_are_those_of_the_seeds(sweep, varied):
 
 def test_curves_are_those_of_the_report(tmp_path):
     """A seed evaluated at other numbers of responses is linear in between, until it ends; the curve over KL ends where
-    the seed that spent least does."""
+    the seed that reached least does."""
     from analysis.charts_data import evaluations_band, frontier_band
 
     for seed, largest in ((0, 4.0), (1, 1.0)):

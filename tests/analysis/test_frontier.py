@@ -33,7 +33,7 @@ def log(file: Path, *columns: Sequence[Any], header: str = "step,reward,kl") -> 
 
 
 def frontier(tmp_path: Path, *arguments: object) -> dict[str, dict[str, str]]:
-    """Of each algorithm the first row of kl_efficiency.csv: what every run spent."""
+    """Of each algorithm the first row of kl_efficiency.csv: what every run reached."""
     assert main(["frontier", *map(str, arguments), "--output", str(tmp_path / "out")]) == 0
     assert (tmp_path / "out" / "frontier.svg").stat().st_size > 1000
     with (tmp_path / "out" / "kl_efficiency.csv").open() as file:

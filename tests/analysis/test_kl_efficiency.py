@@ -137,6 +137,23 @@ def test_crossing_runs_rank_by_budget() -> None:
     assert efficiency(slow, 9.0) > efficiency(fast, 9.0)
 
 
+def test_the_envelope_of_two_runs_by_hand() -> None:
+    # Over u = 0, 1, 2 one run gains 0, 1, 1 and the other 0, 0, 2. The second passes the held 1 at u = 1.5.
+    # Area to 2: 0.5 + 0.5 + (1 + 2) / 2 * 0.5 = 1.75, over 2. The runs by themselves: 1.5 / 2 and 1 / 2.
+    kl, gained = np.array([0, 1, 4, 0, 1, 4]), np.array([0, 1, 1, 0, 0, 2])
+    curve = GainCurve(kl, np.stack([gained, gained], axis=1), (0, 3))
+    assert efficiency(curve, 4.0) == pytest.approx(0.875)
+    assert gains(curve, [0.25, 1.0, 2.25, 3.0625, 4.0]) == pytest.approx([0.5, 1, 1, 1.5, 2])
+    # Nothing lies between the last evaluation of one run and the first of the next: 0, 0, 4 alone has 0 at u = 1.
+    gained = np.array([0, 0, 4, 0, 0, 0])
+    curve = GainCurve(kl, np.stack([gained, gained], axis=1), (0, 3))
+    assert gains(curve, [1.0, 2.25]) == pytest.approx([0, 2])
+    # Each run is the better one by one half: chosen on even it is the first, whose odd gain is -1, and so turned round.
+    even, odd = np.array([0, 1, 0, -1]), np.array([0, -1, 0, 1])
+    curve = GainCurve(np.array([0, 1, 0, 1]), np.stack([even, odd], axis=1), (0, 2))
+    assert gain(curve, 1.0) == pytest.approx(-1.0) and efficiency(curve, 1.0) == pytest.approx(-0.5)
+
+
 def slow_efficiency(kl: np.ndarray, even: np.ndarray, odd: np.ndarray, budget: float, density: int = 1500) -> float:
     """E(K) with no idea of pieces: thousands of points along the chain, a running argmax, a sum."""
     u = np.sqrt(np.maximum(kl, 0))

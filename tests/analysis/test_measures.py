@@ -12,7 +12,6 @@ from analysis.evaluations import evaluations
 from analysis.load import load_run
 from analysis.measures import (
     claims_table,
-    kl_overshoot,
     largest_fall,
     largest_gain,
     mean_gain,
@@ -34,7 +33,6 @@ def test_measures_of_one_run_by_hand(tmp_path: Path) -> None:
     assert samples_to(run, 0.0, 192) == 0
     assert largest_fall(run, 192) == 1.0 and largest_fall(run, 64) == 0.0
     assert largest_fall(run, 96) == 0.5  # by then it is half way down from 3 to 2
-    assert (kl_overshoot(run, 1.0, 192), kl_overshoot(run, 1.0, 96), kl_overshoot(run, 4.0, 192)) == (2.0, 1.0, 0.0)
 
 
 def test_claims_over_seeds_share_horizon_and_target(tmp_path: Path) -> None:
@@ -50,7 +48,6 @@ def test_claims_over_seeds_share_horizon_and_target(tmp_path: Path) -> None:
     assert ppo.mean_gain.mean == pytest.approx((0.5 + 1.0) / 2)
     assert apa.samples_to_target is not None
     assert (apa.samples_to_target.minimum, apa.samples_to_target.maximum) == pytest.approx((51.2, 102.4))
-    assert apa.kl_overshoot is not None and apa.kl_overshoot.mean == 0.0  # of 4 nats none spends more
     assert apa.spread is not None and apa.spread.mean == pytest.approx(math.sqrt(2.0)) and ppo.spread is None
 
 
@@ -73,10 +70,8 @@ def test_stability_ends_at_the_horizon(tmp_path: Path) -> None:
     write(tmp_path, "apa", 1, rows([0, 1, 5], [0, 1, 4]))
     write(tmp_path, "ppo", 0, rows([0, 1, 2, 9], [0, 2, 1, -8]))
     write(tmp_path, "ppo", 1, rows([0, 1, 2, 3], [0, 2, 3, 9]))
-    apa, ppo = claims_table(sweep(tmp_path)).rows
+    _, ppo = claims_table(sweep(tmp_path)).rows
     assert ppo.largest_fall is not None and (ppo.largest_fall.minimum, ppo.largest_fall.maximum) == (0.0, 1.0)
-    assert ppo.kl_overshoot is not None and ppo.kl_overshoot.maximum == 0.0
-    assert apa.kl_overshoot is not None and apa.kl_overshoot.maximum == 1.0  # a runaway that never comes back
     assert ppo.spread is not None and ppo.spread.mean == pytest.approx(math.sqrt(2.0))  # of 1 and 3
 
 
@@ -85,8 +80,8 @@ def test_what_cannot_be_negative_has_no_negative_bound(tmp_path: Path) -> None:
         write(tmp_path, "apa", seed, rows([0, kl, kl], [0, middle, 4]))
     (row,) = claims_table(sweep(tmp_path)).rows
     # Falls 0, 0, 4: mean 4 / 3, half width 4.303 * 2.309 / sqrt 3 = 5.74.
-    for one in (row.largest_fall, row.kl_overshoot):
-        assert one is not None and one.low == 0.0 and one.high is not None and one.high > one.mean
+    one = row.largest_fall
+    assert one is not None and one.low == 0.0 and one.high is not None and one.high > one.mean
 
 
 def test_a_setting_without_samples_has_no_measures_and_spoils_none(tmp_path: Path) -> None:
@@ -96,7 +91,7 @@ def test_a_setting_without_samples_has_no_measures_and_spoils_none(tmp_path: Pat
     table = claims_table(sweep(tmp_path))
     apa, ppo = table.rows
     assert table.horizon == 128 and table.target == pytest.approx(3.2) and apa.mean_gain is not None
-    assert (ppo.mean_gain, ppo.largest_fall, ppo.kl_overshoot, ppo.spread) == (None, None, None, None)
+    assert (ppo.mean_gain, ppo.largest_fall, ppo.spread) == (None, None, None)
 
 
 def test_a_dead_setting_does_not_lower_the_target(tmp_path: Path) -> None:
@@ -119,9 +114,8 @@ def test_measures_of_a_bounded_size_stay_within(tmp_path: Path) -> None:
     for seed, made in enumerate(([0, 5, 5, 5], [0, 5, 5, 5], [0, 0, 3, 5], [0, 0, 0, 5])):
         write(tmp_path, "apa", seed, rows([0, 1, 2, 3], made))
     (row,) = claims_table(sweep(tmp_path)).rows
-    to_target, overshoot = row.samples_to_target, row.kl_overshoot
+    to_target = row.samples_to_target
     assert to_target is not None and to_target.high == 192.0 and to_target.low is not None and to_target.low > 0.0
-    assert overshoot is not None and (overshoot.mean, overshoot.low) == (0.0, None)  # of equal ones there is none
 
 
 def test_weights_of_all_subsets_by_hand() -> None:

@@ -24,7 +24,7 @@ def fill(sweep: Path) -> None:
     """APA on seeds 0, 1, 2 and PPO on 0, 1, whose third run failed; one run unfinished, one of another stage.
 
     With u = sqrt(KL), APA's gain is slope * u on [0, 2] with slopes 1, 2, 3; so E(K) = slope * sqrt(K) / 2, the gain at
-    K is slope * sqrt(K). PPO gains 1 and 3 up to u = 1, where it ends: 1 nat is what every run spent.
+    K is slope * sqrt(K). PPO gains 1 and 3 up to u = 1, where it ends: 1 nat is what every run reached.
     """
     samples = [
         {"step": step, "iteration": step, "prompt": prompt, "response": text, "reward": reward, "ended": ended}
@@ -76,7 +76,7 @@ def test_kl_efficiency_csv(report: ReportFiles) -> None:
     assert float(ppo["kl_efficiency"]) == pytest.approx(1.0)
     assert (ppo["ci_low"], ppo["ci_high"], ppo["ci_method"], ppo["runs_at_budget"]) == ("", "", "none", "2")
     assert [float(ppo["kl_efficiency_min"]), float(ppo["kl_efficiency_max"])] == pytest.approx([0.5, 1.5])
-    # Neither run spent 4 nats: no value there, while what does not depend on a budget stands.
+    # Neither run reached 4 nats: no value there, while what does not depend on a budget stands.
     ppo = found["ppo", 4.0]
     of_budget = ("kl_efficiency", "ci_low", "ci_method", "kl_efficiency_max", "reward_gain_at_budget")
     assert {ppo[key] for key in of_budget} == {""} and ppo["runs_at_budget"] == "0"
@@ -126,13 +126,14 @@ def test_diagnoses_are_written(report: ReportFiles) -> None:
 def test_notes_say_what_a_reader_must_know(report: ReportFiles) -> None:
     assert report.comparison.notes == [
         "ppo has no usable run of seed 2; the row rests on the others.",
-        "Of the compared runs 2 of 5 never spent 4 nats; where a run of a setting did not, it has no value there.",
+        "Of the compared runs 2 of 5 never reached 4 nats; where a run of a setting did not, it has no value there.",
     ]
     assert [item.record.id for item in report.comparison.excluded] == ["awr-s0-00000000", "ppo-s2-00000000"]
 
 
 def test_figures_are_images(report: ReportFiles) -> None:
-    assert [path.name for path in report.figures] == ["frontier.png", "frontier.svg", "reward_kl.png", "reward_kl.svg"]
+    names = ("frontier", "overoptimization", "reward_kl")
+    assert [path.name for path in report.figures] == [f"{name}.{kind}" for name in names for kind in ("png", "svg")]
     for path in report.figures:
         if path.suffix == ".png":
             assert path.read_bytes().startswith(b"\x89PNG")
@@ -158,11 +159,11 @@ def test_gold_and_a_number_varied_have_figures(tmp_path: Path) -> None:
     files = write_report(tmp_path)
     svgs = {path.name: path.read_text(encoding="utf-8") for path in files.figures if path.suffix == ".svg"}
     assert {"overoptimization.svg", "over_algo.lam.svg"} <= set(svgs)
-    assert "gold reward gained, gold score" in svgs["overoptimization.svg"]
-    assert "Hypervolume" in svgs["over_algo.lam.svg"]
+    assert "reward model" in svgs["overoptimization.svg"]
+    assert "KL efficiency" in svgs["over_algo.lam.svg"]
     steps = {float(step) for step in re.findall(r">step ([0-9]+)<", svgs["frontier.svg"])}
     assert steps and max(steps) > 0 and max(steps) <= 8
-    assert "Lines: mean over 3 seeds; bands: minimum to maximum." in svgs["frontier.svg"]
+    assert "bands: standard errors over seeds" in svgs["frontier.svg"]
 
 
 def test_a_report_can_be_remade(report: ReportFiles) -> None:
@@ -199,7 +200,7 @@ def test_runs_read_elsewhere_and_another_folder(tmp_path: Path) -> None:
     records = load_sweep(tmp_path / "made_up")
     files = write_report(tmp_path / "far_away", records, output=tmp_path / "out" / "here")
     assert files.html == tmp_path / "out" / "here" / "report.html"
-    assert "apa and ppo on letters with tiny (far_away)" in files.html.read_text(encoding="utf-8")
+    assert "far_away: 8 runs, 5 compared, 2 left out" in files.html.read_text(encoding="utf-8")
     assert not (tmp_path / "far_away").exists() and not (tmp_path / "made_up" / "report.html").exists()
     with pytest.raises(SweepFolderError, match="no runs to report on"):
         write_report(tmp_path, records=[])

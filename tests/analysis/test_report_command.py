@@ -46,7 +46,7 @@ def test_what_a_reader_must_know_is_printed(tmp_path: Path, capsys) -> None:
     assert main(["report", str(tmp_path)]) == 0
     printed = capsys.readouterr().out
     assert f"apa (model={long})" in printed  # in one line: what is not a terminal is wide enough
-    assert "\nnote: Of the compared runs 2 of 2 never spent" in printed
+    assert "\nnote: Of the compared runs 2 of 2 never reached" in printed
     assert "left out: apa-s5: failed: OSError: [5]\nand 2 more; runs.csv has all\n" in printed
     assert "apa-s6" not in printed
 

@@ -9,9 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from analysis.compared import BudgetResult, Comparison, NotReached
 from analysis.load import load_sweep
 from analysis.replicates import spread
-from analysis.summary import BudgetResult, Comparison, NotReached, compare
+from analysis.summary import compare
 from analysis.tables import spread_rows
 from analysis.verdict import verdict
 from tests.analysis.made_up import config, rows, write_run
@@ -49,7 +50,7 @@ def compared(folder: Path) -> Comparison:
     return compare(load_sweep(folder))
 
 
-def test_the_budget_is_the_largest_kl_that_every_run_spent(tmp_path: Path) -> None:
+def test_the_budget_is_the_largest_kl_that_every_run_reached(tmp_path: Path) -> None:
     for seed in (0, 1, 2):
         run(tmp_path, "apa", seed, 0.5, largest=2.3456 + seed)
         run(tmp_path, "ppo", seed, 0.3, largest=9.0)
@@ -63,7 +64,7 @@ def test_the_budget_is_the_largest_kl_that_every_run_spent(tmp_path: Path) -> No
         assert efficiency.mean == pytest.approx(slope * np.sqrt(2.34) / 2, abs=0.05)
         assert efficiency.low is not None and efficiency.high is not None
         assert efficiency.low < slope * np.sqrt(2.34) / 2 < efficiency.high
-    # Beyond what a run of it spent a setting has no value.
+    # Beyond what a run of it reached a setting has no value.
     apa, ppo = comparison.settings
     within, beyond = apa.budgets
     assert isinstance(within, BudgetResult) and within.kl_budget == 1.0
@@ -76,7 +77,7 @@ def test_who_is_above_whom(tmp_path: Path) -> None:
         for algo, slope in (("apa", 0.5), ("ppo", 0.5), ("awr", 0.2)):
             run(tmp_path, algo, seed, slope)
     found = verdict(compared(tmp_path))
-    assert found.sentence.startswith("Within 4 nats, which every run spent: ")
+    assert found.sentence.startswith("Within 4 nats, which every run reached: ")
     assert " are above awr. Not told apart: " in found.sentence
     assert found.detail.startswith("Differences: ") and found.detail.endswith("3 seeds each, 40 prompts.")
     told = {frozenset((pair.first.name, pair.second.name)): pair.told_apart for pair in found.pairs}

@@ -26,7 +26,7 @@ def names(found: MatchedComparison) -> list[str]:
     return [setting.name for setting in found.comparison.settings]
 
 
-def test_within_what_every_run_spent_or_the_kl_asked_for(tmp_path: Path) -> None:
+def test_within_what_every_run_reached_or_the_kl_asked_for(tmp_path: Path) -> None:
     for seed in range(3):
         write(tmp_path / "s", "apa", seed, 1.0, 2.0 + seed)
         write(tmp_path / "s", "ppo", seed, 4.0, 3.0 + seed)
@@ -206,7 +206,7 @@ def test_two_runs_have_no_interval(tmp_path: Path, capsys: pytest.CaptureFixture
     [
         (["nosuch"], "nosuch: no such folder; give a sweep's folder, such as runs/default"),
         (["s"], "two settings with finished runs are needed, and there is apa; give more folders"),
-        (["t", "--kl", "2"], "--kl: runs that never spent 2 nats: 1 of apa; give at most 1"),
+        (["t", "--kl", "2"], "--kl: runs that never reached 2 nats: 1 of apa; give at most 1"),
         (["s", "--kl", "-1"], "--kl: -1 is not a number of nats above 0"),
         (["s", "--target-kl", "inf"], "--target-kl: inf is not a number of nats above 0"),
     ],

@@ -22,10 +22,11 @@ from pathlib import Path
 
 import numpy as np
 
+from analysis.compared import ComparedRun
 from analysis.crossed import Run, crossed_mean
 from analysis.kl_efficiency import GainCurve
 from analysis.load import load_sweep
-from analysis.summary import ComparedRun, common_budget, compare
+from analysis.summary import common_budget, compare
 from tests.benchmarks.measuring import ROOT
 
 MOST_SUBSETS = 60  # of seeds, for each number of them

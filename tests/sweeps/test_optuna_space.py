@@ -127,7 +127,7 @@ def test_lists_in_spaces_are_a_grid_of_each_value():
 @pytest.mark.parametrize(
     ("typed", "spaces", "problem"),
     [
-        (("+sweep=lambda,tune",), {}, "sweep: one file at a time"),
+        (("+sweep=frontier,tune",), {}, "sweep: one file at a time"),
         ((LR, "hardware.threads=tag(int,interval(1,2))"), {}, "hardware.threads: no sweep axis"),
         ((), {"apa": ["hardware.threads=1,2"]}, "hardware.threads: no sweep axis"),
         (("seed=interval(0,3)",), {}, "seed: no search dimension; a list (seed=0,100)"),

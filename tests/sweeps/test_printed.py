@@ -12,8 +12,11 @@ from rich.console import Console
 from rlhf.config.identity import input_runs, run_folder, run_id, sweep_folder
 from sweeps.__main__ import main
 from sweeps.experiment import closing_lines, report_sweeps
-from sweeps.runs import Outcome, Stopped, log_path, outcome_path, write_json, write_record
+from sweeps.runs import Outcome, Stopped, log_path, outcome_path, read_records, write_json, write_record
 from sweeps.single import print_result, print_start
+from tests.analysis.made_up import config as made_up_config
+from tests.analysis.made_up import rows as made_up_rows
+from tests.analysis.made_up import write_run
 from tests.config.composed import config
 
 HOSTILE = "[/red] [bold]x \x1b[31mred\u202e"
@@ -111,6 +114,26 @@ def test_the_end_of_a_single_run(tmp_path):
     assert first == f"{run_id(run)} finished, reward from -12.345 to -10.250, KL 123.456 (last evaluation)"
     assert results == f"results: {run_folder(run)}"
     assert report.startswith("report: python -m analysis report ") and FOLDER in report
+
+
+def test_what_went_wrong_in_a_single_run_is_printed(tmp_path):
+    run = config(f"output_dir='{tmp_path}'", "tracking=none")
+    write_run(
+        run_folder(run).parent, run_folder(run).name, made_up_config("apa", 0), made_up_rows([0, 1, 2], [0, 4, 2.9])
+    )
+    printer, stream = console()
+    print_result(run, {"eval/reward": 2.9}, printer)
+    *_, told, report = stream.getvalue().splitlines()
+    assert told.startswith("apa: reward fell while KL rose in the run") and "Try: raise algo.lam (1.0)" in told
+    assert report.startswith("report: ")
+
+
+def test_the_command_is_noted_beside_the_run(tmp_path, monkeypatch):
+    run = made(tmp_path / "runs")
+    monkeypatch.setattr("sys.argv", ["main.py", "-m", "algo=apa,ppo", "overwrite=true", "tracking.tags=[a b]"])
+    write_record(run, "rlhf.run:execute")
+    record = read_records(sweep_folder(run))[run_id(run)]
+    assert record["command"] == "python main.py -m algo=apa,ppo 'tracking.tags=[a b]'"
 
 
 def test_the_start(tmp_path, monkeypatch):
