@@ -166,9 +166,9 @@ def sweep(folder: Path, *overrides: str) -> subprocess.Popen[str]:
     (folder / "reward").touch()
     environment = {**os.environ, "COUNTING_SECONDS": "0.3"}
     places = (f"output_dir={folder}/runs", f"cache_dir={folder}/cache", f"reward.path={folder}/reward")
-    fixed = ("tracking=none", "model.sft=false", "hardware.parallel_runs=1", f"hydra.launcher.target={COUNTING}")
+    fixed = ("tracking=none", "model.sft=false", "evaluation.reference_responses=0", "hardware.parallel_runs=1")
     return subprocess.Popen(
-        [sys.executable, "main.py", "-m", *fixed, *places, *overrides],
+        [sys.executable, "main.py", "-m", f"hydra.launcher.target={COUNTING}", *fixed, *places, *overrides],
         cwd=ROOT,
         env=environment,
         stdout=subprocess.PIPE,
