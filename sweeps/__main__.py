@@ -157,7 +157,7 @@ def _failed_input(run: RunConfig) -> str:
 
 
 def status_columns(statuses: Sequence[RunStatus]) -> list[Column]:
-    """What a table of them shows: values of the last evaluation, and beside them those of the last iteration."""
+    """What a table of them shows: values of evaluations, and beside them those of the last iteration."""
     shown = [status.progress for status in statuses]
 
     def metric(name: str) -> list[str]:
@@ -166,7 +166,7 @@ def status_columns(statuses: Sequence[RunStatus]) -> list[Column]:
     return [
         *state_columns([status.name for status in statuses], [status.state for status in statuses]),
         Column("progress", [f"{progress.done}/{progress.total}" for progress in shown], right=True),
-        Column("eval reward", metric("eval/reward"), right=True),
+        Column("eval reward", [progress.change_of("reward") for progress in shown], right=True),
         Column("eval KL", metric("eval/kl"), right=True),
         Column("train reward", metric("train/reward"), right=True, drop=2),
         Column("train KL", metric("train/kl"), right=True, drop=2),

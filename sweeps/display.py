@@ -10,9 +10,10 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
+from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.progress_bar import ProgressBar
+from rich.table import Table
 from rich.text import Text
 
 from rlhf.config import RL_STAGES, RunConfig
@@ -22,7 +23,10 @@ from rlhf.terminal import Column, fitted_table, tell
 from sweeps.machine import counted
 from sweeps.runs import Outcome, log_path
 
-STATE_STYLES = {"failed": "red", "lost": "red", "interrupted": "yellow", "running": "green"}
+STATE_STYLES = {"failed": "bold red", "lost": "bold red", "interrupted": "yellow", "finished": "green"}
+
+# Cells of a run's bar, as many as "finished" has letters.
+BAR_WIDTH = 8
 
 # Speed and time left are measured over so many logged rows.
 RECENT_ROWS = 6
@@ -97,10 +101,15 @@ class RunProgress:
     def done(self) -> int:
         return int(self.latest.get(self.unit, 0))
 
-    def latest_of(self, name: str) -> float | None:
-        """A metric's last value in training, or in evaluation before the first; of a run that is over, the latter."""
-        places = (f"eval/{name}",) if self.state == "finished" else (f"train/{name}", f"eval/{name}")
-        return next((self.latest[place] for place in places if place in self.latest), None)
+    def change_of(self, name: str) -> str:
+        """A metric from the first evaluation to the last, as "0.512 → 1.300"; one number where there is one."""
+        first, last = (values.get(f"eval/{name}") for values in (self.first, self.latest))
+        return number(last) if first == last else f"{number(first)} → {number(last)}"
+
+    @property
+    def share(self) -> float:
+        """Of the run's iterations or steps, those done."""
+        return 1.0 if self.state in OVER else min(self.done / self.total, 1.0)
 
     @property
     def responses_per_second(self) -> float | None:
@@ -138,12 +147,15 @@ class RunProgress:
         """The run in a line; SFT and reward models have no reward, and count the examples of their batches."""
         if not self.latest:
             return f"{self.name} starting"
-        known = {" reward": self.latest_of("reward"), " KL": self.latest_of("kl")}
-        numbers = "".join(f"{name} {value:.3f}" for name, value in known.items() if value is not None)
+        numbers = ""
+        if self.rl:
+            numbers = f" eval reward {self.change_of('reward')}, eval KL {number(self.latest.get('eval/kl'))},"
+            numbers += f" train reward {number(self.latest.get('train/reward'))},"
+            numbers += f" train KL {number(self.latest.get('train/kl'))},"
         if (speed := self.responses_per_second) is not None:
-            numbers += f" {speed:.1f} {'responses' if numbers else 'examples'}/s"
+            numbers += f" {speed:.1f} {'responses' if self.rl else 'examples'}/s"
         left = f", {duration(self.seconds_left)} left" if self.seconds_left is not None else ""
-        return f"{self.name} {self.done}/{self.total}{numbers}{left}"
+        return f"{self.name} {self.done}/{self.total}{numbers.removesuffix(',')}{left}"
 
 
 class Display:
@@ -252,16 +264,19 @@ class Display:
         chosen = {progress.name for progress in important[: max(5, self._console.height - 4)]}
         shown = [progress for progress in self._runs.values() if progress.name in chosen]
         hidden = len(self._runs) - len(shown)
-        caption = f"{self._counts()} ({hidden} not shown)" if hidden else self._counts()
-        table = fitted_table(_live_columns(shown), self._console.width, caption)
-        self._live.update(table, refresh=self._live.is_started)
+        counts = f"{self._counts()} ({hidden} not shown)" if hidden else self._counts()
+        share = sum(progress.share for progress in self._runs.values()) / len(self._runs)
+        overall = Table.grid(padding=(0, 1))
+        overall.add_row(ProgressBar(1.0, share, width=BAR_WIDTH), counts)
+        table = fitted_table(_live_columns(shown), self._console.width)
+        self._live.update(Group(table, overall), refresh=self._live.is_started)
 
     def _counts(self) -> str:
         counts = Counter(progress.state for progress in self._runs.values())
         states = ", ".join(f"{count} {state}" for state, count in counts.items())
         inputs = sum(progress.is_input for progress in self._runs.values())
         done = f"{sum(counts[state] for state in OVER)} of {len(self._runs)} done"
-        done += f", {counted(inputs, 'input')} among them" if inputs else ""
+        done += f" with {counted(inputs, 'input')}" if inputs else ""
         left = self._seconds_left()
         about = f", about {duration(left)} left" if left else ""
         return f"{duration(time.monotonic() - self._started)}  {done}{about} ({states})"
@@ -281,22 +296,38 @@ class Display:
 
 
 def _live_columns(runs: Sequence[RunProgress]) -> list[Column]:
+    """Where the runs are: what evaluations say, from the first to the last, apart from what training says."""
+
+    def metric(name: str) -> list[str]:
+        return [number(row.latest.get(name)) for row in runs]
+
     return [
-        *state_columns([row.name for row in runs], [row.state for row in runs]),
+        Column("run", [row.name for row in runs]),
+        Column("progress", [_bar(row) for row in runs]),
         Column("done", [f"{row.done}/{row.total}" for row in runs], right=True),
-        Column("", [ProgressBar(row.total, min(row.done, row.total), width=12) for row in runs], drop=4),
-        Column("first reward", [number(row.first.get("eval/reward")) for row in runs], right=True, drop=2),
-        Column("reward", [number(row.latest_of("reward")) for row in runs], right=True),
-        Column("KL", [number(row.latest_of("kl")) for row in runs], right=True),
-        Column("responses/s", [number(row.responses_per_second if row.rl else None, 1) for row in runs], True, drop=3),
-        Column("time left", [duration(row.seconds_left) for row in runs], right=True, drop=1),
+        Column("eval reward", [row.change_of("reward") for row in runs], right=True),
+        Column("eval KL", metric("eval/kl"), right=True),
+        Column("train reward", metric("train/reward"), right=True, drop=2),
+        Column("train KL", metric("train/kl"), right=True, drop=3),
+        Column("responses/s", [number(row.responses_per_second if row.rl else None, 1) for row in runs], True, drop=4),
+        Column("left", [duration(row.seconds_left) for row in runs], right=True, drop=1),
     ]
+
+
+def _bar(progress: RunProgress) -> RenderableType:
+    """A bar of a run at work; of any other, its state."""
+    if progress.state == "running":
+        return ProgressBar(1.0, progress.share, width=BAR_WIDTH)
+    return state_cell(progress.state)
 
 
 def state_columns(names: Sequence[str], states: Sequence[str]) -> list[Column]:
     """The first columns of a table of runs."""
-    coloured = [Text(state, style=STATE_STYLES.get(state, "")) for state in states]
-    return [Column("run", names), Column("state", coloured)]
+    return [Column("run", names), Column("state", [state_cell(state) for state in states])]
+
+
+def state_cell(state: str) -> Text:
+    return Text(state, style=STATE_STYLES.get(state, ""))
 
 
 def duration(seconds: float | None) -> str:

@@ -58,7 +58,8 @@ def test_status_of_folders_and_errors_that_look_like_markup(tmp_path, capsys):
     assert f"failed: {run_id(failed)}: [/red] [bold]x red (log: " in printed
     assert f"{FOLDER}/default/logs/{run_id(failed)}.log" in printed
     row = next(line for line in printed.splitlines() if line.startswith(run_id(finished)))
-    assert row.split()[1:5] == ["finished", f"1/{finished.rollout.iterations}", "-10.250", "123.456"]
+    done = f"1/{finished.rollout.iterations}"
+    assert row.split()[1:7] == ["finished", done, "-12.345", "\N{RIGHTWARDS ARROW}", "-10.250", "123.456"]
     assert "\x1b" not in printed and "\u202e" not in printed
 
 
