@@ -124,14 +124,14 @@ def _do_stage(
         result = summary(status) | {"error": f"{type(error).__name__}: {error}"}
         with contextlib.suppress(OSError, LockError):  # a full disk must not hide the error itself
             folder.write_summary(result)
-        folder.close_mirror(result)
+        folder.close_mirrors(result)
         if isinstance(error, OSError) and not isinstance(error, UserError):
             place = Path(error.filename) if isinstance(error.filename, str) else folder.path
             raise file_error(error, place, "go on") from error
         if error is not raised:
             raise error from raised
         raise
-    folder.close_mirror(result)
+    folder.close_mirrors(result)
     return result
 
 

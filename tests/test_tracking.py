@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import os
@@ -15,10 +16,13 @@ from typing import Any
 import pytest
 import wandb
 
+from rlhf.config.build import ConfigError
+from rlhf.config.packages import check_inputs
 from rlhf.runs.folder import RunFolder
 from rlhf.runs.lock import LockError
 from rlhf.runs.mirror import WandbMirror, _logged_in
 from rlhf.runs.state import EVALUATIONS, METRICS, SAMPLES, read_rows
+from rlhf.runs.tensorboard import TensorboardMirror
 from tests.config.composed import config
 
 
@@ -111,14 +115,14 @@ def test_nothing_is_written_once_the_run_was_taken_over(tmp_path):
 def test_the_mirror_gets_rows_when_a_checkpoint_covers_them(tmp_path):
     with RunFolder(tmp_path) as folder:
         copy: Any = Copy()
-        folder.mirror = copy
+        folder.mirrors.append(copy)
         folder.log({"step": 1})
         assert copy.rows == []
         folder.save(1, {}, {})
         folder.log({"step": 2})
-        folder.close_mirror({"status": "interrupted"})
+        folder.close_mirrors({"status": "interrupted"})
         assert [row["step"] for row in copy.rows] == [1] and copy.summary == {"status": "interrupted"}
-        folder.close_mirror({"status": "finished"})
+        folder.close_mirrors({"status": "finished"})
         assert [row["step"] for row in copy.rows] == [1, 2] and copy.summary == {"status": "finished"}
 
 
@@ -127,7 +131,7 @@ def session(path: Path, cut: int, steps: list[int], *, killed: bool = False) -> 
     run = config("tracking.wandb=offline", "sweep_name=mine")
     covered = cut
     with RunFolder(path) as folder:
-        folder.mirror = WandbMirror(run, path)
+        folder.mirrors.append(WandbMirror(run, path))
         folder.cut_back({METRICS: cut})
         for step in steps:
             folder.log({"step": step, "samples": 8 * step, "train/reward": step / 2, "train/kl": math.nan})
@@ -136,7 +140,7 @@ def session(path: Path, cut: int, steps: list[int], *, killed: bool = False) -> 
                 covered = folder.log_lengths()[METRICS]
         if killed:
             os.kill(os.getpid(), signal.SIGKILL)
-        folder.close_mirror({"status": "finished", "eval/reward": 1.5, "versions": {}})
+        folder.close_mirrors({"status": "finished", "eval/reward": 1.5, "versions": {}})
     return covered
 
 
@@ -231,3 +235,48 @@ def test_without_credentials_or_with_a_broken_key_a_run_is_offline(logged_out, c
     netrc(logged_out, "short")
     assert not _logged_in()
     assert "logged offline" in caplog.messages[-1]
+
+
+def points(folder: Path) -> dict[str, list[tuple[int, float, float]]]:
+    """{metric: (step, value, seconds)} of the folder's event files, as TensorBoard's own reader gives them."""
+    from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
+
+    found: dict[str, list[tuple[int, float, float]]] = {}
+    for file in (folder / "tensorboard").iterdir():
+        for event in EventFileLoader(str(file)).Load():
+            for value in event.summary.value:
+                if value.metadata.plugin_data.plugin_name == "scalars":
+                    found.setdefault(value.tag, []).append((event.step, value.tensor.float_val[0], event.wall_time))
+    return found
+
+
+def test_tensorboard_has_each_row_once_and_no_row_that_was_cut_back(tmp_path):
+    run = config("tracking=tensorboard")
+
+    def session(cut: int, steps: list[int], status: str) -> int:
+        with RunFolder(tmp_path) as folder:
+            folder.mirrors.append(TensorboardMirror(run, tmp_path))
+            folder.cut_back({METRICS: cut})
+            for step in steps:
+                number = -step if status == "killed" and step == 3 else step / 2
+                folder.log({"step": step, "seconds": 2.0 * step, "train/reward": number, "train/kl": math.nan})
+                if step % 2 == 0:
+                    folder.save(step, {}, {})
+                    cut = folder.log_lengths()[METRICS]
+            if status != "killed":
+                folder.close_mirrors({"status": status})
+        return cut
+
+    cut = session(0, [1, 2, 3], "killed")  # row 3 is made again, with another value
+    cut = session(cut, [3, 4, 5], "interrupted")
+    session(cut, [5], "finished")
+    (name, rows), *others = points(tmp_path).items()
+    assert name == "train/reward" and not others
+    assert [(step, value) for step, value, _ in rows] == [(step, step / 2) for step in range(1, 6)]
+    assert [after - before for (*_, before), (*_, after) in itertools.pairwise(rows)] == pytest.approx([2.0] * 4)
+
+
+def test_tensorboard_that_is_not_installed_is_named_with_its_extra(monkeypatch, tmp_path):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name, *_: None if name == "tensorboard" else object())
+    with pytest.raises(ConfigError, match=r"tracking=tensorboard .*\[tensorboard\]"):
+        check_inputs([config("tracking=tensorboard", f"output_dir={tmp_path}")])

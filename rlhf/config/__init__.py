@@ -113,4 +113,4 @@ class RunConfig:
     evaluation: EvaluationConfig = setting("evaluation on held-out prompts", read_by=SCORING)
     checkpoint: CheckpointConfig = setting("checkpoints and the final weights", read_by=CHECKPOINTED)
     hardware: HardwareConfig = setting("the machine")
-    tracking: TrackingConfig = setting("W&B")
+    tracking: TrackingConfig = setting("W&B and TensorBoard")

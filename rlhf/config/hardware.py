@@ -1,4 +1,4 @@
-"""Settings of the machine (device, precision, threads, how many runs share it) and of W&B."""
+"""Settings of the machine (device, precision, threads, how many runs share it) and of tracking."""
 
 from __future__ import annotations
 
@@ -97,6 +97,10 @@ _ON_WANDB = option_is("tracking.wandb", "auto", "offline", remedy="tracking=wand
 
 @dataclass(kw_only=True)
 class TrackingConfig:
+    tensorboard: bool = setting(
+        "write TensorBoard's event files into the run's folder; the package is an extra, pip install -e '.[tensorboard]'",
+        identity=False,
+    )
     wandb: str = setting(
         "W&B: online where one is logged in and offline otherwise, always offline, or not at all",
         also_called="use_wandb report_to log_with",

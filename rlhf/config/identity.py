@@ -100,7 +100,7 @@ def input_runs(config: RunConfig) -> list[RunConfig]:
                 # What trains little has little to share, and runs whole.
                 sharding=config.hardware.sharding if _trains_all(config, stage) else "none",
             ),
-            tracking=dataclasses.replace(config.tracking, wandb="off"),
+            tracking=dataclasses.replace(config.tracking, wandb="off", tensorboard=False),
         )
         for stage in input_stages(config)
     ]

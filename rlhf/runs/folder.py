@@ -39,6 +39,7 @@ from rlhf.terminal import say
 
 if TYPE_CHECKING:
     from rlhf.runs.mirror import WandbMirror
+    from rlhf.runs.tensorboard import TensorboardMirror
 
 
 LOGS: tuple[str, ...] = (METRICS, SAMPLES, EVALUATIONS)
@@ -62,7 +63,7 @@ class RunFolder:
 
     def __init__(self, path: Path, wait: bool = False) -> None:
         self.path = path
-        self.mirror: WandbMirror | None = None
+        self.mirrors: list[WandbMirror | TensorboardMirror] = []
         self._lock = RunLock(path, wait)
 
     def __enter__(self) -> RunFolder:
@@ -120,7 +121,11 @@ class RunFolder:
         if config.tracking.wandb != "off":
             from rlhf.runs.mirror import WandbMirror
 
-            self.mirror = WandbMirror(config, self.path, overwrites)
+            self.mirrors.append(WandbMirror(config, self.path, overwrites))
+        if config.tracking.tensorboard:
+            from rlhf.runs.tensorboard import TensorboardMirror
+
+            self.mirrors.append(TensorboardMirror(config, self.path))
         newest = find_checkpoint(self.path)
         lengths = dict.fromkeys(LOGS, 0)
         if newest is not None:
@@ -173,7 +178,7 @@ class RunFolder:
         return {}
 
     def save(self, step: int, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
-        """Checkpoint after everything up to `step` was logged, then let the mirror have those rows.
+        """Checkpoint after everything up to `step` was logged, then let the mirrors have those rows.
 
         Raises:
             NotFinite: a number is NaN or infinite.
@@ -183,8 +188,8 @@ class RunFolder:
         def write() -> None:
             check_saved(tensors, state, step)
             save_checkpoint(self.path, step, tensors, {**state, "log_lengths": self.log_lengths()})
-            if self.mirror is not None:
-                self.mirror.log(read_rows(self.path))
+            for mirror in self.mirrors:
+                mirror.log(read_rows(self.path))
 
         self.write(write)
 
@@ -232,15 +237,15 @@ class RunFolder:
             self._lock.check()
             write_whole(self.path / SUMMARY, json.dumps(_finite(summary), indent=1, allow_nan=False))
 
-    def close_mirror(self, summary: Mapping[str, Any]) -> None:
-        """The mirror's end: of a run that is not finished, rows that no checkpoint covers will be made again.
+    def close_mirrors(self, summary: Mapping[str, Any]) -> None:
+        """The mirrors' end: of a run that is not finished, rows that no checkpoint covers will be made again.
 
         After `write_summary`, so that a mirror that hangs cannot hold back a result.
         """
-        if self.mirror is not None:
+        for mirror in self.mirrors:
             if summary["status"] == "finished":
-                self.mirror.log(read_rows(self.path))
-            self.mirror.finish(summary)
+                mirror.log(read_rows(self.path))
+            mirror.finish(summary)
 
 
 def _finite(row: Mapping[str, Any]) -> dict[str, Any]:
