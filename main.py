@@ -22,12 +22,14 @@ def run(config: DictConfig) -> None:
     """One run: in this process, or as a SLURM job."""
     from hydra.core.hydra_config import HydraConfig
 
-    from sweeps.single import run_single
+    from sweeps.single import run_chat, run_single
     from sweeps.sources import composed_run
 
     try:
         checked = composed_run(config, HydraConfig.get())
-        if checked.hardware.slurm is None:
+        if checked.stage.name == "chat":
+            run_chat(checked)
+        elif checked.hardware.slurm is None:
             run_single(checked)
         else:
             from sweeps.experiment import run_experiment
@@ -54,6 +56,7 @@ def _hydra(arguments: list[str]) -> None:
     from hydra.errors import HydraException
 
     from rlhf.config.build import ConfigError
+    from sweeps.chat import chat_overrides
     from sweeps.command_line import (
         MULTIRUN,
         as_typed,
@@ -78,10 +81,11 @@ def _hydra(arguments: list[str]) -> None:
     store_sweep_files(overrides)
     folders = config_folders(flags, overrides, CONF)
     multirun = any(flag in MULTIRUN for flag in flags)
+    overrides, of_chat = chat_overrides(overrides, multirun)
     overrides = as_typed(without_null_groups(overrides, folders), OverridesParser.create(), multirun)
     shows_config = any(flag == "-c" or flag.startswith("--cfg") for flag in flags)
     refuse_unknown(overrides, folders, multirun, shows_config)
-    sys.argv[1:] = [*flags, *with_own_settings(overrides)]
+    sys.argv[1:] = [*flags, *with_own_settings(overrides), *of_chat]
     old = tuple(int(part) for part in hydra.__version__.split(".")[:2]) < (1, 4)
     version: dict[str, Any] = {"version_base": "1.3"} if old else {}  # 1.3 warns without it, 1.4 with it
     try:

@@ -13,6 +13,7 @@ from typing import Any
 import huggingface_hub
 import torch
 import transformers
+from rich.console import Console
 
 from rlhf.config import SCORING_STAGES, RunConfig
 from rlhf.config.identity import code_has_changed, input_runs, run_folder, run_id
@@ -60,6 +61,26 @@ def execute(config: RunConfig) -> dict[str, Any]:
             return finished(config) or start_ranks(config, execute)
         with joined(config):
             return _execute(config)
+
+
+def chat(config: RunConfig, console: Console) -> None:
+    """stage=chat: answer lines from stdin; an SFT stage that is not finished is not done for it.
+
+    Raises:
+        ModelError: a model cannot be loaded.
+        RunError: there is neither a trained nor an initial policy.
+    """
+    from rlhf.stages.chat import talk
+
+    _set_up_torch(config)
+    sft, why = None, ""
+    for needed in input_runs(config):
+        sft = run_folder(needed) / FINAL
+        if finished(needed) is None:
+            why = f"{run_folder(needed)} is not finished"
+            if config.evaluation.policy is None:
+                raise RunError(f"policy: missing, and there is no initial one ({why}); give policy=runs/.../final")
+    talk(config, sft, why, console)
 
 
 def _execute(config: RunConfig, wait: bool = False) -> dict[str, Any]:

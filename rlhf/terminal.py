@@ -5,10 +5,12 @@ Imports no torch.
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 import io
 import sys
 import textwrap
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import IO, Any
 
@@ -73,6 +75,33 @@ def tell(console: Console, text: str, style: str = "") -> None:
         wrapper = textwrap.TextWrapper(console.width, break_long_words=False, break_on_hyphens=False)
         shown = "\n".join(wrapper.fill(line) for line in shown.splitlines())
     console.print(Text(shown, style=style), soft_wrap=True)
+
+
+def typed_lines(prompt: str) -> Iterator[str]:
+    """Lines of stdin without the blanks around them, until it ends, or one is "exit".
+
+    Args:
+        prompt: what asks for a line on a terminal; of a pipe each line is shown behind it.
+    """
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(errors="replace")
+    if interactive := sys.stdin.isatty():
+        with contextlib.suppress(ImportError):
+            importlib.import_module("readline")  # arrow keys, and lines typed before
+    while True:
+        try:
+            line = input(prompt).strip() if interactive else sys.stdin.readline()
+        except EOFError:
+            say("")
+            return
+        if not interactive:
+            if not line:
+                return
+            line = line.strip()
+            say(f"{prompt}{line}")
+        if line == "exit":
+            return
+        yield line
 
 
 def say(text: str) -> None:

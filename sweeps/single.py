@@ -75,6 +75,21 @@ def run_single(run: RunConfig) -> None:
     print_result(run, summary, console)
 
 
+def run_chat(run: RunConfig) -> None:
+    """Talk to a policy in this process.
+
+    Raises:
+        ConfigError: something that it reads is not there; and whatever `rlhf.run.chat` raises.
+    """
+    check_device(run)
+    check_inputs([run])
+    os.environ.update(thread_environment(run.hardware.threads))  # before torch is imported
+    from rlhf.run import chat
+
+    with contextlib.suppress(KeyboardInterrupt):
+        chat(run, made_console())
+
+
 def torchrun_rank() -> int | None:
     """Which rank torchrun has made this process; None where it has not."""
     return int(os.environ["RANK"]) if int(os.environ.get("WORLD_SIZE", "1")) > 1 else None

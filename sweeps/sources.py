@@ -4,20 +4,33 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Iterator, Sequence
+import os.path
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rlhf.config import ALGO_CONFIGS, RunConfig
-from rlhf.config.build import CONF, ConfigError, build_config, no_such_option, option_paths, shown
+from rlhf.config.build import (
+    CONF,
+    NAMED_AFTER_PATH,
+    ConfigError,
+    build_config,
+    last_name,
+    no_such_option,
+    option_paths,
+    shown,
+)
 from rlhf.config.check import COMMAND_LINE, check
 from rlhf.config.identity import input_runs
+from rlhf.config.model_size import in_words, parameters_at, settings_by_size
 from rlhf.config.options import file_values, flat, options
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
+SIZE = "size"
+"""In place of the group of settings that follow the size of a model."""
 ALGOS = "algos"
 """Key of a file under which settings stand by algorithm: `algos: {apa: {lam: 0.3}}`."""
 
@@ -48,18 +61,25 @@ def composed_run(config: DictConfig, hydra: Any) -> RunConfig:
     return checked_run(mapping, settings_files(hydra), overrides)
 
 
-def checked_run(mapping: dict[str, Any], files: Sequence[SettingsFile], overrides: Sequence[str]) -> RunConfig:
+def checked_run(
+    mapping: dict[str, Any],
+    files: Sequence[SettingsFile],
+    overrides: Sequence[str],
+    searched: Collection[str] = (),
+) -> RunConfig:
     """`composed_run` of parts.
 
     Args:
         mapping: the composed values, interpolations resolved, without Hydra's and without tables by algorithm.
         files: beyond the defaults, in the order in which later ones win.
         overrides: of the command line or of the cell of a grid.
+        searched: options that a study gives values.
     """
     typed = typed_paths(overrides)
+    mapping, files = _with_settings_by_size(mapping, files, {*typed, *searched})
     try:
         run = build_config(mapping)
-        judged = [file for file in files if not (file.is_ours and file.group in ("tuned", "debug"))]
+        judged = [file for file in files if not (file.is_ours and file.group in ("tuned", "debug", SIZE))]
         sources = {path: file.label for file in judged for path in file.values}
         if problems := check(run, sources | dict.fromkeys(typed, COMMAND_LINE)):
             raise ConfigError(problems)
@@ -175,6 +195,35 @@ def with_settings_of_algo(mapping: dict[str, Any], overrides: Sequence[str]) -> 
                 section = section.setdefault(parent, {})
             section[name] = value
     return mapping
+
+
+def _with_settings_by_size(
+    mapping: dict[str, Any], files: Sequence[SettingsFile], typed: Collection[str]
+) -> tuple[dict[str, Any], Sequence[SettingsFile]]:
+    """Of model=hub: with what suits a model of that size, where neither a file nor what was typed sets it."""
+    chosen = dict(flat(mapping))
+    path = chosen.get("model.path")
+    if chosen.get("model.name") != NAMED_AFTER_PATH or not isinstance(path, str):
+        return mapping, files
+    path = os.path.expanduser(path)
+    taken = {*typed, *(option for file in files for option in file.values)}
+    count = parameters_at(path)
+    try:
+        by_size = settings_by_size(
+            count or 0, {p: v for p, v in chosen.items() if p in taken or not p.endswith(".train.mode")}
+        )
+    except (KeyError, TypeError, ValueError):  # what is no number is refused with everything else
+        return mapping, files
+    label = f"{last_name(path)} ({in_words(count)})" if count else f"conf/model/hub.yaml, not knowing {path}'s size,"
+    values = {option: v if count else chosen[option] for option, v in by_size.items() if option not in taken}
+    mapping = copy.deepcopy(mapping)
+    for option, value in values.items():
+        *parents, name = option.split(".")
+        section = mapping
+        for parent in parents:
+            section = section[parent]
+        section[name] = value
+    return mapping, [SettingsFile(label, SIZE, values, True), *files]
 
 
 def _wrong_tables(tables: Any) -> Iterator[str]:

@@ -81,7 +81,8 @@ class StudySpec:
         for seed in self.cell.seeds or (None,):
             if seed is not None:
                 OmegaConf.update(config, "seed", int(seed) if seed.isdigit() else seed)
-            runs.append(checked_run(run_mapping(config), self.files, self.cell.overrides))
+            searched = [dimension.key for dimension in self.cell.dimensions]
+            runs.append(checked_run(run_mapping(config), self.files, self.cell.overrides, searched))
         return runs
 
     def problems(self) -> list[str]:

@@ -25,6 +25,7 @@ from rlhf.config.setting import (
     REWARD_MODEL,
     RL,
     RL_STAGES,
+    SAMPLING,
     SCORING,
     SCORING_STAGES,
     SFT,
@@ -94,7 +95,7 @@ class RunConfig:
     algo: AlgoConfig = setting(
         "the algorithm of stage=online and stage=offline",
         read_by=where(
-            lambda run: run.stage.name in RL_STAGES or (run.stage.name == "evaluate" and run.algo.heads),
+            lambda run: run.stage.name in RL_STAGES or (run.stage.name in ("evaluate", "chat") and run.algo.heads),
             "a stage that trains no policy",
             "stage=online or stage=offline",
             "stage.name",
@@ -106,11 +107,11 @@ class RunConfig:
     reward: RewardConfig = setting("the score of a response", read_by=SCORING)
     sft: SFTConfig = setting("supervised fine-tuning", read_by=SFT)
     reward_model: RewardModelConfig = setting("reward-model training", read_by=REWARD_MODEL)
-    rollout: RolloutConfig = setting("sampling", read_by=SCORING)
+    rollout: RolloutConfig = setting("sampling", read_by=SAMPLING)
     offline: OfflineConfig = setting("what stage=offline does in place of sampling", read_by=stages("offline"))
     advantages: AdvantagesConfig = setting("advantage estimation", read_by=RL & CRITIC)
     optimization: OptimizationConfig = setting("policy updates", read_by=RL)
-    evaluation: EvaluationConfig = setting("evaluation on held-out prompts", read_by=SCORING)
+    evaluation: EvaluationConfig = setting("evaluation on held-out prompts", read_by=SAMPLING)
     checkpoint: CheckpointConfig = setting("checkpoints and the final weights", read_by=CHECKPOINTED)
     hardware: HardwareConfig = setting("the machine")
     tracking: TrackingConfig = setting("W&B and TensorBoard")

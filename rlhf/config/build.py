@@ -66,7 +66,7 @@ def build_config(mapping: dict[str, Any]) -> RunConfig:
     """
     config = build_group(RunConfig, mapping)
     if config.model.name == NAMED_AFTER_PATH and config.model.path:
-        config.model.name = _last_name(config.model.path)
+        config.model.name = last_name(config.model.path)
     if config.reward.name == "python" and config.reward.path:
         config.reward.path = absolute(config.reward.path)
     if config.reward.name == "verifiable" and config.reward.compare == "auto":
@@ -90,7 +90,7 @@ def build_group(kind: type[T], mapping: dict[str, Any], name: str = "") -> T:
     return group
 
 
-def _last_name(path: str) -> str:
+def last_name(path: str) -> str:
     """Of a folder or hub name; of a run's final/, the run's."""
     parts = [part for part in Path(path).absolute().parts if part != "final"]
     name = re.sub(r"[^A-Za-z0-9_.-]+", "-", parts[-1]).strip("-.") or NAMED_AFTER_PATH

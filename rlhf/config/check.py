@@ -338,6 +338,9 @@ def _stage(config: RunConfig) -> Iterator[str]:
 def _ranks(config: RunConfig) -> Iterator[str]:
     """Weights that ranks cannot cut up, and as many ranks as SLURM starts."""
     hardware, slurm = config.hardware, config.hardware.slurm
+    if config.stage.name == "chat" and (hardware.ranks > 1 or slurm is not None):
+        yield "hardware.ranks: stage=chat talks in one process, here; use hardware=cpu or hardware=gpu"
+        return
     if slurm is not None and (tasks := slurm.nodes * slurm.tasks_per_node) != hardware.ranks:
         yield f"hardware.ranks: {hardware.ranks}, but hardware.slurm.nodes x tasks_per_node = {tasks}; make them equal"
     if hardware.sharding != "fsdp":

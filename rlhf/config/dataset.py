@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from rlhf.config.setting import REWARD_MODEL, RL, SCORING, SFT, given, option_is, setting, stages
+from rlhf.config.setting import REWARD_MODEL, RL, SAMPLING, SCORING, SFT, given, option_is, setting, stages
 
 PAIRS = REWARD_MODEL | stages("offline")
 REFERENCES = (stages("reward_model") & option_is("reward_model.normalize", "mean", "mean_std")) | (
@@ -161,7 +161,7 @@ class DatasetConfig:
     stop_strings: list[str] | None = setting(
         "a response ends where it completes one of these; the scored text drops it; null: those of the data's form, "
         "which are Human: and Assistant: for dialogues without a chat template and none for anything else",
-        read_by=SCORING,
+        read_by=SAMPLING,
         also_called="stop stop_words stop_sequences",
     )
     template: str = setting(

@@ -98,7 +98,7 @@ _ON_WANDB = option_is("tracking.wandb", "auto", "offline", remedy="tracking=wand
 @dataclass(kw_only=True)
 class TrackingConfig:
     tensorboard: bool = setting(
-        "write TensorBoard's event files into the run's folder; the package is an extra, pip install -e '.[tensorboard]'",
+        "write TensorBoard's event files into the run's folder, beside metrics.jsonl; typed as tracking=tensorboard",
         identity=False,
     )
     wandb: str = setting(

@@ -76,7 +76,7 @@ class ModelConfig:
     )
     trust_remote_code: bool = setting(
         "run Python code that the model at `path` (or evaluation.policy) brings, with your rights; false: refuse it",
-        read_by=LOADED_MODEL | (stages("evaluate") & given("evaluation.policy")),
+        read_by=LOADED_MODEL | (stages("evaluate", "chat") & given("evaluation.policy")),
     )
     sft: bool = setting("run the SFT stage before RL; false where the weights have been through it", read_by=AFTER_SFT)
     frozen_weights: str = setting(

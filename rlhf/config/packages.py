@@ -147,7 +147,7 @@ def _folders(run: RunConfig) -> Iterator[str]:
     scored = run.stage.name in SCORING_STAGES
     folders = {
         "model.path": run.model.path if run.model.source == "pretrained" else None,
-        "evaluation.policy": run.evaluation.policy if run.stage.name == "evaluate" else None,
+        "evaluation.policy": run.evaluation.policy if run.stage.name in ("evaluate", "chat") else None,
         "reward.path": run.reward.path if scored and run.reward.name == "learned" else None,
         "reward.base": run.reward.base if scored else None,
     }

@@ -37,7 +37,7 @@ _COMPARES = option_is("reward.name", "verifiable") & Condition(_without_verifier
 @dataclass(kw_only=True)
 class RewardConfig:
     name: str = setting(
-        "what scores a response: a reward model trained here or any sequence classifier with one output; GPT-J with a "
+        "what scores a response: a reward model trained here or any sequence classifier; GPT-J with a "
         "linear head in a bare state dict; a server; a lexicon's sentiment; a Python function; right or wrong",
         choices=("learned", "hh_gptj", "tldr_gptj", "http", "sentiment", "python", "verifiable"),
     )
@@ -71,6 +71,12 @@ class RewardConfig:
     )
     tokenizer: str | None = setting(
         "folder or hub name of its tokenizer; null: the one at `path`", read_by=GIVEN_REWARD, content=True
+    )
+    label: str | None = setting(
+        "which output of a classifier with several is the score, before any softmax: its name, or its number from 0; "
+        "null: it has one",
+        read_by=option_is("reward.name", "learned") & given("reward.path"),
+        identity=given("reward.label"),
     )
     trust_remote_code: bool = setting(
         "run Python code that the reward model at `path` brings, with your rights; false: refuse it",

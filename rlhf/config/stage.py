@@ -6,13 +6,14 @@ from dataclasses import dataclass, replace
 
 from rlhf.config.algo import CRITIC, PACKS_BY_LENGTH
 from rlhf.config.model import TrainableConfig
-from rlhf.config.setting import EVALUATING, RANDOM_MODEL, RL, SFT, option_is, setting, stages
+from rlhf.config.setting import EVALUATING, RANDOM_MODEL, RL, SCORING, SFT, option_is, setting, stages
 
 
 @dataclass(kw_only=True)
 class StageConfig:
     name: str = setting(
-        "the stage to run", choices=("online", "offline", "sft", "reward_model", "reference_samples", "evaluate")
+        "the stage to run",
+        choices=("online", "offline", "sft", "reward_model", "reference_samples", "evaluate", "chat"),
     )
 
 
@@ -77,7 +78,9 @@ class RolloutConfig:
         also_called="batch_size rollout_batch_size num_rollouts",
         low=1,
     )
-    batch_size: int = setting("responses sampled, and measured where nothing is trained, at once by each rank", low=1)
+    batch_size: int = setting(
+        "responses sampled, and measured where nothing is trained, at once by each rank", read_by=SCORING, low=1
+    )
     sampling: str = setting(
         "fast: our own layers over a static key-value cache; plain: the model's forward pass, which any architecture "
         "has and which takes over where fast does not fit; typed as rollout=plain",
@@ -193,8 +196,10 @@ class EvaluationConfig:
     )
     seed: int = setting("seed of the evaluation's draws, the same at every evaluation and in every run", low=0)
     policy: str | None = setting(
-        "folder or hub name that stage=evaluate measures; null: the initial policy itself",
-        read_by=stages("evaluate"),
+        "folder or hub name that stage=evaluate measures and stage=chat talks to, there typed as policy=; null: the "
+        "initial policy itself",
+        read_by=stages("evaluate", "chat"),
+        also_called="policy",
         content=True,
     )
     samples: int = setting(

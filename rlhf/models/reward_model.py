@@ -36,12 +36,14 @@ from rlhf.finite import NotFinite, check_loaded
 from rlhf.models.adapters import adapter_at, resize
 from rlhf.models.families import KEPT_IN_FLOAT32
 from rlhf.models.features import positions_of
-from rlhf.models.hub import CLASSIFIER, NOT_RUN, ModelError, OwnCode, few_of, loading
+from rlhf.models.hub import CLASSIFIER, NOT_RUN, ModelError, OwnCode, loading
 from rlhf.models.layers import FLOAT32, FrozenWeights, compute_in_float32, to_float32
 from rlhf.models.loading import check_positions, load_pretrained, load_tokenizer, load_weights
 from rlhf.models.saving import write_trained
 
 NORMALISATION = "reward_normalisation.json"
+MOST_LABELS = 10
+"""Outputs that an error lists."""
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -186,16 +188,22 @@ def load_reward_model(
 
 
 def load_classifier(
-    path: str | Path, precision: str = "fp32", base: str | None = None, own_code: OwnCode = NOT_RUN
+    path: str | Path,
+    precision: str = "fp32",
+    base: str | None = None,
+    own_code: OwnCode = NOT_RUN,
+    label: str | None = None,
 ) -> PreTrainedModel:
-    """A frozen sequence classifier with one output, its weights held in `precision` but for a head called `score`.
+    """A frozen sequence classifier, its weights held in `precision` but for a head called `score`.
 
     Args:
         path: a folder or hub name of a whole model, or of a peft adapter, which is merged into its base.
         base: where an adapter's base lies; None: where the adapter says.
+        label: as in `output_of`.
 
     Raises:
-        ModelError: nothing there, damaged, weights missing, several outputs, or code of its own that is not allowed.
+        ModelError: nothing there, damaged, weights missing, no such output, a model that compares two answers, or code
+            of its own that is not allowed.
     """
     adapter = adapter_at(path, "reward.path", base)
     if base is not None and adapter is None:
@@ -204,13 +212,13 @@ def load_classifier(
         raise ModelError(f"reward.path: {path} is an adapter for CAUSAL_LM; give a reward model, not a policy")
 
     def prepare(config: PretrainedConfig, place: str | Path) -> type[PreTrainedModel]:
-        if adapter is not None:
+        if adapter is not None and label is None:
             config.num_labels = 1  # the base may be a policy, which has no labels
-        outputs = [str(name) for name in (config.id2label or {}).values()]
-        if len(outputs) != 1:
+        if compares_answers(config):
             raise ModelError(
-                f"reward.path: {path} has {len(outputs)} outputs ({few_of(outputs)}); a reward model has one"
+                f"reward.path: {path} compares two answers and scores none alone; give a model that scores one answer"
             )
+        output_of(config, label, path)
         return classifier_class(config, precision, place, own_code)
 
     model = load_weights(
@@ -224,6 +232,37 @@ def load_classifier(
     )
     check_head(model)
     return model.eval().requires_grad_(False)
+
+
+def compares_answers(config: PretrainedConfig) -> bool:
+    """Whether it is a pairwise ranker of LLM-Blender, as PairRM and PairRM-hf."""
+    names = getattr(config, "architectures", None) or []
+    return hasattr(config, "ranker_type") or any(str(name).endswith("PairRM") for name in names)
+
+
+def output_of(config: PretrainedConfig, label: str | None, path: str | Path) -> int:
+    """Which output of a classifier is the score.
+
+    Args:
+        label: its name or its number from 0; None: it has one.
+
+    Raises:
+        ModelError: there is none of that name or number, or none was named and there are several.
+    """
+    names = [str(name) for _, name in sorted((config.id2label or {}).items())]
+    listed = ", ".join(f"{number} {name}" for number, name in enumerate(names[:MOST_LABELS]))
+    listed += f" and {len(names) - MOST_LABELS} more" if len(names) > MOST_LABELS else ""
+    if label is None:
+        if len(names) == 1:
+            return 0
+        raise ModelError(
+            f"reward.label: missing; {path} has {len(names)} outputs ({listed}); name the one that is the score"
+        )
+    if label in names:
+        return names.index(label)
+    if label.isdecimal() and int(label) < len(names):
+        return int(label)
+    raise ModelError(f"reward.label: {label} is no output of {path}; there are {listed}")
 
 
 def classifier_class(

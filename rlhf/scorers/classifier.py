@@ -17,12 +17,12 @@ from rlhf.data.examples import NO_COLUMNS, Columns, TextData
 from rlhf.models.adapters import adapter_at
 from rlhf.models.hub import ModelError, OwnCode
 from rlhf.models.loading import moved, own_code_of, tokenizer_at
-from rlhf.models.reward_model import NORMALISATION, RewardModel, load_classifier, load_reward_model
+from rlhf.models.reward_model import NORMALISATION, RewardModel, load_classifier, load_reward_model, output_of
 from rlhf.text import answer_text, encode_next, encode_whole
 
 
 class TextClassifier:
-    """The single output of a sequence classifier for prefix + prompt + answer + suffix.
+    """One output of a sequence classifier, as it is before any softmax, for prefix + prompt + answer + suffix.
 
     The text is tokenised as one, between what the tokenizer itself puts around a text, exactly once; it loses its
     beginning where it is too long. Control tokens stand where prefix, suffix or the policy's chat template put them.
@@ -46,6 +46,7 @@ class TextClassifier:
         adapter = adapter_at(place, "reward.tokenizer", reward.base)
         place = place if adapter is None else adapter.tokenizer
         self.model = moved(model, device)
+        self.output = output_of(model.config, reward.label, place)
         self.tokenizer = tokenizer = tokenizer_at(place, _own_code(config), "reward.tokenizer")
         self.prefix = special_control(tokenizer, reward.prefix)
         self.suffix = special_control(tokenizer, reward.suffix)
@@ -91,10 +92,10 @@ class TextClassifier:
         device = next(self.model.parameters()).device
         inputs = {"input_ids": input_ids.to(device), "attention_mask": mask.long().to(device)}
         if self.head is None:
-            return self.model(**inputs).logits[:, 0]
+            return self.model(**inputs).logits[:, self.output]
         hidden = self.model.base_model(**inputs, use_cache=False).last_hidden_state
         read = mask.sum(1) - self.read_back
-        return self.head(hidden[torch.arange(len(hidden)), read].float()).squeeze(-1)
+        return self.head(hidden[torch.arange(len(hidden)), read].float())[:, self.output]
 
 
 def load_learned(
@@ -107,12 +108,14 @@ def load_learned(
     assert trained is not None, "without reward.path a reward model is trained first"
     reward = config.reward
     if reward.path is not None and not (trained / NORMALISATION).is_file():
-        model = load_classifier(reward.path, reward.precision, reward.base, _own_code(config))
+        model = load_classifier(reward.path, reward.precision, reward.base, _own_code(config), reward.label)
         return TextClassifier(config, model, device)
     given = reward.path is not None
     for option in ("prefix", "suffix") if given else ():
         if getattr(reward, option):
             raise ModelError(f"reward.{option}: {trained} was trained here, on texts without one; leave it empty")
+    if reward.label is not None:
+        raise ModelError(f"reward.label: {trained} was trained here and has one output; leave it null")
     reward_model = load_reward_model(
         trained,
         max_prompt_tokens=config.dataset.max_prompt_tokens,

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ import pytest
 import torch
 from peft import LoraConfig, TaskType, get_peft_model
 from tokenizers import processors
+from torch import nn
 from transformers import (
     AutoModelForSequenceClassification,
     BertConfig,
@@ -283,10 +286,53 @@ def labelled(folder: Path) -> Path:
     return gpt2(folder, num_labels=2, id2label={0: "negative", 1: "positive"})
 
 
+def pairwise(folder: Path) -> Path:
+    """As LLM-Blender's PairRM says what it is."""
+    gpt2(folder)
+    settings = json.loads((folder / "config.json").read_text()) | {"ranker_type": "pairranker", "n_tasks": 1}
+    (folder / "config.json").write_text(json.dumps(settings))
+    return folder
+
+
+@pytest.mark.parametrize("make", [gpt2, bert])
+def test_one_output_of_several_is_the_score(tmp_path, make):
+    """By name and by number, each as a model has it whose only output that is."""
+    make(tmp_path / "one")
+    folder = tmp_path / "several"
+    model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "one")
+    head = model.get_submodule("score" if hasattr(model, "score") else "classifier")
+    weight = torch.randn(3, head.in_features, generator=torch.Generator().manual_seed(3))
+    several = nn.Linear(head.in_features, 3, bias=head.bias is not None)
+    names = {0: "toxic", 1: "neutral", 2: "kind"}
+    shutil.copytree(tmp_path / "one", folder)
+    model.config.id2label, model.config.label2id = names, {name: i for i, name in names.items()}
+    model.set_submodule("score" if hasattr(model, "score") else "classifier", several)
+    with torch.no_grad():
+        several.weight.copy_(weight)
+        if several.bias is not None:
+            several.bias.zero_()
+    model.save_pretrained(folder)
+    with torch.no_grad():
+        head.weight.copy_(weight[2:])
+        if head.bias is not None:
+            head.bias.zero_()
+    model.set_submodule("score" if hasattr(model, "score") else "classifier", head)
+    model.config.num_labels = 1
+    model.save_pretrained(tmp_path / "one")
+    alone = scorer(tmp_path / "one").score(PROMPTS, ANSWERS)
+    for label in ("kind", "2"):
+        torch.testing.assert_close(scorer(folder, f"reward.label={label}").score(PROMPTS, ANSWERS), alone)
+    assert not torch.allclose(scorer(folder, "reward.label=toxic").score(PROMPTS, ANSWERS), alone)
+    for label in ("kinder", "3"):
+        with pytest.raises(ModelError, match=rf"^reward.label: {label} .*0 toxic, 1 neutral, 2 kind$"):
+            scorer(folder, f"reward.label={label}")
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (labelled, r"^reward.path: .*reward has 2 outputs \(negative, positive\); a reward model has one$"),
+        (labelled, r"^reward.label: missing; .*reward has 2 outputs \(0 negative, 1 positive\)"),
+        (pairwise, r"^reward.path: .*reward compares two answers"),
         (policy, r"^reward.path: .*reward lacks the weights score.weight; give a reward model, not a policy$"),
         (damaged, r"^reward.path: cannot load .*reward \("),
         (without_tokenizer, r"^reward.tokenizer: no tokenizer at .*reward \(its files are not there\)"),
@@ -300,7 +346,7 @@ def test_what_is_no_reward_model_is_one_line(tmp_path, make, message):
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("option", ["prefix", "suffix"])
+@pytest.mark.parametrize("option", ["prefix", "suffix", "label"])
 def test_a_model_trained_here_takes_no_text_around_the_text(tmp_path, option):
     trained(tmp_path).save(tmp_path / "final")
     with pytest.raises(ModelError, match=rf"^reward.{option}: .*final was trained here"):
