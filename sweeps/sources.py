@@ -275,7 +275,7 @@ def _what_files_set(run: RunConfig, files: Sequence[SettingsFile], typed: Sequen
         values = [f"{path}={_text(table[path].value)}" for path in paths if path not in unread]
         if values or not file.is_ours:
             text = f"{file.label} sets {', '.join(values) or 'nothing that this run reads'}"
-            yield text + (f" (not read here: {', '.join(unread)})" if unread else "")
+            yield text + (f" (not read here: {', '.join(unread)})" if unread and file.group != SIZE else "")
 
 
 def _text(value: Any) -> str:

@@ -44,6 +44,8 @@ class Speaker:
     stops: Sequence[str]
     dialogue: bool
     """Whether prompts without a template are dialogues; otherwise a line is a prompt as it stands."""
+    system: str
+    """dataset.system."""
     messages: list[Message] = field(default_factory=list)
     text: str = ""
     """The turns so far without a template."""
@@ -52,9 +54,12 @@ class Speaker:
         """Its response to the next line, sampled as a rollout's is."""
         settings = config.dataset
         if self.template is not None:
-            prompt = self.template.prompt([*self.messages, {"role": "user", "content": line}])
+            system: list[Message] = [{"role": "system", "content": self.system}] if self.system else []
+            prompt = self.template.prompt([*system, *self.messages, {"role": "user", "content": line}])
+        elif self.dialogue:
+            prompt = joined(self.text or self.system, DIALOGUE.format(line))
         else:
-            prompt = joined(self.text, DIALOGUE.format(line)) if self.dialogue else line
+            prompt = f"{self.system}\n\n{line}" if self.system else line
         prompts = encode_prompts(self.tokenizer, [Demonstration(prompt, "")], settings.max_prompt_tokens)
         rollouts = generate(
             self.policy,
@@ -194,4 +199,5 @@ def _speaker(
         algorithm.load_heads(heads, model.config.hidden_size, model.config.vocab_size, device)
         policy = next(iter(algorithm.policies(policy).values()))
     first = data.eval_prompts[0].prompt if len(data.eval_prompts) else ""
-    return Speaker(name, policy, tokenizer, template, stops, first.endswith(DIALOGUE.partition("{}")[2]))
+    dialogue, system = first.endswith(DIALOGUE.partition("{}")[2]), config.dataset.system or ""
+    return Speaker(name, policy, tokenizer, template, stops, dialogue, system)
