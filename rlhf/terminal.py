@@ -6,7 +6,6 @@ Imports no torch.
 from __future__ import annotations
 
 import contextlib
-import importlib
 import io
 import sys
 import textwrap
@@ -87,7 +86,9 @@ def typed_lines(prompt: str) -> Iterator[str]:
         sys.stdin.reconfigure(errors="replace")
     if interactive := sys.stdin.isatty():
         with contextlib.suppress(ImportError):
-            importlib.import_module("readline")  # arrow keys, and lines typed before
+            import readline
+
+            readline.set_auto_history(True)  # arrow keys bring back what was typed
     while True:
         try:
             line = input(prompt).strip() if interactive else sys.stdin.readline()

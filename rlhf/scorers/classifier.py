@@ -114,7 +114,7 @@ def load_learned(
     for option in ("prefix", "suffix") if given else ():
         if getattr(reward, option):
             raise ModelError(f"reward.{option}: {trained} was trained here, on texts without one; leave it empty")
-    if reward.label is not None:
+    if given and reward.label is not None:
         raise ModelError(f"reward.label: {trained} was trained here and has one output; leave it null")
     reward_model = load_reward_model(
         trained,
