@@ -1,4 +1,4 @@
-.PHONY: help check format test slow measures lock newest oldest
+.PHONY: help check format test slow docs measures lock newest oldest
 
 PYTHON ?= python3
 # Where `newest` and `oldest` make their environments, and which tests they run there.
@@ -23,6 +23,9 @@ test:  ## the default tests, some six minutes on two idle cores
 
 slow:  ## learning on several seeds, real models
 	pytest -m slow -n 2 --dist loadfile
+
+docs:  ## the documentation as a site in build/site; a link that leads nowhere fails
+	NO_MKDOCS_2_WARNING=1 $(PYTHON) -m mkdocs build --strict
 
 measures:  ## how many files, functions and lines a reader meets
 	$(PYTHON) -m tests.measures

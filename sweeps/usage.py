@@ -8,33 +8,50 @@ import textwrap
 import types
 import typing
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rlhf.config import ALGO_CONFIGS, AlgoConfig, RunConfig
 from rlhf.config.build import ConfigError, group_of, option_fields, option_types
 
-WIDTH = 80
+WIDTH = 100
 
 HEAD = """\
-apa-rlhf compares RLHF algorithms: reward gained within a budget of KL to the
-initial policy. A run is one option of each group below, and single values on
-top.
+apa-rlhf compares RLHF algorithms by the reward that each gains within a budget of KL to the initial
+policy. A run is one name of each group below, and single values on top.
 
-  python main.py -m algo=apa,ppo,awr seed=0,100    six runs and their report
-  python main.py algo=ppo seed=3 algo.kl.target=4  one run
-  python main.py model=hub model.path=FOLDER dataset=hh dataset.path=FILE.jsonl
+The demo, without a GPU: six runs and their report
+  python main.py -m algo=apa,ppo,awr seed=0,100
+Your model with your preferences (rows of prompt, chosen, rejected)
+  python main.py -m algo=apa,ppo model=hub model.path=MODEL dataset=preferences dataset.path=a.jsonl
+Your prompts with your reward function
+  python main.py model=hub model.path=MODEL model.sft=false dataset=prompts dataset.path=a.jsonl \\
+      reward=python reward.path=my_rewards.py:score
+Try it: everything once, in little
+  python main.py ... debug=one_step
 
+Groups
 """
 TAIL = """
-  -m             run every combination of comma lists
-  -m +sweep=NAME run a file of sweeps/, as +sweep=frontier
-  --options [X]  every option, or those of a section, with type and meaning
-  --config-dir X look for files of groups in X too, as X/model/mine.yaml
-  --cfg job      print the composed config, and run nothing
+Flags
+  -m               run every combination of comma lists; -m +sweep=NAME runs a file of sweeps/
+  --options [X]    every option, or those of a group or section, with type, unit and meaning
+  --config-dir X   look for files of groups in X too, as X/model/mine.yaml
+  --cfg job        print the composed config, and run nothing
 
-Results lie in runs/<sweep_name>/<run id>/; the same command typed again skips
-what is finished and resumes the rest. README.md says more."""
+Results lie in runs/<sweep_name>/<run id>/. The same command typed again skips what is finished and
+resumes the rest. README.md says how to begin; docs/ has pages on data, models, rewards and more."""
+
+
+@dataclass(frozen=True)
+class Described:
+    path: str
+    algo: str
+    """The algorithm that has the option; empty where every run has it."""
+    kind: str
+    """Type and bounds in words."""
+    meaning: str
 
 
 def asked_for_help(arguments: Sequence[str]) -> str | None:
@@ -55,11 +72,17 @@ def usage(conf: Path, asked: str) -> str:
     """
     if asked:
         return _options(asked)
-    groups = []
-    for group in [*(field.name for field in dataclasses.fields(RunConfig)), "experiment", "debug"]:
-        if names := sorted(file.stem for file in (conf / group).glob("*.yaml")):
-            groups.append(_filled(", ".join(names), f"  {group:<11} ", " " * 14))
+    groups = [
+        _filled(", ".join(file.stem for file in files), f"  {group:<11} ", " " * 14)
+        for group, files in group_files(conf).items()
+    ]
     return "\n".join([HEAD.removesuffix("\n"), *groups, TAIL])
+
+
+def group_files(conf: Path) -> dict[str, list[Path]]:
+    """Every group of options with its files, in the order of the config's sections."""
+    names = [*(field.name for field in dataclasses.fields(RunConfig)), "experiment", "debug"]
+    return {name: files for name in names if (files := sorted((conf / name).glob("*.yaml")))}
 
 
 def _filled(text: str, first: str, indent: str) -> str:
@@ -67,34 +90,38 @@ def _filled(text: str, first: str, indent: str) -> str:
 
 
 def _options(section: str) -> str:
-    lines = _all_options()
+    every = described()
     chosen = [
-        line
-        for (path, algo), line in lines.items()
-        if section in ("all", path, f"{path} {algo}".strip(), *path.split(".")) or path.startswith(f"{section}.")
+        option
+        for option in every
+        if section in ("all", option.path, f"{option.path} {option.algo}".strip(), *option.path.split("."))
+        or option.path.startswith(f"{section}.")
     ]
     if not chosen:
-        paths = {path for path, _ in lines}
+        paths = {option.path for option in every}
         sections = sorted({path.partition(".")[0] for path in paths})
         near = difflib.get_close_matches(section, [*sorted(paths), *sections], n=1)
         hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(sections)}"
         raise ConfigError([f"--options {section}: no such option or section; {hint}"])
-    return "\n".join(chosen)
+    return "\n".join(
+        f"{option.path}{f' (algo={option.algo})' if option.algo else ''}: {option.kind}\n"
+        f"{_filled(option.meaning, '    ', '    ')}"
+        for option in chosen
+    )
 
 
-def _all_options() -> dict[tuple[str, str], str]:
-    """{(path, algorithm that has it): text} of every option; what all algorithms share stands with the first."""
+def described() -> list[Described]:
+    """Every option; what all algorithms share stands with the first."""
     fields = {(path, ""): field for path, field in _leaves(RunConfig) if not path.startswith("algo.")}
     shared: set[str] = set()
     for name, kind in ALGO_CONFIGS.items():
         fields |= {(path, name): field for path, field in _leaves(kind, "algo.") if path not in shared}
         shared = {path for path, _ in _leaves(AlgoConfig, "algo.")}
-    texts = {}
-    for (path, algo), field in fields.items():
-        note = f" (algo={algo})" if algo else ""
-        meaning = _filled(field.metadata["meaning"], "    ", "    ")
-        texts[path, algo] = f"{path}{note}: {_kind(option_types()[path], field.metadata)}\n{meaning}"
-    return texts
+    types_of = option_types()
+    return [
+        Described(path, algo, _kind(types_of[path], field.metadata), field.metadata["meaning"])
+        for (path, algo), field in fields.items()
+    ]
 
 
 def _leaves(kind: type, prefix: str = "") -> list[tuple[str, dataclasses.Field[Any]]]:
@@ -107,8 +134,9 @@ def _kind(kind: Any, stated: Any) -> str:
     words = {str: "text", int: "integer", float: "number", bool: "true or false"}
     if typing.get_origin(kind) is list:
         word = f"list of {words[typing.get_args(kind)[0]]}s"
+        word += ", each" * any(stated[name] is not None for name in ("low", "above", "high"))
     else:
         word = " | ".join(stated["choices"]) if stated["choices"] else words[kind]
     signs = {"low": ">=", "above": ">", "high": "<="}
     bounds = [f"{sign} {stated[name]:g}" for name, sign in signs.items() if stated[name] is not None]
-    return " ".join([word, *bounds]) + (" or null" if optional else "")
+    return f"{word} {' and '.join(bounds)}".rstrip() + (" or null" if optional else "")

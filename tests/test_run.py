@@ -96,6 +96,7 @@ EVALUATION |= {"eval/response_length", "eval/gold_reward"}
 TRAINING = {"reward", "kl", "kl_coef", "policy_loss", "value_loss", "entropy", "response_length", "eos_rate"}
 TRAINING |= {"explained_variance", "grad_norm"}
 OWN = {"apa": {"infeasible_target_fraction"}, "ppo": {"clip_fraction"}, "awr": set()}
+PAGE = (ROOT / "docs" / "metrics.md").read_text()
 
 
 @pytest.mark.parametrize("algo", ALGORITHMS)
@@ -106,6 +107,8 @@ def test_a_run_logs_what_the_architecture_says_and_leaves_a_trained_policy(never
     assert [(row["iteration"], row["step"], row["samples"]) for row in rows] == [
         (i, STEPS_AN_ITERATION * i, 8 * i) for i in range(5)
     ]
+    logged = [name for one in (run, *input_runs(run)) for row in read_rows(run_folder(one)) for name in row]
+    assert {name for name in logged if f"`{name}`" not in PAGE} == set()
     for row in rows:
         assert (set(row) >= EVALUATION) == (row["iteration"] % 2 == 0)
         if row["iteration"]:
