@@ -70,8 +70,7 @@ def options_page() -> str:
             section = name
             title = name if "." not in option.path else f"`{name}`"
             lines += ["", f"## {title}", "", "| option | value | meaning |", "| --- | --- | --- |"]
-        only = f" (algo={option.algo})" if option.algo else ""
-        lines.append(f"| `{option.path}`{only} | {_cell(option.kind)} | {_cell(option.meaning)} |")
+        lines.append(f"| `{option.path}`{option.of_algos} | {_cell(option.kind)} | {_cell(option.meaning)} |")
     return "\n".join(lines) + "\n"
 
 

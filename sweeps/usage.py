@@ -47,11 +47,15 @@ resumes the rest. README.md says how to begin; docs/ has pages on data, models, 
 @dataclass(frozen=True)
 class Described:
     path: str
-    algo: str
-    """The algorithm that has the option; empty where every run has it."""
+    algos: tuple[str, ...]
+    """The algorithms that have the option; empty where every run has it."""
     kind: str
     """Type and bounds in words."""
     meaning: str
+
+    @property
+    def of_algos(self) -> str:
+        return f" (algo={','.join(self.algos)})" if self.algos else ""
 
 
 def asked_for_help(arguments: Sequence[str]) -> str | None:
@@ -94,8 +98,8 @@ def _options(section: str) -> str:
     chosen = [
         option
         for option in every
-        if section in ("all", option.path, f"{option.path} {option.algo}".strip(), *option.path.split("."))
-        or option.path.startswith(f"{section}.")
+        if section in ("all", *(f"{option.path} {algo}".strip() for algo in option.algos), *option.path.split("."))
+        or f"{option.path}.".startswith(f"{section}.")
     ]
     if not chosen:
         paths = {option.path for option in every}
@@ -104,7 +108,7 @@ def _options(section: str) -> str:
         hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(sections)}"
         raise ConfigError([f"--options {section}: no such option or section; {hint}"])
     return "\n".join(
-        f"{option.path}{f' (algo={option.algo})' if option.algo else ''}: {option.kind}\n"
+        f"{option.path}{option.of_algos}: {option.kind}\n"
         f"{_filled(option.meaning, '    ', '    ')}"
         for option in chosen
     )
@@ -112,15 +116,16 @@ def _options(section: str) -> str:
 
 def described() -> list[Described]:
     """Every option; what all algorithms share stands with the first."""
-    fields = {(path, ""): field for path, field in _leaves(RunConfig) if not path.startswith("algo.")}
+    fields = [(path, (), field) for path, field in _leaves(RunConfig) if not path.startswith("algo.")]
     shared: set[str] = set()
-    for name, kind in ALGO_CONFIGS.items():
-        fields |= {(path, name): field for path, field in _leaves(kind, "algo.") if path not in shared}
+    for kind in dict.fromkeys(ALGO_CONFIGS.values()):
+        algos = tuple(name for name, other in ALGO_CONFIGS.items() if other is kind)
+        fields += [(path, algos, field) for path, field in _leaves(kind, "algo.") if path not in shared]
         shared = {path for path, _ in _leaves(AlgoConfig, "algo.")}
     types_of = option_types()
     return [
-        Described(path, algo, _kind(types_of[path], field.metadata), field.metadata["meaning"])
-        for (path, algo), field in fields.items()
+        Described(path, algos, _kind(types_of[path], field.metadata), field.metadata["meaning"])
+        for path, algos, field in fields
     ]
 
 
