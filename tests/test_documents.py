@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import re
+import shlex
 from pathlib import Path
 
 import pytest
 
+from rlhf.config.build import ConfigError
+from tests.config.composed import typed
+
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
+PAGES = {path.name: path.read_text() for path in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]}
 
 
 @pytest.mark.parametrize("which", ["main", "test"])
@@ -21,7 +26,51 @@ def test_readme_is_short_and_leads_to_every_page_and_group() -> None:
     assert len(README.splitlines()) < 200
     assert {page.name for page in (ROOT / "docs").glob("*.md")} <= set(re.findall(r"\(docs/([\w.]+)\)", README))
     groups = {path.name for path in (ROOT / "conf").iterdir() if path.is_dir()} - {"tuned"}
-    assert groups <= set(re.findall(r"^\| `(\w+)` \|", README, re.MULTILINE))
+    named = dict(re.findall(r"^\| `(\w+)` \|.*\| (.*) \|$", README, re.MULTILINE))
+    assert groups <= set(named)
+    for group in groups:
+        assert set(named[group].split(", ")) <= {path.stem for path in (ROOT / "conf" / group).glob("*.yaml")}, group
+
+
+def runs_of(text: str) -> list[list[str]]:
+    """What each `python main.py` of a text's code blocks gives a run; of a sweep, a run of each algorithm.
+
+    Left out are commands with an ellipsis, flags, and those that make no run of their own: a file of sweeps/, a chat.
+    """
+    found = []
+    for block in re.findall(r"^```\n(.*?)^```", text, re.MULTILINE | re.DOTALL):
+        for line in re.findall(r"^python main\.py (.*?)(?:  +#.*)?$", block, re.MULTILINE):
+            words = [word for word in shlex.split(line) if word != "-m"]
+            if any(word.startswith(("...", "--", "+sweep=", "stage=chat")) for word in words):
+                continue
+            algos = next((word[5:].split(",") for word in words if word.startswith("algo=")), ["apa"])
+            values = [one_value(word) for word in words if not word.startswith("algo=")]
+            found += [[f"algo={algo}", *values] for algo in algos]
+    return found
+
+
+def one_value(word: str) -> str:
+    """The first of a swept option's values."""
+    name, _, value = word.partition("=")
+    return f"{name}={0 if value.startswith('range(') else value if value[:1] in '[{' else value.split(',')[0]}"
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_command_of_a_page_is_accepted(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Composed and checked as what was typed, where the files that it names lie."""
+    monkeypatch.chdir(tmp_path)
+    for name, source in {"my_rewards.py": "README.md", "my_algorithm.py": "algorithms.md"}.items():
+        Path(name).write_text(re.findall(r"```python\n(.*?)```", PAGES[source], re.DOTALL)[0])
+    refused = {}
+    for words in runs_of(PAGES[page]):
+        for path in (word.partition("=")[2] for word in words):
+            if re.search(r"\.(jsonl|parquet|csv|gz)$|^runs/|MODEL$", path):
+                Path(path).mkdir(parents=True, exist_ok=True)
+        try:
+            typed(*words)
+        except ConfigError as error:
+            refused[" ".join(words)] = error.problems
+    assert refused == {}
 
 
 def test_readme_has_no_placeholder_and_no_dead_picture() -> None:
