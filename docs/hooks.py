@@ -54,7 +54,9 @@ def options_page() -> str:
         "A run is one file of each group, and single values on top: `python main.py algo=ppo seed=3 algo.kl.target=4`. "
         "This page is made from the classes in `rlhf/config/` and the files in `conf/`, as are `python main.py --help` "
         "and `python main.py --options`. The values stand in `conf/`; `python main.py ... --cfg job` prints those of a "
-        "run. An option that a run does not read is refused when it is set.",
+        "run. An option that a run does not read is refused when it is set. Files of your own lie in any folder: "
+        "`--config-dir mine` finds `mine/experiment/name.yaml`; what an experiment sets for one algorithm alone stands in "
+        "it under `algos: {apa: {lam: 0.3}}`.",
         "",
         "## Groups",
         "",

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from analysis.diagnoses import CHECKS
 from rlhf.config.build import ConfigError
 from tests.config.composed import typed
 
@@ -77,6 +78,10 @@ def test_readme_has_no_placeholder_and_no_dead_picture() -> None:
     assert not re.search(r"@[A-Z_]+@", README)
     for picture in re.findall(r"!\[[^]]*\]\(([^)]+)\)", README):
         assert (ROOT / picture).is_file(), picture
+
+
+def test_every_diagnosis_is_explained() -> None:
+    assert [check.what for check in CHECKS if check.what not in PAGES["report.md"]] == []
 
 
 def test_developing_names_every_part_of_the_tree() -> None:
