@@ -55,8 +55,8 @@ def options_page() -> str:
         "This page is made from the classes in `rlhf/config/` and the files in `conf/`, as are `python main.py --help` "
         "and `python main.py --options`. The values stand in `conf/`; `python main.py ... --cfg job` prints those of a "
         "run. An option that a run does not read is refused when it is set. Files of your own lie in any folder: "
-        "`--config-dir mine` finds `mine/experiment/name.yaml`; what an experiment sets for one algorithm alone stands in "
-        "it under `algos: {apa: {lam: 0.3}}`.",
+        "`--config-dir mine` finds `mine/experiment/name.yaml`; what an experiment sets for one algorithm alone stands "
+        "in it under `algos: {apa: {lam: 0.3}}`.",
         "",
         "## Groups",
         "",

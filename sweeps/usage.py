@@ -108,9 +108,7 @@ def _options(section: str) -> str:
         hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(sections)}"
         raise ConfigError([f"--options {section}: no such option or section; {hint}"])
     return "\n".join(
-        f"{option.path}{option.of_algos}: {option.kind}\n"
-        f"{_filled(option.meaning, '    ', '    ')}"
-        for option in chosen
+        f"{option.path}{option.of_algos}: {option.kind}\n{_filled(option.meaning, '    ', '    ')}" for option in chosen
     )
 
 
