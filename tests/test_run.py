@@ -116,7 +116,7 @@ def test_a_run_logs_what_the_architecture_says_and_leaves_a_trained_policy(never
         assert all(value is not None for value in row.values())
     assert rows[0]["eval/kl"] == 0.0 and rows[-1]["eval/kl"] > 1e-4
     assert rows[1]["train/kl"] == 0.0  # sampled before the first update, and measured as the reference is
-    assert rows[1]["train/kl_coef"] == (0.2 if algo == "ppo" else 0.0)
+    assert rows[1]["train/kl_coef"] == (run.algo.kl.init_coef if algo == "ppo" else 0.0)
     mean = (rows[-1]["eval/reward_even"] + rows[-1]["eval/reward_odd"]) / 2
     assert rows[-1]["eval/reward"] == pytest.approx(mean)
     summary = json.loads((folder / "summary.json").read_text())
