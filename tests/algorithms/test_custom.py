@@ -15,7 +15,7 @@ from tests.test_run import outcome, tiny
 pytestmark = pytest.mark.usefixtures("torchs_switches")
 
 SAME = "from rlhf.algorithms.apa import APA\n\nclass Mine(APA):\n    pass\n"
-SHORT = ("rollout.iterations=2", "reward=sentiment")
+SHORT = ("rollout.iterations=2", "reward=sentiment", "optimization.learning_rate=5e-4")
 
 
 def custom(folder: Path, source: str) -> tuple[str, ...]:
@@ -24,7 +24,7 @@ def custom(folder: Path, source: str) -> tuple[str, ...]:
 
 
 def test_the_same_loss_from_outside_gives_the_same_bits(tmp_path, cache):
-    inside = tiny(tmp_path / "inside", cache, "apa", *SHORT)
+    inside = tiny(tmp_path / "inside", cache, "apa", "algo.lam=0.35", *SHORT)
     outside = tiny(tmp_path / "outside", cache, "custom", *custom(tmp_path, SAME))
     for run in (inside, outside):
         assert execute(run)["status"] == "finished"

@@ -72,7 +72,7 @@ def test_every_tuned_file_is_reached(file: Path):
 def test_tuned_settings_lie_between_groups_and_command_line():
     generic = config("model=smollm2_135m").algo
     tuned = config().algo
-    assert (generic.lam, tuned.lam) == (0.1, 0.35)  # type: ignore[attr-defined]
+    assert (generic.lam, tuned.lam) == (0.1, 0.6)  # type: ignore[attr-defined]
     assert composed("algo.lam=3")["algo"]["lam"] == 3
     assert composed("algo=ppo", "model=tiny")["algo"]["name"] == "ppo"
 
