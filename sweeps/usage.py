@@ -70,8 +70,9 @@ def _options(section: str) -> str:
     lines = _all_options()
     chosen = [
         line
-        for (path, algo), line in lines.items()
-        if section in ("all", path, f"{path} {algo}".strip(), *path.split(".")) or path.startswith(f"{section}.")
+        for (path, algos), line in lines.items()
+        if section in ("all", path, *(f"{path} {name}".strip() for name in algos.split(",")), *path.split("."))
+        or path.startswith(f"{section}.")
     ]
     if not chosen:
         paths = {path for path, _ in lines}
@@ -83,10 +84,11 @@ def _options(section: str) -> str:
 
 
 def _all_options() -> dict[tuple[str, str], str]:
-    """{(path, algorithm that has it): text} of every option; what all algorithms share stands with the first."""
+    """{(path, algorithms that have it): text} of every option; what all algorithms share stands with the first."""
     fields = {(path, ""): field for path, field in _leaves(RunConfig) if not path.startswith("algo.")}
     shared: set[str] = set()
-    for name, kind in ALGO_CONFIGS.items():
+    for kind in dict.fromkeys(ALGO_CONFIGS.values()):
+        name = ",".join(name for name, other in ALGO_CONFIGS.items() if other is kind)
         fields |= {(path, name): field for path, field in _leaves(kind, "algo.") if path not in shared}
         shared = {path for path, _ in _leaves(AlgoConfig, "algo.")}
     texts = {}
