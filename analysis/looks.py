@@ -77,7 +77,8 @@ def looks(settings: Sequence[Contender]) -> list[Look]:
 def algorithm_looks(algos: Sequence[str]) -> list[Look]:
     """One for each algorithm."""
     places = map(_ordered(algos).index, algos)
-    return [look(place, place, place) for place in places]
+    # Where colours start again the dash moves on by one, so that no two share both.
+    return [look(place, place + place // len(COLOURS), place) for place in places]
 
 
 def _ordered(algos: Sequence[str] | Counter[str]) -> list[str]:

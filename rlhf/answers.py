@@ -12,6 +12,7 @@ import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -115,7 +116,21 @@ def scores_file(config: RunConfig, reward_model: Path | None, answers: Answers) 
     return Path(config.cache_dir) / "scores" / f"{key}.txt"
 
 
-def scored_once(path: Path, answers: Answers, score: Callable[[Rollouts], Tensor]) -> Tensor:
+class Scorable(Protocol):
+    """Responses that can be had row by row."""
+
+    def __len__(self) -> int: ...
+
+    def rows(self, index: Tensor) -> Rollouts: ...
+
+
+def scored_once(
+    path: Path,
+    answers: Scorable,
+    score: Callable[[Rollouts], Tensor],
+    *,
+    what: str = "answers of the data set",
+) -> Tensor:
     """(rows,) float32 scores of all answers, by whichever run comes first; the others wait and read its file.
 
     Each chunk is appended, and an interrupted run's file is gone on from. Every rank calls this at the same place;
@@ -123,19 +138,20 @@ def scored_once(path: Path, answers: Answers, score: Callable[[Rollouts], Tensor
 
     Args:
         score: Rollouts -> (B,) scores.
+        what: what is scored, in messages.
 
     Raises:
         Interrupted: the run was asked to stop between two chunks, or while it waited.
     """
     with contextlib.ExitStack() as stack:
-        lock = locked(path.with_suffix(".lock"), "scores the data set's answers")
+        lock = locked(path.with_suffix(".lock"), f"scores {what}")
         on_first_rank(lambda: stack.enter_context(lock))
         scores = on_first_rank(lambda: _read(path, len(answers)))
         while len(scores) < len(answers):
             if name := asked_to_stop():
                 raise Interrupted(
-                    f"stopped by {name}; {len(scores):,} of the data set's {len(answers):,} answers are scored and "
-                    "kept; type the command again to go on"
+                    f"stopped by {name}; {len(scores):,} of {len(answers):,} {what} are scored and kept; type the "
+                    "command again to go on"
                 )
             rows = torch.arange(len(scores), min(len(scores) + CHUNK, len(answers)))
             chunk = score(answers.rows(rows)).float()
@@ -172,7 +188,7 @@ def _read(path: Path, rows: int) -> Tensor:
         if len(scores) > rows:
             raise ValueError(f"it holds {len(scores)} scores, and there are {rows} answers")
     except (ValueError, TypeError) as error:
-        say(f"{path}: damaged ({reason(error)}); the answers are scored again")
+        say(f"{path}: damaged ({reason(error)}); they are scored again")
         write_whole(path, "")
         scores = []
     return torch.tensor(scores, dtype=torch.float32)

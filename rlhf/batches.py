@@ -144,6 +144,9 @@ class TrainingBatch(_RowBatch):
     """(B, T) float32: what V learns; None without a critic."""
     rewards: Tensor | None = None
     """(B, T) float32: token rewards, for a loss that takes them; None elsewhere."""
+    exact_kl: Tensor | None = None
+    """(B, T) float32 nats: KL(pi || pi_init) over the vocabulary at each token, with gradient; None but in a loss that
+    takes it."""
 
     def __post_init__(self) -> None:
         shape = self.mask.shape

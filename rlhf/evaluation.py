@@ -18,11 +18,12 @@ from rlhf.config.reward import RIGHT_OR_WRONG
 from rlhf.control_tokens import control_spans
 from rlhf.data.examples import GoldScorer
 from rlhf.distributed import gathered, own_rows
+from rlhf.kl import exact_kl
 from rlhf.masked import entropy, masked_mean
 from rlhf.models.features import features_of, micro_batches
 from rlhf.models.policy import Policy
 from rlhf.random import sampling_uniforms
-from rlhf.rewards import exact_kl, score_responses
+from rlhf.rewards import score_responses
 from rlhf.rollout import generate
 from rlhf.scorers import Scorer
 from rlhf.token_logprobs import chosen, spread

@@ -21,6 +21,11 @@ def masked_mean(values: Tensor, mask: Tensor, count: Tensor | float | None = Non
     return total / (mask.sum() if count is None else count)
 
 
+def response_sums(values: Tensor, mask: Tensor) -> Tensor:
+    """Sum over a response's valid tokens: (B, T), (B, T) bool -> (B,)."""
+    return torch.where(mask, values, 0.0).sum(1)
+
+
 def masked_variance(values: Tensor, mask: Tensor) -> Tensor:
     """Biased variance (division by the number of valid positions) over (B, T)."""
     return masked_mean((values - masked_mean(values, mask)).square(), mask)

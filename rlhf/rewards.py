@@ -1,5 +1,4 @@
-"""Scores of whole responses, rewards per token, and the KL to the initial policy: estimators, and controllers of its
-coefficient in the reward."""
+"""Scores of whole responses, rewards per token, and controllers of the coefficient of the KL penalty in them."""
 
 from __future__ import annotations
 
@@ -11,7 +10,6 @@ from torch import Tensor
 from rlhf.batches import Rollouts
 from rlhf.config import KLControlConfig, RewardConfig
 from rlhf.finite import NotFinite
-from rlhf.masked import finite_logprobs
 from rlhf.scorers import Scorer
 
 
@@ -87,7 +85,7 @@ def token_rewards(scores: Tensor, token_kl: Tensor, mask: Tensor, kl_coef: float
 
     Args:
         scores: (B,), scaled.
-        token_kl: (B, T) nats, k1.
+        token_kl: (B, T) nats, by an estimator.
         mask: (B, T) bool; every row has at least one valid token.
         kl_coef: beta; 0 where the algorithm has no KL penalty in the reward.
 
@@ -98,55 +96,6 @@ def token_rewards(scores: Tensor, token_kl: Tensor, mask: Tensor, kl_coef: float
     last = mask.sum(1) - 1
     rewards[torch.arange(len(rewards), device=rewards.device), last] += scores.to(rewards)
     return rewards
-
-
-# --- KL(pi || pi_init) -----------------------------------------------------------------------------------------------
-
-
-def k1(logprobs: Tensor, reference_logprobs: Tensor) -> Tensor:
-    """log pi - log pi_init of tokens sampled from pi: unbiased, may be negative. (B, T) -> (B, T) nats."""
-    return logprobs - reference_logprobs
-
-
-def k3(logprobs: Tensor, reference_logprobs: Tensor) -> Tensor:
-    """exp(-d) - 1 + d with d = log pi - log pi_init: unbiased under pi and never negative.
-
-    J. Schulman, "Approximating KL divergence", 2020. (B, T) -> (B, T) nats.
-    """
-    difference = logprobs - reference_logprobs
-    return torch.expm1(-difference) + difference
-
-
-def released_k3(logprobs: Tensor, reference_logprobs: Tensor) -> Tensor:
-    """The released code's metric exp(d) - 1 - d: on samples of pi its mean is chi2(pi || pi_init) - KL, not the KL.
-
-    Kept under its own name so that published curves can be compared. (B, T) -> (B, T).
-    """
-    difference = logprobs - reference_logprobs
-    return torch.expm1(difference) - difference
-
-
-def exact_kl(logits: Tensor, reference_logits: Tensor) -> Tensor:
-    """KL over the whole vocabulary at every position: sum_v pi(v) (log pi(v) - log pi_init(v)).
-
-    Summed along responses that pi sampled and averaged over them it estimates the sequence KL without the noise of
-    the sampled token (Rao-Blackwell).
-
-    Args:
-        logits: (B, T, V) at the sampling temperature; -inf where pi never goes, which adds 0.
-        reference_logits: (B, T, V) at the same temperature, finite.
-
-    Returns:
-        (B, T) float32 nats, not negative up to rounding.
-    """
-    logprobs = finite_logprobs(logits)
-    reference_logprobs = reference_logits.float().log_softmax(-1)
-    return (logprobs.exp() * (logprobs - reference_logprobs)).sum(-1)
-
-
-def sequence_kl(token_kl: Tensor, mask: Tensor) -> Tensor:
-    """Sum over a response's valid tokens, mean over responses: (B, T), (B, T) bool -> () nats."""
-    return torch.where(mask, token_kl, 0.0).sum(1).mean()
 
 
 class KLController:

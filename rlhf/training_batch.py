@@ -13,9 +13,10 @@ from rlhf.algorithms import Algorithm
 from rlhf.batches import Rollouts, TrainingBatch, on_device
 from rlhf.config import RunConfig
 from rlhf.distributed import count, sum_rows
+from rlhf.kl import ESTIMATORS
 from rlhf.models import Features, PolicyModels
 from rlhf.models.features import features_of, micro_batches
-from rlhf.rewards import k1, token_rewards
+from rlhf.rewards import token_rewards
 from rlhf.update import first_micro_batches, packs_by_length
 
 
@@ -29,6 +30,8 @@ class Measured:
     entropy: Tensor
     values: Tensor | None
     """None without a critic."""
+    exact_kl: Tensor | None = None
+    """Nats, over the vocabulary at each token; None where the KL penalty in the reward is made of another estimate."""
 
     @property
     def columns(self) -> dict[str, Tensor]:
@@ -40,7 +43,8 @@ def measure_rollouts(config: RunConfig, models: PolicyModels, rollouts: Rollouts
     """What the networks say of all rollouts, each rank having asked them for the rows that it trains on first."""
     parts = first_micro_batches(config, features_of(rollouts), iteration)
     rows_per_pass, by_length = config.rollout.batch_size, packs_by_length(config)
-    measured = measure(models, rollouts, parts, rows_per_pass=rows_per_pass, by_length=by_length)
+    exact = config.algo.penalty is not None and config.algo.penalty_estimator == "exact"
+    measured = measure(models, rollouts, parts, rows_per_pass=rows_per_pass, by_length=by_length, exact_kl=exact)
     if count() == 1:
         return measured
     hidden = measured.features.hidden
@@ -51,7 +55,13 @@ def measure_rollouts(config: RunConfig, models: PolicyModels, rollouts: Rollouts
 
 @torch.no_grad()
 def measure(
-    models: PolicyModels, rollouts: Rollouts, parts: Sequence[Tensor], *, rows_per_pass: int, by_length: bool
+    models: PolicyModels,
+    rollouts: Rollouts,
+    parts: Sequence[Tensor],
+    *,
+    rows_per_pass: int,
+    by_length: bool,
+    exact_kl: bool = False,
 ) -> Measured:
     """Old and reference logprobs by the update's own function; 0 in rows that no part names.
 
@@ -65,6 +75,7 @@ def measure(
     """
     features = features_at(models, rollouts, torch.cat(list(parts)), rows_per_pass, by_length=by_length)
     names = ["old_logprobs", "reference_logprobs", "entropy", *(["values"] if models.critic else [])]
+    names += ["exact_kl"] if exact_kl else []
     columns = {name: torch.zeros(rollouts.mask.shape, device=rollouts.mask.device) for name in names}
 
     def fill(parts: Sequence[Tensor]) -> None:
@@ -72,21 +83,24 @@ def measure(
             part = features.rows(rows)
             part = part.trimmed() if by_length else part
             mask, place = part.mask[:, part.prompt_width :], on_device(rows, part.mask.device)
-            for name, column in measure_part(models, part).items():
+            for name, column in measure_part(models, part, exact_kl=exact_kl).items():
                 columns[name][place, : mask.shape[1]] = torch.where(mask, column, 0.0)
 
     models.run_both(lambda: fill(parts[::2]), lambda: fill(parts[1::2]))
     return Measured(features=features, **{"values": None, **columns})
 
 
-def measure_part(models: PolicyModels, features: Features) -> dict[str, Tensor]:
+def measure_part(models: PolicyModels, features: Features, *, exact_kl: bool) -> dict[str, Tensor]:
     """Columns of `Measured`, (B, T) each, of one micro-batch."""
     tokens, at, hidden = features.tokens, features.response_positions(), models.policy_hidden(features)
     old, entropy = models.policy_logprobs_and_entropy(hidden, tokens, at)
-    reference = models.reference_logprobs(models.reference_hidden(features), tokens, at)
+    reference_hidden = models.reference_hidden(features)
+    reference = models.reference_logprobs(reference_hidden, tokens, at)
     columns = {"old_logprobs": old, "reference_logprobs": reference, "entropy": entropy}
     if models.critic:
         columns["values"] = models.values_on(hidden) if models.value_on_policy else models.values(features)
+    if exact_kl:
+        columns["exact_kl"] = models.exact_kl(hidden, reference_hidden, tokens, at)
     return columns
 
 
@@ -115,18 +129,30 @@ def features_at(
 
 
 def training_batch(
-    algorithm: Algorithm, rollouts: Rollouts, measured: Measured, scores: Tensor, kl_coef: float
+    algorithm: Algorithm,
+    rollouts: Rollouts,
+    measured: Measured,
+    scores: Tensor,
+    kl_coef: float,
+    references: Tensor | None = None,
 ) -> TrainingBatch:
     """Token rewards, and what the algorithm makes of them, over the whole rollout batch.
 
     Args:
         scores: (B,), scaled and clipped.
         kl_coef: beta of the KL penalty in the reward.
+        references: (B, N), of the initial policy's responses to the same prompts, scaled and clipped as `scores`; None
+            where the algorithm asks for none.
     """
     mask = rollouts.mask
-    token_kl = k1(measured.old_logprobs, measured.reference_logprobs)
+    token_kl = measured.exact_kl
+    if token_kl is None:
+        estimator = ESTIMATORS[algorithm.config.penalty_estimator]
+        token_kl = estimator(measured.old_logprobs, measured.reference_logprobs)
     rewards = token_rewards(scores.to(mask.device), token_kl, mask, kl_coef)
-    signal = algorithm.signal(rewards, measured.values, mask)
+    # A class of one's own that asks for no references need not take them.
+    more = {} if references is None else {"references": references}
+    signal = algorithm.signal(rewards, measured.values, mask, **more)
     return TrainingBatch(
         rows_in_rollout=torch.arange(len(mask)),
         mask=mask,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections import defaultdict
 from collections.abc import Callable, Mapping
@@ -10,9 +11,8 @@ import torch
 from torch import Tensor
 
 from rlhf.algorithms import Algorithm
-from rlhf.algorithms.algorithm import value_loss
 from rlhf.batches import LossOutput, Totals, TrainingBatch
-from rlhf.config import CriticAlgoConfig, RunConfig
+from rlhf.config import RunConfig
 from rlhf.config.sizes import forward_rows
 from rlhf.distributed import own_rows, sum_gradients, sum_numbers
 from rlhf.finite import NotFinite
@@ -190,14 +190,14 @@ def backward(
         return output
 
     def train_values() -> Tensor:
-        loss = critic_loss(config, models.values(features), batch, totals)
+        loss = algorithm.critic_loss(models.values(features), batch, totals)
         scaled(coef * loss).backward()
         return loss
 
     if models.value_on_policy:
         hidden = models.policy_hidden(features)
         output = policy_loss(algorithm, models, hidden, batch, features, totals)
-        critic = critic_loss(config, models.values_on(hidden), batch, totals)
+        critic = algorithm.critic_loss(models.values_on(hidden), batch, totals)
         scaled(output.loss + coef * critic).backward()
     elif models.critic:
         output, critic = models.run_both(train_policy, train_values)
@@ -215,11 +215,7 @@ def policy_loss(
     outputs = models.policy_logprobs(hidden, tokens, at)
     if algorithm.heads is not None:
         outputs = algorithm.heads.outputs(outputs, hidden, tokens, at)
+    if algorithm.config.exact_kl_in_loss:
+        exact = models.exact_kl(hidden, models.reference_hidden(features), tokens, at)
+        batch = dataclasses.replace(batch, exact_kl=exact)
     return algorithm.loss(batch, outputs, totals)
-
-
-def critic_loss(config: RunConfig, values: Tensor, batch: TrainingBatch, totals: Totals) -> Tensor:
-    """The value loss of fresh values (B, T)."""
-    assert isinstance(config.algo, CriticAlgoConfig) and batch.old_values is not None and batch.returns is not None
-    clip, tokens = config.algo.value_clip, totals.tokens
-    return value_loss(values, batch.old_values, batch.returns, batch.mask, value_clip=clip, num_tokens=tokens)

@@ -39,8 +39,8 @@ class GroupConfig(AlgoConfig):
 class AgainstTheGroup(Algorithm):
     """REINFORCE with the group's mean as its baseline."""
 
-    def signal(self, rewards: Tensor, values: Tensor | None, mask: Tensor) -> Signal:
-        assert values is None
+    def signal(self, rewards: Tensor, values: Tensor | None, mask: Tensor, references: Tensor | None = None) -> Signal:
+        assert values is None and references is None
         groups = rewards.sum(1).view(-1, self.config.group_size)
         return Signal((groups - groups.mean(1, keepdim=True)).flatten())
 

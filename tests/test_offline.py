@@ -163,7 +163,7 @@ def test_scores_are_worked_out_once_and_a_damaged_file_is_made_again(tmp_path, s
 
 def test_an_interruption_loses_nothing_that_is_scored(tmp_path, small_chunks):
     path, answers, score = tmp_path / "x.txt", some_answers(20), Counting(stop_at=32)
-    line = "stopped by SIGTERM; 32 of the data set's 40 answers are scored and kept"
+    line = "stopped by SIGTERM; 32 of 40 answers of the data set are scored and kept"
     with stopped_by_signals(), pytest.raises(Interrupted, match=line):
         scored_once(path, answers, score)
     assert score.asked == 32

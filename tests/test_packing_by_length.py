@@ -11,9 +11,9 @@ import torch
 import rlhf.models.network as network
 from rlhf.algorithms import algorithm_of
 from rlhf.evaluation import policy_distance
+from rlhf.kl import exact_kl
 from rlhf.masked import entropy
 from rlhf.models.features import Features, features_of, micro_batches
-from rlhf.rewards import exact_kl
 from rlhf.update import accumulate_gradients
 from tests.helpers import (
     MODES,

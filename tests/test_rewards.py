@@ -14,6 +14,7 @@ from transformers import GPTNeoXForSequenceClassification
 from rlhf.batches import Rollouts
 from rlhf.config import KLControlConfig, RewardConfig
 from rlhf.config.build import ConfigError
+from rlhf.kl import exact_kl, k1, k3, released_k3, sequence_kl
 from rlhf.masked import entropy
 from rlhf.models.loading import word_tokenizer
 from rlhf.models.reward_model import RewardModel
@@ -24,13 +25,8 @@ from rlhf.rewards import (
     KLController,
     RunningMoments,
     controller_of,
-    exact_kl,
-    k1,
-    k3,
-    released_k3,
     scale_scores,
     score_responses,
-    sequence_kl,
     token_rewards,
 )
 from tests.config.composed import config

@@ -58,7 +58,7 @@ class Algorithm(ABC):
         self.settings = advantages
 
     @abstractmethod
-    def signal(self, rewards: Tensor, values: Tensor | None, mask: Tensor) -> Signal:
+    def signal(self, rewards: Tensor, values: Tensor | None, mask: Tensor, references: Tensor | None = None) -> Signal:
         """What the whole rollout batch teaches.
 
         Args:
@@ -66,6 +66,8 @@ class Algorithm(ABC):
                 one prompt are neighbours, `config.group_size` of them.
             values: (B, T), V of the state before each token, 0 on padding; None without a critic.
             mask: (B, T) bool.
+            references: (B, N), what N responses of the initial policy to each row's prompt are worth; None where
+                `config.reference_samples` is 0.
         """
 
     def before_loss(self, minibatch: TrainingBatch) -> TrainingBatch:
@@ -80,6 +82,16 @@ class Algorithm(ABC):
             logprobs: (B, T), the policy's of the sampled tokens, with gradient; with heads, what they make of them.
             totals: what means divide by.
         """
+
+    def critic_loss(self, values: Tensor, batch: TrainingBatch, totals: Totals) -> Tensor:
+        """The value network's loss on a micro-batch; for algorithms whose config declares a critic.
+
+        Args:
+            values: (B, T), fresh, with gradient.
+        """
+        assert batch.old_values is not None and batch.returns is not None
+        clip, tokens = self.config.value_clip, totals.tokens
+        return value_loss(values, batch.old_values, batch.returns, batch.mask, value_clip=clip, num_tokens=tokens)
 
     def after_step(self, step: int) -> None:  # noqa: B027  # most algorithms have nothing to do
         """Called after every optimizer step that moved the weights, with the steps done so far."""
@@ -106,7 +118,7 @@ class CriticAlgorithm(Algorithm):
 
     config: CriticAlgoConfig
 
-    def signal(self, rewards: Tensor, values: Tensor | None, mask: Tensor) -> Signal:
+    def signal(self, rewards: Tensor, values: Tensor | None, mask: Tensor, references: Tensor | None = None) -> Signal:
         assert values is not None
         settings = self.settings
         advantages, returns = generalized_advantages(

@@ -17,8 +17,8 @@ def checked_class(spec: str) -> type[Algorithm]:
     kind: Any = algorithm_class(spec)
 
     class Checked(kind):
-        def signal(self, rewards: Tensor, values: Tensor | None, mask: Tensor) -> Signal:
-            signal = super().signal(rewards, values, mask)
+        def signal(self, rewards: Tensor, values: Tensor | None, mask: Tensor, **more: Tensor) -> Signal:
+            signal = super().signal(rewards, values, mask, **more)
             _expect(spec, "signal", signal, Signal)
             for name, column in vars(signal).items():
                 fitting = [mask.shape, mask.shape[:1]] if name == "advantages" else [mask.shape]

@@ -89,7 +89,7 @@ class ILQL(Algorithm):
     config: ILQLConfig
     heads: ILQLHeads
 
-    def signal(self, rewards: Tensor, values: Tensor | None, mask: Tensor) -> Signal:
+    def signal(self, rewards: Tensor, values: Tensor | None, mask: Tensor, references: Tensor | None = None) -> Signal:
         """The token rewards: min Q - V, the advantage, is worked out anew in every loss."""
         return Signal(rewards=rewards)
 

@@ -41,7 +41,7 @@ def rloo_loss(ratios: Tensor, advantages: Tensor, *, ratio_clip: float, num_resp
 class RLOO(Algorithm):
     config: RLOOConfig
 
-    def signal(self, rewards: Tensor, values: Tensor | None, mask: Tensor) -> Signal:
+    def signal(self, rewards: Tensor, values: Tensor | None, mask: Tensor, references: Tensor | None = None) -> Signal:
         return Signal(leave_one_out(rewards.sum(1), self.config.group_size))
 
     def loss(self, batch: TrainingBatch, logprobs: Tensor, totals: Totals) -> LossOutput:

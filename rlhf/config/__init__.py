@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from rlhf.config.algo import (
     ALGO_CONFIGS,
     CRITIC,
+    GAE,
     HEADS,
     AlgoConfig,
     APAConfig,
@@ -109,7 +110,7 @@ class RunConfig:
     reward_model: RewardModelConfig = setting("reward-model training", read_by=REWARD_MODEL)
     rollout: RolloutConfig = setting("sampling", read_by=SAMPLING)
     offline: OfflineConfig = setting("what stage=offline does in place of sampling", read_by=stages("offline"))
-    advantages: AdvantagesConfig = setting("advantage estimation", read_by=RL & CRITIC)
+    advantages: AdvantagesConfig = setting("advantage estimation", read_by=RL & GAE)
     optimization: OptimizationConfig = setting("policy updates", read_by=RL)
     evaluation: EvaluationConfig = setting("evaluation on held-out prompts", read_by=SAMPLING)
     checkpoint: CheckpointConfig = setting("checkpoints and the final weights", read_by=CHECKPOINTED)

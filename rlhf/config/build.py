@@ -30,6 +30,9 @@ CONF = Path(__file__).resolve().parents[2] / "conf"
 NAMED_AFTER_PATH = "hub"
 """The model's name that gives way to that of `model.path`."""
 
+MOST_ALGOS = 2
+"""Algorithms that a message names for an option of theirs."""
+
 LONGEST_VALUE = 100
 """Letters of a value that a message shows."""
 
@@ -182,8 +185,9 @@ def no_such_option(path: str, known: Iterable[str]) -> str:
 
 
 def algos_with(path: str) -> str:
-    """What to type for an option of `algo`."""
-    return " or ".join(f"algo={name}" for name in ALGO_CONFIGS if path in _all_fields(name))
+    """What to type for an option of `algo`: the first algorithms that have it."""
+    having = [name for name in ALGO_CONFIGS if path in _all_fields(name)]
+    return " or ".join(f"algo={name}" for name in having[:MOST_ALGOS])
 
 
 def _build(kind: type, mapping: Any, prefix: str, problems: list[str]) -> Any:

@@ -14,16 +14,18 @@ from typing import TypeVar
 import torch
 from peft import PeftModel
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 from rlhf.batches import Rollouts
 from rlhf.distributed import is_sharded
+from rlhf.kl import exact_kl
 from rlhf.models.features import Features, features_of
 from rlhf.models.layers import sampling_head
 from rlhf.models.loading import language_head
 from rlhf.models.network import Network
 from rlhf.precision import LossScaler, autocast
-from rlhf.token_logprobs import measured_logprobs, pieces, trained_logprobs
+from rlhf.token_logprobs import chosen, measured_logprobs, pieces, spread, trained_logprobs
 
 A = TypeVar("A")
 B = TypeVar("B")
@@ -223,6 +225,25 @@ class PolicyModels(Policy):
     def reference_logprobs(self, hidden: Tensor, tokens: Tensor, at: Tensor | None = None) -> Tensor:
         """As `policy_logprobs`, of the frozen initial policy."""
         return trained_logprobs(self.networks.reference_head, hidden, tokens, temperature=self.temperature, at=at)
+
+    def exact_kl(self, hidden: Tensor, reference_hidden: Tensor, tokens: Tensor, at: Tensor | None) -> Tensor:
+        """(B, T) float32 nats: KL to the initial policy over the whole vocabulary, with gradient. In chunks of logits,
+        which are made again for the gradient.
+
+        Args:
+            hidden, reference_hidden: (B, T, d).
+            tokens: (B, T), whose shape is meant.
+            at: as in `policy_logprobs`.
+        """
+
+        def of_states(states: Tensor, initial: Tensor) -> Tensor:
+            return exact_kl(self.policy_head(states), self.reference_head(initial))
+
+        states, initial = chosen(hidden, at), chosen(reference_hidden, at)
+        parts = [
+            checkpoint(of_states, states[rows], initial[rows], use_reentrant=False) for rows in self.pieces(len(states))
+        ]
+        return spread(torch.cat(parts), tokens, at)  # type: ignore[arg-type]
 
     def values(self, features: Features) -> Tensor:
         """(B, T) float32: V of the state before each response token."""

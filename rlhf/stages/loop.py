@@ -15,11 +15,12 @@ from torch import Tensor
 from rlhf.batches import Rollouts, TrainingBatch
 from rlhf.config import RunConfig
 from rlhf.finite import NotFinite, check_metrics, check_weights
+from rlhf.kl import k1, k3, released_k3, sequence_kl
 from rlhf.masked import masked_mean, masked_variance
 from rlhf.models.saving import save_policy
 from rlhf.models.sharding import whole_weights
 from rlhf.optimization import BadSteps
-from rlhf.rewards import KLController, RunningMoments, controller_of, k1, k3, released_k3, scale_scores, sequence_kl
+from rlhf.rewards import KLController, RunningMoments, controller_of, scale_scores
 from rlhf.runs.checkpoint import load_training, training_tensors
 from rlhf.stages.context import RunContext
 from rlhf.stages.setup import Setup
@@ -42,8 +43,13 @@ class Responses(ABC):
     def scores(self, rollouts: Rollouts, iteration: int) -> Tensor:
         """(B,) raw scores of them."""
 
+    def references(self, iteration: int) -> Tensor | None:
+        """(B, N) raw scores of the initial policy's responses to the same prompts, algo.reference_samples of them; None
+        where that is 0."""
+        return None
+
     def scaled(self, scores: Tensor, std: float) -> Tensor:
-        """(B,) what the token rewards are made of; `std` is that of all raw scores of the run so far."""
+        """What the token rewards are made of; `std` is that of all raw scores of the run so far."""
         return scale_scores(scores, std, self.config.reward)
 
     def values(self, measured: Measured) -> Tensor | None:
@@ -152,7 +158,10 @@ def one_iteration(
     measured = dataclasses.replace(measured, values=responses.values(measured))
     kl = float(sequence_kl(k1(measured.old_logprobs, measured.reference_logprobs), rollouts.mask))
     kl_coef = progress.controller.coef
-    batch = training_batch(setup.algorithm, rollouts, measured, scaled, kl_coef)
+    references = responses.references(iteration)
+    if references is not None:
+        references = responses.scaled(references, progress.moments.std).to(rollouts.mask.device)
+    batch = training_batch(setup.algorithm, rollouts, measured, scaled, kl_coef, references)
     metrics = {"reward": float(scores.mean()), "kl_coef": kl_coef, **rollout_metrics(rollouts, measured, batch)}
     if responses.sampled:
         progress.controller.update(kl, len(scores))

@@ -12,11 +12,14 @@ from rlhf.answers import Answers, scored_once, scores_file
 from rlhf.batches import Rollouts
 from rlhf.config import RunConfig
 from rlhf.config.sizes import forward_rows
+from rlhf.data.examples import Demonstration
+from rlhf.data.tokenize import Prompts
 from rlhf.distributed import gathered, own_rows
 from rlhf.models import PolicyModels
 from rlhf.random import endless_order
 from rlhf.rewards import score_responses
 from rlhf.stages.context import RunContext
+from rlhf.stages.initial_scores import InitialScores, initial_scores
 from rlhf.stages.loop import Responses, run_loop
 from rlhf.stages.setup import Setup, build
 from rlhf.training_batch import Measured
@@ -75,6 +78,7 @@ class DataResponses(Responses):
     """(rows of `answers`,) float32, raw."""
     untrained: UntrainedValues | None
     """What gives every value; None: the value network as it is."""
+    initial: InitialScores | None = None
     sampled = False
 
     def rollouts(self, iteration: int) -> Rollouts:
@@ -83,8 +87,11 @@ class DataResponses(Responses):
     def scores(self, rollouts: Rollouts, iteration: int) -> Tensor:
         return self.all_scores[self._order(iteration)]
 
+    def references(self, iteration: int) -> Tensor | None:
+        return None if self.initial is None else self.initial.of(iteration)
+
     def scaled(self, scores: Tensor, std: float) -> Tensor:
-        """(B,) z-scored over the whole data set where offline.standardize_scores asks for it, then clipped."""
+        """Z-scored over the whole data set where offline.standardize_scores asks for it, then clipped."""
         if self.config.offline.standardize_scores:
             spread, mean = torch.std_mean(self.all_scores.double())
             scores = ((scores - mean) / (spread if spread > 0 else 1.0)).float()
@@ -99,17 +106,23 @@ class DataResponses(Responses):
         return self.untrained.values(measured, mask, forward_rows(self.config))
 
     def _order(self, iteration: int) -> Tensor:
-        size = self.config.algo.group_size
-        count = self.config.rollout.num_responses // size
-        start, groups = (iteration - 1) * count, len(self.answers) // size
-        return rows_of_groups(endless_order(self.config.seed, "data answers", start, count, groups), size)
+        return answer_rows(self.config, len(self.answers), iteration)
+
+
+def answer_rows(config: RunConfig, total: int, iteration: int) -> Tensor:
+    """(B,) int64, which of `total` answers an iteration has."""
+    size = config.algo.group_size
+    count = config.rollout.num_responses // size
+    order = endless_order(config.seed, "data answers", (iteration - 1) * count, count, total // size)
+    return rows_of_groups(order, size)
 
 
 def data_responses(context: RunContext, setup: Setup, untrained: UntrainedValues | None) -> DataResponses:
     """The data set's answers with their scores, which the first run of a sweep works out."""
     config = context.config
     dataset = config.dataset
-    answers = Answers(setup.tokenizer, setup.data.pairs, dataset.max_prompt_tokens, dataset.max_new_tokens)
+    longest = dataset.max_prompt_tokens
+    answers = Answers(setup.tokenizer, setup.data.pairs, longest, dataset.max_new_tokens)
 
     def score(rollouts: Rollouts) -> Tensor:
         count = len(rollouts.mask)
@@ -117,4 +130,9 @@ def data_responses(context: RunContext, setup: Setup, untrained: UntrainedValues
         return gathered(score_responses(setup.scorer, part, config.reward.missing_eos_score), count)
 
     path = scores_file(config, context.inputs.get("reward_model"), answers)
-    return DataResponses(config, answers, scored_once(path, answers, score), untrained)
+    scores = scored_once(path, answers, score)
+    prompts = Prompts(
+        setup.tokenizer, [Demonstration(pair.prompt, "", pair.columns) for pair in setup.data.pairs], longest
+    )
+    initial = initial_scores(context, setup, prompts, lambda number: answer_rows(config, len(answers), number) // 2)
+    return DataResponses(config, answers, scores, untrained, initial)

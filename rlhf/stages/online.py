@@ -7,6 +7,7 @@ import threading
 from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
+from functools import partial
 from queue import SimpleQueue
 
 import torch
@@ -23,6 +24,7 @@ from rlhf.rewards import checked_scores
 from rlhf.rollout import generate
 from rlhf.scorers import Scorer
 from rlhf.stages.context import RunContext
+from rlhf.stages.initial_scores import InitialScores, initial_scores
 from rlhf.stages.loop import Responses, run_loop
 from rlhf.stages.setup import Setup, build
 
@@ -32,7 +34,8 @@ def run_online(context: RunContext) -> dict[str, float]:
     setup = build(context)
     config = context.config
     early = EarlyScores(setup.scorer, context.device) if scores_early(config) else None
-    return run_loop(context, setup, Sampled(config, setup, early))
+    prompts = initial_scores(context, setup, setup.prompts, partial(prompt_rows, config, len(setup.prompts)))
+    return run_loop(context, setup, Sampled(config, setup, early, prompts))
 
 
 def scores_early(config: RunConfig) -> bool:
@@ -42,12 +45,18 @@ def scores_early(config: RunConfig) -> bool:
     return config.reward.overlap and batches and elsewhere
 
 
-def prompts_of(config: RunConfig, prompts: Prompts, iteration: int) -> PromptBatch:
-    """The prompts of an iteration, next in an endless reshuffled order, each as often as a group has responses."""
+def prompt_rows(config: RunConfig, total: int, iteration: int) -> Tensor:
+    """(B,) int64, which of `total` prompts an iteration has, next in an endless reshuffled order, each as often as a
+    group has responses."""
     group_size = config.algo.group_size
     count = config.rollout.num_responses // group_size
-    order = endless_order(config.seed, "prompts", (iteration - 1) * count, count, len(prompts))
-    return prompts.rows(order.repeat_interleave(group_size))
+    order = endless_order(config.seed, "prompts", (iteration - 1) * count, count, total)
+    return order.repeat_interleave(group_size)
+
+
+def prompts_of(config: RunConfig, prompts: Prompts, iteration: int) -> PromptBatch:
+    """The prompts of an iteration."""
+    return prompts.rows(prompt_rows(config, len(prompts), iteration))
 
 
 class EarlyScores:
@@ -110,7 +119,11 @@ class Sampled(Responses):
     setup: Setup
     early: EarlyScores | None
     """Where responses are scored while more are sampled."""
+    initial: InitialScores | None = None
     sampled = True
+
+    def references(self, iteration: int) -> Tensor | None:
+        return None if self.initial is None else self.initial.of(iteration)
 
     def rollouts(self, iteration: int) -> Rollouts:
         config, setup = self.config, self.setup

@@ -14,9 +14,9 @@ GROUPS = {folder.name: sorted(file.stem for file in folder.glob("*.yaml")) for f
 
 # source=random brings a tokenizer for made-up languages alone.
 REAL_MODEL = {"dataset": ["model=smollm2_135m"]}
-# ILQL has no online form, and a server's address or the place of a model or of data is nobody's default.
+# Some algorithms have no online form, and a server's address or the place of a model or of data is nobody's default.
 BESIDE = {
-    "algo=ilql": ["stage=offline"],
+    **{f"algo={name}": ["stage=offline"] for name in ("ilql", "dpo", "ipo")},
     "algo=custom": ["algo.loss=rlhf.algorithms.apa:APA", "algo.lam=1", "algo.anchor=initial"],
     "dataset=reasoning_gym": ["dataset.task=leg_counting"],
     "reward=http": ["reward.url=http://localhost:8000/score"],

@@ -12,6 +12,7 @@ from peft import PeftModel
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
+from rlhf.kl import exact_kl
 from rlhf.masked import token_logprobs
 from rlhf.models import PolicyModels
 from rlhf.models.features import Features, features_of, run_base
@@ -19,7 +20,6 @@ from rlhf.models.loading import ModelError, load_pretrained, word_tokenizer
 from rlhf.models.modes import split
 from rlhf.models.saving import save_model, save_policy
 from rlhf.precision import AUTOCAST
-from rlhf.rewards import exact_kl
 from tests.helpers import (
     ARCHITECTURES,
     LAYERS,
