@@ -4,14 +4,14 @@ Each folder is a task. A run's score is its share of the optimum, KL efficiency 
 that all runs of the task reached: 0 is the initial policy, 1 the best that is possible, so that tasks can be pooled.
 The measures are those of Agarwal et al. 2021 ("Deep RL at the edge of the statistical precipice"): interquartile mean,
 median, mean, optimality gap, probability of improvement and performance profiles, with intervals by a bootstrap that
-draws runs within each task.
+draws runs within each task and, since all runs of a task answer the same prompts, its prompts too.
 """
 
 from __future__ import annotations
 
 import argparse
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,8 @@ LEVEL = 0.95
 PROFILE = np.linspace(0.0, 1.0, 21)
 
 Scores = Mapping[str, Sequence[np.ndarray]]
-"""Of each algorithm: (runs,) of each task, the tasks in one order."""
+"""Of each algorithm, of each task, the tasks in one order: (runs,), or (runs, prompts) whose means are the runs'. The
+prompts of a task are those of all algorithms."""
 
 
 @dataclass(frozen=True)
@@ -74,10 +75,8 @@ MEASURES: dict[str, Callable[[Sequence[np.ndarray]], float]] = {
 
 
 def aggregate(scores: Sequence[np.ndarray], measure: Callable[[Sequence[np.ndarray]], float]) -> Aggregate:
-    """A measure with its percentile interval: runs are drawn with replacement within each task."""
-    draws = _draws([len(task) for task in scores])
-    values = [measure([task[rows] for task, rows in zip(scores, drawn, strict=True)]) for drawn in draws]
-    return _with_interval(measure(scores), values)
+    """A measure with its percentile interval: prompts and runs are drawn with replacement within each task."""
+    return _with_interval(measure(_of_runs(scores)), [measure(drawn) for (drawn,) in _resampled(scores)])
 
 
 def improvement(first: Sequence[np.ndarray], second: Sequence[np.ndarray]) -> Aggregate:
@@ -87,12 +86,8 @@ def improvement(first: Sequence[np.ndarray], second: Sequence[np.ndarray]) -> Ag
         wins = [(np.sign(a[:, None] - b[None, :]).mean() + 1.0) / 2.0 for a, b in zip(ours, theirs, strict=True)]
         return float(np.mean(wins))
 
-    count = len(first)
-    values = []
-    for drawn in _draws([len(task) for task in (*first, *second)]):
-        resampled = [task[rows] for task, rows in zip((*first, *second), drawn, strict=True)]
-        values.append(probability(resampled[:count], resampled[count:]))
-    return _with_interval(probability(first, second), values)
+    found = probability(_of_runs(first), _of_runs(second))
+    return _with_interval(found, [probability(ours, theirs) for ours, theirs in _resampled(first, second)])
 
 
 def profile(scores: Sequence[np.ndarray], thresholds: np.ndarray = PROFILE) -> np.ndarray:
@@ -100,10 +95,24 @@ def profile(scores: Sequence[np.ndarray], thresholds: np.ndarray = PROFILE) -> n
     return np.mean([(task[:, None] > thresholds).mean(axis=0) for task in scores], axis=0)
 
 
-def _draws(counts: Sequence[int]) -> list[list[np.ndarray]]:
-    """The same ones every time, so that a table can be made again."""
+def _of_runs(scores: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """(runs,) of each task."""
+    return [task.reshape(len(task), -1).mean(axis=1) for task in scores]
+
+
+def _resampled(*algorithms: Sequence[np.ndarray]) -> Iterator[list[list[np.ndarray]]]:
+    """Scores of runs, again and again: of each task prompts are drawn once for all algorithms, and runs for each. The
+    same draws every time, so that a table can be made again."""
     draw = np.random.default_rng(0)
-    return [[draw.integers(0, count, count) for count in counts] for _ in range(RESAMPLES)]
+    tables = [[task.reshape(len(task), -1) for task in scores] for scores in algorithms]
+    counts = [task.shape[1] for task in tables[0]]
+    weights = [draw.multinomial(count, np.full(count, 1.0 / count), RESAMPLES).T / count for count in counts]
+    drawn = []
+    for scores in tables:
+        means = [task @ weight for task, weight in zip(scores, weights, strict=True)]  # (runs, resamples)
+        drawn.append([np.take_along_axis(one, draw.integers(0, len(one), one.shape), axis=0) for one in means])
+    for place in range(RESAMPLES):
+        yield [[task[:, place] for task in scores] for scores in drawn]
 
 
 def _with_interval(value: float, values: Sequence[float]) -> Aggregate:
@@ -125,13 +134,15 @@ def run(options: argparse.Namespace) -> int:
     Raises:
         AnalysisError: fewer than two tasks, or one whose runs have no share of the optimum.
     """
-    scores = load_scores(options.folders)
+    scores, notes = load_scores(options.folders)
     tables = suite_tables(scores)
     for row in tables["suite"]:
         say(f"{row['algo']}: IQM {_text(row, 'iqm')}, median {_text(row, 'median')}, mean {_text(row, 'mean')}, ")
         say(f"  optimality gap {_text(row, 'optimality_gap')}; {row['runs']} runs of {row['tasks']} tasks")
     for row in tables["pairs"]:
         say(f"P({row['first']} beats {row['second']}): {_text(row, 'probability')}")
+    for note in notes:
+        say(note)
     if options.output is not None:
         options.output.mkdir(parents=True, exist_ok=True)
         for name, rows in tables.items():
@@ -141,8 +152,8 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
-def load_scores(folders: Sequence[Path]) -> dict[str, list[np.ndarray]]:
-    """Of every algorithm that each task has, its runs' shares of the optimum.
+def load_scores(folders: Sequence[Path]) -> tuple[dict[str, list[np.ndarray]], list[str]]:
+    """Of every algorithm that each task has, its runs' shares of the optimum; and what is left out.
 
     Raises:
         AnalysisError: fewer than two tasks; one has several settings of an algorithm or no share of the optimum; no
@@ -150,15 +161,23 @@ def load_scores(folders: Sequence[Path]) -> dict[str, list[np.ndarray]]:
     """
     if len(set(map(Path.resolve, folders))) < 2:
         raise AnalysisError("suite: give at least two sweeps' folders, one task each; compare is for one task")
-    tasks = [_task(folder) for folder in folders]
+    tasks, notes = [], []
+    for folder in folders:
+        found, left_out = _task(folder)
+        tasks.append(found)
+        notes += left_out
     shared = [name for name in tasks[0] if all(name in task for task in tasks)]
     if not shared:
         listed = "; ".join(f"{folder}: {', '.join(task)}" for folder, task in zip(folders, tasks, strict=True))
         raise AnalysisError(f"suite: no algorithm has runs in every task ({listed})")
-    return {name: [task[name] for task in tasks] for name in shared}
+    for name in sorted(set().union(*tasks) - set(shared)):
+        lacking = ", ".join(str(folder) for folder, task in zip(folders, tasks, strict=True) if name not in task)
+        notes.append(f"left out: {name}, which has no runs in {lacking}")
+    return {name: [task[name] for task in tasks] for name in shared}, notes
 
 
-def _task(folder: Path) -> dict[str, np.ndarray]:
+def _task(folder: Path) -> tuple[dict[str, np.ndarray], list[str]]:
+    """(runs, prompts) of each algorithm, and which runs are left out."""
     comparison = compare(load_sweep(folder))
     found: dict[str, np.ndarray] = {}
     for setting in comparison.settings:
@@ -170,15 +189,15 @@ def _task(folder: Path) -> dict[str, np.ndarray]:
                 f"{folder}: has no share of the optimum at {budget:g} nats; run it with "
                 "evaluation.reference_responses=256, or more where it has some"
             )
-        found[setting.algo] = shares.mean(axis=1)
+        found[setting.algo] = shares
     if not found:
         raise AnalysisError(f"{folder}: has no finished run to compare")
-    return found
+    return found, [f"{folder}: left out: {item.record.id}: {item.reason}" for item in comparison.excluded]
 
 
 def suite_tables(scores: Scores) -> dict[str, list[dict[str, Any]]]:
     """Rows of suite.csv, pairs.csv and profiles.csv, algorithms by falling interquartile mean."""
-    names = sorted(scores, key=lambda name: -interquartile_mean(scores[name]))
+    names = sorted(scores, key=lambda name: -interquartile_mean(_of_runs(scores[name])))
     suite, pairs = [], []
     for name in names:
         row: dict[str, Any] = {"algo": name, "tasks": len(scores[name]), "runs": sum(map(len, scores[name]))}
@@ -191,7 +210,7 @@ def suite_tables(scores: Scores) -> dict[str, list[dict[str, Any]]]:
     profiles = [
         {"algo": name, "threshold": float(threshold), "share_of_runs_above": float(share)}
         for name in names
-        for threshold, share in zip(PROFILE, profile(scores[name]), strict=True)
+        for threshold, share in zip(PROFILE, profile(_of_runs(scores[name])), strict=True)
     ]
     return {"suite": suite, "pairs": pairs, "profiles": profiles}
 

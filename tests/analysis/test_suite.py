@@ -42,6 +42,25 @@ def test_intervals_cover(monkeypatch: pytest.MonkeyPatch) -> None:
     assert 0.85 <= inside / 120 <= 1.0
 
 
+@pytest.mark.parametrize("runs", [1, 10])
+def test_intervals_hold_for_prompts_too(runs: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What all runs of a task share by answering the same prompts does not lessen with more runs."""
+    monkeypatch.setattr("analysis.suite.RESAMPLES", 200)
+    draw, inside = np.random.default_rng(0), 0
+    for _ in range(100):
+        tasks = [0.5 + draw.normal(0, 0.3, 40) + draw.normal(0, 0.01, (runs, 1)) + np.zeros((runs, 40)) for _ in "123"]
+        found = aggregate(tasks, mean)
+        inside += found.low <= 0.5 <= found.high
+    assert inside / 100 >= 0.88  # over runs alone: none with one run, about 20 of 100 with ten
+
+
+def test_shared_prompts_cancel_where_algorithms_meet() -> None:
+    easy = np.random.default_rng(0).normal(0.0, 0.5, 40)
+    ours, theirs = ([level + easy + np.zeros((3, 1))] for level in (0.6, 0.5))
+    found = improvement(ours, theirs)
+    assert (found.low, found.value, found.high) == (1.0, 1.0, 1.0)
+
+
 def task(folder: Path, slopes: dict[str, float], seed: int) -> Path:
     rewards = DIFFICULTY[:, None] + np.random.default_rng(seed).normal(size=(PROMPTS, 256))
     (folder / "reference_samples").mkdir(parents=True)
@@ -57,7 +76,8 @@ def test_the_command_ranks_algorithms_over_tasks(tmp_path: Path, capsys: pytest.
     second = task(tmp_path / "second", {"apa": 0.7, "ppo": 0.4}, 2)
     assert main(["suite", str(first), str(second), "--output", str(tmp_path / "out")]) == 0
     said = capsys.readouterr().out
-    assert said.index("apa: IQM") < said.index("ppo: IQM") and "awr" not in said
+    assert said.index("apa: IQM") < said.index("ppo: IQM") and "awr: IQM" not in said
+    assert f"left out: awr, which has no runs in {second}" in said
     assert "P(apa beats ppo): 1.000" in said
     rows = list(csv.DictReader((tmp_path / "out" / "suite.csv").open()))
     assert [row["algo"] for row in rows] == ["apa", "ppo"]
