@@ -112,7 +112,7 @@ def crossed_difference(
     level: float = LEVEL,
 ) -> Estimate:
     """Mean of the first minus mean of the second, paired by prompt and, where both have the same, by run; otherwise by
-    those axes of which both have the same levels.
+    those axes of which both have the same levels. What one side alone has levels enough of is its own noise.
 
     Args:
         first: (S, P) of one algorithm; `second`: (S', P) of the other, on the same prompts in the same order.
@@ -128,9 +128,9 @@ def crossed_difference(
         place = {run: row for row, run in enumerate(second_runs)}
         return crossed_mean(first - second[[place[run] for run in first_runs]], first_runs, level)
     found = []
-    for axis in set(sampled_axes(first_runs)) & set(sampled_axes(second_runs)):
+    for axis in sorted({*sampled_axes(first_runs), *sampled_axes(second_runs)}):
         ours, theirs = _by_level(first, first_runs, axis), _by_level(second, second_runs, axis)
-        tables = [ours, theirs]
+        tables = [one for one in (ours, theirs) if len(one) >= MIN_LEVELS]
         if ours.keys() == theirs.keys():
             tables = [{name: row - theirs[name] for name, row in ours.items()}]
         for table in tables:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from analysis.compared import Comparison, Contender
-from analysis.crossed import crossed_difference, holm
+from analysis.crossed import crossed_difference, holm, sampled_axes
 from analysis.envelope import Envelope
 from analysis.replicates import drawn_text, interval_texts, listed
 from analysis.statistics import shares_draws, versus
@@ -130,7 +130,9 @@ def _difference(
         if not comparison.crossed:
             ours, theirs = (one.mean(axis=1, keepdims=True) for one in (ours, theirs))
         one = crossed_difference(ours, theirs, first.replicates, second.replicates)
-        known = comparison.crossed or one.standard_error > 0.0
+        both = set(sampled_axes(first.replicates)) & set(sampled_axes(second.replicates))
+        # An interval of no width would claim certainty.
+        known = one.standard_error > 0.0 and (comparison.crossed or bool(both))
         return (one.value, one.low, one.high, one.p_value) if known else (one.value, None, None, None)
     other = versus([run.efficiency(budget) for run in first.runs], [run.efficiency(budget) for run in second.runs])
     p = None if other.better is None else 2.0 * min(other.better, 1.0 - other.better)

@@ -156,3 +156,14 @@ def test_differences_share_what_both_were_drawn_with() -> None:
     apart = crossed_difference(first, second, runs, [(a + 4, seed) for a, seed in runs])
     for their_runs in (runs, other):
         assert crossed_difference(first, second, runs, their_runs).half_width < 0.1 * apart.half_width
+
+
+def test_a_lost_run_makes_nothing_surer() -> None:
+    """Three seeds of one against two of the other: what the three differ by counts on."""
+    draw = np.random.default_rng(6)
+    seeds = np.array([0.0, 0.3, 0.6])[:, None]
+    first, second = (seeds + 0.05 * draw.normal(size=(3, 40)) for _ in range(2))
+    runs = [(seed,) for seed in range(3)]
+    whole, lost = (crossed_difference(first, second[:count], runs, runs[:count]) for count in (3, 2))
+    assert whole.p_value > 0.05 and lost.p_value > 0.05
+    assert lost.value == pytest.approx(0.15, abs=0.02) and lost.half_width > whole.half_width
