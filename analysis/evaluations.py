@@ -93,8 +93,8 @@ def _kept(run: RunRecord) -> list[dict[str, Any]]:
 
 def _by_prompt(rows: Sequence[dict[str, Any]], run: RunRecord, usable: np.ndarray, key: str) -> np.ndarray | None:
     """(N, P) values by prompt of the usable evaluations; None where the run kept none, or other ones."""
-    found = {row.get("iteration"): row.get(key) for row in rows}
-    kept = [found.get(int(iteration)) for iteration in run.column("iteration")[usable]]
+    found = {one: row.get(key) for row in rows if isinstance(one := row.get("iteration"), int)}
+    kept = [found.get(iteration) for iteration in run.column("iteration")[usable].tolist()]  # 2.0 finds 2
     lengths = {len(row) if isinstance(row, list) else 0 for row in kept}
     if len(lengths) != 1 or min(lengths) < 2:
         return None
@@ -102,7 +102,7 @@ def _by_prompt(rows: Sequence[dict[str, Any]], run: RunRecord, usable: np.ndarra
         rewards = np.array(kept, dtype=np.float64)
     except (TypeError, ValueError):
         return None
-    return rewards if np.isfinite(rewards).all() else None
+    return rewards if rewards.ndim == 2 and np.isfinite(rewards).all() else None
 
 
 def usable_rows(run: RunRecord) -> np.ndarray:

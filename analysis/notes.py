@@ -17,7 +17,8 @@ _KEYS_NAMED = 4
 def scale_notes(records: Sequence[RunRecord]) -> list[str]:
     """Where rewards or KLs of these runs may not be the same quantity."""
     notes = []
-    differing = [key for key in differing_settings([one.config for one in records]) if key.startswith(_SAME_SCALE)]
+    found = differing_settings([one.config for one in records])
+    differing = [key for key in found if key.startswith(_SAME_SCALE) and key != "dataset.kl_budgets"]
     if differing:
         said = "Rewards may not be on one scale, or KL not from one initial policy."
         notes.append(f"Not the same in all runs: {_first(differing)}. {said}")

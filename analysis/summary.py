@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import functools
 import math
+import zipfile
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -101,7 +103,8 @@ def together(sides: Mapping[str, SettingSummary], kl: float | None = None) -> Co
 
 def share_prompts(runs: Sequence[tuple[RunRecord, Evaluations]]) -> bool:
     """Whether all kept numbers of the same prompts, so that they can be compared prompt by prompt."""
-    one_task = not any(key.startswith("dataset.") for key in differing_settings([record.config for record, _ in runs]))
+    differing = set(differing_settings([record.config for record, _ in runs])) - {"dataset.kl_budgets"}
+    one_task = not any(key.startswith("dataset.") for key in differing)
     prompts = {points.gains.shape[1] if points.by_prompt else 0 for _, points in runs}
     return one_task and len(prompts) == 1 and prompts != {0}
 
@@ -112,7 +115,7 @@ def common_budget(largest: Sequence[float]) -> float:
         return 0.0
     least = min(largest)
     digit = 10.0 ** (math.floor(math.log10(least)) - 2)
-    return min(least, round(math.floor(least / digit) * digit, 12))
+    return min(least, float(f"{math.floor(least / digit) * digit:.3g}"))
 
 
 def _hardly_moved(run: ComparedRun) -> str:
@@ -136,7 +139,7 @@ def _samples(place: Path) -> ReferenceSamples | None:
     try:
         with np.load(place) as file:
             return ReferenceSamples(file["reward"])
-    except (OSError, ValueError, KeyError):
+    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile, zlib.error):  # none, or a damaged one
         return None
 
 

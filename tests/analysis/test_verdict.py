@@ -110,6 +110,63 @@ def test_runs_without_numbers_of_prompts_have_intervals_over_seeds(tmp_path: Pat
     assert "intervals over seeds alone" in verdict(comparison).detail
 
 
+@pytest.mark.parametrize("row", [{"iteration": [1]}, {"iteration": None, "reward": 3}])
+def test_rows_of_prompts_that_are_none_are_passed_over(row: dict[str, object], tmp_path: Path) -> None:
+    run(tmp_path, "apa", 0, 0.5)
+    with (tmp_path / "apa-s0-0" / "evaluations.jsonl").open("a") as file:
+        file.write(json.dumps(row) + "\n")
+    assert compared(tmp_path).crossed
+
+
+@pytest.mark.parametrize("rewards", [[[1.0], [2.0]], [1.0, "x"], {}])
+def test_prompts_without_numbers_leave_their_halves(rewards: object, tmp_path: Path) -> None:
+    run(tmp_path, "apa", 0, 0.5)
+    lines = [json.dumps({"iteration": i, "reward": rewards}) + "\n" for i in range(9)]
+    (tmp_path / "apa-s0-0" / "evaluations.jsonl").write_text("".join(lines))
+    found = compared(tmp_path)
+    assert not found.crossed and found.settings[0].headline.kl_efficiency.mean == pytest.approx(0.5, abs=0.05)
+
+
+def test_rows_without_iterations_are_compared_by_halves(tmp_path: Path) -> None:
+    made = [{key: value for key, value in row.items() if key != "iteration"} for row in rows([0, 1], [0, 1], [0, 1])]
+    write_run(tmp_path, "apa-s0", config("apa", 0), made)
+    assert len(compared(tmp_path).settings) == 1
+
+
+@pytest.mark.parametrize("damage", ["empty", "cut", "turned"])
+def test_reference_samples_that_are_damaged_count_as_none(damage: str, tmp_path: Path) -> None:
+    file = tmp_path / "reference_samples" / "ref.npz"
+    file.parent.mkdir()
+    np.savez_compressed(file, reward=np.zeros((PROMPTS, 8)))
+    whole = file.read_bytes()
+    damaged = {"empty": b"", "cut": whole[:100], "turned": whole[:60] + bytes([whole[60] ^ 0xFF]) + whole[61:]}
+    file.write_bytes(damaged[damage])
+    run(tmp_path, "apa", 0, 0.5, reference="ref.npz")
+    assert compared(tmp_path).reference is None
+
+
+def test_the_least_kl_is_a_budget_all_the_same(tmp_path: Path) -> None:
+    run(tmp_path, "apa", 0, 0.5, largest=1.239e-13)
+    assert compared(tmp_path).settings[0].headline.kl_budget == 1.23e-13
+
+
+def test_other_budgets_are_no_other_prompts(tmp_path: Path) -> None:
+    for seed in (0, 1, 2):
+        run(tmp_path, "apa", seed, 0.5, dataset__kl_budgets=[4.0])
+        run(tmp_path, "ppo", seed, 0.3, dataset__kl_budgets=[2.0])
+    comparison = compared(tmp_path)
+    assert comparison.crossed and not any("one scale" in note for note in comparison.notes)
+
+
+def test_no_width_is_no_certainty(tmp_path: Path) -> None:
+    for algo, gain in (("apa", 1.0), ("ppo", 0.5)):
+        folder = write_run(tmp_path, algo, config(algo, 0), rows([0, 4], [0, gain], [0, gain]))
+        kept = [json.dumps({"iteration": i, "reward": [value] * 2}) + "\n" for i, value in enumerate((0, gain))]
+        (folder / "evaluations.jsonl").write_text("".join(kept))
+    (pair,) = verdict(compared(tmp_path)).pairs
+    assert (pair.low, pair.high, pair.p_value, pair.told_apart) == (None, None, None, False)
+
+
 def test_the_share_of_the_optimum_and_the_reference_baseline(tmp_path: Path) -> None:
     rewards = DIFFICULTY[:, None] + np.random.default_rng(1).normal(size=(PROMPTS, 512))
     (tmp_path / "reference_samples").mkdir()
