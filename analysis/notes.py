@@ -21,7 +21,7 @@ def scale_notes(records: Sequence[RunRecord]) -> list[str]:
     differing = [key for key in found if key.startswith(_SAME_SCALE) and key != "dataset.kl_budgets"]
     if differing:
         said = "Rewards may not be on one scale, or KL not from one initial policy."
-        notes.append(f"Not the same in all runs: {_first(differing)}. {said}")
+        notes.append(f"Not the same in all runs: {these(differing)}. {said}")
     unit = {one.setting("reward_model.normalize") for one in records} - {"mean_std", None}
     if unit and len({one.replicate[:-1] for one in records}) > 1:
         notes.append(
@@ -39,6 +39,23 @@ def draw_notes(settings: Sequence[SettingSummary]) -> list[str]:
     return ["Not all settings have runs of the same sft.seed and reward_model.seed: they differ by these, too."]
 
 
+def optimum_notes(settings: Sequence[SettingSummary]) -> list[str]:
+    """Where a share is of an optimum that too few responses carry."""
+    found = [
+        (setting.headline.kl_budget, run.reference.trusted_kl)
+        for setting in settings
+        for run in setting.runs
+        if setting.headline.share is not None and run.reference is not None
+    ]
+    budget, trusted = min(found, key=lambda one: one[1] - one[0], default=(0.0, 0.0))
+    if trusted >= budget:
+        return []
+    return [
+        f"The reference samples carry the optimum to {trusted:.2g} nats, not to {budget:g}: the true optimum may be "
+        "higher and shares of it lower. More samples see further: evaluation.reference_responses."
+    ]
+
+
 def _named_replicates(runs: Sequence[Run]) -> dict[Run, str]:
     """In order: by what they differ in, `3`, or `3 (sft.seed=1, reward_model.seed=0)`; runs without a seed left out."""
     outer = [axis for axis in sampled_axes(runs, least=2) if axis + 1 < len(REPLICATES)] if runs else []
@@ -48,7 +65,8 @@ def _named_replicates(runs: Sequence[Run]) -> dict[Run, str]:
     }
 
 
-def _first(names: Sequence[str]) -> str:
+def these(names: Sequence[str]) -> str:
+    """The first of them, and how many more there are."""
     more = len(names) - _KEYS_NAMED
     return ", ".join(names[:_KEYS_NAMED]) + (f" and {more} more" if more > 0 else "")
 
@@ -78,7 +96,7 @@ def comparison_notes(
     for setting in settings:
         missing = [named[one] for one in named if one not in setting.replicates]
         if missing:
-            lacking.setdefault(_first(missing), []).append(setting.name)
+            lacking.setdefault(these(missing), []).append(setting.name)
     for listed, names in lacking.items():
         has = "has" if len(names) == 1 else "have"
         notes.append(f"{', '.join(names)} {has} no usable run of seed {listed}; the row rests on the others.")
@@ -89,7 +107,7 @@ def comparison_notes(
     commits = sorted({commit for run in compared if isinstance(commit := run.record.summary.get("git_commit"), str)})
     if len(commits) > 1:
         unclean = "; + stands for changes that were not committed" * any(one.endswith("+") for one in commits)
-        notes.append(f"The runs come from {len(commits)} different states of the code ({_first(commits)}{unclean}).")
+        notes.append(f"The runs come from {len(commits)} different states of the code ({these(commits)}{unclean}).")
     return notes
 
 

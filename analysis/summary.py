@@ -14,7 +14,7 @@ import math
 import zipfile
 import zlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +25,7 @@ from analysis.evaluations import Evaluations, UnusableRunError, evaluations
 from analysis.kl_efficiency import GainCurve
 from analysis.labels import differing_settings
 from analysis.load import RL_STAGES, RunRecord
-from analysis.notes import comparison_notes, draw_notes, scale_notes
+from analysis.notes import comparison_notes, draw_notes, optimum_notes, scale_notes, these
 from analysis.optimum import ReferenceSamples
 from analysis.parallel import mapped
 from analysis.statistics import Interval, iqm_interval, run_interval, shares_draws
@@ -82,7 +82,7 @@ def compare(records: Sequence[RunRecord]) -> Comparison:
         groups.setdefault((run.record.algo, run.record.label), []).append(run)
     measure = Measure(common_budget([run.curve.largest_kl for run in compared]), crossed)
     settings = [measure.setting(algo, label, runs) for (algo, label), runs in sorted(groups.items())]
-    notes = comparison_notes(compared, settings, excluded)
+    notes = [*comparison_notes(compared, settings, excluded), *budget_notes(settings), *optimum_notes(settings)]
     return Comparison(list(records), settings, excluded, notes, crossed)
 
 
@@ -98,7 +98,9 @@ def together(sides: Mapping[str, SettingSummary], kl: float | None = None) -> Co
     common = common_budget([run.curve.largest_kl for run in runs]) if kl is None else kl
     measure = Measure(common, crossed)
     settings = [measure.setting(name, "", list(setting.runs)) for name, setting in sides.items()]
-    return Comparison(records, settings, [], [*scale_notes(records), *draw_notes(settings)], crossed)
+    notes = [*scale_notes(records), *draw_notes(settings), *optimum_notes(settings)]
+    notes += budget_notes(settings) if kl is None else []
+    return Comparison(records, settings, [], notes, crossed)
 
 
 def share_prompts(runs: Sequence[tuple[RunRecord, Evaluations]]) -> bool:
@@ -116,6 +118,23 @@ def common_budget(largest: Sequence[float]) -> float:
     least = min(largest)
     digit = 10.0 ** (math.floor(math.log10(least)) - 2)
     return min(least, float(f"{math.floor(least / digit) * digit:.3g}"))
+
+
+def budget_notes(settings: Sequence[SettingSummary]) -> list[str]:
+    """Which runs hold the budget of all far below what others reached; not of sweeps over settings, which are meant to
+    spend different KLs."""
+    if len({setting.algo for setting in settings}) < len(settings):
+        return []
+    runs = {run.record.id: run.curve.largest_kl for setting in settings for run in setting.runs}
+    half = float(np.median(list(runs.values()))) / 2.0 if runs else 0.0
+    short = [name for name, kl in runs.items() if kl < half]
+    if not short:
+        return []
+    without = common_budget([kl for kl in runs.values() if kl >= half])
+    return [
+        f"The budget is as small as it is because of {these(short)}, which ended below half the KL of the median run; "
+        f"all others reached {without:g} nats."
+    ]
 
 
 def _hardly_moved(run: ComparedRun) -> str:
@@ -217,10 +236,13 @@ class Measure:
         replicates = [run.record.replicate for run in runs]
         table = self._table([run.curve.efficiency(budget) for run in runs])
         shares = shares_of_optimum(runs, budget) if self.crossed else None
+        iqm = None if shares_draws(replicates) else iqm_interval(table.mean(axis=1).tolist())
+        if iqm is not None and self.crossed:  # its interval is over seeds alone, beside one over prompts too
+            iqm = replace(iqm, low=None, high=None, method="none")
         return BudgetResult(
             kl_budget=budget,
             kl_efficiency=run_interval(table, replicates),
-            iqm=None if shares_draws(replicates) else iqm_interval(table.mean(axis=1).tolist()),
+            iqm=iqm,
             gain=run_interval(self._table([run.curve.gain(budget) for run in runs]), replicates),
             share=None if shares is None else run_interval(shares, replicates),
         )

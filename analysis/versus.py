@@ -13,9 +13,9 @@ from analysis.compared import Comparison, SettingSummary
 from analysis.errors import AnalysisError
 from analysis.load import RunRecord, SweepFolderError, label_runs, load_folders
 from analysis.matched import check_nats, matched_settings
-from analysis.notes import short_run_notes
+from analysis.notes import optimum_notes, short_run_notes
 from analysis.statistics import shares_draws, versus
-from analysis.summary import compare, together
+from analysis.summary import budget_notes, compare, together
 from analysis.tables import explanation, interval_text, number, spread_table, write_csv
 from analysis.verdict import Pair, pairs, verdict
 
@@ -72,7 +72,7 @@ def run(options: argparse.Namespace) -> int:
     found = compare_folders(options.folders, options.kl, options.target_kl, options.all_settings)
     console = made_console(narrowest=NARROWEST)
     print_comparison(found, console)
-    for note in dict.fromkeys(found.notes):
+    for note in found.notes:
         tell(console, f"note: {note}")
     if options.csv:
         rows = csv_rows(found)
@@ -99,8 +99,9 @@ def compare_folders(
         prefix = f"{source}: " if len(sources) > 1 else ""
         notes += [f"{prefix}left out: {item.record.id}: {item.reason}" for item in comparison.excluded]
         # The budgets of the data set are not those of this comparison.
-        short = short_run_notes(comparison.settings)
-        notes += [prefix + note for note in comparison.notes if note not in short]
+        own = comparison.settings
+        others = {*short_run_notes(own), *budget_notes(own), *optimum_notes(own)}
+        notes += [prefix + note for note in comparison.notes if note not in others]
         for setting in comparison.settings:
             sides[f"{prefix}{setting.name}"] = setting
             source_of[f"{prefix}{setting.name}"] = source
@@ -125,8 +126,7 @@ def compare_folders(
     if kl is not None:
         _check_reached(sides, kl)
     found = together(sides, kl)
-    if len(sources) > 1:
-        notes += found.notes
+    notes = list(dict.fromkeys([*notes, *found.notes]))
     return MatchedComparison(found, tuple(pairs(found, found.settings)), tuple(notes))
 
 

@@ -127,6 +127,8 @@ def test_notes_say_what_a_reader_must_know(report: ReportFiles) -> None:
     assert report.comparison.notes == [
         "ppo has no usable run of seed 2; the row rests on the others.",
         "Of the compared runs 2 of 5 never reached 4 nats; where a run of a setting did not, it has no value there.",
+        "The budget is as small as it is because of ppo-s0-00000000, ppo-s1-00000000, which ended below half the KL of "
+        "the median run; all others reached 4 nats.",
     ]
     assert [item.record.id for item in report.comparison.excluded] == ["awr-s0-00000000", "ppo-s2-00000000"]
 
