@@ -66,7 +66,10 @@ def verdict(comparison: Comparison, envelopes: Sequence[Envelope] = ()) -> Verdi
         told = sum(pair.told_apart for pair in found)
         return Verdict(f"{head} {told} of {len(found)} pairs are told apart.", basis, tuple(found))
     differences = "; ".join(f"{pair.first.name} \N{MINUS SIGN} {pair.second.name} {_by(pair)}" for pair in found)
-    return Verdict(" ".join([head, *_clauses(settings, found)]), f"Differences: {differences}. {basis}", tuple(found))
+    several = sum(pair.p_value is not None for pair in found) > 1
+    holm_said = " (each interval for itself, p by Holm's method for all)" if several else ""
+    detail = f"Differences{holm_said}: {differences}. {basis}"
+    return Verdict(" ".join([head, *_clauses(settings, found)]), detail, tuple(found))
 
 
 def _efficiency(setting: Contender) -> float:
@@ -140,15 +143,18 @@ def _difference(
 
 
 def _clauses(settings: Sequence[Contender], found: Sequence[Pair]) -> list[str]:
-    """First who is above whom, those who are above the same together; then who is not told apart."""
+    """First who is above whom, those who are above the same together; then who is not told apart. Seeds too few to
+    speak for others speak for these runs."""
     below: dict[tuple[str, ...], list[str]] = {}
     for setting in settings:
         under = tuple(pair.second.name for pair in found if pair.first is setting and pair.told_apart)
         if under:
             below.setdefault(under, []).append(setting.name)
+    alone = not set.intersection(*(set(sampled_axes(setting.replicates)) for setting in settings))
+    of_these = "In these runs " if alone else ""
     clauses = []
     for under, names in below.items():
-        clauses.append(f"{listed(names)} {'is' if len(names) == 1 else 'are'} above {listed(under)}.")
+        clauses.append(f"{of_these}{listed(names)} {'is' if len(names) == 1 else 'are'} above {listed(under)}.")
     open_pairs = [pair for pair in found if not pair.told_apart]
     if open_pairs:
         said = [f"{pair.first.name} and {pair.second.name}" for pair in open_pairs]

@@ -79,7 +79,8 @@ def test_who_is_above_whom(tmp_path: Path) -> None:
     found = verdict(compared(tmp_path))
     assert found.sentence.startswith("Within 4 nats, which every run reached: ")
     assert " are above awr. Not told apart: " in found.sentence
-    assert found.detail.startswith("Differences: ") and found.detail.endswith("3 seeds each, 40 prompts.")
+    assert found.detail.startswith("Differences (each interval for itself, p by Holm's method for all): ")
+    assert found.detail.endswith("3 seeds each, 40 prompts.")
     told = {frozenset((pair.first.name, pair.second.name)): pair.told_apart for pair in found.pairs}
     assert told == {
         frozenset(("apa", "ppo")): False,
@@ -97,7 +98,7 @@ def test_two_seeds_speak_for_these_runs_alone(tmp_path: Path) -> None:
     comparison = compared(tmp_path)
     assert {setting.headline.kl_efficiency.method for setting in comparison.settings} == {"prompts"}
     found = verdict(comparison)
-    assert "apa is above awr." in found.sentence and "these runs alone" in found.detail
+    assert "In these runs apa is above awr." in found.sentence and "these runs alone" in found.detail
 
 
 def test_runs_without_numbers_of_prompts_have_intervals_over_seeds(tmp_path: Path) -> None:
@@ -181,6 +182,10 @@ def test_the_share_of_the_optimum_and_the_reference_baseline(tmp_path: Path) -> 
     assert apa.headline.share.mean == pytest.approx(0.7 / np.sqrt(2.0), abs=0.05)
     assert apa.headline.share.low < 0.7 / np.sqrt(2.0) < apa.headline.share.high  # type: ignore[operator]
     assert "% of what is possible" in verdict(comparison).sentence
+    assert not any("carry the optimum" in note for note in comparison.notes)
+    # Sixteen responses see little, and what they show is not to be trusted.
+    np.savez(tmp_path / "reference_samples" / "ref.npz", reward=rewards[:, :16])
+    assert any("shares of it lower" in note for note in compared(tmp_path).notes)
     # Another initial policy has other reference samples: none are shared.
     run(tmp_path, "ppo", 0, 0.5, reference="other.npz")
     assert compared(tmp_path).reference is None
@@ -195,6 +200,27 @@ def test_a_run_that_hardly_moved_does_not_set_the_budget(tmp_path: Path) -> None
     assert [setting.algo for setting in comparison.settings] == ["apa"]
     assert {run.record.algo for run in comparison.excluded} == {"ppo"}
     assert all("0.001 nats" in run.reason for run in comparison.excluded)
+
+
+def test_which_run_holds_the_budget_down_is_said(tmp_path: Path) -> None:
+    for seed in (0, 1, 2):
+        run(tmp_path, "apa", seed, 0.5)
+        run(tmp_path, "ppo", seed, 0.3, largest=0.012 if seed == 2 else 4.0)
+    comparison = compared(tmp_path)
+    (note,) = (note for note in comparison.notes if note.startswith("The budget is as small"))
+    assert "because of ppo-s2-5, which" in note and note.endswith("all others reached 4 nats.")
+    # A sweep over settings is meant to spend unlike KLs.
+    run(tmp_path, "apa", 0, 0.5, algo__lam=2.0)
+    assert not any(note.startswith("The budget is as small") for note in compared(tmp_path).notes)
+
+
+def test_the_trimmed_mean_has_no_interval_over_seeds_beside_one_over_prompts(tmp_path: Path) -> None:
+    for seed in range(10):
+        run(tmp_path / "prompts", "apa", seed, 0.5)
+        run(tmp_path / "seeds", "apa", seed, 0.5, by_prompt=False)
+    found = [compared(tmp_path / name).settings[0].headline.iqm for name in ("prompts", "seeds")]
+    assert [one is not None and one.low is not None for one in found] == [False, True]
+    assert found[0] is not None and found[1] is not None and found[0].mean == pytest.approx(found[1].mean)
 
 
 def test_nothing_to_compare_is_said(tmp_path: Path) -> None:
