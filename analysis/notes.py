@@ -40,7 +40,7 @@ def draw_notes(settings: Sequence[SettingSummary]) -> list[str]:
 
 
 def optimum_notes(settings: Sequence[SettingSummary]) -> list[str]:
-    """Where a share is of an optimum that too few responses carry."""
+    """Where a share is of an optimum that too few responses carry, or is more than there can be."""
     found = [
         (setting.headline.kl_budget, run.reference.trusted_kl)
         for setting in settings
@@ -49,11 +49,23 @@ def optimum_notes(settings: Sequence[SettingSummary]) -> list[str]:
     ]
     budget, trusted = min(found, key=lambda one: one[1] - one[0], default=(0.0, 0.0))
     if trusted >= budget:
-        return []
+        above = [one.name for one in settings if one.headline.share and (one.headline.share.low or 0.0) > 1.0]
+        said = "above the optimum by more than noise: KL, reward and reference samples cannot be of one task."
+        return [f"{these(above)} {'is' if len(above) == 1 else 'are'} {said}"] if above else []
     return [
         f"The reference samples carry the optimum to {trusted:.2g} nats, not to {budget:g}: the true optimum may be "
         "higher and shares of it lower. More samples see further: evaluation.reference_responses."
     ]
+
+
+def prompt_notes(runs: Sequence[ComparedRun], crossed: bool) -> list[str]:
+    """Why intervals are over seeds alone, where some runs kept numbers of prompts."""
+    kept = [run for run in runs if run.evaluations.by_prompt]
+    if crossed or not kept:
+        return []
+    lacking = [run.record.id for run in runs if not run.evaluations.by_prompt]
+    why = f"these runs kept no numbers of prompts: {these(lacking)}" if lacking else "the prompts are not the same"
+    return [f"Intervals are over seeds alone, and shares of the optimum are missing, since {why}."]
 
 
 def _named_replicates(runs: Sequence[Run]) -> dict[Run, str]:

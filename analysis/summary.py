@@ -25,7 +25,7 @@ from analysis.evaluations import Evaluations, UnusableRunError, evaluations
 from analysis.kl_efficiency import GainCurve
 from analysis.labels import differing_settings
 from analysis.load import RL_STAGES, RunRecord
-from analysis.notes import comparison_notes, draw_notes, optimum_notes, scale_notes, these
+from analysis.notes import comparison_notes, draw_notes, optimum_notes, prompt_notes, scale_notes, these
 from analysis.optimum import ReferenceSamples
 from analysis.parallel import mapped
 from analysis.statistics import Interval, iqm_interval, run_interval, shares_draws
@@ -82,7 +82,8 @@ def compare(records: Sequence[RunRecord]) -> Comparison:
         groups.setdefault((run.record.algo, run.record.label), []).append(run)
     measure = Measure(common_budget([run.curve.largest_kl for run in compared]), crossed)
     settings = [measure.setting(algo, label, runs) for (algo, label), runs in sorted(groups.items())]
-    notes = [*comparison_notes(compared, settings, excluded), *budget_notes(settings), *optimum_notes(settings)]
+    notes = [*comparison_notes(compared, settings, excluded), *prompt_notes(compared, crossed)]
+    notes += [*budget_notes(settings), *optimum_notes(settings)]
     return Comparison(list(records), settings, excluded, notes, crossed)
 
 
@@ -98,7 +99,7 @@ def together(sides: Mapping[str, SettingSummary], kl: float | None = None) -> Co
     common = common_budget([run.curve.largest_kl for run in runs]) if kl is None else kl
     measure = Measure(common, crossed)
     settings = [measure.setting(name, "", list(setting.runs)) for name, setting in sides.items()]
-    notes = [*scale_notes(records), *draw_notes(settings), *optimum_notes(settings)]
+    notes = [*scale_notes(records), *draw_notes(settings), *prompt_notes(runs, crossed), *optimum_notes(settings)]
     notes += budget_notes(settings) if kl is None else []
     return Comparison(records, settings, [], notes, crossed)
 

@@ -109,6 +109,7 @@ def test_runs_without_numbers_of_prompts_have_intervals_over_seeds(tmp_path: Pat
     assert not comparison.crossed
     assert {setting.headline.kl_efficiency.method for setting in comparison.settings} == {"student_t"}
     assert "intervals over seeds alone" in verdict(comparison).detail
+    assert any("kept no numbers of prompts: apa-s1-2." in note for note in comparison.notes)
 
 
 @pytest.mark.parametrize("row", [{"iteration": [1]}, {"iteration": None, "reward": 3}])
@@ -189,6 +190,17 @@ def test_the_share_of_the_optimum_and_the_reference_baseline(tmp_path: Path) -> 
     # Another initial policy has other reference samples: none are shared.
     run(tmp_path, "ppo", 0, 0.5, reference="other.npz")
     assert compared(tmp_path).reference is None
+
+
+def test_more_than_is_possible_is_an_alarm(tmp_path: Path) -> None:
+    rewards = DIFFICULTY[:, None] + np.random.default_rng(1).normal(size=(PROMPTS, 256))
+    (tmp_path / "reference_samples").mkdir()
+    np.savez(tmp_path / "reference_samples" / "ref.npz", reward=rewards)
+    for seed in (0, 1, 2):
+        run(tmp_path, "apa", seed, 2.5, largest=1.0, reference="ref.npz")
+        run(tmp_path, "ppo", seed, 0.7, largest=1.0, reference="ref.npz")
+    (note,) = (note for note in compared(tmp_path).notes if "by more than noise" in note)
+    assert note.startswith("apa is above the optimum")
 
 
 def test_a_run_that_hardly_moved_does_not_set_the_budget(tmp_path: Path) -> None:
