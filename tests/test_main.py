@@ -51,8 +51,8 @@ def command(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
         (["algo.name=ppo"], ["config error: algo.name: typed as algo=NAME"]),
         (["+algo.lamda=1"], ["config error: algo.lamda: no such option; did you mean algo.lam?"]),
         (
-            ["-m", "algo=apo,ppo"],
-            [f"config error: algo=apo: no such option; did you mean apa or ppo? There are {ALGOS}"],
+            ["-m", "algo=apaa,ppo"],
+            [f"config error: algo=apaa: no such option; did you mean apa? There are {ALGOS}"],
         ),
         (
             ["rollout.sampling=nonsense"],
@@ -163,7 +163,7 @@ runpy.run_path({str(ROOT / "main.py")!r}, run_name="__main__")
 """
     done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, timeout=250)
     (imported,) = [line for line in done.stdout.splitlines() if line.startswith("imported: ")]
-    allowed = {"command_line", "machine", "runs", "settings", "single", "sources", "usage"}
+    allowed = {"chat", "command_line", "machine", "runs", "settings", "single", "sources", "usage"}
     assert set(imported.split()[1:]) == {f"sweeps.{name}" for name in allowed}
     finished = [line for line in done.stdout.splitlines() if " finished" in line]
     assert len(finished) == 1, done.stdout  # and its end is told once

@@ -51,7 +51,7 @@ def test_an_offline_run_is_compared_too_and_kept_apart_from_online_ones(tmp_path
     assert samples_name(summaries.settings) == "responses generated or trained on"
     assert samples_name(compare(alone).settings) == "responses trained on"
     assert samples_name(summaries.settings[:1]) == "responses generated"
-    assert counts(summaries) == "4 run folders: 3 compared, 0 left out, 1 of other stages (see runs.csv)."
+    assert counts(summaries, "mine") == "mine: 4 runs, 3 compared, 0 left out, 1 of other stages (see runs.csv)."
 
 
 def test_truncated_last_line_is_left_out_and_said(tmp_path: Path) -> None:

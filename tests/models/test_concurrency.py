@@ -89,11 +89,11 @@ def test_halves_of_the_rollouts_are_measured_at_once_to_the_bits_of_each_part_al
     halves = min(num_parts, 2)
     at_once, calls = threading.Barrier(halves), itertools.count()
 
-    def noting(*given):
+    def noting(*given, **options):
         threads.add(threading.current_thread().name)
         if next(calls) < halves:
             at_once.wait(60)  # for the other half, which does not wait for this one
-        return measure_part(*given)
+        return measure_part(*given, **options)
 
     monkeypatch.setattr(training_batch, "measure_part", noting)
     models = policy_models(tiny_model(), mode)

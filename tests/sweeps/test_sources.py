@@ -44,12 +44,12 @@ def mine(tmp_path: Path) -> Path:
 
 def test_the_files_that_set_values_are_named_with_what_they_set():
     assert run_of("algo=ppo").settings_from == [
-        "conf/tuned/tiny-letters-ppo.yaml sets algo.kl.init_coef=0.2, algo.kl.target=5.0, algo.kl.horizon=192.0, "
+        "conf/tuned/tiny-letters-ppo.yaml sets algo.kl.init_coef=0.8, algo.kl.target=5.0, algo.kl.horizon=192.0, "
         "optimization.learning_rate=0.0005, reward.missing_eos_score=-2.0"
     ]
     typed = run_of("algo=ppo", "algo.kl.controller=fixed", "optimization.learning_rate=1e-3").settings_from
     assert typed == [
-        "conf/tuned/tiny-letters-ppo.yaml sets algo.kl.init_coef=0.2, reward.missing_eos_score=-2.0 "
+        "conf/tuned/tiny-letters-ppo.yaml sets algo.kl.init_coef=0.8, reward.missing_eos_score=-2.0 "
         "(not read here: algo.kl.target, algo.kl.horizon)"
     ]
 
