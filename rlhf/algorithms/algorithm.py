@@ -90,7 +90,10 @@ class Algorithm(ABC):
             values: (B, T), fresh, with gradient.
         """
         assert batch.old_values is not None and batch.returns is not None
-        clip, tokens = self.config.value_clip, totals.tokens
+        clip, tokens = (
+            getattr(self.config, "value_clip", None),
+            totals.tokens,
+        )  # one of its own may have no such setting
         return value_loss(values, batch.old_values, batch.returns, batch.mask, value_clip=clip, num_tokens=tokens)
 
     def after_step(self, step: int) -> None:  # noqa: B027  # most algorithms have nothing to do

@@ -8,6 +8,7 @@ line says why. Scores between 0 and 1 stay what they are. SFT texts are the righ
 from __future__ import annotations
 
 import difflib
+import importlib
 import math
 import random
 import re
@@ -38,13 +39,13 @@ def load_reasoning_gym(config: DatasetConfig, parts: Collection[str] = tuple(PAR
     """
     if problem := REASONING_GYM.missing_for("reasoning_gym"):
         raise DataError(problem)
-    import reasoning_gym
-    from reasoning_gym.factory import DATASETS
+    reasoning_gym = importlib.import_module(REASONING_GYM.module)  # by name: the package is an optional extra
+    known = importlib.import_module(f"{REASONING_GYM.module}.factory").DATASETS
 
     name = str(config.task)
-    if name not in DATASETS:
-        near = difflib.get_close_matches(name, DATASETS, n=3)
-        hint = f"did you mean {' or '.join(near)}?" if near else f"it has {', '.join(sorted(DATASETS)[:5])} and others"
+    if name not in known:
+        near = difflib.get_close_matches(name, known, n=3)
+        hint = f"did you mean {' or '.join(near)}?" if near else f"it has {', '.join(sorted(known)[:5])} and others"
         raise DataError(f"dataset.task: reasoning-gym has no task {name}; {hint}")
     with_what = f"dataset.task={name}: reasoning-gym cannot make it"
     try:

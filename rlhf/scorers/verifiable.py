@@ -10,6 +10,7 @@ with the column `reward.answer`. Final is what stands in the last \\boxed{}, els
 
 from __future__ import annotations
 
+import importlib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -118,14 +119,14 @@ def _number(text: str) -> Fraction | None:
 
 def _same_mathematics(right: str, answer: str) -> bool:
     """By math-verify, whose reading of a model's text may raise anything, or take for ever: that is a wrong answer."""
-    from math_verify import parse, verify
+    math_verify = importlib.import_module(MATH_VERIFY.module)  # by name: the package is an optional extra
 
     right = right if "\\" in right or "$" in right else f"${right}$"
     try:
         with within(MATH_SECONDS):
             # Its own time-outs are signals too and would take the place of this one.
-            wanted, said = (parse(text, parsing_timeout=None) for text in (right, answer))  # type: ignore[arg-type]
-            return bool(verify(wanted, said, timeout_seconds=None))
+            wanted, said = (math_verify.parse(text, parsing_timeout=None) for text in (right, answer))
+            return bool(math_verify.verify(wanted, said, timeout_seconds=None))
     except (Exception, LateError) as error:
         if rank() == 0:
             say(f"reward.compare=math_verify: a response counts as wrong ({one_line(error)})")
