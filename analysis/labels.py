@@ -11,8 +11,8 @@ from rlhf.config.build import paths_without_effect
 REPLICATES = ("sft.seed", "reward_model.seed", "seed")
 """What is drawn anew where a run is repeated, the outermost first: runs that differ in no more are of one setting."""
 
-# Also what is kept: another id, and the same results.
-_SAME_RESULTS = {*REPLICATES, "checkpoint.save_final", *paths_without_effect()}
+# Also what is kept: another id, and the same results; and where values come from, which are settings themselves.
+_SAME_RESULTS = {*REPLICATES, "checkpoint.save_final", "settings_from", *paths_without_effect()}
 _ABSENT = object()
 _NAN = float("nan")
 

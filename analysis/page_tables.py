@@ -239,7 +239,6 @@ def settings_table(settings: Sequence[SettingSummary]) -> PageTable:
     rows = [
         {"setting": Cell(key)} | {settings[place].name: Cell(values[place]) for place in shown}
         for key, values in differing.items()
-        if key != "settings_from"  # says where values come from, which are rows themselves
     ]
     where = "the runs' config.yaml files have all, kl_efficiency.csv the labels"
     caption = of_rows("Settings that are not the same in all runs", len(rows), where)

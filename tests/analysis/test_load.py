@@ -197,4 +197,5 @@ def test_settings_that_change_no_result_make_no_label() -> None:
     assert label_configs([run(tracking={"project": "a"}), run(tracking={"project": "b"})]) == ["", ""]
     assert label_configs([run(reward={"retries": 1}), run(reward={"retries": 2})]) == ["", ""]
     assert label_configs([run(hardware={"slurm": {"pack": 1}}), run(hardware={"slurm": None})]) == ["", ""]
+    assert label_configs([run(settings_from=["a sets b=1"]), run(settings_from=[])]) == ["", ""]
     assert label_configs([run(hardware={"threads": 1}), run(hardware={"threads": 2})]) == ["threads=1", "threads=2"]
