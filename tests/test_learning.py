@@ -61,8 +61,9 @@ def test_learned_and_hidden_reward_rise_on_every_seed(algo: str, sweep: Path) ->
         assert (max(gold) - gold[0]) / (BEST_GOLD - gold[0]) >= 0.1
 
 
-def test_the_main_command_tells_two_pairs_of_algorithms_apart(comparison: Comparison) -> None:
-    assert sum(pair.told_apart for pair in verdict(comparison).pairs) >= 2
+def test_the_main_command_tells_the_best_algorithm_from_the_last(comparison: Comparison) -> None:
+    """Two seeds tell one pair apart; ten tell two (README)."""
+    assert any(pair.told_apart for pair in verdict(comparison).pairs)
 
 
 @pytest.mark.parametrize("seed", SEEDS)
