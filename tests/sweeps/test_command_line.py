@@ -148,7 +148,8 @@ def test_the_options_that_overrides_set():
         ),
         (
             "algo=apa,ppo algo.lam=1,2",
-            "algo.lam: no such option of algo=ppo; leave it out, or use algo=apa or algo=awr",
+            "algo.lam: no such option of algo=ppo; leave it out, or run algo=apa in a command of its own, with the same "
+            "sweep_name",
         ),
         ("alg=ppo", "alg: no such option; did you mean algo?"),
         ("model=tiny,smol", "model=smol: no such option; there are"),
