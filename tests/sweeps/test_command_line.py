@@ -161,7 +161,7 @@ def test_the_options_that_overrides_set():
         ("num_epochs=1", "num_epochs: no such option; did you mean optimization.epochs?"),
         ("model_name_or_path=gpt2", "model_name_or_path: no such option; did you mean model.path?"),
         ("output=a", "output: no such option; did you mean output_dir?"),
-        ("algo=grpo", f"algo=grpo: no such option; there are {', '.join(sorted(ALGO_CONFIGS))}"),
+        ("algo=reinforce", f"algo=reinforce: no such option; there are {', '.join(sorted(ALGO_CONFIGS))}"),
         ("model=null", "model=null: a run has one; there are"),
         (f"{'a' * 5000}=1", f"{'a' * 97}"),
     ],
