@@ -330,7 +330,10 @@ def _unknown_option(key: str, algos: list[str], groups: Mapping[str, list[str]])
     if not lacking:
         return []
     if path in option_paths():
-        return [f"{key}: no such option of algo={', '.join(lacking)}; leave it out, or use {algos_with(path)}"]
+        having = ",".join(algo for algo in algos if algo not in lacking)
+        apart = f"run algo={having} in a command of its own, with the same sweep_name"
+        remedy = apart if having else f"use {algos_with(path)}"
+        return [f"{key}: no such option of algo={', '.join(lacking)}; leave it out, or {remedy}"]
     near = difflib.get_close_matches(key, sorted(groups), n=1)
     if near and "." not in key:
         return [f"{key}: no such option; did you mean {near[0]}?"]

@@ -33,6 +33,7 @@ END_BYTES = 2**20
 CONFIG_FILE = "config.yaml"
 """In a run folder: the run's config."""
 MOST_SHOWN = 3
+_ANOTHER_EXPERIMENT = 20  # differences: a run with more of them is not what the user changed
 """Settings that a line names."""
 NOT_READ = object()
 """In the place of a value that a run does not read."""
@@ -198,7 +199,7 @@ def other_server(folder: Path, config: RunConfig) -> str:
 
 def starts_anew(runs: Sequence[RunConfig]) -> str:
     """The line that says which earlier run in the sweep folder one of `runs`, not begun yet, is nearest to; "" where
-    there is none of its algorithm and seed."""
+    there is none of its algorithm and seed, or it is another experiment."""
     for run in runs:
         folder = run_folder(run)
         start = run_id(run).rpartition("-")[0]
@@ -207,7 +208,7 @@ def starts_anew(runs: Sequence[RunConfig]) -> str:
         near = []
         for other in sorted(folder.parent.glob(f"{start}-*/{CONFIG_FILE}")):
             there = _read(other)
-            if there is not None and (differing := _differences(there, run)):
+            if there is not None and 0 < len(differing := _differences(there, run)) <= _ANOTHER_EXPERIMENT:
                 near.append((len(differing), other.parent.name, differing))
         if near:
             _, name, differing = min(near)

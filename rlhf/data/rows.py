@@ -97,7 +97,7 @@ def _line_rows(lines: Iterable[bytes], path: Path) -> Iterator[Row]:
             continue
         where = f"{path}:{number}"
         try:
-            yield Row(json.loads(line.decode("utf-8-sig")), where)
+            yield Row(json.loads(line.rstrip(b"\r\n").decode("utf-8-sig")), where)
         except UnicodeDecodeError as error:
             yield Row(None, where, f"not UTF-8 ({error})")
         except (ValueError, RecursionError) as error:
@@ -106,7 +106,7 @@ def _line_rows(lines: Iterable[bytes], path: Path) -> Iterator[Row]:
 
 def _not_json(error: ValueError | RecursionError) -> str:
     if isinstance(error, json.JSONDecodeError):
-        return f"not JSON ({error.msg})"
+        return f"not JSON ({error.msg.removesuffix(' at')} at character {error.colno} of the line)"
     if isinstance(error, RecursionError):
         return "not a row (nested too deeply)"
     return f"not a row ({reason(error)})"  # as a number of more digits than Python reads

@@ -22,7 +22,7 @@ MALFORMED = [
     ('{"chosen": ' + "9" * 5000 + "}", "not a row ("),
     ('{"chosen": "a"}', "the row has chosen (text); "),
     ('{"chosen": "a", "rejected": "a b"}', "the row has chosen (text), rejected (text); "),
-    ('{"chosen": "a",', "not JSON ("),
+    ('{"chosen": "a", "rejec', "not JSON (Unterminated string starting at character 17 of the line)"),
     ('{"chosen": "\\ud800 ", "rejected": "b", "prompt": "c"}', "a text holds half a surrogate pair"),
     ("[" * 200_000, "not "),
 ]

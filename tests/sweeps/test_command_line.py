@@ -144,11 +144,11 @@ def test_the_options_that_overrides_set():
         ("algo.lamda=1", "algo.lamda: no such option; did you mean algo.lam?"),
         (
             "algo=ppo algo.lam=1",
-            "algo.lam: no such option of algo=ppo; leave it out, or use algo=apa or algo=awr",
+            "algo.lam: no such option of algo=ppo; leave it out, or run algo=apa in a",
         ),
         (
             "algo=apa,ppo algo.lam=1,2",
-            "algo.lam: no such option of algo=ppo; leave it out, or use algo=apa or algo=awr",
+            "algo.lam: no such option of algo=ppo; leave it out, or run algo=apa in a",
         ),
         ("alg=ppo", "alg: no such option; did you mean algo?"),
         ("model=tiny,smol", "model=smol: no such option; there are"),
