@@ -144,7 +144,7 @@ def test_the_options_that_overrides_set():
         ("algo.lamda=1", "algo.lamda: no such option; did you mean algo.lam?"),
         (
             "algo=ppo algo.lam=1",
-            "algo.lam: no such option of algo=ppo; leave it out, or run algo=apa in a",
+            "algo.lam: no such option of algo=ppo; leave it out, or use algo=apa or algo=awr",
         ),
         (
             "algo=apa,ppo algo.lam=1,2",
