@@ -30,7 +30,9 @@ __all__ = ["search", "typed"]
 
 ALGOS = ("default/algo=apa", "default/algo=ppo")
 TUNED = ("algo=apa,ppo", "seed=0,1", LR)
-SWEEP_FILES = [ROOT / "sweeps" / f"{name}.yaml" for name in ("frontier", "tune")]  # the figures: tests/test_figures.py
+SWEEP_FILES = [
+    ROOT / "sweeps" / f"{name}.yaml" for name in ("family", "frontier", "tune")
+]  # the figures: tests/test_figures.py
 
 
 def wait_for_spans(folder: Path, what: str, count: int) -> None:
