@@ -316,6 +316,8 @@ def watched(run: RunConfig, then: Callable[[], object]) -> Iterator[None]:
 # --- what goes wrong -----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(900)  # ranks wait for each other, long on a busy machine
 def test_a_killed_rank_ends_the_others_and_the_run_in_one_line(pair, tmp_path, cache):
     pair("apa", "model.train.mode=last_k")  # has made the inputs
     run = tiny(tmp_path, cache, "apa", "rollout.iterations=2000", "hardware.ranks=2")

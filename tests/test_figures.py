@@ -72,14 +72,10 @@ def check_figure(number: int, experiment: str, hub: Path, cache: Path, output: P
         assert list(sweep.glob(f"figure_{number}*.svg"))
 
 
-def test_figure_6_runs_at_the_smallest_scale(hub, tmp_path):
-    check_figure(6, "dolly_7b", hub, tmp_path / "cache", tmp_path / "runs")
-
-
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize(
-    ("number", "experiment"), [(number, one) for number, names in EXPERIMENTS.items() if number != 6 for one in names]
+    ("number", "experiment"), [(number, one) for number, names in EXPERIMENTS.items() for one in names]
 )
 def test_every_figure_runs_at_the_smallest_scale(hub, tmp_path, number, experiment):
     check_figure(number, experiment, hub, tmp_path / "cache", tmp_path / "runs")
