@@ -39,10 +39,9 @@ LORA = ("model.train.mode=lora", "optimization.learning_rate=0.01")
     "settings",
     [
         ("apa",),
-        ("ppo", "model.train.mode=all"),
+        ("ppo", "model.train.mode=all", "rollout.temperature=0.7"),
         ("awr", *LORA),
         ("ilql", "value.head_init_std=0.5"),
-        ("awr", "rollout.temperature=0.7"),
     ],
 )
 def test_it_has_the_numbers_of_the_runs_last_row(never_stopped, tmp_path, cache, settings):

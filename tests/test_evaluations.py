@@ -55,7 +55,7 @@ def test_more_responses_to_a_prompt_measure_it_more_closely(tmp_path, cache):
     for each in (1, 16):
         means = []
         for seed in range(6):
-            settings = (f"evaluation.responses_per_prompt={each}", f"evaluation.seed={seed}", "rollout.iterations=1")
+            settings = (f"evaluation.responses_per_prompt={each}", f"evaluation.seed={seed}", "stage=evaluate")
             means.append(np.mean(evaluations(finished(tmp_path, cache, *settings))[0]["reward"]))
         spread[each] = np.std(means, ddof=1)
     assert spread[16] < 0.7 * spread[1]

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import re
-import subprocess
-import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -14,6 +11,9 @@ import yaml
 
 from rlhf.config import APAConfig, AWRConfig, PPOConfig, RunConfig
 from tests.config.composed import CONF, config, typed
+from tests.test_main import typed as typed_here
+
+__all__ = ["typed_here"]
 
 SWEEPS = Path(__file__).parents[1] / "sweeps"
 FIGURES = sorted(SWEEPS.glob("figure_*.yaml")) + sorted(SWEEPS.glob("demo_figure_*.yaml"))
@@ -177,15 +177,10 @@ def test_a_figures_file_says_what_it_remakes_and_all_its_runs_compose(file):
         assert run.hardware.device == ("cpu" if file.stem.startswith("demo") else "cuda")
 
 
-def test_runs_for_debugging_are_none_of_the_figures(tmp_path):
-    words = [sys.executable, str(SWEEPS.parent / "main.py"), "--cfg", "job", "+sweep=figure_8"]
-    names = [
-        re.findall(
-            r"^sweep_name: (\w+)$", subprocess.run(line, capture_output=True, text=True, cwd=tmp_path).stdout, re.M
-        )
-        for line in (words, [*words, "debug=one_step"])
-    ]
-    assert names == [["figure_8"], ["debug"]]
+def test_runs_for_debugging_are_none_of_the_figures(typed_here):
+    for further, name in ((), "figure_8"), (("debug=one_step",), "debug"):
+        _, output, _ = typed_here("--cfg", "job", "+sweep=figure_8", *further)
+        assert f"\nsweep_name: {name}\n" in output
 
 
 def test_every_experiment_of_the_paper_is_here():

@@ -186,10 +186,10 @@ def test_a_way_of_sampling_is_a_group(typed, words, sampling):
 def test_a_sweep_from_any_folder_goes_on_when_typed_again_and_ends_in_a_table(tmp_path, typed):
     arguments = ["-m", "algo=apa,awr", "seed=range(2)", "sweep_name=first", STAND_IN]
     (tmp_path / "fates.json").write_text(json.dumps({"awr-s1": "raise"}))
-    done = command(*arguments, cwd=tmp_path)
-    assert done.returncode == 1
-    assert "3 of 4 runs finished" in done.stdout
-    assert done.stdout.splitlines()[-1].startswith("rerun just these: python ")
+    code, output, _ = typed(*arguments)
+    assert code == 1
+    assert "3 of 4 runs finished" in output
+    assert output.splitlines()[-1].startswith("rerun just these: python ")
 
     (tmp_path / "fates.json").write_text("{}")
     done = command(*arguments, cwd=tmp_path)

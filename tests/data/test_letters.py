@@ -197,7 +197,7 @@ def test_same_seed_same_data_and_parts_do_not_disturb_each_other(data: TextData)
     again = load_letters(config(num_sft=10))
     assert again.pairs == data.pairs and again.eval_prompts == data.eval_prompts
     assert load_letters(config(num_pairs=10)).sft == data.sft
-    assert list(again.sft) != list(load_letters(config(num_sft=10, seed=1)).sft)
+    assert list(again.sft) != list(load_letters(config(num_sft=10, num_pairs=10, seed=1)).sft)
 
 
 def test_too_short_responses_leave_the_best_unknown_and_too_many_prompts_are_refused():

@@ -132,7 +132,7 @@ def test_never_more_at_a_time_than_allowed(tmp_path):
 def command_line(folder: Path, *overrides: str) -> subprocess.Popen[str]:
     places = (f"output_dir={folder}/runs", f"cache_dir={folder}/cache", "hardware.parallel_runs=2")
     places += ("evaluation.reference_responses=0",)
-    command = [sys.executable, str(ROOT / "main.py"), "-m", f"hydra.launcher.target={TARGET}", *places, *overrides]
+    command = [sys.executable, str(ROOT / "tests/sweeps/driver.py"), "-m", f"hydra.launcher.target={TARGET}", *places, *overrides]
     # A session of its own, so that a signal to its group is what Ctrl-C in a terminal is.
     return subprocess.Popen(
         command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
