@@ -189,7 +189,7 @@ def test_exact_integral_agrees_with_brute_force(seed: int) -> None:
         assert efficiency(curve, budget) == pytest.approx(slow_efficiency(kl, even, odd, budget), abs=4e-3)
 
 
-@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("seed", range(5))
 def test_gain_and_integral_tell_the_same_story(seed: int) -> None:
     # Rounded values bring ties, repeated KL and upright segments; halves agree, so the gain never falls.
     rng = np.random.default_rng(seed)

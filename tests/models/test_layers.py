@@ -50,7 +50,8 @@ from tests.helpers import (
 PROMPTS, RESPONSES = [5, 1, 3, 2], [4, 6, 1, 2]
 TOKENIZER = word_tokenizer([f"w{i}" for i in range(20)])
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
-EVERYWHERE = list(itertools.product(ARCHITECTURES, ["last_k", "lora"]))
+# Each architecture, and two of them in both modes.
+EVERYWHERE = [*zip(ARCHITECTURES, itertools.cycle(["last_k", "lora"])), ("gpt_neox", "lora"), ("llama", "last_k")]
 
 
 @pytest.fixture(scope="module")
@@ -122,8 +123,10 @@ def test_the_first_ratio_is_one_and_nothing_frozen_grows(mode, precision, folder
 
 
 @pytest.mark.parametrize("sampling", SAMPLINGS)
-@pytest.mark.parametrize(("mode", "merge"), [("last_k", False), ("lora", False), ("lora", True)])
-@pytest.mark.parametrize("architecture", ["gpt_neox", "qwen2", "gptj"])
+@pytest.mark.parametrize(
+    ("architecture", "mode", "merge"),
+    [("gpt_neox", "last_k", False), ("gpt_neox", "lora", False), ("qwen2", "lora", True), ("gptj", "lora", False)],
+)
 def test_a_policy_of_frozen_weights_samples_and_is_saved_whole(architecture, mode, merge, sampling, folders, tmp_path):
     model, _ = load_pretrained(folders[architecture], FrozenWeights("bfloat16"))
     models = policy_models(model, mode, merge_adapters=merge)

@@ -168,7 +168,15 @@ def sweep(folder: Path, *overrides: str) -> subprocess.Popen[str]:
     places = (f"output_dir={folder}/runs", f"cache_dir={folder}/cache", f"reward.path={folder}/reward")
     fixed = ("tracking=none", "model.sft=false", "evaluation.reference_responses=0", "hardware.parallel_runs=1")
     return subprocess.Popen(
-        [sys.executable, "tests/sweeps/driver.py", "-m", f"hydra.launcher.target={COUNTING}", *fixed, *places, *overrides],
+        [
+            sys.executable,
+            "tests/sweeps/driver.py",
+            "-m",
+            f"hydra.launcher.target={COUNTING}",
+            *fixed,
+            *places,
+            *overrides,
+        ],
         cwd=ROOT,
         env=environment,
         stdout=subprocess.PIPE,
