@@ -221,8 +221,9 @@ def test_ticks_are_round_and_keep_a_distance(end: float) -> None:
 
 @pytest.mark.parametrize("settings", [3, MOST_SETTINGS + 1])
 def test_vega_lite_takes_and_draws_every_chart(tmp_path: Path, settings: int) -> None:
+    """Of many settings the first, which draws the others in grey."""
     altair = pytest.importorskip("altair")
-    for figure in charts(findings(comparison_of(settings=settings, seeds=2 if settings == 3 else 5))):
+    for figure in charts(findings(comparison_of(settings=settings, seeds=2)))[: None if settings == 3 else 1]:
         for panel in figure.panels:
             altair.LayerChart.from_dict(page_spec(panel), validate=True)
         png, svg = save_figure(figure, tmp_path, figure.file)

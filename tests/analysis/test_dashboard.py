@@ -317,6 +317,7 @@ def online(server: Server, sweep: Path, home: Path) -> subprocess.CompletedProce
     )
 
 
+@pytest.mark.slow
 def test_online_the_same_run_and_the_same_view_are_saved_again(server, sweep, tmp_path):
     assert run(options(str(sweep), "--offline")) == 0
     for _ in range(2):

@@ -7,7 +7,6 @@ import hashlib
 import itertools
 import json
 import re
-import time
 from dataclasses import dataclass, field
 from html.parser import HTMLParser
 from pathlib import Path
@@ -291,28 +290,6 @@ def test_no_run_to_compare() -> None:
 
 def test_size_of_a_small_report(report: Made) -> None:
     assert len(report.html.encode()) < 1_300_000
-
-
-def test_size_and_time_of_a_large_report() -> None:
-    # 200 runs of 100 settings; the million rows of 1,000 runs are `tests/benchmarks/report_scale.py`'s.
-    kl = [0.05 * index for index in range(100)]
-    records = [
-        make_record(
-            Path(f"apa-{lam}-s{seed}"),
-            config("apa", seed, algo__lam=float(lam)),
-            rows(kl, [0.3 * k**0.5 + 0.001 * lam for k in kl], gold=kl),
-            {"status": "finished"},
-            [],
-            [],
-        )
-        for lam in range(1, 101)
-        for seed in (0, 1)
-    ]
-    found = findings(compare(label_runs(records)))
-    start = time.process_time()
-    html = render_page("many", Path(), found, charts(found) + training_figure(found.comparison.settings))
-    assert time.process_time() - start < 20.0  # of the processor: other programs do not count
-    assert len(html.encode()) < 5_000_000
 
 
 def test_tables_of_very_many_settings_are_cut() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import os
 import re
+import shutil
 import time
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
@@ -168,33 +169,36 @@ def test_gold_and_a_number_varied_have_figures(tmp_path: Path) -> None:
     assert "bands: standard errors over seeds" in svgs["frontier.svg"]
 
 
-def test_a_report_can_be_remade(report: ReportFiles) -> None:
+def hidden(folder: Path) -> list[str]:
+    return [path.name for path in folder.iterdir() if path.name.startswith(".")]
+
+
+def test_the_command_remakes_a_report_and_removes_folders_of_killed_ones(
+    report: ReportFiles, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sweep = report.html.parent
     paths = [report.runs_csv, report.kl_efficiency_csv, report.claims_csv, report.diagnoses_txt, report.html]
     paths += report.figures
     before = [path.read_bytes() for path in paths]
-    write_report(report.html.parent)
+    for name, age in ((".report-old", 7200.0), (".report-new", 60.0)):
+        (sweep / name).mkdir()
+        (sweep / name / "report.html").touch()
+        os.utime(sweep / name, (time.time() - age,) * 2)
+    assert main(["report", str(sweep)]) == 0
+    said = capsys.readouterr().out
+    assert str(report.html) in said and "KL efficiency" in said
     assert [path.read_bytes() for path in paths] == before
+    assert hidden(sweep) == [".report-new"]
+    shutil.rmtree(sweep / ".report-new")
 
 
-def test_nothing_half_written_is_left_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    fill(tmp_path)
-    files = write_report(tmp_path)
-    before = files.html.read_bytes()
+def test_nothing_half_written_is_left_behind(report: ReportFiles, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = report.html.read_bytes()
     monkeypatch.setattr("analysis.page.render_page", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        write_report(tmp_path)
-    assert files.html.read_bytes() == before
-    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
-
-
-def test_folders_of_killed_reports_are_removed(tmp_path: Path) -> None:
-    fill(tmp_path)
-    for name, age in ((".report-old", 7200.0), (".report-new", 60.0)):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "report.html").touch()
-        os.utime(tmp_path / name, (time.time() - age,) * 2)
-    write_report(tmp_path)
-    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == [".report-new"]
+        write_report(report.html.parent)
+    assert report.html.read_bytes() == before
+    assert hidden(report.html.parent) == []
 
 
 def test_runs_read_elsewhere_and_another_folder(tmp_path: Path) -> None:
@@ -256,18 +260,6 @@ def test_no_run_to_compare_still_gives_a_report(tmp_path: Path) -> None:
     assert read_csv(files.kl_efficiency_csv) == []
     assert "interrupted" in files.html.read_text(encoding="utf-8")
     assert "No finished run to compare." in printed(summary_table(files.comparison))
-
-
-def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    sweep = tmp_path / "made_up"
-    fill(sweep)
-    assert main(["report", str(sweep)]) == 0
-    printed_lines = capsys.readouterr().out
-    assert str(sweep / "report.html") in printed_lines and "KL efficiency" in printed_lines
-    assert main(["report", str(tmp_path / "nonesuch")]) == 2
-    captured = capsys.readouterr()
-    assert captured.out == "" and captured.err.count("\n") == 1
-    assert captured.err.startswith(f"analysis: {tmp_path / 'nonesuch'}: no such folder; give a sweep's folder")
 
 
 def test_samples_show_the_other_columns_of_their_rows_as_text(tmp_path: Path) -> None:

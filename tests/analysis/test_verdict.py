@@ -248,7 +248,7 @@ def test_sft_policies_and_reward_models_are_replicates(tmp_path: Path) -> None:
     lifts = {sft: 0.1 * (sft - 1.5) for sft in range(4)}
     for sft, reward in itertools.product(range(4), range(3)):
         # Reward models of other units: what is possible is as much larger as the gain.
-        samples = DIFFICULTY[:, None] + (1.0 + reward) * draw.normal(size=(PROMPTS, 512))
+        samples = DIFFICULTY[:, None] + (1.0 + reward) * draw.normal(size=(PROMPTS, 256))
         np.savez(tmp_path / "reference_samples" / f"{sft}{reward}.npz", reward=samples)
     for sft, reward, seed in grid:
         for algo, slope in (("apa", 0.7), ("awr", 0.4)):
