@@ -171,6 +171,7 @@ def sent_steps(folder: Path) -> list[int]:
     return steps
 
 
+@pytest.mark.slow
 def test_an_offline_wandb_run_has_no_row_twice_whatever_was_interrupted(tmp_path):
     length = session(tmp_path, 0, [1, 2, 3, 4])
     killed_session(tmp_path, length, [5, 6, 7])  # 5 and 6 are covered; W&B may or may not have written them

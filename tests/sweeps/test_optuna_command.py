@@ -52,6 +52,7 @@ def known(folder: Path) -> dict[tuple[str, int], tuple[dict[str, Any], dict[str,
     }
 
 
+@pytest.mark.slow
 def test_killed_and_typed_again_twice_no_trial_is_repeated_or_lost(typed, tmp_path):
     behave(tmp_path, seconds=0.1)
     before: dict[Any, Any] = {}

@@ -48,7 +48,8 @@ def kept(folder: Path) -> int:
     return (folder / "cache.jsonl").read_bytes().count(b"\n")
 
 
-@pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGTERM])
+@pytest.mark.slow
+@pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
 def test_typed_again_it_goes_on_and_pays_for_nothing_twice(tmp_path: Path, sent: signal.Signals, capsys: Any) -> None:
     """Killed it repeats at most what was under way; asked to stop it waits for that, and says so."""
     with judging(slow) as server:
