@@ -13,7 +13,7 @@ import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import IO, Any
 
 from rlhf.data.examples import DataError
 from rlhf.errors import printable, reason
@@ -42,7 +42,7 @@ def text_rows(path: Path, option: str) -> Iterator[Row]:
         DataError: the file cannot be read. `option` is what named it.
     """
     try:
-        with _opened(path) as file:
+        with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as file:
             if ".jsonl" in path.suffixes:
                 yield from _line_rows(_lines(file), path)
             elif ".json" in path.suffixes:
@@ -54,15 +54,11 @@ def text_rows(path: Path, option: str) -> Iterator[Row]:
         raise DataError(f"{option}={path}: cannot be read ({why}); give a readable file") from None
 
 
-def _opened(path: Path) -> BinaryIO:
-    return gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb")  # type: ignore[return-value]
-
-
 def _text(content: bytes) -> str:
     return content.decode("utf-16" if content.startswith(_UTF_16) else "utf-8-sig")
 
 
-def _lines(file: BinaryIO) -> Iterator[bytes]:
+def _lines(file: IO[bytes]) -> Iterator[bytes]:
     """Lines in UTF-8, whatever the file is written in."""
     start = file.read(2)
     file.seek(0)
