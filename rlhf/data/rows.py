@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import gzip
 import io
@@ -41,17 +42,30 @@ def text_rows(path: Path, option: str) -> Iterator[Row]:
     Raises:
         DataError: the file cannot be read. `option` is what named it.
     """
+    with (
+        cannot_be_read(f"{option}={path}", OSError, EOFError, zlib.error, UnicodeError, csv.Error),
+        gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as file,
+    ):
+        if ".jsonl" in path.suffixes:
+            yield from _line_rows(_lines(file), path)
+        elif ".json" in path.suffixes:
+            yield from _json_rows(path, _text(file.read()), option)
+        else:
+            yield from _table_rows(_lines(file), path, option)
+
+
+@contextlib.contextmanager
+def cannot_be_read(place: str, *errors: type[Exception], remedy: str = "give a readable file") -> Iterator[None]:
+    """Turn what reading raises into one line that names the option and its value.
+
+    Raises:
+        DataError: the body raised one of `errors`.
+    """
     try:
-        with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as file:
-            if ".jsonl" in path.suffixes:
-                yield from _line_rows(_lines(file), path)
-            elif ".json" in path.suffixes:
-                yield from _json_rows(path, _text(file.read()), option)
-            else:
-                yield from _table_rows(_lines(file), path, option)
-    except (OSError, EOFError, zlib.error, UnicodeError, csv.Error) as error:
+        yield
+    except errors as error:
         why = error.strerror if isinstance(error, OSError) and error.strerror else reason(error)
-        raise DataError(f"{option}={path}: cannot be read ({why}); give a readable file") from None
+        raise DataError(f"{place}: cannot be read ({why}); {remedy}") from None
 
 
 def _text(content: bytes) -> str:
