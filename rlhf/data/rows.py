@@ -14,7 +14,7 @@ import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from rlhf.data.examples import DataError
 from rlhf.errors import printable, reason
@@ -72,7 +72,7 @@ def _text(content: bytes) -> str:
     return content.decode("utf-16" if content.startswith(_UTF_16) else "utf-8-sig")
 
 
-def _lines(file: IO[bytes]) -> Iterator[bytes]:
+def _lines(file: gzip.GzipFile | io.BufferedReader) -> Iterator[bytes]:
     """Lines in UTF-8, whatever the file is written in."""
     start = file.read(2)
     file.seek(0)
