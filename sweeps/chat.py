@@ -71,7 +71,7 @@ def _of_run(mapping: Mapping[str, Any], file: Path, policy: str, typed: Mapping[
     ConfigStore.instance().store(group=GROUP, name=NAME, node=node, package="_global_")
     algo = (mapping.get("algo") or {}).get("name")
     chosen = [f"algo={algo}"] if algo in ALGO_CONFIGS and "algo" not in typed else []
-    return [*chosen, "~tuned", f"+{GROUP}={NAME}"]
+    return [*chosen, "~tuned@_global_", "~tuned", f"+{GROUP}={NAME}"]
 
 
 def _initial_policy(mapping: Mapping[str, Any], policy: str) -> dict[str, Any]:

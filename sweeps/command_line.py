@@ -107,7 +107,7 @@ def store_sweep_files(overrides: Sequence[str]) -> None:
 
 
 def without_null_groups(overrides: Sequence[str], folders: Sequence[Path]) -> list[str]:
-    """The overrides, a group's null as Hydra has it: `debug=null` is nothing at all, `tuned=null` a deletion."""
+    """The overrides, a group's null as Hydra has it: `debug=null` is nothing at all, `tuned=null` two deletions."""
     groups, kept = config_groups(folders), []
     for override in overrides:
         key, _, value = override.partition("=")
@@ -115,7 +115,7 @@ def without_null_groups(overrides: Sequence[str], folders: Sequence[Path]) -> li
         if group not in groups or value.strip() not in ("null", "") or group not in (*OPTIONAL_GROUPS, "tuned"):
             kept.append(override)  # null of any other group is refused with the other choices
         elif group == "tuned":
-            kept.append("~tuned")
+            kept += ["~tuned@_global_", "~tuned"]
     return kept
 
 

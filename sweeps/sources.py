@@ -35,7 +35,7 @@ ALGOS = "algos"
 """Key of a file under which settings stand by algorithm: `algos: {apa: {lam: 0.3}}`."""
 
 # Groups whose files set options of several sections, in the order in which later ones win.
-ACROSS_SECTIONS = ("tuned", "experiment", "debug")
+ACROSS_SECTIONS = ("tuned@_global_", "tuned", "experiment", "debug")
 
 
 @dataclass(frozen=True)
@@ -145,7 +145,7 @@ def settings_files(hydra: Any) -> list[SettingsFile]:
     for group in (*groups, *ACROSS_SECTIONS):
         chosen = choices.get(group) or []
         for name in [chosen] if isinstance(chosen, str) else map(str, chosen):
-            for file in _files(group, name, folders):
+            for file in _files(group.partition("@")[0], name, folders):
                 if group in ACROSS_SECTIONS or not file.is_ours:
                     # Those for the chosen algorithm stand in the place of the table by algorithm.
                     values = {path: v for path, v in file.values.items() if not path.startswith(f"{ALGOS}.")}

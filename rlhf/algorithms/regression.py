@@ -28,7 +28,7 @@ from rlhf.algorithms.algorithm import CriticAlgorithm
 from rlhf.algorithms.grpo import group_mean_advantages
 from rlhf.algorithms.rloo import leave_one_out
 from rlhf.batches import LossOutput, Signal, Totals, TrainingBatch
-from rlhf.config.algo import RegressionConfig
+from rlhf.config.regression import RegressionConfig
 from rlhf.masked import masked_mean, response_sums
 
 

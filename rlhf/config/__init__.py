@@ -9,14 +9,12 @@ from rlhf.config.algo import (
     CRITIC,
     GAE,
     HEADS,
-    AlgoConfig,
     APAConfig,
     AWRConfig,
-    CriticAlgoConfig,
     ILQLConfig,
-    KLControlConfig,
     PPOConfig,
 )
+from rlhf.config.algo_base import AlgoConfig, CriticAlgoConfig, KLControlConfig
 from rlhf.config.dataset import ColumnsConfig, DatasetConfig
 from rlhf.config.hardware import HardwareConfig, SlurmConfig, TrackingConfig
 from rlhf.config.model import ModelConfig, TrainableConfig, ValueConfig

@@ -10,7 +10,8 @@ import typing
 from collections.abc import Mapping
 from typing import Any
 
-from rlhf.config.algo import ALGO_CONFIGS, CUSTOM, AlgoConfig, CustomConfig
+from rlhf.config.algo import ALGO_CONFIGS, CUSTOM, CustomConfig
+from rlhf.config.algo_base import AlgoConfig
 from rlhf.config.setting import setting
 from rlhf.config.user_code import UserCodeError, absolute, load, where_it_failed
 

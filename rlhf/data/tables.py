@@ -86,7 +86,10 @@ class View:
         """The first `limit` rows of each prompt."""
         if limit is None:
             return self
-        return View(self.table, self.index[at_most_of_each(self.table.keys[self.index], limit)])
+        keys = self.table.keys[self.index]
+        order = np.argsort(keys, kind="stable")
+        place = np.arange(len(keys)) - np.searchsorted(keys[order], keys[order])  # among those of its prompt
+        return View(self.table, self.index[np.sort(order[place < limit])])
 
     def with_text(self, column: str) -> View:
         """The rows whose `column` is not empty."""
@@ -289,14 +292,6 @@ def shuffled(index: Index, draws: random.Random | str) -> Index:
     return np.frombuffer(order, dtype=np.int64)
 
 
-def at_most_of_each(keys: Index, limit: int) -> Index:
-    """Where the first `limit` of every key stand, in their order."""
-    order = np.argsort(keys, kind="stable")
-    firsts = _first_of_runs(keys[order])
-    rank = np.arange(len(keys)) - np.flatnonzero(firsts)[np.cumsum(firsts) - 1]
-    return np.sort(order[rank < limit])
-
-
 def distinct_prompts(tables: Sequence[Table]) -> Index:
     """The key of each prompt once, in the order of the prompts' texts."""
     chunks = [chunk for table in tables for chunk in table.rows.data.column("prompt").chunks]
@@ -304,7 +299,3 @@ def distinct_prompts(tables: Sequence[Table]) -> Index:
     order = compute.sort_indices(prompts).to_numpy()  # pyright: ignore[reportAttributeAccessIssue]  # made on import
     keys = np.concatenate([table.keys for table in tables])[order]
     return keys[np.sort(np.unique(keys, return_index=True)[1])]
-
-
-def _first_of_runs(keys: Index) -> NDArray[np.bool_]:
-    return np.concatenate([np.ones(min(1, len(keys)), bool), keys[1:] != keys[:-1]])

@@ -33,10 +33,6 @@ class Task:
     columns: dict[str, Any]
 
 
-def is_held_out(prompt: str, seed: int) -> bool:
-    return int.from_bytes(hashlib.sha256(f"{seed} {prompt}".encode()).digest()[:4], "big") % ONE_IN == 0
-
-
 def made_parts(config: DatasetConfig, parts: Collection[str], draw: Callable[[random.Random], Task]) -> dict[str, Any]:
     """The wanted parts of a `TextData`, each with random numbers of its own; no RL prompt comes twice.
 
@@ -67,7 +63,8 @@ def _tasks(config: DatasetConfig, part: str, draw: Callable[[random.Random], Tas
     misses = 0
     while misses < MOST_MISSES:
         task = draw(random_)
-        if is_held_out(task.prompt, config.seed) == (part in HELD_OUT):
+        digest = hashlib.sha256(f"{config.seed} {task.prompt}".encode()).digest()
+        if (int.from_bytes(digest[:4], "big") % ONE_IN == 0) == (part in HELD_OUT):
             misses = 0
             yield task
         misses += 1

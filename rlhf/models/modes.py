@@ -60,15 +60,15 @@ def _all_parameters(model: PreTrainedModel, train: TrainableConfig, value: str |
         value: value.train of a separate value network; None: there is none.
     """
     reference = copy.deepcopy(model)
-    value_base = copy.deepcopy(model.base_model) if value else None
+    value_network, value_parameters = _whole_value(model.base_model, recompute) if value else (None, {})
     return Networks(
         sampler=model,
         policy=Network(model.base_model, recompute=recompute),
         reference=Network(reference.base_model),
         reference_head=language_head(reference),
-        value=None if value_base is None else Network(value_base, recompute=recompute),
+        value=value_network,
         policy_parameters=_named("policy", model),
-        value_parameters={} if value_base is None else _named("value", value_base),
+        value_parameters=value_parameters,
     )
 
 
@@ -80,8 +80,7 @@ def _last_blocks(model: PreTrainedModel, train: TrainableConfig, value: str | No
     policy = _trainable_top(reference)
     value_network, value_parameters = None, {}
     if value == "all":
-        value_base = _float32_copy(base)
-        value_network, value_parameters = Network(value_base, recompute=recompute), _named("value", value_base)
+        value_network, value_parameters = _whole_value(base, recompute)
     elif value:
         value_top = _trainable_top(reference)
         value_network = Network(value_top, top=True, recompute=recompute)
@@ -100,7 +99,7 @@ def _last_blocks(model: PreTrainedModel, train: TrainableConfig, value: str | No
 
 def _lora(model: PreTrainedModel, train: TrainableConfig, value: str | None, recompute: bool) -> Networks:
     """One frozen base, an adapter each for policy and value network; the reference has them off."""
-    value_base = _float32_copy(model.base_model) if value == "all" else None  # before adapters are put in
+    whole_value = _whole_value(model.base_model, recompute) if value == "all" else None  # before adapters are put in
     settings = lora_config(train, model, "model.train")
     with adapting("model.train"):
         adapted = get_peft_model(model, copy.deepcopy(settings), adapter_name="policy")
@@ -113,8 +112,8 @@ def _lora(model: PreTrainedModel, train: TrainableConfig, value: str | None, rec
     network = partial(Network, model.base_model)
     value_network = network(recompute=recompute, within=lambda: switch.on("value")) if value == "as_policy" else None
     value_parameters = {name: parameter for name, parameter in trained.items() if ".value." in name}
-    if value_base is not None:
-        value_network, value_parameters = Network(value_base, recompute=recompute), _named("value", value_base)
+    if whole_value is not None:
+        value_network, value_parameters = whole_value
     return Networks(
         sampler=model,
         policy=network(recompute=recompute, within=lambda: switch.on("policy")),
@@ -143,10 +142,11 @@ def _numbered(role: str, parameters: Iterable[nn.Parameter]) -> Parameters:
     return {f"{role}.{i}": parameter for i, parameter in enumerate(parameters)}
 
 
-def _float32_copy(base: nn.Module) -> nn.Module:
+def _whole_value(base: nn.Module, recompute: bool) -> tuple[Network, Parameters]:
+    """A value network that is a copy of the whole base, in float32, with its parameters."""
     twin = copy.deepcopy(base)
     to_float32(twin.parameters())
-    return twin
+    return Network(twin, recompute=recompute), _named("value", twin)
 
 
 # --- the last k blocks ---------------------------------------------------------------------------------------------

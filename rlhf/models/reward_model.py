@@ -214,7 +214,8 @@ def load_classifier(
     def prepare(config: PretrainedConfig, place: str | Path) -> type[PreTrainedModel]:
         if adapter is not None and label is None:
             config.num_labels = 1  # the base may be a policy, which has no labels
-        if compares_answers(config):
+        names = getattr(config, "architectures", None) or []
+        if hasattr(config, "ranker_type") or any(str(name).endswith("PairRM") for name in names):  # LLM-Blender's
             raise ModelError(
                 f"reward.path: {path} compares two answers and scores none alone; give a model that scores one answer"
             )
@@ -232,12 +233,6 @@ def load_classifier(
     )
     check_head(model)
     return model.eval().requires_grad_(False)
-
-
-def compares_answers(config: PretrainedConfig) -> bool:
-    """Whether it is a pairwise ranker of LLM-Blender, as PairRM and PairRM-hf."""
-    names = getattr(config, "architectures", None) or []
-    return hasattr(config, "ranker_type") or any(str(name).endswith("PairRM") for name in names)
 
 
 def output_of(config: PretrainedConfig, label: str | None, path: str | Path) -> int:

@@ -31,7 +31,7 @@ from rlhf.scorers.classifier import load_learned
 from rlhf.scorers.gptj import load_hh_gptj, load_tldr_gptj
 from rlhf.scorers.http import load_http
 from rlhf.scorers.python import load_python
-from rlhf.scorers.sentiment import load_sentiment
+from rlhf.scorers.sentiment import SentimentScorer
 from rlhf.scorers.verifiable import load_verifiable
 
 
@@ -50,7 +50,7 @@ SCORERS: dict[str, Callable[[RunConfig, Path | None, torch.device, TextData], Sc
     "hh_gptj": load_hh_gptj,
     "tldr_gptj": load_tldr_gptj,
     "http": load_http,
-    "sentiment": load_sentiment,
+    "sentiment": lambda *_: SentimentScorer(),
     "python": load_python,
     "verifiable": load_verifiable,
 }

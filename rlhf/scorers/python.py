@@ -39,6 +39,17 @@ Function = Callable[..., Any]
 
 
 @dataclass(frozen=True)
+class _Rows:
+    prompts: list[str]
+    answers: list[str]
+    columns: Columns
+
+    def only(self, number: int) -> _Rows:
+        at = slice(number, number + 1)
+        return _Rows(self.prompts[at], self.answers[at], {name: entries[at] for name, entries in self.columns.items()})
+
+
+@dataclass(frozen=True)
 class PythonScorer:
     """The weighted sum of some functions' scores."""
 
@@ -53,69 +64,44 @@ class PythonScorer:
         Raises:
             UserCodeError: what the function did wrong.
         """
+        texts = [str(prompt) for prompt in prompts], [str(answer) for answer in answers]
+        place, names = place_of(self.spec)
         total = torch.zeros(len(prompts), dtype=torch.float64)
-        names = place_of(self.spec)[1]
         for name, function, weight in zip(names, self.functions, self.weights, strict=True):
-            scores = self._scores(name, function, prompts, answers, columns)
+            scores = self._scores(f"{place}:{name}", function, _Rows(*texts, columns))
             total += weight * torch.tensor(scores, dtype=torch.float64)
         return total.float()
 
-    def _scores(
-        self, name: str, function: Function, prompts: Sequence[str], answers: Sequence[str], columns: Columns
-    ) -> list[float]:
-        texts = [str(prompt) for prompt in prompts], [str(answer) for answer in answers]
-        deadline = time.monotonic() + self.timeout_seconds
+    def _scores(self, spec: str, function: Function, rows: _Rows) -> list[float]:
+        count = len(rows.answers)
         try:
-            return self._asked(name, function, *texts, columns, deadline)
+            return self._asked(spec, function, rows, time.monotonic() + self.timeout_seconds)
         except UserCodeError as error:
             failure = error
-        row = self._row_at_fault(name, function, *texts, columns, failure)
-        if row is None:
-            raise UserCodeError(f"{failure} (in a call with {len(prompts)} responses, none of which does it alone)")
-        shown = f"prompt {_beginning(prompts[row])}, response {_beginning(answers[row])}"
-        raise UserCodeError(f"{failure} (row {row + 1} of {len(prompts)}: {shown})") from failure.__cause__
-
-    def _row_at_fault(
-        self,
-        name: str,
-        function: Function,
-        prompts: list[str],
-        answers: list[str],
-        columns: Columns,
-        failure: UserCodeError,
-    ) -> int | None:
-        """The first row with which alone it fails in the same way."""
         deadline = time.monotonic() + self.timeout_seconds
-        for row in range(len(prompts)):
-            of_row = {column: entries[row : row + 1] for column, entries in columns.items()}
+        for number in range(count):
+            row = rows.only(number)
             try:
-                self._asked(name, function, prompts[row : row + 1], answers[row : row + 1], of_row, deadline)
+                self._asked(spec, function, row, deadline)
             except UserCodeError as error:
-                if type(error.__cause__) is type(failure.__cause__):
-                    return row
-        return None
+                if type(error.__cause__) is type(failure.__cause__):  # it alone fails in the same way
+                    shown = f"prompt {_beginning(row.prompts[0])}, response {_beginning(row.answers[0])}"
+                    line = f"{failure} (row {number + 1} of {count}: {shown})"
+                    raise UserCodeError(line) from failure.__cause__
+        raise UserCodeError(f"{failure} (in a call with {count} responses, none of which does it alone)")
 
-    def _asked(
-        self,
-        name: str,
-        function: Function,
-        prompts: list[str],
-        answers: list[str],
-        columns: Columns,
-        deadline: float,
-    ) -> list[float]:
-        spec = f"{place_of(self.spec)[0]}:{name}"
+    def _asked(self, spec: str, function: Function, rows: _Rows, deadline: float) -> list[float]:
         # Lists of its own: what the function changes in them changes nothing here.
-        named = {column: list(entries) for column, entries in columns.items()}
+        named = {column: list(entries) for column, entries in rows.columns.items()}
         try:
             with within(max(deadline - time.monotonic(), 0.001)):
-                scores = function(prompts=list(prompts), completions=list(answers), **named)
+                scores = function(prompts=list(rows.prompts), completions=list(rows.answers), **named)
         except LateError:
             line = f"gave no scores within reward.timeout_seconds={self.timeout_seconds:g}"
             raise UserCodeError(f"{OPTION}: {spec} {line}; make it faster, or give it longer") from None
         except Exception as error:
             raise where_it_failed(error, spec, OPTION) from error
-        return _checked(scores, len(answers), f"{OPTION}: {spec}")
+        return _checked(scores, len(rows.answers), f"{OPTION}: {spec}")
 
 
 def _checked(scores: Any, count: int, who: str) -> list[float]:

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from rlhf.config import RunConfig
 from rlhf.config.packages import VADER
-from rlhf.data.examples import NO_COLUMNS, Columns, TextData
+from rlhf.data.examples import NO_COLUMNS, Columns
 from rlhf.models.loading import ModelError
 
 
@@ -27,9 +25,3 @@ class SentimentScorer:
     def score(self, prompts: Sequence[str], answers: Sequence[str], columns: Columns = NO_COLUMNS) -> Tensor:
         """(B,) float32 on the CPU."""
         return torch.tensor([self.analyzer.polarity_scores(answer)["compound"] for answer in answers])
-
-
-def load_sentiment(
-    _config: RunConfig, _trained: Path | None, _device: torch.device, _data: TextData
-) -> SentimentScorer:
-    return SentimentScorer()

@@ -207,7 +207,7 @@ def test_folders_of_the_command_line(tmp_path):
 
 def test_a_null_group_is_none_or_refused():
     words = ["debug=null", "experiment=null", "seed=1", "tuned=null", "algo=null"]
-    assert without_null_groups(words, [CONF]) == ["seed=1", "~tuned", "algo=null"]
+    assert without_null_groups(words, [CONF]) == ["seed=1", "~tuned@_global_", "~tuned", "algo=null"]
     with pytest.raises(ConfigError) as error:
         refuse_unknown(["algo=null"], [CONF])
     assert error.value.problems == [f"algo=null: a run has one; there are {', '.join(sorted(ALGO_CONFIGS))}"]

@@ -43,14 +43,19 @@ def mine(tmp_path: Path) -> Path:
 
 
 def test_the_files_that_set_values_are_named_with_what_they_set():
+    of_all = "conf/tuned/tiny-letters.yaml sets reward.missing_eos_score=-2.0"
     assert run_of("algo=ppo").settings_from == [
+        of_all,
         "conf/tuned/tiny-letters-ppo.yaml sets algo.kl.init_coef=0.8, algo.kl.target=5.0, algo.kl.horizon=192.0, "
-        "optimization.learning_rate=0.0005, reward.missing_eos_score=-2.0"
+        "optimization.learning_rate=0.0005",
+    ]
+    assert run_of("algo=rloo").settings_from == [
+        "conf/tuned/tiny-letters.yaml sets optimization.learning_rate=0.0005, reward.missing_eos_score=-2.0"
     ]
     typed = run_of("algo=ppo", "algo.kl.controller=fixed", "optimization.learning_rate=1e-3").settings_from
     assert typed == [
-        "conf/tuned/tiny-letters-ppo.yaml sets algo.kl.init_coef=0.8, reward.missing_eos_score=-2.0 "
-        "(not read here: algo.kl.target, algo.kl.horizon)"
+        of_all,
+        "conf/tuned/tiny-letters-ppo.yaml sets algo.kl.init_coef=0.8 (not read here: algo.kl.target, algo.kl.horizon)",
     ]
 
 
