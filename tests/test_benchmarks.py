@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import importlib
+import json
 from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from tests.benchmarks import alarms, coverage, evaluation_draws, measuring
+from tests.benchmarks import alarms, coverage, evaluation_draws, gpu, measuring, scale
 
 TINY = "--repeats 1 --threads 1 --responses 4 --prompt 4 --new 4"
 TRL = "" if find_spec("trl") else "--no-trl"
@@ -29,6 +30,8 @@ COMMANDS = {
         "evaluation.reference_responses=4 tracking=none cache_dir={folder}/cache",
         "apa: E(;apa, 2 seeds: ;apa, every 2th",
     ),
+    "gpu": ("--rehearse --out {folder}/gpu", "== sampling, llama_7b;### sampling, llama_7b"),
+    "scale": ("--check", "all, update;last_k=2, update"),
     "alarms": ("", " 20 evaluations;  8 evaluations"),
 }
 """Options, and how lines of the output begin."""
@@ -49,6 +52,45 @@ def test_each_command_prints_its_rows(
     for row in rows.split(";"):
         assert f"\n{row}" in output
     assert "failed" not in output
+
+
+def test_a_step_of_the_gpu_kit_that_fails_or_does_not_end_costs_its_own_figures_alone(
+    monkeypatch, tmp_path: Path
+) -> None:
+    row = "from tests.benchmarks.measuring import Table; Table('', 's').row('quick', 1.5)"
+    words = {
+        "quick": row,
+        "wrong": "raise SystemExit('no such device')",
+        "slow": "import time; time.sleep(60)",
+        "last": row,
+    }
+    limits = {"quick": 60, "wrong": 60, "slow": 1, "last": 60}
+    monkeypatch.setattr(gpu, "STEPS", [gpu.Step(name, [], ["-c", words[name]], limits[name]) for name in words])
+    with pytest.raises(SystemExit, match="2 of 4 steps did not pass: wrong; slow"):
+        gpu.main(["--rehearse", "--out", str(tmp_path)])
+    steps = {step["title"]: step for step in json.loads((tmp_path / "gpu.json").read_text())["steps"]}
+    assert [step["outcome"] for step in steps.values()] == [
+        "passed",
+        "failed with exit code 1",
+        "not done after 1 s",
+        "passed",
+    ]
+    assert steps["last"]["rows"] == [{"row": "quick", "s": 1.5}]
+    page = (tmp_path / "gpu.md").read_text()
+    assert "| quick | 1.5 |" in page and "no such device" in page
+
+
+def test_reckoned_memory_and_seconds_by_hand() -> None:
+    """Two blocks of 10 parameters, a head of 5, all trained, 4 responses of 1 + 1 tokens on one GPU."""
+    network = scale.Network(2, 10.0, 5.0, 3)
+    unit = scale.GPU(1 / scale.COMPUTE_SHARE, 1 / scale.BANDWIDTH_SHARE, 1.0, 1.0)
+    run = scale.Run("", network, network, "all", 4, 1, 1, 1, 2, 4, epochs=1, gpu=unit)
+    # 8 tokens, 4 of which are of responses; sampling: 160 + 160 of the blocks and 40 of the head.
+    assert run.flops() == {"sampling": 360, "scoring": 320, "measuring": 960 + 80, "update": 6 * (320 + 20)}
+    # A token reads 2 x 25 bytes of weights, and 2 x 2 x 2 x 3 bytes of each of 6 cached tokens: 194 < 360 - 180.
+    assert run.seconds()["sampling"] == pytest.approx(180 + max(50 + 24 * 6, 180))
+    # Bytes: 2 x (25 held + 25 of the reward model), 16 x 50 trained; a cache of 8 tokens.
+    assert run.memory() == pytest.approx(1.25 * (2 * 50 + 16 * 50 + 24 * 8))
 
 
 def test_what_intervals_of_draws_hold() -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import gc
+import json
 import math
 import os
 import platform
@@ -264,15 +265,24 @@ def _cpu_name() -> str:
 
 
 class Table:
-    """Rows as they come; the first column is text, the others are as wide as their titles."""
+    """Rows as they come; the first column is text, the others are as wide as their titles.
+
+    Where the variable BENCHMARK_ROWS names a file, each row is written there too, a JSON object a line.
+    """
 
     def __init__(self, first: str, *others: str, width: int = 34) -> None:
         self.widths = [width, *(max(9, len(title) + 2) for title in others)]
-        self.row(first, *others)
+        self.titles = others
+        self._print(first, others)
 
     def row(self, first: str, *others: str | float | None) -> None:
         """Numbers with three or four figures; nothing for None."""
-        texts = ["" if one is None else one if isinstance(one, str) else number(one) for one in others]
+        self._print(first, ["" if one is None else one if isinstance(one, str) else number(one) for one in others])
+        if file := os.environ.get("BENCHMARK_ROWS"):
+            with Path(file).open("a") as rows:
+                rows.write(json.dumps({"row": first, **dict(zip(self.titles, others, strict=False))}) + "\n")
+
+    def _print(self, first: str, texts: Sequence[str]) -> None:
         cells = "".join(text.rjust(w) for text, w in zip(texts, self.widths[1:], strict=False))
         print(first.ljust(self.widths[0]) + cells, flush=True)
 

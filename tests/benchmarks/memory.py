@@ -1,4 +1,4 @@
-"""Peak memory of one iteration of APA and PPO: `python -m tests.benchmarks.memory --model pythia_1b`.
+"""Peak memory and seconds of one iteration of APA and PPO: `python -m tests.benchmarks.memory --model pythia_1b`.
 
 Shapes of pythia_1b (last two blocks trained) and llama_7b (LoRA 16) with random weights, frozen ones held in bfloat16;
 a child process for each row. On a GPU the peak is torch's count of its tensors, and `reserved` what its allocator took
@@ -6,7 +6,8 @@ of the device at most, captured graphs' pools and gaps included; on a CPU the pe
 imports. It is set against the sum of what must be there: frozen weights as they are held, those of a reward model
 among them, trained parameters with gradient and two moments (16 bytes each), the key-value cache, the trunk's features,
 and a chunk of logits. `activations` is not in the sum: what autograd keeps of a micro-batch until its backward pass, of
-both networks where they are trained at once.
+both networks where they are trained at once. `seconds` are the least of an iteration's after the first; `first KL` must
+be 0, since nothing has been trained by then, and `sampler gap` is what the sampler's logprobs are off by on average.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import argparse
 import json
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -26,7 +28,7 @@ from rlhf.config.sizes import forward_rows
 from rlhf.models.policy import PolicyModels
 from rlhf.token_logprobs import CHUNK
 from rlhf.training_batch import features_at
-from tests.benchmarks.measuring import ROOT, Table, begin, parser_of, peak_bytes
+from tests.benchmarks.measuring import ROOT, Table, begin, finish, parser_of, peak_bytes
 from tests.benchmarks.setups import (
     MODELS,
     NoReward,
@@ -41,6 +43,7 @@ from tests.benchmarks.setups import (
 TRAINED_BYTES = 16
 """Of a float32 parameter with its gradient and AdamW's two moments."""
 PARTS = ("frozen", "trained", "cache", "trunk", "logits")
+SPEED = ("seconds", "first KL", "sampler gap")
 GIB = 2**30
 
 
@@ -48,7 +51,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser = parser_of(__doc__, repeats=3, layers=0, responses=64, prompt=128, new=128, minibatch=8)
     shapes = ("tiny", "pythia_1b", "llama_7b")
     parser.add_argument("--model", nargs="+", choices=shapes, default=["pythia_1b", "llama_7b"])
-    parser.add_argument("--algo", nargs="+", choices=("apa", "ppo", "awr"), default=["apa", "ppo"])
+    parser.add_argument("--algo", nargs="+", choices=("apa", "ppo", "awr", "rloo"), default=["apa", "ppo"])
     parser.add_argument("--reward", choices=("none", "gptj_6b"), default="none", help="a reward model next to them")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
@@ -59,7 +62,7 @@ def main(arguments: list[str] | None = None) -> None:
         return
     begin(options, torch.device(options.device))
     print(f"{options.responses} responses of {options.prompt} + {options.new} tokens, reward model {options.reward}")
-    table = Table("GiB", "peak", "needed", "ratio", "reserved", "activations", *PARTS)
+    table = Table("GiB", "peak", "needed", "ratio", "reserved", "activations", *PARTS, *SPEED)
     program = [sys.executable, "-W", "ignore::FutureWarning", "-m", "tests.benchmarks.memory", *words, "--child"]
     for model in options.model:
         for algo in options.algo:
@@ -72,11 +75,12 @@ def main(arguments: list[str] | None = None) -> None:
             parts = [row[part] / GIB for part in PARTS]
             peak, total = row["peak"] / GIB, sum(parts)
             beyond = row["reserved"] / GIB or None, row["activations"] / GIB
-            table.row(f"{model}, {algo}", peak, total, peak / total, *beyond, *parts)
+            speed = [row[name] for name in SPEED]
+            table.row(f"{model}, {algo}", peak, total, peak / total, *beyond, *parts, *speed)
 
 
-def child(options: argparse.Namespace, model: str, algo: str) -> dict[str, int]:
-    """Bytes of one iteration in this process."""
+def child(options: argparse.Namespace, model: str, algo: str) -> dict[str, float]:
+    """Bytes and seconds of one iteration in this process."""
     device = torch.device(options.device)
     torch.set_num_threads(options.threads)
     before = 0 if device.type == "cuda" else peak_bytes(device)
@@ -91,13 +95,23 @@ def child(options: argparse.Namespace, model: str, algo: str) -> dict[str, int]:
         score.float()
         scorer = reward_of(config, judge, tokenizer)
     iterations = iterations_of(config, network, tokenizer, scorer)
+    seconds, metrics = [], []
     for _ in range(options.repeats):
-        iterations.next()
+        began = time.perf_counter()
+        metrics.append(iterations.next())
+        finish(device)
+        seconds.append(time.perf_counter() - began)
     peak = peak_bytes(device) - before
     reserved = torch.cuda.max_memory_reserved(device) if device.type == "cuda" else 0
     models = iterations.setup.models
-    kept = activations(config, models)
-    return {"peak": peak, "reserved": reserved, "activations": kept, **needed(config, models, judge)}
+    numbers = min(seconds[1:] or seconds), metrics[0]["train/kl"], metrics[-1]["perf/sampler_logprob_gap"]
+    return {
+        "peak": peak,
+        "reserved": reserved,
+        "activations": activations(config, models),
+        **needed(config, models, judge),
+        **dict(zip(SPEED, numbers, strict=True)),
+    }
 
 
 def needed(config: RunConfig, models: PolicyModels, judge: nn.Module | None) -> dict[str, int]:
