@@ -146,14 +146,21 @@ def save_policy(
         return
     if how == "trained":
         write_folder(folder, lambda target: save_tensors(models.policy_parameters, target / "trained.safetensors"))
-    elif networks.adapters is None:
-        save_model(models.sampler, tokenizer, folder, weights)
-    elif (base := _place(models.model)) and not networks.merge_adapters:
+    elif networks.adapters is not None and (base := _place(models.model)) and not networks.merge_adapters:
         write_folder(folder, lambda target: _write_adapter(models.model, tokenizer, target, "policy", base))
     else:
-        merged = copy.deepcopy(models.model)
-        merge_adapters(merged, "policy")
-        save_model(merged, tokenizer, folder)
+        save_whole_policy(models, tokenizer, folder, weights)
+
+
+def save_whole_policy(
+    models: PolicyModels, tokenizer: PreTrainedTokenizerBase, folder: Path, weights: dict[str, Tensor] | None = None
+) -> None:
+    """The policy as whole weights, adapters folded in; arguments as of `save_model`."""
+    model = models.sampler
+    if models.networks.adapters is not None:
+        model = copy.deepcopy(models.model)
+        merge_adapters(model, "policy")
+    save_model(model, tokenizer, folder, weights)
 
 
 def _place(model: PreTrainedModel) -> str | None:
