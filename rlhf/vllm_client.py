@@ -14,6 +14,7 @@ go in and come out: no text is tokenised on its side.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 from collections.abc import Sequence
@@ -120,11 +121,10 @@ class VllmClient:
     def logprobs(self, model: str, tokens: Sequence[int]) -> list[float]:
         """log pi of tokens 1, 2, ... of a text, at temperature 1 whatever is sampled at."""
         request = {"model": model, "prompt": list(tokens), "max_tokens": 1, "temperature": 1.0, "prompt_logprobs": 0}
-        found = self._choice(self._ask("/v1/completions", request)).get("prompt_logprobs")
-        try:
+        found: Any = self._choice(self._ask("/v1/completions", request)).get("prompt_logprobs")
+        logprobs: list[Any] = [None]
+        with contextlib.suppress(LookupError, TypeError):
             logprobs = [found[i][str(tokens[i])]["logprob"] for i in range(1, len(tokens))]
-        except (LookupError, TypeError):
-            logprobs = [None]
         if not all(map(_is_logprob, logprobs)):
             raise self.error("answered without the logprobs of a text")
         return [float(logprob) for logprob in logprobs]
@@ -135,7 +135,7 @@ class VllmClient:
         self._ask("/reset_prefix_cache", {})
 
     def checksums(self) -> dict[str, str]:
-        """SHA-256 of each tensor's bytes as the server holds it, by rank and name, as dp0:pp0:pcp0:tp0:model.norm.weight;
+        """SHA-256 of each tensor's bytes as the server holds it, by rank and name (dp0:pp0:pcp0:tp0:model.norm.weight);
         none where it has no such path."""
         response = self._post("/weight_checker", {"action": "checksum"})
         if response.status_code == 404:

@@ -1,8 +1,8 @@
 """rollout=vllm: rollouts sampled by a vLLM server, the user's (rollout.url) or the run's own.
 
 Before each rollout the policy's weights go to the server by a folder, adapters folded in. Whether it has taken them is
-told by the checksums of those tensors that it holds as the folder does, and by the logprobs of a fixed text beside those
-of our own forward pass, which are looked at after the rollout again. A fault is mended once, by loading again; a second
+told by the checksums of those tensors that it holds as the folder does, and by the logprobs of a fixed text beside our
+own forward pass's; the latter is looked at after the rollout again. A fault is mended once, by loading again; a second
 one ends the run. Old and reference logprobs are our own, whoever samples: the first ratio stays exactly 1.
 """
 
@@ -41,7 +41,7 @@ NOTHING = hashlib.sha256(b"").hexdigest()
 """The checksum of a matrix that a CPU holds packed: it says nothing of the matrix."""
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 KNOWN_APART = 3.0
-"""The last weights are recognised where the server's logprobs are so many times nearer to theirs than to the policy's."""
+"""The last weights are recognised where the server's logprobs are so many times nearer to theirs than to ours."""
 TRANSFORMERS_BACKEND = ("gpt_neox",)
 """Of the model types that our own layers know, those that vLLM runs by transformers' code."""
 NOT_SERVED = ("gpt_neo",)

@@ -46,6 +46,8 @@ class ServerProcess:
                 },
                 start_new_session=True,
             )
+        self.group = self._keeper.pid
+        """The process group of the server and all that it starts."""
 
     def ended(self) -> int | None:
         """How the server ended, as `rlhf.processes.how_it_died` takes it; None while it is at work."""
@@ -59,7 +61,7 @@ class ServerProcess:
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._keeper.wait(2 * GRACE_SECONDS)
         with contextlib.suppress(ProcessLookupError):  # what a keeper that was killed has left
-            os.killpg(self._keeper.pid, signal.SIGKILL)
+            os.killpg(self.group, signal.SIGKILL)
         self._keeper.wait()
 
 

@@ -139,9 +139,9 @@ def test_a_vocabulary_of_another_size_is_told(run_of, tmp_path):
 
 
 def test_logprobs_at_another_temperature_are_found_out(run_of, policy):
-    with serving(FakeVllm(policy, raw_logprobs=True)) as fake:
-        with pytest.raises(RolloutServerError, match="processed_logprobs"):
-            execute(run_of(at(fake), "rollout.temperature=0.5"))
+    wrong = pytest.raises(RolloutServerError, match="processed_logprobs")
+    with serving(FakeVllm(policy, raw_logprobs=True)) as fake, wrong:
+        execute(run_of(at(fake), "rollout.temperature=0.5"))
 
 
 @pytest.mark.parametrize("mode", ["all", "last_k", "lora"])
@@ -203,7 +203,7 @@ def test_the_runs_own_server_starts_and_ends_with_it(run_of, tmp_path, monkeypat
     monkeypatch.setattr(vllm, "ServerProcess", lambda *given: started.append(ServerProcess(*given)) or started[-1])
     run = run_of(f"rollout.command={own_server(tmp_path)}", "rollout.arguments=[--enforce-eager]")
     assert execute(run)["status"] == "finished"
-    assert len(started) == 1 and is_over(started[0]._keeper.pid)
+    assert len(started) == 1 and is_over(started[0].group)
     assert "--enforce-eager" in (run_folder(run) / "vllm.log").read_text()
 
 
@@ -212,7 +212,7 @@ import sys, time
 from pathlib import Path
 from rlhf.sampling.vllm_process import ServerProcess
 server = ServerProcess(["sh", "-c", "sleep 1000 & sleep 1000"], Path(sys.argv[1]), {})
-print(server._keeper.pid, flush=True)
+print(server.group, flush=True)
 time.sleep(1000)
 """
 
