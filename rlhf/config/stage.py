@@ -112,9 +112,9 @@ class RolloutConfig:
         identity=False,
         path=True,
     )
-    tolerance: float = setting(
+    tolerance: float | None = setting(
         "mean distance per token, in nats, up to which the server's logprobs and our own count as those of the same "
-        "weights",
+        "weights; null: 0.001 with hardware.precision=fp32, 0.05 otherwise",
         read_by=VLLM,
         identity=False,
         above=0,

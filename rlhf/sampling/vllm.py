@@ -27,7 +27,7 @@ from rlhf.config.identity import run_id
 from rlhf.control_tokens import eos_id, pad_id
 from rlhf.distributed import on_first_rank, rank
 from rlhf.models import PolicyModels
-from rlhf.models.saving import save_whole_policy
+from rlhf.models.saving import save_for_server
 from rlhf.processes import how_it_died
 from rlhf.sampling.vllm_process import ServerProcess, free_port
 from rlhf.text import stop_ids
@@ -40,8 +40,11 @@ PROBE_TOKENS = 64
 NOTHING = hashlib.sha256(b"").hexdigest()
 """The checksum of a matrix that a CPU holds packed: it says nothing of the matrix."""
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-KNOWN_APART = 3.0
-"""The last weights are recognised where the server's logprobs are so many times nearer to theirs than to ours."""
+TOLERANCES = {"fp32": 1e-3, "bf16": 0.05, "fp16": 0.05}
+"""Nats per token, where rollout.tolerance is null; in float32 a server was seen at 2e-7."""
+ROUNDING, LEFT_BEHIND = 10.0, 0.1
+"""Logprobs that are so many times further from ours than those of the first weights, and by such a share of what ours
+have moved since the last ones, are of weights that were not all taken."""
 TRANSFORMERS_BACKEND = ("gpt_neox",)
 """Of the model types that our own layers know, those that vLLM runs by transformers' code."""
 NOT_SERVED = ("gpt_neo",)
@@ -78,6 +81,8 @@ class VllmSampler:
         self._checksums = Checksums()
         self._before: Tensor | None = None
         """Our logprobs of the probe at the last hand-over."""
+        self._first_gap: float | None = None
+        self.tolerance = settings.tolerance or TOLERANCES[config.hardware.precision]
         if settings.url is not None:
             self.model = on_first_rank(lambda: self.client.check_length(config.dataset.max_total_length))
 
@@ -126,10 +131,10 @@ class VllmSampler:
         Args:
             gap: mean distance between the two per sampled token, nats.
         """
-        if not gap <= self.config.rollout.tolerance:
+        if not gap <= self.tolerance:
             raise self.client.error(
                 f"sampled by logprobs that are {gap:.3g} nats per token from the policy's, beyond rollout.tolerance = "
-                f"{self.config.rollout.tolerance:g}: other weights, another precision, or at a temperature other than "
+                f"{self.tolerance:g}: other weights, another precision, or at a temperature other than "
                 "1 no --logprobs-mode processed_logprobs"
             )
 
@@ -177,7 +182,7 @@ class VllmSampler:
         """Weights to the server, and whether it has them. A name of its own for each iteration: no cache of a shared
         file system takes one for another."""
         folder = (self.weights / f"{iteration:08d}").absolute()
-        save_whole_policy(models, tokenizer, folder)
+        save_for_server(models, tokenizer, folder)
         if self.config.rollout.url is None and self.process is None:
             self._start(folder, models)
         else:
@@ -200,10 +205,14 @@ class VllmSampler:
             return f"the checksum of {name} is not that of its file"
         theirs = torch.tensor(self.client.logprobs(self.model, probe), dtype=torch.float64)
         gap = float((theirs - ours).abs().mean())
-        if not gap <= self.config.rollout.tolerance:
-            return f"the logprobs of a fixed text are {gap:.3g} nats per token from our own"
-        if self._before is not None and float((theirs - self._before).abs().mean()) * KNOWN_APART < gap:
-            return "the logprobs of a fixed text are those of the last iteration's weights"
+        fault = f"the logprobs of a fixed text are {gap:.3g} nats per token from our own"
+        if not gap <= self.tolerance:
+            return fault
+        if self._first_gap is None:
+            self._first_gap = gap
+        moved = 0.0 if self._before is None else float((ours - self._before).abs().mean())
+        if moved and gap > ROUNDING * self._first_gap and gap > LEFT_BEHIND * moved:
+            return f"{fault}, which have moved by {moved:.3g}"
         return ""
 
     def _check_after(self, probe: Sequence[int], ours: Tensor) -> None:

@@ -20,10 +20,9 @@ from transformers import AutoModelForCausalLM
 import rlhf.sampling.vllm as vllm
 from rlhf.config import RunConfig
 from rlhf.config.build import ConfigError
-from rlhf.config.check import check
 from rlhf.config.identity import input_runs, run_folder, run_id
 from rlhf.config.packages import check_inputs
-from rlhf.models.saving import save_whole_policy
+from rlhf.models.saving import save_for_server
 from rlhf.run import execute
 from rlhf.runs.state import read_rows, read_summary
 from rlhf.sampling.vllm import NOTHING, Checksums, own_logprobs
@@ -82,9 +81,13 @@ def test_the_same_run_asks_for_the_same_draws(run_of, policy):
     assert seeds[0] == seeds[1]
 
 
-@pytest.mark.parametrize("checks", [True, False], ids=["checksum", "logprobs"])
-def test_stale_weights_end_the_run_before_it_learns_from_them(run_of, policy, checks):
-    with serving(FakeVllm(policy, stale_from=2, checks=checks)) as fake:
+@pytest.mark.parametrize(
+    "ill",
+    [{"stale_from": 2}, {"stale_from": 2, "checks": False}, {"keeps": "mlp.dense_4h_to_h", "checks": False}],
+    ids=["by checksum", "by logprobs", "one matrix"],
+)
+def test_stale_weights_end_the_run_before_it_learns_from_them(run_of, policy, ill):
+    with serving(FakeVllm(policy, **ill)) as fake:
         run = run_of(at(fake))
         with pytest.raises(RolloutServerError, match=r"rollout\.url.*(checksum|logprobs)"):
             execute(run)
@@ -120,8 +123,9 @@ def test_what_cannot_serve_is_told_before_anything_is_computed(run_of, policy, t
         check_inputs([run_of(at(fake))])
     with pytest.raises(ConfigError, match=r"rollout\.command"):
         check_inputs([run_of(f"rollout.command={tmp_path / 'vllm'}")])
-    assert check(run_of("rollout.url=localhost:8000"), {})[0].startswith("rollout.url")
-    assert check(run_of("stage=evaluate"), {})[0].startswith("rollout.sampling")
+    for option, words in {"rollout.url": "rollout.url=localhost:8000", "rollout.sampling": "stage=evaluate"}.items():
+        with pytest.raises(ConfigError, match=option):
+            run_of(words)
 
 
 def test_a_vocabulary_of_another_size_is_told(run_of, tmp_path):
@@ -146,10 +150,10 @@ def test_logprobs_at_another_temperature_are_found_out(run_of, policy):
 
 @pytest.mark.parametrize("mode", ["all", "last_k", "lora"])
 def test_the_folder_holds_the_policy_as_it_is(tmp_path, mode):
-    models = policy_models("llama", mode)
+    models = policy_models(tiny_model("llama"), mode)
     nudge(models.policy_parameters)
     tokens = [3, 1, 4, 1, 5, 9, 2, 6]
-    save_whole_policy(models, byte_tokenizer(), tmp_path / "policy")
+    save_for_server(models, byte_tokenizer(), tmp_path / "policy")
     with serving(FakeVllm(tmp_path / "policy")) as fake:
         theirs = VllmClient(fake.url, 10.0).logprobs("policy", tokens)
     assert theirs == pytest.approx(own_logprobs(models, tokens).tolist(), abs=1e-4)
