@@ -39,6 +39,8 @@ LOG, WEIGHTS = "vllm.log", "vllm_weights"
 PROBE_TOKENS = 64
 NOTHING = hashlib.sha256(b"").hexdigest()
 """The checksum of a matrix that a CPU holds packed: it says nothing of the matrix."""
+ENDS_WITHIN = 5.0
+"""Seconds that a server goes on after its engine has died."""
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 TOLERANCES = {"fp32": 1e-3, "bf16": 0.05, "fp16": 0.05}
 """Nats per token, where rollout.tolerance is null; in float32 a server was seen at 2e-7."""
@@ -252,12 +254,11 @@ class VllmSampler:
         try:
             yield
         except RolloutServerError as error:
-            code = None if self.process is None else self.process.ended()
+            code = None if self.process is None else self.process.ended(within=ENDS_WITHIN)
             if code is None:
                 raise
-            how = how_it_died(128 - code if code > 128 else code)
             raise self.client.error(
-                f"has ended ({how}); its log is {self.folder / LOG}; type the command again to go on"
+                f"has ended ({how_it_died(code)}); its log is {self.folder / LOG}; type the command again to go on"
             ) from error
 
 

@@ -49,9 +49,14 @@ class ServerProcess:
         self.group = self._keeper.pid
         """The process group of the server and all that it starts."""
 
-    def ended(self) -> int | None:
-        """How the server ended, as `rlhf.processes.how_it_died` takes it; None while it is at work."""
-        return self._keeper.poll()
+    def ended(self, within: float = 0.0) -> int | None:
+        """The exit code, or minus the number of the signal, that the server ends with `within` seconds; None where it
+        stays at work."""
+        try:
+            code = self._keeper.wait(within)
+        except subprocess.TimeoutExpired:
+            return None
+        return 128 - code if code > 128 else code
 
     def stop(self) -> None:
         """End the server and all that it has started, and wait for that."""

@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import save_file
-from transformers import AutoModelForCausalLM
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, LlamaConfig
 
 import rlhf.sampling.vllm as vllm
 from rlhf.config import RunConfig
@@ -29,7 +29,7 @@ from rlhf.sampling.vllm import NOTHING, Checksums, own_logprobs
 from rlhf.sampling.vllm_process import ServerProcess
 from rlhf.vllm_client import LARGEST_SEED, RolloutServerError, VllmClient
 from tests.config.composed import config
-from tests.helpers import nudge, policy_models, tiny_model
+from tests.helpers import model_of, nudge, policy_models, tiny_model
 from tests.sampling.fake_vllm import FakeVllm, serving
 from tests.scorers.made_up import byte_tokenizer
 from tests.test_run import ROOT, tiny
@@ -128,18 +128,16 @@ def test_what_cannot_serve_is_told_before_anything_is_computed(run_of, policy, t
             run_of(words)
 
 
-def test_a_vocabulary_of_another_size_is_told(run_of, tmp_path):
-    other = tiny_model("gpt_neox")
-    other.save_pretrained(tmp_path / "other")
-    with serving(FakeVllm(tmp_path / "other")) as fake:
-        with pytest.raises(RolloutServerError, match="vocabulary"):
+def test_a_server_of_another_model_is_told(run_of, policy, tmp_path):
+    size = AutoModelForCausalLM.from_pretrained(policy).config.vocab_size
+    for vocabulary, said in ((size - 1, "vocabulary"), (size, "nats per token")):
+        other = AutoModelForCausalLM.from_config(tiny_model().config)
+        other.resize_token_embeddings(vocabulary)
+        other.save_pretrained(tmp_path / "other")
+        wrong = pytest.raises(RolloutServerError, match=said)
+        with serving(FakeVllm(tmp_path / "other", keeps="")) as fake, wrong:  # it takes no weights
             execute(run_of(at(fake)))
-        client, size = VllmClient(fake.url, 10.0), other.config.vocab_size
-        client.check_vocabulary("policy", size)
-        for wrong, how in ((size + 1, "smaller"), (size - 1, "larger")):
-            with pytest.raises(RolloutServerError, match=how):
-                client.check_vocabulary("policy", wrong)
-    assert not fake.loads and not fake.asked
+        assert not fake.asked
 
 
 def test_logprobs_at_another_temperature_are_found_out(run_of, policy):
@@ -150,13 +148,16 @@ def test_logprobs_at_another_temperature_are_found_out(run_of, policy):
 
 @pytest.mark.parametrize("mode", ["all", "last_k", "lora"])
 def test_the_folder_holds_the_policy_as_it_is(tmp_path, mode):
-    models = policy_models(tiny_model("llama"), mode)
+    size = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4}
+    models = policy_models(model_of(LlamaConfig(**size, vocab_size=264, tie_word_embeddings=True)), mode)
     nudge(models.policy_parameters)
     tokens = [3, 1, 4, 1, 5, 9, 2, 6]
     save_for_server(models, byte_tokenizer(), tmp_path / "policy")
     with serving(FakeVllm(tmp_path / "policy")) as fake:
         theirs = VllmClient(fake.url, 10.0).logprobs("policy", tokens)
     assert theirs == pytest.approx(own_logprobs(models, tokens).tolist(), abs=1e-4)
+    assert "lm_head.weight" in load_file(tmp_path / "policy" / "model.safetensors")
+    assert models.sampler.config.tie_word_embeddings
 
 
 def test_checksums_count_where_they_prove_something(tmp_path):
