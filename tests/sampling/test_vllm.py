@@ -135,7 +135,7 @@ def test_a_server_of_another_model_is_told(run_of, policy, tmp_path):
         other.resize_token_embeddings(vocabulary)
         other.save_pretrained(tmp_path / "other")
         wrong = pytest.raises(RolloutServerError, match=said)
-        with serving(FakeVllm(tmp_path / "other", keeps="")) as fake, wrong:  # it takes no weights
+        with serving(FakeVllm(tmp_path / "other", stale_from=1)) as fake, wrong:  # it takes no weights
             execute(run_of(at(fake)))
         assert not fake.asked
 
