@@ -15,6 +15,7 @@ from rlhf.masked import mask_through_first
 from rlhf.models.policy import Policy
 from rlhf.sampling.fast import fast_sampler, unfit
 from rlhf.sampling.plain import sample_plain
+from rlhf.sampling.vllm import Sample
 from rlhf.text import decode, stop_ids
 
 
@@ -28,23 +29,27 @@ def generate(
     batch_size: int,
     stop_strings: Sequence[str],
     as_sampled: Callable[[Tensor, list[str]], None] | None = None,
+    elsewhere: Sample | None = None,
 ) -> Rollouts:
     """A response for every prompt; `batch_size` rows are sampled at once, which changes no draw.
 
     Args:
         prompts: B prompts.
         uniforms: (B, T) float64; row i belongs to prompt i.
-        sampling: rollout.sampling; "fast" is plain for a model that it does not fit.
+        sampling: rollout.sampling; all but "plain" is fast, or plain for a model that fast does not fit.
         as_sampled: called with the rows of each batch and their texts before the next batch is sampled.
+        elsewhere: what samples in place of our own, all rows at once.
     """
     eos, padding = eos_id(tokenizer), pad_id(tokenizer)
     tokens = torch.full(uniforms.shape, padding, dtype=torch.int64, device=models.device)
     logprobs = torch.zeros(uniforms.shape, device=models.device)
     lengths, ended = torch.zeros(len(uniforms), dtype=torch.int64), torch.zeros(len(uniforms), dtype=torch.bool)
     responses = [""] * len(uniforms)
-    batches = by_length(prompts, batch_size)
+    batches = by_length(prompts, batch_size if elsewhere is None else len(uniforms))
     with models.sampling() as sampler:
-        if sampling == "fast" and not unfit(sampler.model):
+        if elsewhere is not None:
+            sample = elsewhere
+        elif sampling != "plain" and not unfit(sampler.model):
             sample = fast_sampler(
                 sampler,
                 rows=len(batches[0]),

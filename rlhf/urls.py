@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -51,6 +52,18 @@ def address(url: str) -> str:
     """Scheme, host and path of a URL, without a query."""
     parts = urlsplit(url)
     return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+
+
+def is_this_machine(url: str) -> bool:
+    """Whether an address is one of this machine, for which no proxy is asked."""
+    host = (urlsplit(url).hostname or "").rstrip(".")
+    if host == "localhost" or host.endswith(".localhost"):
+        return True
+    try:
+        number = ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return number.is_loopback or number.is_unspecified
 
 
 def secret_in(value: str, *, shell: bool = False) -> str | None:

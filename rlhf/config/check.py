@@ -28,6 +28,9 @@ SWEEP_NAME_LENGTH = 80  # W&B's ids end at 128, and hold the run's id and more b
 # The data sets with a made-up language, whose words are the tokenizer's of source=random.
 MADE_UP_LANGUAGES = ("letters", "sums", "countdown")
 
+# Seconds that a server may take for an answer.
+LONGEST_WAIT = 86_400
+
 # Chosen and rejected.
 ANSWERS_PER_PROMPT = 2
 
@@ -48,6 +51,7 @@ def check(config: RunConfig, sources: Sources) -> list[str]:
         data_problems,
         reward_problems,
         _algorithm,
+        _rollout_server,
         _stage,
         _ranks,
         _slurm,
@@ -229,6 +233,22 @@ def _stage(config: RunConfig) -> Iterator[str]:
         yield "evaluation.reference_responses: 0, so that stage=reference_samples has nothing to do; give 64"
     if stage == "evaluate" and algo.heads and config.evaluation.policy is None:
         yield f"evaluation.policy: missing; algo={algo.name} samples by the heads that a run has trained"
+
+
+def _rollout_server(config: RunConfig) -> Iterator[str]:
+    rollout, hardware = config.rollout, config.hardware
+    if rollout.sampling != "vllm":
+        return
+    if config.stage.name != "online":
+        yield f"rollout.sampling: vllm samples rollouts, and stage={config.stage.name} has none; use rollout=fast"
+    if config.hardware.sharding == "fsdp":
+        yield "rollout.sampling: vllm does not take weights that hardware.sharding=fsdp cuts up; use none"
+    if rollout.url is not None and not rollout.url.startswith(("http://", "https://")):
+        yield f"rollout.url: {shown(rollout.url)} begins with neither http:// nor https://"
+    if rollout.url is None and hardware.slurm is not None and hardware.slurm.nodes > 1:
+        yield "rollout.url: missing; a server that the run starts is for one node, hardware.slurm.nodes=1"
+    if rollout.timeout_seconds > LONGEST_WAIT:
+        yield f"rollout.timeout_seconds: {rollout.timeout_seconds:g} is more than a day"
 
 
 def _ranks(config: RunConfig) -> Iterator[str]:

@@ -91,6 +91,10 @@ def input_runs(config: RunConfig) -> list[RunConfig]:
             output_dir=config.cache_dir,
             sweep_name=INPUTS,
             overwrite=False,
+            # A server samples rollouts alone.
+            rollout=dataclasses.replace(config.rollout, sampling="fast")
+            if config.rollout.sampling == "vllm"
+            else config.rollout,
             # Whatever the run itself keeps, it starts from its inputs' weights.
             checkpoint=CheckpointConfig(
                 checkpoint_every=config.checkpoint.checkpoint_every,

@@ -7,6 +7,7 @@ say the same. A test refuses any other optional import in rlhf/.
 from __future__ import annotations
 
 import importlib.util
+import shutil
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from operator import attrgetter
@@ -17,9 +18,12 @@ from rlhf.config.build import ConfigError
 from rlhf.config.dataset import COLLECTED
 from rlhf.config.reward import WITH_VERIFIER
 from rlhf.config.setting import input_stages
+from rlhf.vllm_client import RolloutServerError, VllmClient
 
 SMOLLM2_FOLDER = Path("models") / "smollm2_135m"
 """Below cache_dir: the weights of model=smollm2_135m, once they are converted."""
+LOOK_SECONDS = 20.0
+"""For a server to say that it is up."""
 MODEL_FILES = ("config.json", "adapter_config.json")
 
 
@@ -124,7 +128,9 @@ def check_inputs(runs: Iterable[RunConfig]) -> None:
     Raises:
         ConfigError: with all problems, one a line.
     """
-    if problems := dict.fromkeys(problem for run in runs for problem in (*_packages(run), *_folders(run))):
+    if problems := dict.fromkeys(
+        problem for run in runs for problem in (*_packages(run), *_folders(run), *_server(run))
+    ):
         raise ConfigError(list(problems))
 
 
@@ -158,3 +164,24 @@ def _folders(run: RunConfig) -> Iterator[str]:
         final = folder / "final"
         remedy = f"give {final}" if (final / MODEL_FILES[0]).is_file() else "give a folder that holds a whole model"
         yield f"{option}: {folder} has no {MODEL_FILES[0]}; {remedy}"
+
+
+def _server(run: RunConfig) -> Iterator[str]:
+    """What is wrong with the vLLM server of rollout=vllm, or with the program that is to start it.
+
+    Of a SLURM job it says nothing: the node that will run it may reach what this machine does not, and asks there.
+    """
+    rollout = run.rollout
+    if run.stage.name != "online" or rollout.sampling != "vllm" or run.hardware.slurm is not None:
+        return
+    if rollout.url is None:
+        if shutil.which(rollout.command) is None:
+            yield (
+                f"rollout.command: {rollout.command} is no program here; give the path of the vllm of its own "
+                "environment (docs/vllm.md), or rollout.url of a server that is up"
+            )
+        return
+    try:
+        VllmClient(rollout.url, LOOK_SECONDS).check_length(run.dataset.max_total_length)
+    except RolloutServerError as error:
+        yield str(error)

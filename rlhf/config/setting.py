@@ -137,6 +137,7 @@ AFTER_SFT = stages("online", "offline", "evaluate", "reward_model", "reference_s
 SAMPLING = stages(*SCORING_STAGES, "chat")
 SFT = stages("sft", remedy="model.sft=true or stage=sft")
 REWARD_MODEL = stages("reward_model", remedy=_reward_model_remedy)
+VLLM = stages("online") & option_is("rollout.sampling", "vllm", remedy="rollout=vllm")
 HAS_INPUTS = where(
     lambda config: bool(input_stages(config)),
     "a run that neither SFT nor reward-model training comes before",

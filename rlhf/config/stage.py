@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 from rlhf.config.algo import CRITIC, PACKS_BY_LENGTH
 from rlhf.config.model import TrainableConfig
-from rlhf.config.setting import EVALUATING, RANDOM_MODEL, RL, SCORING, SFT, option_is, setting, stages
+from rlhf.config.setting import EVALUATING, RANDOM_MODEL, RL, SCORING, SFT, VLLM, option_is, setting, stages
 
 
 @dataclass(kw_only=True)
@@ -64,6 +64,9 @@ class RewardModelConfig(SupervisedConfig):
     )
 
 
+_OWN_SERVER = VLLM & option_is("rollout.url", None)
+
+
 @dataclass(kw_only=True)
 class RolloutConfig:
     iterations: int = setting(
@@ -83,10 +86,42 @@ class RolloutConfig:
     )
     sampling: str = setting(
         "fast: our own layers over a static key-value cache; plain: the model's forward pass, which any architecture "
-        "has and which takes over where fast does not fit; typed as rollout=plain",
-        choices=("fast", "plain"),
+        "has and which takes over where fast does not fit; vllm: a vLLM server, while all but the rollouts is sampled "
+        "by fast; typed as rollout=plain or rollout=vllm",
+        choices=("fast", "plain", "vllm"),
     )
     temperature: float = setting("sampling temperature; logprobs are taken at it too", also_called="temp", above=0)
+    # Whichever server samples, the run is the same: none of these is part of its identity.
+    url: str | None = setting(
+        "address of a vLLM server that is up, as http://127.0.0.1:8000; null: the run starts one by `command`",
+        read_by=VLLM,
+        also_called="vllm_url vllm_server_base_url vllm_server_host",
+        identity=False,
+    )
+    command: str = setting(
+        "the program `vllm` that starts the run's own server, by name or path", read_by=_OWN_SERVER, identity=False
+    )
+    arguments: list[str] = setting(
+        "further arguments of `vllm serve` for the run's own server, as [--gpu-memory-utilization=0.4]",
+        read_by=_OWN_SERVER,
+        identity=False,
+    )
+    weights_dir: str | None = setting(
+        "folder through which the policy's weights reach the server, which sees it by the same path; null: the run's",
+        read_by=VLLM,
+        identity=False,
+        path=True,
+    )
+    tolerance: float | None = setting(
+        "mean distance per token, in nats, up to which the server's logprobs and our own count as those of the same "
+        "weights; null: 0.001 with hardware.precision=fp32, 0.05 otherwise",
+        read_by=VLLM,
+        identity=False,
+        above=0,
+    )
+    timeout_seconds: float = setting(
+        "longest wait for the server to start, and for one of its answers", read_by=VLLM, identity=False, above=0
+    )
 
 
 @dataclass(kw_only=True)

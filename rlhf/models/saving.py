@@ -146,14 +146,41 @@ def save_policy(
         return
     if how == "trained":
         write_folder(folder, lambda target: save_tensors(models.policy_parameters, target / "trained.safetensors"))
-    elif networks.adapters is None:
-        save_model(models.sampler, tokenizer, folder, weights)
-    elif (base := _place(models.model)) and not networks.merge_adapters:
+    elif networks.adapters is not None and (base := _place(models.model)) and not networks.merge_adapters:
         write_folder(folder, lambda target: _write_adapter(models.model, tokenizer, target, "policy", base))
     else:
-        merged = copy.deepcopy(models.model)
-        merge_adapters(merged, "policy")
-        save_model(merged, tokenizer, folder)
+        save_whole_policy(models, tokenizer, folder, weights)
+
+
+def save_whole_policy(
+    models: PolicyModels, tokenizer: PreTrainedTokenizerBase, folder: Path, weights: dict[str, Tensor] | None = None
+) -> None:
+    """The policy as whole weights, adapters folded in; arguments as of `save_model`."""
+    save_model(_whole(models), tokenizer, folder, weights)
+
+
+def save_for_server(models: PolicyModels, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """The policy as whole weights, with a language head of its own even where it shares the embeddings' tensor.
+
+    Of a shared one vLLM keeps a packed copy on a CPU, which no later load renews.
+    """
+    model = _whole(models)
+    config, tied, head = model.config, model.config.tie_word_embeddings, model.get_output_embeddings()
+    weights = dict(model.state_dict())
+    weights |= {f"{name}.weight": head.weight.clone() for name, part in model.named_modules() if part is head}
+    config.tie_word_embeddings = False
+    try:
+        save_model(model, tokenizer, folder, weights)
+    finally:
+        config.tie_word_embeddings = tied
+
+
+def _whole(models: PolicyModels) -> PreTrainedModel:
+    if models.networks.adapters is None:
+        return models.sampler
+    merged = copy.deepcopy(models.model)
+    merge_adapters(merged, "policy")
+    return merged
 
 
 def _place(model: PreTrainedModel) -> str | None:

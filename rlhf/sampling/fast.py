@@ -81,7 +81,7 @@ def unfit(model: PreTrainedModel) -> str:
 
 def say_where_plain(config: RunConfig, model: PreTrainedModel, say: Callable[[str], None]) -> None:
     """One line where `rollout=fast` does not fit the model."""
-    if config.rollout.sampling == "fast" and (reason := unfit(model)):
+    if config.rollout.sampling != "plain" and (reason := unfit(model)):
         say(f"rollout=plain: {reason}")
 
 

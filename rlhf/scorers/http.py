@@ -23,7 +23,6 @@ machine no proxy is asked; to others that of the environment (http_proxy, https_
 
 from __future__ import annotations
 
-import ipaddress
 import json
 import os
 import time
@@ -43,6 +42,7 @@ from urllib3.util import Retry
 from rlhf.config import RewardConfig, RunConfig
 from rlhf.data.examples import NO_COLUMNS, Columns, TextData
 from rlhf.errors import UserError, printable, reason
+from rlhf.urls import is_this_machine
 from rlhf.waiting import pause
 
 FIRST_WAIT, LONGEST_WAIT, LONGEST_WAIT_ASKED_FOR = 1.0, 60.0, 600.0
@@ -111,7 +111,7 @@ class HttpScorer:
                 data=body,
                 headers={"Content-Type": "application/json", **self.headers},
                 auth=self._authorised if self.token else None,
-                proxies=dict.fromkeys(("http", "https", "all")) if _is_this_machine(self.url) else None,  # type: ignore
+                proxies=dict.fromkeys(("http", "https", "all")) if is_this_machine(self.url) else None,  # type: ignore
                 timeout=self.timeout_seconds,
                 allow_redirects=not self.headers,  # the library would take them along to another host
                 stream=True,
@@ -233,20 +233,9 @@ def _headers(reward: RewardConfig) -> dict[str, str]:
     return headers
 
 
-def _is_this_machine(url: str) -> bool:
-    host = (urlsplit(url).hostname or "").rstrip(".")
-    if host == "localhost" or host.endswith(".localhost"):
-        return True
-    try:
-        address = ipaddress.ip_address(host)
-    except ValueError:
-        return False
-    return address.is_loopback or address.is_unspecified
-
-
 def _through_proxy(url: str) -> str:
     """The proxy that stands before `url`, without its password; empty where there is none."""
-    proxy = None if _is_this_machine(url) else requests.utils.select_proxy(url, requests.utils.get_environ_proxies(url))
+    proxy = None if is_this_machine(url) else requests.utils.select_proxy(url, requests.utils.get_environ_proxies(url))
     if proxy is None:
         return ""
     place = urlsplit(proxy if "://" in proxy else f"//{proxy}").netloc.rpartition("@")[2]

@@ -43,6 +43,9 @@ class Responses(ABC):
     def scores(self, rollouts: Rollouts, iteration: int) -> Tensor:
         """(B,) raw scores of them."""
 
+    def check_sampler(self, gap: float) -> None:  # noqa: B027  # our own sampler needs no check
+        """Raise where the sampler's logprobs are too far, `gap` nats per token, from the policy's."""
+
     def references(self, iteration: int) -> Tensor | None:
         """(B, N) raw scores of the initial policy's responses to the same prompts, algo.reference_samples of them; None
         where that is 0."""
@@ -156,6 +159,11 @@ def one_iteration(
 
     measured = measure_rollouts(config, setup.models, rollouts, iteration)
     measured = dataclasses.replace(measured, values=responses.values(measured))
+    gap = 0.0
+    if responses.sampled:
+        distance = (rollouts.sampler_logprobs - measured.old_logprobs).abs()
+        gap = float(masked_mean(distance, rollouts.mask))
+        responses.check_sampler(gap)
     kl = float(sequence_kl(k1(measured.old_logprobs, measured.reference_logprobs), rollouts.mask))
     kl_coef = progress.controller.coef
     references = responses.references(iteration)
@@ -189,8 +197,7 @@ def one_iteration(
     row |= {f"perf/{stage}_seconds": times[i + 1] - times[i] for i, stage in enumerate(stages)}
     row["perf/tokens_per_second"] = int(rollouts.lengths.sum()) / (times[-1] - times[0])
     if responses.sampled:
-        gap = (rollouts.sampler_logprobs - measured.old_logprobs).abs()
-        row["perf/sampler_logprob_gap"] = float(masked_mean(gap, rollouts.mask))
+        row["perf/sampler_logprob_gap"] = gap
     return row
 
 

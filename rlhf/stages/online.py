@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
@@ -22,6 +22,7 @@ from rlhf.distributed import gathered, own_rows
 from rlhf.random import endless_order, sampling_uniforms
 from rlhf.rewards import checked_scores
 from rlhf.rollout import generate
+from rlhf.sampling.vllm import PROBE_TOKENS, Sample, VllmSampler, served_by
 from rlhf.scorers import Scorer
 from rlhf.stages.context import RunContext
 from rlhf.stages.initial_scores import InitialScores, initial_scores
@@ -31,11 +32,28 @@ from rlhf.stages.setup import Setup, build
 
 def run_online(context: RunContext) -> dict[str, float]:
     """As `run_loop`."""
-    setup = build(context)
     config = context.config
-    early = EarlyScores(setup.scorer, context.device) if scores_early(config) else None
-    prompts = initial_scores(context, setup, setup.prompts, partial(prompt_rows, config, len(setup.prompts)))
-    return run_loop(context, setup, Sampled(config, setup, early, prompts))
+    with vllm_sampler(context) as vllm:
+        setup = build(context)
+        if vllm is not None and (line := served_by(setup.models.sampler.config.model_type)):
+            context.say(line)
+        early = EarlyScores(setup.scorer, context.device) if scores_early(config) else None
+        prompts = initial_scores(context, setup, setup.prompts, partial(prompt_rows, config, len(setup.prompts)))
+        return run_loop(context, setup, Sampled(config, setup, early, prompts, vllm))
+
+
+@contextlib.contextmanager
+def vllm_sampler(context: RunContext) -> Iterator[VllmSampler | None]:
+    """What samples rollouts where rollout=vllm; None elsewhere. Its server has ended when the context has."""
+    if context.config.rollout.sampling != "vllm":
+        yield None
+        return
+    context.say("rollout=vllm: the server's draws are its own; a run that is resumed or made again differs in them")
+    vllm = VllmSampler(context.config, context.folder.path, context.folder.write, context.say)
+    try:
+        yield vllm
+    finally:
+        vllm.close()
 
 
 def scores_early(config: RunConfig) -> bool:
@@ -120,7 +138,13 @@ class Sampled(Responses):
     early: EarlyScores | None
     """Where responses are scored while more are sampled."""
     initial: InitialScores | None = None
+    vllm: VllmSampler | None = None
+    """What samples in place of our own."""
     sampled = True
+
+    def check_sampler(self, gap: float) -> None:
+        if self.vllm is not None:
+            self.vllm.check_rollouts(gap)
 
     def references(self, iteration: int) -> Tensor | None:
         return None if self.initial is None else self.initial.of(iteration)
@@ -137,17 +161,31 @@ class Sampled(Responses):
                 asked = prompts.rows(batch)
                 self.early.ask(batch, asked.texts, texts, asked.columns)
 
-        responses = generate(
-            setup.models,
-            setup.tokenizer,
-            prompts,
-            uniforms[rows],
-            sampling=config.rollout.sampling,
-            batch_size=config.rollout.batch_size,
-            stop_strings=setup.stop_strings,
-            as_sampled=as_sampled,
-        )
-        return gathered(responses, count)
+        with self._elsewhere(iteration) as elsewhere:
+            responses = generate(
+                setup.models,
+                setup.tokenizer,
+                prompts,
+                uniforms[rows],
+                sampling=config.rollout.sampling,
+                batch_size=config.rollout.batch_size,
+                stop_strings=setup.stop_strings,
+                as_sampled=as_sampled,
+                elsewhere=elsewhere,
+            )
+            return gathered(responses, count)
+
+    @contextlib.contextmanager
+    def _elsewhere(self, iteration: int) -> Iterator[Sample | None]:
+        """The server with the policy as it is, where there is one."""
+        if self.vllm is None:
+            yield None
+            return
+        setup = self.setup
+        first = setup.prompts.rows(torch.arange(min(len(setup.prompts), PROBE_TOKENS)))
+        probe = first.input_ids[first.mask][:PROBE_TOKENS][: self.config.dataset.max_total_length - 1].tolist()
+        with self.vllm.loaded(setup.models, setup.tokenizer, probe, iteration, setup.stop_strings) as sample:
+            yield sample
 
     def scores(self, rollouts: Rollouts, iteration: int) -> Tensor:
         """Less those of the reference answers where reward.baseline asks for it; reward.missing_eos_score stays what it
