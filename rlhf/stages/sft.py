@@ -36,7 +36,8 @@ def run_sft(context: RunContext) -> dict[str, float]:
     frozen = frozen_weights(config, settings.train, context.device)
     model, tokenizer = load_base(config.model, data.words, sum(limits), context.cache_dir, frozen)
     moved(model, context.device)
-    data = with_template(config.dataset, data, tokenizer)
+    every_turn = config.dataset.has_conversations and not settings.loss_on_prompt and settings.turns == "all"
+    data = with_template(config.dataset, data, tokenizer, every_turn)
     if config.sweep_name == INPUTS:
         stops_of(config.dataset, data, tokenizer)  # RL's, which would refuse them after this
     context.say(prompt_report(config.dataset, tokenizer, data.sft, data.dropped))
