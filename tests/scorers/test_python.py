@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import GPT2Config, GPT2LMHeadModel
 
 import rlhf.stages.loop as loop
 from rlhf.config import RunConfig
@@ -24,7 +23,7 @@ from rlhf.run import RunError, execute
 from rlhf.runs.state import read_rows
 from rlhf.scorers.python import PythonScorer, load_python
 from tests.config.composed import checked, composed
-from tests.scorers.made_up import byte_tokenizer
+from tests.scorers.made_up import own_run
 from tests.test_run import outcome, tiny
 
 pytestmark = pytest.mark.usefixtures("torchs_switches")
@@ -184,52 +183,16 @@ def test_what_rl_would_refuse_is_refused_before_sft(mine, tmp_path, overrides, m
     assert not list((tmp_path / "cache").rglob("final"))
 
 
-OWN = """
-from dataclasses import dataclass
-from rlhf.algorithms import Algorithm
-from rlhf.batches import LossOutput, Signal
-from rlhf.config import AlgoConfig
-from rlhf.masked import masked_mean
-
-@dataclass(kw_only=True)
-class Settings(AlgoConfig):
-    stages = ("online",)
-    group_size = 2
-
-class Mine(Algorithm):
-    config: Settings
-    def signal(self, rewards, values, mask):
-        scores = rewards.sum(1).view(-1, 2)
-        return Signal(advantages=(scores - scores.mean(1, keepdim=True)).flatten())
-    def loss(self, batch, logprobs, totals):
-        gain = masked_mean(batch.advantages[:, None] * logprobs, batch.mask, totals.tokens)
-        return LossOutput(-gain, {})
-
-def score(completions, likes, **columns):
-    return [float(text.count(like)) - len(text) / 10 for text, like in zip(completions, likes, strict=True)]
-"""
-
-
 @pytest.mark.slow
 @pytest.mark.timeout(900)  # ranks wait for each other, long on a busy machine
 def test_two_ranks_find_code_and_data_of_the_user_and_give_what_one_gives(tmp_path, monkeypatch):
     """A reward and an algorithm from a file, pairs from another, by relative paths."""
     pytest.importorskip("datasets")
     monkeypatch.chdir(tmp_path)
-    Path("own.py").write_text(OWN)
-    rows = [{"prompt": f"{n}?", "chosen": "yes", "rejected": "no", "likes": "ea"[n % 2]} for n in range(40)]
-    Path("pairs.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
-    torch.manual_seed(0)
-    shape = GPT2Config(vocab_size=257, n_positions=64, n_embd=16, n_layer=1, n_head=2, eos_token_id=256)
-    GPT2LMHeadModel(shape).save_pretrained("model")
-    byte_tokenizer().save_pretrained("model")
-    given = ["model=hub", "model.path=model", "model.sft=false", "dataset=preferences", "dataset.path=pairs.jsonl"]
-    given += ["dataset.max_total_length=24", "dataset.max_new_tokens=8", "algo=custom", "algo.loss=own.py:Mine"]
-    given += ["reward=python", "reward.path=own.py:score", "debug=one_step", "rollout.num_responses=8"]
-    given += ["optimization.minibatch_size=8", "model.train.mode=all", "tracking=none", "cache_dir=cache"]
+    given = own_run(tmp_path)
     rewards = []
     for ranks in (1, 2):
-        run = checked(composed(*given, f"hardware.ranks={ranks}", f"output_dir=runs{ranks}"), {})
+        run = checked(composed(*given, f"hardware.ranks={ranks}", "cache_dir=cache", f"output_dir=runs{ranks}"), {})
         assert execute(run)["status"] == "finished"
         rewards.append([row["eval/reward"] for row in read_rows(run_folder(run)) if "eval/reward" in row])
     assert rewards[1] == pytest.approx(rewards[0], rel=2e-3, abs=2e-4) and len(rewards[0]) == 2
