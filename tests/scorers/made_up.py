@@ -243,8 +243,9 @@ def own_run(folder: Path) -> list[str]:
     (folder / "own.py").write_text(OWN)
     rows = [{"prompt": f"{n}?", "chosen": "yes", "rejected": "no", "likes": "ea"[n % 2]} for n in range(40)]
     (folder / "pairs.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
-    ends = {"bos_token_id": 256, "eos_token_id": 256}
-    model = GPT2Config(vocab_size=257, n_positions=64, n_embd=16, n_layer=1, n_head=2, **ends)
+    model = GPT2Config(
+        vocab_size=257, n_positions=64, n_embd=16, n_layer=1, n_head=2, bos_token_id=256, eos_token_id=256
+    )
     torch.manual_seed(0)
     GPT2LMHeadModel(model).save_pretrained(folder / "model")
     byte_tokenizer().save_pretrained(folder / "model")
