@@ -167,7 +167,7 @@ def _turns(prompt: str, messages: Sequence[Message], template: ChatTemplate | No
         if place == 0 or message["role"] != "assistant" or not message["content"].strip():
             continue
         try:
-            before = template.prompt(messages[:place]) if template else plain_text(messages[:place])
+            before = template.prompt(messages[:place]) if template else plain_text([*map(dict, messages[:place])])
         except DataError:  # two answers in a row
             continue
         blanks = template.blanks if template else " "
