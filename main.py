@@ -85,7 +85,7 @@ def _hydra(arguments: list[str]) -> None:
     overrides = as_typed(without_null_groups(overrides, folders), OverridesParser.create(), multirun)
     shows_config = any(flag == "-c" or flag.startswith("--cfg") for flag in flags)
     refuse_unknown(overrides, folders, multirun, shows_config)
-    sys.argv[1:] = [*flags, *with_own_settings(overrides), *of_chat]
+    sys.argv[1:] = [*flags, *with_own_settings(overrides, folders), *of_chat]
     old = tuple(int(part) for part in hydra.__version__.split(".")[:2]) < (1, 4)
     version: dict[str, Any] = {"version_base": "1.3"} if old else {}  # 1.3 warns without it, 1.4 with it
     try:

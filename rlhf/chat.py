@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -22,6 +22,7 @@ from rlhf.control_tokens import (
     spoken_control,
 )
 from rlhf.data.examples import DataError, Demonstration, Mapped, Preference, TextData
+from rlhf.data.messages import plain_text
 from rlhf.errors import reason
 
 Message = Mapping[str, Any]
@@ -93,17 +94,22 @@ def template_of(tokenizer: PreTrainedTokenizerBase, choice: str) -> ChatTemplate
     return plain
 
 
-def with_template(config: DatasetConfig, data: TextData, tokenizer: PreTrainedTokenizerBase) -> TextData:
+def with_template(
+    config: DatasetConfig, data: TextData, tokenizer: PreTrainedTokenizerBase, every_turn: bool = False
+) -> TextData:
     """The data as the policy reads it: through the tokenizer's template, where dataset.template asks for one, and
     behind the system text of the data set.
 
     With a template it needs no stop strings: the template ends an answer.
 
+    Args:
+        every_turn: SFT texts say where the earlier answers of their conversations stand.
+
     Raises:
         DataError: as `template_of`.
     """
     template = template_of(tokenizer, config.template)
-    if config.template == "none" and not data.system:
+    if config.template == "none" and not data.system and not every_turn:
         return data
 
     def texts(example: Demonstration | Preference, *answers: str) -> list[str]:
@@ -123,14 +129,22 @@ def with_template(config: DatasetConfig, data: TextData, tokenizer: PreTrainedTo
         prompt, response = texts(example, example.response)
         return replace(example, prompt=prompt, response=response)
 
+    def learnt(example: Demonstration) -> Demonstration:
+        made = demonstration(example)
+        if not every_turn or not example.messages:
+            return made
+        spoken = _turns(made.prompt, _messages(example, data.system), template)
+        seen = made.prompt.messages if isinstance(made.prompt, MarkedText) else ()
+        return replace(made, prompt=MarkedText(made.prompt, control_spans(made.prompt), seen, spoken))
+
     def preference(example: Preference) -> Preference:
         prompt, chosen, rejected = texts(example, example.chosen, example.rejected)
         return replace(example, prompt=prompt, chosen=chosen, rejected=rejected)
 
     return replace(
         data,
-        sft=Mapped(data.sft, demonstration),
-        test_sft=Mapped(data.test_sft, demonstration),
+        sft=Mapped(data.sft, learnt),
+        test_sft=Mapped(data.test_sft, learnt),
         pairs=Mapped(data.pairs, preference),
         test_pairs=Mapped(data.test_pairs, preference),
         prompts=Mapped(data.prompts, demonstration),
@@ -144,6 +158,23 @@ def _messages(example: Demonstration | Preference, system: str) -> list[Message]
     messages = json.loads(example.messages) if example.messages else conversation(example.prompt)
     has_own = not system or messages[0]["role"] == "system"
     return messages if has_own else [{"role": "system", "content": system}, *messages]
+
+
+def _turns(prompt: str, messages: Sequence[Message], template: ChatTemplate | None) -> Iterator[tuple[int, int]]:
+    """Where in a prompt its own answers stand, each behind what the model reads before it there; one that the template
+    writes otherwise than when it is asked for, as one without its thoughts, is left out."""
+    for place, message in enumerate(messages):
+        if place == 0 or message["role"] != "assistant" or not message["content"].strip():
+            continue
+        try:
+            before = template.prompt(messages[:place]) if template else plain_text([*map(dict, messages[:place])])
+        except DataError:  # two answers in a row
+            continue
+        blanks = template.blanks if template else " "
+        for said in (message["content"], message["content"].strip()):  # some templates strip
+            if prompt.startswith(str(before) + blanks + said):
+                yield len(before), len(before) + len(blanks) + len(said)
+                break
 
 
 def _behind_system(example: Demonstration | Preference, system: str) -> str:

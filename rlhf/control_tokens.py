@@ -36,15 +36,24 @@ class MarkedText(str):
     control: tuple[Span, ...]
     messages: Sequence[Mapping[str, Any]]
     """The conversation that the whole text writes, for whoever writes it otherwise; empty where it is none, or cut."""
+    turns: tuple[Span, ...]
+    """Answers within a prompt that SFT learns beside the one behind it."""
 
-    def __new__(cls, text: str, control: Iterable[Span] = (), messages: Sequence[Mapping[str, Any]] = ()) -> MarkedText:
+    def __new__(
+        cls,
+        text: str,
+        control: Iterable[Span] = (),
+        messages: Sequence[Mapping[str, Any]] = (),
+        turns: Iterable[Span] = (),
+    ) -> MarkedText:
         made = super().__new__(cls, text)
         made.control = tuple(control)
         made.messages = messages
+        made.turns = tuple(turns)
         return made
 
     def __getnewargs__(self) -> tuple[Any, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        return str(self), self.control, self.messages
+        return str(self), self.control, self.messages, self.turns
 
 
 def control_spans(text: str) -> tuple[Span, ...]:

@@ -16,7 +16,7 @@ import transformers
 from rich.console import Console
 
 from rlhf.config import SCORING_STAGES, RunConfig
-from rlhf.config.identity import code_has_changed, input_runs, run_folder, run_id
+from rlhf.config.identity import INPUTS, code_has_changed, input_runs, run_folder, run_id
 from rlhf.config.user_code import passed_through, where_it_failed
 from rlhf.distributed import RankFailed, count, on_first_rank
 from rlhf.errors import UserError
@@ -29,6 +29,7 @@ from rlhf.runs.folder import RunFolder
 from rlhf.runs.lock import LockError
 from rlhf.runs.provenance import peak_memory, provenance
 from rlhf.runs.state import FINAL, finished, keep_reference_samples
+from rlhf.scorers import check_reward
 from rlhf.stages import STAGES
 from rlhf.stages.context import RunContext
 from rlhf.waiting import Interrupted, StoppedWaiting, stopped_by_signals
@@ -127,6 +128,8 @@ def _do_stage(
     try:
         try:
             context.begin()
+            if config.sweep_name == INPUTS and config.stage.name in ("sft", "reward_model"):
+                check_reward(config)  # of the run that this one is made for
             if (scores := inputs.get("reference_samples")) is not None:
                 sweep = folder.path.parent
                 made_by["reference_samples"] = on_first_rank(lambda: keep_reference_samples(sweep, scores))

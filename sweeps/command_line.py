@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from rlhf.config import ALGO_CONFIGS
 from rlhf.config.algo import CUSTOM
 from rlhf.config.build import ConfigError, algos_with, cut, no_such_option, option_paths, option_types, shown
+from rlhf.config.options import file_values
 from sweeps.settings import unknown_settings
 from sweeps.sources import is_hydras, option_path
 
@@ -233,8 +234,9 @@ def refuse_unknown(
 
     groups = config_groups(folders) | {"sweep": sorted(file.stem for file in SWEEP_FILES)}
     parsed = OverridesParser.create().parse_overrides(overrides)
-    defaults = OmegaConf.load(folders[0] / "config.yaml").defaults
-    algos = _chosen_algos(parsed) or [next(entry["algo"] for entry in defaults if "algo" in entry)]
+    defaults: Any = OmegaConf.to_container(OmegaConf.load(folders[0] / "config.yaml").defaults)
+    algos = chosen_algos(overrides, folders)
+    has_one = {group for entry in defaults if isinstance(entry, dict) for group in entry if " " not in str(group)}
     problems = [
         f"{file}: {folders[0].name}/{file.relative_to(folder)} is found before it; give it another name"
         for folder in folders[1:]
@@ -243,7 +245,11 @@ def refuse_unknown(
     ]
     for override in parsed:
         key = override.key_or_group
-        if key in groups:
+        if key in has_one and (override.is_add() or override.is_force_add()):
+            problems.append(f"{override.input_line}: type {str(override.input_line).lstrip('+')}")
+        elif key in has_one and override.is_delete() and key not in OPTIONAL_GROUPS:
+            problems.append(f"{override.input_line}: a run has one; type {key}=NAME")
+        elif key in groups:
             problems += _unknown_choices(override, groups[key])
         elif not is_hydras(key):
             problems += _unknown_option(key, algos, groups)
@@ -270,26 +276,66 @@ def config_groups(folders: Sequence[Path]) -> dict[str, list[str]]:
     return {group: sorted(names) for group, names in groups.items()}
 
 
-def _chosen_algos(overrides: list[Override]) -> list[str]:
-    """The algorithms typed, or all where an experiment or sweep may choose; none: the default stays."""
-    typed = [override for override in overrides if override.key_or_group == "algo" and not override.is_delete()]
-    chosen_elsewhere = any(override.key_or_group in ("experiment", "sweep") for override in overrides)
-    if typed:
-        names = [name for name in _choices(typed[-1]) if name in ALGO_CONFIGS] or list(ALGO_CONFIGS)
-    else:
-        names = list(ALGO_CONFIGS) if chosen_elsewhere else []
-    classes = [place for override in overrides if override.key_or_group == "algo.loss" for place in _choices(override)]
-    if CUSTOM not in names or not classes:
-        return names
-    return [name for name in names if name != CUSTOM] + classes
+def chosen_algos(overrides: Sequence[str], folders: Sequence[Path]) -> list[str]:
+    """The algorithms that were typed, or that the typed experiments choose, or the default; of a class outside this
+    project its place; all where a sweep may choose."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from omegaconf import OmegaConf
+
+    parsed = OverridesParser.create().parse_overrides(list(overrides))
+    default = [next(entry["algo"] for entry in OmegaConf.load(folders[0] / "config.yaml").defaults if "algo" in entry)]
+    names: dict[str, list[str]] = {"algo": [], "experiment": []}
+    classes = [place for override in parsed if override.key_or_group == "algo.loss" for place in _choices(override)]
+    in_files: list[str] = []
+    for override in parsed:
+        group = override.key_or_group
+        if group in names and not override.is_delete():
+            choices = _choices(override)
+            names[group] = list(ALGO_CONFIGS) if group == "algo" and not choices else []  # a glob
+            for name in choices:
+                chosen, places = _algos_of_file(group, name, folders)
+                names[group] += chosen or default
+                in_files += places
+    if not names["algo"] and any(override.key_or_group == "sweep" for override in parsed):
+        return list(ALGO_CONFIGS)
+    chosen = [name for name in names["algo"] or names["experiment"] if name in ALGO_CONFIGS] or default
+    own = classes or in_files
+    return [name for name in dict.fromkeys(chosen) if name != CUSTOM] + own if CUSTOM in chosen and own else chosen
 
 
-def with_own_settings(overrides: Sequence[str]) -> list[str]:
+def _algos_of_file(group: str, name: str, folders: Sequence[Path]) -> tuple[list[str], list[str]]:
+    """(algorithms, classes outside this project) that a file of `algo` or `experiment` chooses."""
+    import yaml
+
+    if group == "algo" and name in ALGO_CONFIGS:
+        return [name], []
+    places = (folder / group / f"{name.removesuffix('.yaml')}.yaml" for folder in folders)
+    file = next((place for place in places if place.is_file()), None)
+    if file is None:
+        return [], []
+    try:
+        values = dict(file_values(file, group))
+        defaults = (yaml.safe_load(file.read_text(encoding="utf-8")) or {}).get("defaults", [])
+    except (yaml.YAMLError, ValueError, AttributeError):  # Hydra says what is wrong with it
+        return [], []
+    algos, classes = [values["algo.name"]] if group == "algo" and "algo.name" in values else [], []
+    for entry in defaults:
+        if isinstance(entry, str) and entry != "_self_":
+            inherited = _algos_of_file(group, entry, folders)
+        elif isinstance(entry, dict) and "override /algo" in entry:
+            inherited = _algos_of_file("algo", str(entry["override /algo"]), folders)
+        else:
+            continue
+        algos, classes = inherited[0] or algos, inherited[1] or classes
+    return algos, [values["algo.loss"]] if isinstance(values.get("algo.loss"), str) else classes
+
+
+def with_own_settings(overrides: Sequence[str], folders: Sequence[Path]) -> list[str]:
     """The overrides, those of a class outside this project as additions: Hydra's config lacks its settings, and
     `refuse_unknown` has let them through."""
-    keys = [override.partition("=")[0] for override in overrides]
-    if "algo.loss" not in keys:
+    if all(name in ALGO_CONFIGS for name in chosen_algos(overrides, folders)):
         return list(overrides)
+    keys = [override.partition("=")[0] for override in overrides]
     pairs = zip(keys, overrides, strict=True)
     return [f"++{text}" if key.startswith("algo.") and key != "algo.loss" else text for key, text in pairs]
 
@@ -316,7 +362,7 @@ def _unknown_choices(override: Override, options: list[str]) -> list[str]:
             remedy = REMEDIES.get(group, "").format(name=name, hub_name=name if "/" in name else f"owner/{name}")
             likeness = {
                 option: difflib.SequenceMatcher(None, option, name).ratio()
-                for option in difflib.get_close_matches(name, options)
+                for option in difflib.get_close_matches(name, options, n=len(options) or 1)
             }
             near = sorted(option for option in likeness if likeness[option] == max(likeness.values()))
             there = f"did you mean {' or '.join(near)}? There{listed.removeprefix('there')}" if near else listed

@@ -22,6 +22,7 @@ from rlhf.config.build import (
     shown,
 )
 from rlhf.config.check import COMMAND_LINE, check
+from rlhf.config.custom import own_group_size
 from rlhf.config.identity import input_runs
 from rlhf.config.model_size import in_words, parameters_at, settings_by_size
 from rlhf.config.options import file_values, flat, options
@@ -98,9 +99,23 @@ def run_mapping(config: DictConfig, resolve: bool = True) -> dict[str, Any]:
     assert isinstance(plain, dict)
     plain.pop("hydra", None)
     if resolve:
-        plain = OmegaConf.to_container(OmegaConf.create(plain), resolve=True)
-        assert isinstance(plain, dict)
+        plain = resolved(plain)
     return {str(key): value for key, value in plain.items()}
+
+
+def resolved(mapping: dict[Any, Any]) -> dict[Any, Any]:
+    """The mapping with its interpolations replaced; they see how many responses to one prompt a class outside this
+    project asks for, which no file in conf/ says."""
+    from omegaconf import OmegaConf
+
+    algo = mapping.get("algo")
+    size = own_group_size(algo) if isinstance(algo, dict) else None
+    seen = mapping if size is None else {**mapping, "algo": {**algo, "group_size": size}}  # type: ignore[dict-item]
+    plain = OmegaConf.to_container(OmegaConf.create(seen), resolve=True)
+    assert isinstance(plain, dict)
+    if size is not None:
+        del plain["algo"]["group_size"]
+    return plain
 
 
 def typed_paths(overrides: Sequence[str]) -> list[str]:
@@ -153,6 +168,13 @@ def settings_files(hydra: Any) -> list[SettingsFile]:
                         if path.startswith(start):
                             values[f"algo.{path.removeprefix(start)}"] = value
                     files.append(dataclasses.replace(file, values=values))
+    for file in files:
+        named, chosen = file.values.get("algo.name"), choices.get("algo")
+        if file.group in ACROSS_SECTIONS and named in ALGO_CONFIGS and chosen in ALGO_CONFIGS and named != chosen:
+            in_file = f"`defaults: [override /algo: {named}]` in its place"
+            raise ConfigError(
+                [f"algo.name: {file.label} sets {named}, which chooses none; write {in_file}, or type algo={named}"]
+            )
     return files
 
 

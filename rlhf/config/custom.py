@@ -76,6 +76,20 @@ def with_defaults(values: Mapping[str, Any], defaults: Mapping[str, Any]) -> dic
     return merged
 
 
+def own_group_size(algo: Mapping[str, Any]) -> int | None:
+    """How many responses to one prompt the class of `algo.loss` has by default, where these are several and `algo`
+    does not say; None elsewhere, and where the class cannot be read, which building the config says."""
+    spec = algo.get("loss")
+    if not isinstance(spec, str) or spec == "???" or "${" in spec or "group_size" in algo:
+        return None
+    try:
+        kind = custom_config(absolute(spec))
+    except UserCodeError:
+        return None
+    size = defaults_of(kind).get("group_size", getattr(kind, "group_size", None))
+    return size if isinstance(size, int) and size > 1 else None
+
+
 def _declared_config(kind: type, spec: str) -> type[AlgoConfig]:
     for base in kind.__mro__:
         annotation = inspect.get_annotations(base).get("config")

@@ -180,6 +180,11 @@ class DatasetConfig:
     )
 
     @property
+    def has_conversations(self) -> bool:
+        """Whether SFT's texts may be conversations of several answers, all of them worth imitating."""
+        return self.name == "prompts" or (self.name == "preferences" and self.has_sft_texts)
+
+    @property
     def has_sft_texts(self) -> bool:
         """Whether SFT texts are a data set of their own. Local data does without the hub's."""
         return self.sft_path is not None or (self.path is None and self.sft_hub is not None)

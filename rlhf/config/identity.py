@@ -10,9 +10,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from rlhf.config import RL_STAGES, CheckpointConfig, RunConfig, StageConfig
+from rlhf.config import RL_STAGES, SCORING_STAGES, CheckpointConfig, RunConfig, StageConfig
 from rlhf.config.build import ConfigError, build_config, config_to_mapping, shown
 from rlhf.config.options import Option, options
+from rlhf.config.reward import NORMALISATION
 from rlhf.config.setting import input_stages
 from rlhf.config.user_code import source_file
 from rlhf.urls import address
@@ -118,12 +119,30 @@ def _trains_all(config: RunConfig, stage: str) -> bool:
 
 def identifying(config: RunConfig, runs: Sequence[RunConfig]) -> dict[str, Any]:
     """{dotted path: value} of the options that can change the results of `runs`; paths by what lies there."""
-    return {
+    values = {
         option.path: fingerprint(option.value)
         if option.stated["content"] and option.value is not None
         else option.value
         for option in _effective(config, runs)
     }
+    if any(run.stage.name in SCORING_STAGES for run in runs) and _scores_by_template(config):
+        values["reward.reads"] = "chat template"  # revision of this case alone: it read plain text before
+    return values
+
+
+def _scores_by_template(config: RunConfig) -> bool:
+    """Whether a reward model of others may read conversations through the chat template of its own tokenizer; a hub
+    name may."""
+    reward, path = config.reward, Path(config.reward.path or "")
+    given = reward.name == "learned" and reward.path is not None and not (path / NORMALISATION).is_file()
+    if not given or reward.prefix or reward.suffix or config.dataset.template == "none":
+        return False
+    folder = Path(reward.tokenizer or path)
+    try:
+        settings = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return True  # on the hub, or an adapter's base has it
+    return bool(settings.get("chat_template")) or any(folder.glob("chat_template.*"))
 
 
 def _effective(config: RunConfig, runs: Sequence[RunConfig]) -> list[Option]:

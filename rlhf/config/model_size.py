@@ -95,18 +95,19 @@ def in_words(count: int) -> str:
 def parameters_at(path: str) -> int | None:
     """About how many parameters the model in a folder or hub repository has, of an adapter its base; None where its
     config.json cannot be had or does not say."""
-    adapter = _read(path, "adapter_config.json") if Path(path).is_dir() else None
+    adapter = read_json(path, "adapter_config.json") if Path(path).is_dir() else None
     if adapter is not None:
         base = adapter.get("base_model_name_or_path")
         return parameters_at(base) if isinstance(base, str) and base != path else None
-    config = _read(path, "config.json")
+    config = read_json(path, "config.json")
     try:
         return None if config is None else parameters(config)
     except (TypeError, ValueError):
         return None
 
 
-def _read(path: str, name: str) -> dict[str, Any] | None:
+def read_json(path: str, name: str) -> dict[str, Any] | None:
+    """A JSON file in a folder or hub repository; None where it cannot be had."""
     file = Path(path) / name
     if not Path(path).is_dir():
         from huggingface_hub import hf_hub_download, try_to_load_from_cache

@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import importlib.util
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from operator import attrgetter
 from pathlib import Path
+from typing import Any
 
 from rlhf.config import SCORING_STAGES, RunConfig
 from rlhf.config.build import ConfigError
 from rlhf.config.dataset import COLLECTED
-from rlhf.config.reward import WITH_VERIFIER
+from rlhf.config.model_size import read_json
+from rlhf.config.reward import NORMALISATION, WITH_VERIFIER, label_problem
 from rlhf.config.setting import input_stages
 from rlhf.vllm_client import RolloutServerError, VllmClient
 
@@ -120,7 +122,8 @@ PACKAGES = (
 
 
 def check_inputs(runs: Iterable[RunConfig]) -> None:
-    """Refuse runs whose packages are not installed, or whose folders of weights hold no model.
+    """Refuse runs whose packages are not installed, whose folders of weights hold no model, or whose reward model does
+    not give one score.
 
     Args:
         runs: with those that they start from and that are still to be done.
@@ -129,7 +132,7 @@ def check_inputs(runs: Iterable[RunConfig]) -> None:
         ConfigError: with all problems, one a line.
     """
     if problems := dict.fromkeys(
-        problem for run in runs for problem in (*_packages(run), *_folders(run), *_server(run))
+        problem for run in runs for problem in (*_packages(run), *_folders(run), *_reward_model(run), *_server(run))
     ):
         raise ConfigError(list(problems))
 
@@ -185,3 +188,44 @@ def _server(run: RunConfig) -> Iterator[str]:
         VllmClient(rollout.url, LOOK_SECONDS).check_length(run.dataset.max_total_length)
     except RolloutServerError as error:
         yield str(error)
+
+
+def _reward_model(run: RunConfig) -> Iterator[str]:
+    """What its small files say against reward.path, which is loaded after SFT alone."""
+    reward = run.reward
+    if run.stage.name not in SCORING_STAGES or reward.name != "learned" or reward.path is None:
+        return
+    if (Path(reward.path) / NORMALISATION).is_file():
+        trained = f"{reward.path} was trained here"
+        if reward.label is not None:
+            yield f"reward.label: {trained} and has one output; leave it null"
+        yield from (
+            f"reward.{name}: {trained}, on texts without one; leave it empty"
+            for name in ("prefix", "suffix")
+            if getattr(reward, name)
+        )
+        return
+    adapter = read_json(reward.path, MODEL_FILES[1]) if Path(reward.path).is_dir() else None
+    if adapter is not None:
+        if adapter.get("task_type") == "CAUSAL_LM":
+            yield f"reward.path: {reward.path} is an adapter for CAUSAL_LM; give a reward model, not a policy"
+        return
+    if reward.base is not None and Path(reward.path).is_dir():
+        yield f"reward.base: {reward.path} is no adapter and needs no base; leave it null"
+    config = read_json(reward.path, MODEL_FILES[0])
+    if config is not None and (problem := _outputs_problem(config, reward.label, reward.path)):
+        yield problem
+
+
+def _outputs_problem(config: Mapping[str, Any], label: str | None, path: str) -> str:
+    """What a model's config.json says against it as a classifier with one score."""
+    architectures = [str(name) for name in config.get("architectures") or ()]
+    if architectures and all(name.endswith(("ForCausalLM", "LMHeadModel")) for name in architectures):
+        return f"reward.path: {path} is a language model ({architectures[0]}); give a reward model, not a policy"
+    if any(name.endswith("PairRM") for name in architectures) or "ranker_type" in config:
+        return f"reward.path: {path} compares two answers and scores none alone; give a model that scores one answer"
+    labels = config.get("id2label")
+    if isinstance(labels, dict) and labels and all(map(str.isdecimal, labels)):
+        return label_problem([str(labels[key]) for key in sorted(labels, key=int)], label, path)
+    outputs = config.get("num_labels", 2)  # as many has transformers where a model does not say
+    return label_problem([f"LABEL_{i}" for i in range(outputs)], label, path) if isinstance(outputs, int) else ""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from rlhf.config.setting import ON_GPU, RL, Condition, Failure, given, option_is, setting, stages
@@ -19,6 +21,10 @@ WITH_VERIFIER = ("sums", "countdown", "reasoning_gym")
 """The data sets that say themselves whether a response is right."""
 WITHOUT_ANSWERS = ("letters", "reviews", "hh", "tldr", "stackexchange")
 """Those that have no column beside the texts."""
+NORMALISATION = "reward_normalisation.json"
+"""File of a reward model that was trained here."""
+MOST_LABELS = 10
+"""Outputs that a message lists."""
 RIGHT_OR_WRONG = ("python", "verifiable")
 """Rewards whose evaluations tell an accuracy where all scores are 0 or 1."""
 _SCORED_ELSEWHERE = stages("online") & (REWARD_SERVER | (MODEL_REWARD & ON_GPU))
@@ -152,3 +158,15 @@ class RewardConfig:
         read_by=stages("online"),
         choices=("none", "reference"),
     )
+
+
+def label_problem(names: Sequence[str], label: str | None, path: str | Path) -> str:
+    """The line that refuses reward.label for a classifier with outputs of these names; "" where it says which is the
+    score: by its name, by its number from 0, or not at all where there is one."""
+    listed = ", ".join(f"{number} {name}" for number, name in enumerate(names[:MOST_LABELS]))
+    listed += f" and {len(names) - MOST_LABELS} more" if len(names) > MOST_LABELS else ""
+    if label is None and len(names) != 1:
+        return f"reward.label: missing; {path} has {len(names)} outputs ({listed}); name the one that is the score"
+    if label is None or label in names or (label.isdecimal() and int(label) < len(names)):
+        return ""
+    return f"reward.label: {label} is no output of {path}; there are {listed}"

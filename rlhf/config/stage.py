@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 from rlhf.config.algo import CRITIC, PACKS_BY_LENGTH
 from rlhf.config.model import TrainableConfig
-from rlhf.config.setting import EVALUATING, RANDOM_MODEL, RL, SCORING, SFT, VLLM, option_is, setting, stages
+from rlhf.config.setting import EVALUATING, RANDOM_MODEL, RL, SCORING, SFT, VLLM, option_is, setting, stages, where
 
 
 @dataclass(kw_only=True)
@@ -50,6 +50,21 @@ class SFTConfig(SupervisedConfig):
         low=0,
     )
     loss_on_prompt: bool = setting("train on the prompt's tokens too (the released code), not on the response alone")
+    turns: str = setting(
+        "which answers of a conversation are learnt: every turn of the assistant, each behind what precedes it, or the "
+        "last one alone",
+        read_by=where(
+            lambda config: config.dataset.has_conversations,
+            "SFT on the preferred answers",
+            "dataset.sft_path=... or dataset=prompts",
+            "dataset.name",
+            "dataset.sft_path",
+            "dataset.sft_hub",
+        )
+        & option_is("sft.loss_on_prompt", False),
+        also_called="assistant_only_loss mask_history roles_to_train",
+        choices=("all", "last"),
+    )
     packing: bool = setting("several texts in one row, attention kept apart, instead of padding")
 
 

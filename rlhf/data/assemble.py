@@ -118,8 +118,8 @@ def assemble(config: DatasetConfig, wanted: Collection[str], form: Form) -> Text
     elif "sft" in wanted and not len(answers[0]):
         raise DataError(
             f"{own.source.option}={own.source.place}: its rows have no answers, which SFT and reward.normalize learn "
-            "from; type model.sft=false and reward.normalize=none, name their column as dataset.columns.response, or "
-            "give dataset.sft_path"
+            "from; type model.sft=false and reward.normalize=none, name their column as dataset.columns.response (and "
+            "that of the prompts as dataset.columns.prompt), or give dataset.sft_path"
         )
     data = TextData(
         sft=answers[0],

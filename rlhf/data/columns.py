@@ -66,25 +66,29 @@ class ColumnReader:
         """The pair of a row, () where neither answer is preferred, and how many answers lost what follows them."""
         columns = self._checked(row, *PAIR_COLUMNS)._pair_columns(row)
         if columns is None:
+            known = "prompt" in self.named or _first(row, PROMPTS, _is_prompt) is not None
+            prompt = "" if known else ", the prompt as dataset.columns.prompt"
             raise UnknownForm(
                 f"{has_columns(row)}; no two answers among these: name them as dataset.columns.chosen and "
-                "dataset.columns.rejected, or use dataset=prompts, which needs none"
+                f"dataset.columns.rejected{prompt}, or use dataset=prompts, which needs none"
             )
         answers = _ordered(row, *columns)
         if answers is None:
             return []
         prompt, better, worse, used = self._pair(row, *answers)
-        (chosen, first_cut), (rejected, second_cut) = _placed(prompt, better), _placed(prompt, worse)
+        names = [next((name for name in columns[:2] if row[name] is answer), columns[0]) for answer in answers]
+        chosen, first_cut = _placed(prompt, better, names[0])
+        rejected, second_cut = _placed(prompt, worse, names[1])
         pair = Preference(_plain(prompt), chosen, rejected, _others(row, [*used, *columns]), _messages(prompt))
         cut = first_cut + second_cut
         return [pair, *([Dropped(cut_answers=cut)] if cut else [])]
 
     def prompt(self, row: Any) -> Prompt:
         """The prompt of a row, with the answer that it may have: its own, or the better one of a pair."""
-        prompt, answer, used, _ = self._checked(row, *self.named)._answered(row, RESPONSES)
+        prompt, answer, used, of_answer = self._checked(row, *self.named)._answered(row, RESPONSES)
         if prompt is None:
             raise UnknownForm(f"{has_columns(row)}; no prompt among these: name its column as dataset.columns.prompt")
-        text = "" if answer is None else _placed(prompt, answer)[0]
+        text = "" if answer is None else _placed(prompt, answer, *of_answer[:1])[0]
         return Prompt(_plain(prompt), text, _others(row, used), _messages(prompt))
 
     def demonstration(self, row: Any) -> Demonstration:
@@ -99,9 +103,8 @@ class ColumnReader:
                 f"{has_columns(row)}; no prompt with an answer among these: name them as dataset.columns.prompt and "
                 "dataset.columns.response, or a column of conversations as dataset.columns.messages"
             )
-        return Demonstration(
-            _plain(prompt), _placed(prompt, answer)[0], _others(row, [*used, *more]), _messages(prompt)
-        )
+        response, _ = _placed(prompt, answer, *more[:1])
+        return Demonstration(_plain(prompt), response, _others(row, [*used, *more]), _messages(prompt))
 
     @staticmethod
     def found(row: Mapping[str, Any], example: Example) -> str:
@@ -216,6 +219,10 @@ def _first(row: Mapping[str, Any], names: Iterable[str], fits: Any) -> str | Non
     return next((name for name in names if row.get(name) is not None and fits(row[name])), None)
 
 
+def _is_prompt(value: Any) -> bool:
+    return isinstance(value, str | list)
+
+
 def _is_conversation(value: Any) -> bool:
     return isinstance(value, list) and messages_in(value) is not None
 
@@ -247,23 +254,25 @@ def _ordered(row: Mapping[str, Any], first: str, second: str, preferred: str | N
     raise MalformedRow(f"{preferred} is {printable(repr(said))}, not {' or '.join(ends)}")
 
 
-def _turn(answer: Any) -> tuple[str, bool]:
-    """An answer's text, and whether it lost what a conversation has behind it."""
+def _turn(answer: Any, name: str) -> tuple[str, bool]:
+    """An answer's text, and whether it lost what a conversation has behind it; `name` is its column."""
     messages = messages_in(answer)
     if not messages:
         if not isinstance(answer, str):
-            raise MalformedRow(f"an answer must be a text or messages, not {kind_of(answer)}")
+            raise MalformedRow(f"{printable(name)}: an answer must be a text or messages, not {kind_of(answer)}")
         return answer, False
     if messages[0]["role"] != "assistant":
-        raise MalformedRow(f"an answer begins with a turn of {messages[0]['role']}, not of the assistant")
+        begins = f"an answer begins with a turn of {messages[0]['role']}, not of the assistant"
+        raise MalformedRow(f"{printable(name)}: {begins}")
     return messages[0]["content"], len(messages) > 1
 
 
-def _placed(prompt: Written, answer: Any) -> tuple[str, bool]:
-    """An answer as it stands behind the plain text of its prompt, and whether it lost what follows it."""
+def _placed(prompt: Written, answer: Any, name: str = "messages") -> tuple[str, bool]:
+    """An answer as it stands behind the plain text of its prompt, and whether it lost what follows it; `name` is its
+    column."""
     if isinstance(prompt, str) and isinstance(answer, str):
         return one_turn(prompt, answer)
-    text, cut = _turn(answer)
+    text, cut = _turn(answer, name)
     return f" {text}" if text.strip() else "", cut
 
 

@@ -188,7 +188,11 @@ def of_size(data: TextData, config: DatasetConfig, parts: Collection[str], held_
             size -= size % 2
         if size == 0:
             named = f"dataset={config.name}" if option is None else f"dataset.{option}={asked}"
-            raise DataError(f"{named}: the data has too few rows for that, {held_out} being held out; give it more")
+            needed = "2, one for each half" if part == "eval_prompts" else "1"
+            raise DataError(
+                f"{named}: the data has {there} of them, {held_out} being held out, and needs {needed}; give it more "
+                "rows, or a test part of its own (dataset.test_split)"
+            )
         if size < asked:
             fewer.append(f"dataset.{option}={size} in place of {asked:,}")
         kept[part] = getattr(data, part)[:size]

@@ -5,7 +5,7 @@ Prompt and answer are tokenised apart: a response starts at the same token in ev
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Generic, TypeVar
 
@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 
 from rlhf.batches import DemonstrationBatch, PreferenceBatch, PromptBatch, pad
 from rlhf.config.dataset import DatasetConfig
-from rlhf.control_tokens import eos_id, pad_id, spelled_control
+from rlhf.control_tokens import MarkedText, eos_id, pad_id, part, spelled_control
 from rlhf.data.examples import Demonstration, Dropped, Preference, columns_of
 from rlhf.errors import printable
 from rlhf.text import answer_text, encode_answer, encode_prompt, shown_prompt
@@ -58,6 +58,8 @@ class _Examples(Generic[Example, Batch]):
         return self._encode([self._examples[i] for i in index.tolist()], *self._limits, **self._options)
 
 
+UNCUT = 2**62
+"""Tokens of a prompt that is not cut."""
 REPORTED_PROMPTS = 2_000
 """Prompts that a report tokenises: a second's work, and enough for the share that is cut."""
 
@@ -118,7 +120,8 @@ def encode_demonstrations(
     *,
     loss_on_prompt: bool,
 ) -> DemonstrationBatch:
-    """prompt + response + EOS, right-padded; the loss is on response and EOS, or on all tokens but the first.
+    """prompt + response + EOS, right-padded; the loss is on response and EOS, and on the answers that a prompt marks as
+    its `turns`, or on all tokens but the first.
 
     A response that is cut at `max_new_tokens` has no EOS, as a cut rollout has none.
     """
@@ -127,7 +130,34 @@ def encode_demonstrations(
     ids, mask = pad([p + a for p, a in zip(prompts, answers, strict=True)], pad_id(tokenizer), left=False)
     lengths = torch.tensor([1 if loss_on_prompt else len(p) for p in prompts])
     loss_mask = mask & (torch.arange(ids.shape[1]) >= lengths[:, None])
+    for row, (example, tokens) in enumerate(zip(examples, prompts, strict=True)):
+        for first, end in _turns_in(tokenizer, example.prompt, tokens):
+            loss_mask[row, first:end] = True
     return DemonstrationBatch(ids, mask, loss_mask)
+
+
+def _turns_in(tokenizer: PreTrainedTokenizerBase, prompt: str, tokens: Sequence[int]) -> Iterator[tuple[int, int]]:
+    """Which tokens of a prompt, which may be cut on the left, are those of its `turns`, each with the EOS behind it;
+    never the first, which nothing predicts."""
+    turns = prompt.turns if isinstance(prompt, MarkedText) else ()
+    if not turns:
+        return
+    whole, _ = encode_prompt(tokenizer, prompt, UNCUT)
+    lost = len(whole) - len(tokens)
+    if whole[lost + 1 :] != list(tokens[1:]):  # cut within a word, whose end has other tokens
+        return
+    for turn in turns:
+        first, end = (_alike(whole, encode_prompt(tokenizer, part(prompt, 0, place), UNCUT)[0]) for place in turn)
+        end += whole[end : end + 1] == [eos_id(tokenizer)]
+        if end - lost > 1:
+            yield max(first - lost, 1), end - lost
+
+
+def _alike(first: Sequence[int], second: Sequence[int]) -> int:
+    """How many tokens two texts begin with alike."""
+    return next(
+        (i for i, (a, b) in enumerate(zip(first, second, strict=False)) if a != b), min(len(first), len(second))
+    )
 
 
 def encode_preferences(

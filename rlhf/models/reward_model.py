@@ -28,6 +28,7 @@ from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
 from rlhf.batches import pad
 from rlhf.config import TrainableConfig
+from rlhf.config.reward import NORMALISATION, label_problem
 from rlhf.control_tokens import pad_id, rows_needed
 from rlhf.data.examples import NO_COLUMNS, Columns
 from rlhf.data.tokenize import encode_answered
@@ -41,9 +42,6 @@ from rlhf.models.layers import FLOAT32, FrozenWeights, compute_in_float32, to_fl
 from rlhf.models.loading import check_positions, load_pretrained, load_tokenizer, load_weights
 from rlhf.models.saving import write_trained
 
-NORMALISATION = "reward_normalisation.json"
-MOST_LABELS = 10
-"""Outputs that an error lists."""
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -245,19 +243,11 @@ def output_of(config: PretrainedConfig, label: str | None, path: str | Path) -> 
         ModelError: there is none of that name or number, or none was named and there are several.
     """
     names = [str(name) for _, name in sorted((config.id2label or {}).items())]
-    listed = ", ".join(f"{number} {name}" for number, name in enumerate(names[:MOST_LABELS]))
-    listed += f" and {len(names) - MOST_LABELS} more" if len(names) > MOST_LABELS else ""
+    if problem := label_problem(names, label, path):
+        raise ModelError(problem)
     if label is None:
-        if len(names) == 1:
-            return 0
-        raise ModelError(
-            f"reward.label: missing; {path} has {len(names)} outputs ({listed}); name the one that is the score"
-        )
-    if label in names:
-        return names.index(label)
-    if label.isdecimal() and int(label) < len(names):
-        return int(label)
-    raise ModelError(f"reward.label: {label} is no output of {path}; there are {listed}")
+        return 0
+    return names.index(label) if label in names else int(label)
 
 
 def classifier_class(

@@ -24,15 +24,16 @@ import torch
 from torch import Tensor
 
 from rlhf.config import RunConfig
+from rlhf.data import load_text_data
 from rlhf.data.examples import NO_COLUMNS, Columns, DataError, Demonstration, TextData, columns_of
 from rlhf.finite import NotFinite
 from rlhf.random import endless_order
 from rlhf.scorers.classifier import load_learned
 from rlhf.scorers.gptj import load_hh_gptj, load_tldr_gptj
-from rlhf.scorers.http import load_http
+from rlhf.scorers.http import check_server, load_http
 from rlhf.scorers.python import load_python
 from rlhf.scorers.sentiment import SentimentScorer
-from rlhf.scorers.verifiable import load_verifiable
+from rlhf.scorers.verifiable import check_answers, load_verifiable
 
 
 class Scorer(Protocol):
@@ -65,13 +66,33 @@ def load_scorer(config: RunConfig, trained: Path | None, device: torch.device, d
     """
     reward = config.reward
     answered = config.stage.name != "online" or any(example.response for example in data.prompts)
-    if not answered and reward.baseline == "reference":
-        raise DataError(f"reward.baseline=reference: dataset={config.dataset.name} has no reference answers; use none")
+    _check_references(config, answered)
     scorer = SCORERS[reward.name](config, trained, device, data)
     if reward.normalize == "none":
         return scorer
     # The references depend on the data and its seed alone: a run that goes on gets the same numbers again.
     return Normalised(scorer, *mean_and_std(scorer, reference_answers(data, config.dataset.seed), reward.normalize))
+
+
+def check_reward(config: RunConfig) -> None:
+    """Refuse, before a policy is trained that it would score, a reward which the data do not suit or whose secrets are
+    not there; a server that does not answer yet is said."""
+    reward = config.reward
+    if reward.name == "http":
+        check_server(config)
+    if reward.name not in ("python", "verifiable") and reward.baseline != "reference":
+        return
+    data = load_text_data(config.dataset, ("prompts",))
+    _check_references(config, any(example.response for example in data.prompts))
+    if reward.name == "python":
+        load_python(config, None, torch.device("cpu"), data)
+    elif reward.name == "verifiable":
+        check_answers(config, data)
+
+
+def _check_references(config: RunConfig, answered: bool) -> None:
+    if not answered and config.reward.baseline == "reference":
+        raise DataError(f"reward.baseline=reference: dataset={config.dataset.name} has no reference answers; use none")
 
 
 NUM_REFERENCES = 256

@@ -25,6 +25,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -41,8 +42,10 @@ from urllib3.util import Retry
 
 from rlhf.config import RewardConfig, RunConfig
 from rlhf.data.examples import NO_COLUMNS, Columns, TextData
+from rlhf.distributed import rank
 from rlhf.errors import UserError, printable, reason
-from rlhf.urls import is_this_machine
+from rlhf.terminal import say
+from rlhf.urls import address, is_this_machine
 from rlhf.waiting import pause
 
 FIRST_WAIT, LONGEST_WAIT, LONGEST_WAIT_ASKED_FOR = 1.0, 60.0, 600.0
@@ -52,6 +55,10 @@ FLOAT32_MAX = torch.finfo(torch.float32).max
 
 class RewardServerError(UserError, RuntimeError):
     """A server that gives no scores; the message is one line that names reward.url."""
+
+
+LISTENING_SECONDS = 5.0
+"""Longest wait for a connection before SFT."""
 
 
 class _TryAgain(Exception):
@@ -188,6 +195,26 @@ def load_http(config: RunConfig, _trained: Path | None, _device: torch.device, _
     assert reward.url is not None, "checked in rlhf.config.check"
     limits = reward.batch_size, reward.timeout_seconds, reward.retries
     return HttpScorer(reward.url, *limits, _token(reward), _headers(reward))
+
+
+def check_server(config: RunConfig) -> None:
+    """Say where nothing listens at reward.url, which may be started later; a proxy is not asked.
+
+    Raises:
+        RewardServerError: what the server is to be sent is not there.
+    """
+    url = config.reward.url
+    assert url is not None, "checked in rlhf.config.check"
+    _token(config.reward)
+    _headers(config.reward)
+    parts = urlsplit(url)
+    if _through_proxy(url) or parts.hostname is None or rank() != 0:
+        return
+    port = parts.port or {"http": 80, "https": 443}[parts.scheme]
+    try:
+        socket.create_connection((parts.hostname, port), timeout=LISTENING_SECONDS).close()
+    except OSError as error:
+        say(f"reward.url: nothing answers at {address(url)} yet ({reason(error)}); it is asked for scores after SFT")
 
 
 def _token(reward: RewardConfig) -> str | None:

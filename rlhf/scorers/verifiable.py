@@ -23,7 +23,7 @@ from torch import Tensor
 
 from rlhf.config import RunConfig
 from rlhf.config.packages import MATH_VERIFY
-from rlhf.data.examples import NO_COLUMNS, Columns, DataError, TextData, Verifier
+from rlhf.data.examples import NO_COLUMNS, Columns, DataError, TextData, Verifier, columns_of
 from rlhf.distributed import rank
 from rlhf.errors import one_line
 from rlhf.terminal import say
@@ -131,6 +131,21 @@ def _same_mathematics(right: str, answer: str) -> bool:
         if rank() == 0:
             say(f"reward.compare=math_verify: a response counts as wrong ({one_line(error)})")
         return False
+
+
+CHECKED_ROWS = 2_000
+"""Prompts whose right answers are looked at before anything is trained: a moment's reading."""
+
+
+def check_answers(config: RunConfig, data: TextData) -> None:
+    """
+    Raises:
+        DataError: the data's prompts have no right answers in the column reward.answer.
+    """
+    if data.verify is None:
+        prompts = data.prompts[:CHECKED_ROWS]
+        texts, columns = [example.prompt for example in prompts], columns_of(prompts)
+        compared(texts, [""] * len(texts), columns, column=config.reward.answer, how="plain")
 
 
 def load_verifiable(config: RunConfig, _trained: Path | None, _device: torch.device, data: TextData) -> VerifyingScorer:

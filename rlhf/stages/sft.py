@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 
 from rlhf.batches import DemonstrationBatch
 from rlhf.chat import with_template
+from rlhf.config.identity import INPUTS
 from rlhf.data.tokenize import Demonstrations, prompt_report
 from rlhf.models import positions_of
 from rlhf.models.loading import ModelError, frozen_weights, language_head, load_base, moved
@@ -20,6 +21,7 @@ from rlhf.models.saving import check_place, save_trained
 from rlhf.models.sharding import sharded, whole_weights
 from rlhf.random import seed_torch
 from rlhf.stages.context import RunContext
+from rlhf.stages.setup import stops_of
 from rlhf.stages.supervised import SupervisedTask, select_parameters, train
 
 NUM_HELD_OUT = 256
@@ -34,7 +36,10 @@ def run_sft(context: RunContext) -> dict[str, float]:
     frozen = frozen_weights(config, settings.train, context.device)
     model, tokenizer = load_base(config.model, data.words, sum(limits), context.cache_dir, frozen)
     moved(model, context.device)
-    data = with_template(config.dataset, data, tokenizer)
+    every_turn = config.dataset.has_conversations and not settings.loss_on_prompt and settings.turns == "all"
+    data = with_template(config.dataset, data, tokenizer, every_turn)
+    if config.sweep_name == INPUTS:
+        stops_of(config.dataset, data, tokenizer)  # RL's, which would refuse them after this
     context.say(prompt_report(config.dataset, tokenizer, data.sft, data.dropped))
     if settings.packing:
         check_packing(model)

@@ -164,3 +164,20 @@ def test_long_files_enter_by_their_ends_and_size(tmp_path, monkeypatch):
         prints.append(fingerprint(str(tmp_path / str(number))))
     assert prints[0] == prints[1]
     assert len(set(prints)) == 4
+
+
+def test_a_reward_model_with_a_chat_template_of_its_own_makes_another_run_and_nothing_else_does(tmp_path):
+    """It reads conversations by it, and read plain text under the ids before."""
+    (tmp_path / "config.json").write_text("{}")
+    settings = tmp_path / "tokenizer_config.json"
+    given = ("model=hub", "model.path=a/b", "dataset=hh", "model.sft=false", f"reward.path={tmp_path}")
+
+    def read(*overrides: str) -> bool:
+        return "reward.reads" in identity.read_by_stage(config(*given, *overrides), "evaluate", "reward")
+
+    settings.write_text('{"chat_template": "{{ messages }}"}')
+    assert read()
+    assert not any(map(read, ("reward.prefix=x", "reward.suffix=x", "dataset.template=none")))
+    settings.write_text("{}")
+    assert not read()
+    assert not read("reward.path=null", "model.sft=true")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import dataclasses
 import importlib.util
+import json
 import re
 import sys
 import tomllib
@@ -146,3 +147,32 @@ def test_nothing_is_written_for_a_run_that_is_refused(tmp_path: Path):
     with pytest.raises(ConfigError, match=r"^reward\.path: .* has no config\.json"):
         run_single(run)
     assert not run_folder(run).parent.exists()
+
+
+TWO = {"architectures": ["BertForSequenceClassification"], "id2label": {"0": "BAD", "1": "GOOD"}}
+
+
+@pytest.mark.parametrize(
+    ("content", "overrides", "begins"),
+    [
+        (TWO, (), "reward.label: missing; "),
+        (TWO, ("reward.label=FINE",), "reward.label: FINE is no output of "),
+        ({"architectures": ["GPT2LMHeadModel"]}, (), "reward.path: "),
+        ({"architectures": ["DebertaV2PairRM"], "id2label": {"0": "LABEL_0"}}, (), "reward.path: "),
+        ({**TWO, "id2label": {"0": "LABEL_0"}}, ("reward.base=gpt2",), "reward.base: "),
+    ],
+)
+def test_a_reward_model_is_judged_by_its_small_files_before_sft(tmp_path: Path, content, overrides, begins: str):
+    (tmp_path / "config.json").write_text(json.dumps(content))
+    (line,) = problems(f"reward.path={tmp_path}", *overrides)
+    assert line.startswith(begins)
+
+
+def test_a_reward_model_of_one_output_and_a_label_that_is_there_pass(tmp_path: Path):
+    (tmp_path / "config.json").write_text(json.dumps(TWO))
+    for label in ("GOOD", "1"):
+        check_inputs([config("tracking=none", f"reward.path={tmp_path}", f"reward.label={label}")])
+    (tmp_path / "reward_normalisation.json").write_text('{"mean": 0.0, "std": 1.0}')
+    check_inputs([config("tracking=none", f"reward.path={tmp_path}")])
+    (line,) = problems(f"reward.path={tmp_path}", "reward.label=GOOD")
+    assert line.startswith("reward.label: ")

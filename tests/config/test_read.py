@@ -35,9 +35,12 @@ READ_ELSEWHERE = {
 READ_IN_VAIN = {
     "algo.name": "where the policy alone is evaluated",
     "advantages.whiten_over": "where nothing is whitened",
+    "dataset.stop_strings": "where SFT is done for a run that refuses them",
     "dataset.template": "where the tokenizer has no chat template",
     "model.trust_remote_code": "where the weights are those of an SFT run",
     "optimization.pack_by_length": "where ilql takes its micro-batches as they come",
+    "reward.baseline": "where SFT is done for a run that refuses it",
+    "reward.name": "where SFT is done for a run that refuses it",
     "reward.overlap": "where scoring on this CPU would not be faster",
     "reward.path": "where the reward is no model",
     "reward_model.train.merge_adapters": "where there are none",

@@ -17,6 +17,7 @@ GIVEN = (*LOADED, "model.sft=false", "reward.path=owner/reward")
 COMBINATIONS = {
     "sft": ("stage=sft",),
     "sft of loaded weights": ("stage=sft", *LOADED),
+    "sft of conversations": ("stage=sft", *LOADED[:2], "dataset=prompts", "dataset.hub=owner/name"),
     "reward_model": ("stage=reward_model",),
     "online apa": ("algo=apa",),
     "online ppo": ("algo=ppo",),
@@ -45,7 +46,7 @@ COMBINATIONS = {
 UNREAD = {
     "online apa, server": ("reward.precision", "reward_model.steps", "dataset.num_pairs", "reward.prefix"),
     "online apa, loaded": ("model.width", "sft.steps", "sft.seed", "dataset.label_noise_scale"),
-    "sft of loaded weights": ("model.num_layers", "dataset.num_pairs", "dataset.num_eval_prompts"),
+    "sft of loaded weights": ("sft.turns", "model.num_layers", "dataset.num_pairs", "dataset.num_eval_prompts"),
     "online rloo": ("value.network", "value.coef", "value.head_init_std", "advantages.gamma", "advantages.whiten"),
     "online sums": ("reward.compare", "reward.answer", "reward.path", "dataset.num_pairs", "reward_model.steps"),
     "online, a function": ("reward.url", "reward.batch_size", "reward.overlap", "dataset.difficulty"),
@@ -54,6 +55,7 @@ UNREAD = {
     "slurm": ("tracking.project", "tracking.tags"),
 }
 READ = {
+    "sft of conversations": ("sft.turns",),
     "online a_star_po": ("algo.reference_responses", "algo.reference_lam"),
     "online dro": ("advantages.gamma", "value.coef", "algo.value_clip"),
     "offline dro_v": ("value.coef", "value.learning_rate", "offline.refresh_values"),

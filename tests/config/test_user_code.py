@@ -10,7 +10,8 @@ import pytest
 from rlhf.config.build import ConfigError, build_config, config_to_mapping
 from rlhf.config.identity import code_has_changed, fingerprint, run_id
 from rlhf.config.user_code import UserCodeError, absolute, load, source_file
-from tests.config.composed import config, typed
+from sweeps.command_line import chosen_algos, refuse_unknown, with_own_settings
+from tests.config.composed import CONF, checked, composed, config, typed
 
 TASKS = ("dataset=sums", "reward=python")
 ALGORITHM = """
@@ -148,6 +149,31 @@ def test_what_is_no_algorithm_is_refused_in_one_line(tmp_path: Path, change: tup
         config("algo=custom", f"algo.loss={tmp_path}/mine.py:Mine")
     (line,) = error.value.problems
     assert line.startswith("algo.loss: ") and message in line
+
+
+@pytest.mark.parametrize("debug", ["one_step", "overfit"])
+@pytest.mark.parametrize("size", ["group_size = 4", 'group_size: int = setting("responses", low=2, default=4)'])
+def test_every_debug_config_fits_the_group_that_a_class_asks_for(tmp_path: Path, debug: str, size: str):
+    (tmp_path / "mine.py").write_text(ALGORITHM.replace('name_of_it: str = "x"', size))
+    run = checked(composed("algo=custom", f"algo.loss={tmp_path}/mine.py:Mine", f"debug={debug}"), {})
+    assert run.algo.group_size == 4 and run.rollout.num_responses % 4 == 0
+
+
+@pytest.mark.parametrize("chosen", ["experiment=own", "algo=own"])
+def test_its_settings_are_typed_beside_a_file_that_names_it(tmp_path: Path, algorithm: str, chosen: str):
+    group, loss = chosen.partition("=")[0], algorithm.partition("=")[2]
+    written = {
+        "experiment": f"# @package _global_\ndefaults: [override /algo: custom]\nalgo: {{loss: '{loss}'}}\n",
+        "algo": f"name: custom\nloss: '{loss}'\n",
+    }
+    (tmp_path / group).mkdir()
+    (tmp_path / group / "own.yaml").write_text(written[group])
+    folders = [CONF, tmp_path]
+    assert chosen_algos([chosen], folders) == [loss]
+    refuse_unknown([chosen, "algo.beta=0.3"], folders)
+    assert with_own_settings([chosen, "algo.beta=0.3", "seed=1"], folders) == [chosen, "++algo.beta=0.3", "seed=1"]
+    with pytest.raises(ConfigError, match=r"algo\.betta: no such option; did you mean algo\.beta\?"):
+        refuse_unknown([chosen, "algo.betta=0.3"], folders)
 
 
 def test_without_a_place_it_is_missing():

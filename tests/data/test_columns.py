@@ -224,3 +224,23 @@ def test_plain_text_of_messages_and_what_are_messages():
     assert plain_text([user(" ")]) == plain_text([]) == ""
     for other in ("a", ["a"], [{"role": "user"}], 1, None, {"a": 1}):
         assert messages_in(other) is None
+
+
+@pytest.mark.parametrize(
+    ("row", "column"),
+    [
+        ({"prompt": "Why?", "chosen": "A", "rejected": 3}, "rejected"),
+        ({"prompt": "Why?", "response_0": 3, "response_1": "A", "better_response_id": 1}, "response_0"),
+        ({"prompt": "Why?", "chosen": [user("A")], "rejected": "B"}, "chosen"),
+    ],
+)
+def test_an_answer_that_is_none_is_named_by_its_column(row: dict[str, Any], column: str):
+    with pytest.raises(MalformedRow, match=f"^{column}: an answer "):
+        READ.preferences(row)
+
+
+def test_what_lacks_answers_and_a_prompt_names_the_options_of_both():
+    options = ("dataset.columns.chosen", "dataset.columns.rejected", "dataset.columns.prompt")
+    with pytest.raises(UnknownForm) as error:
+        READ.preferences({"frage": "Why?", "gut": "A", "schlecht": "B"})
+    assert all(option in str(error.value) for option in options)

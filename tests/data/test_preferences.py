@@ -172,3 +172,9 @@ def test_the_librarys_own_loading_of_configurations_and_splits(tmp_path: Path, m
     assert {one.columns["id"] for one in data.pairs} == {*range(10)} and len(data.test_pairs) == 2
     assert all(one.prompt.startswith("\n\nHuman: 1") and one.columns["id"] >= 100 for one in data.test_pairs)
     assert len(load_text_data(settings("preferences", **place, hub_config="plain")).pairs) == 8
+
+
+def test_too_few_rows_are_told_with_their_number_and_what_is_needed(tmp_path: Path):
+    path = write(tmp_path / "a.jsonl", *(pair(number) for number in range(2)))
+    with pytest.raises(DataError, match=r"^dataset\.num_eval_prompts=.*: the data has 1 of them, .* needs 2, "):
+        load("preferences", path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 
 import pytest
@@ -9,7 +10,9 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from rlhf.data.examples import Demonstration, Dropped, Preference
+from rlhf.chat import with_template
+from rlhf.data.examples import Demonstration, Dropped, Preference, TextData
+from rlhf.data.messages import plain_text
 from rlhf.data.tokenize import (
     Demonstrations,
     Preferences,
@@ -17,6 +20,7 @@ from rlhf.data.tokenize import (
     encode_preferences,
     prompt_report,
 )
+from rlhf.models.loading import word_tokenizer
 from tests.data.collected import settings
 
 WORDS = [f"w{number}" for number in range(30)]
@@ -93,3 +97,38 @@ def test_the_report_counts_cut_prompts_and_says_what_was_dropped(tokenizer):
         "data: skipped a.jsonl:7: not JSON",
         'data: the first prompt, 1 tokens: "w0"',
     ]
+
+
+CHATML = (
+    "{% for m in messages %}{{ m.role }} {{ m.content }} [EOS] {% endfor %}"
+    "{% if add_generation_prompt %}assistant {% endif %}"
+)
+
+
+@pytest.mark.parametrize(
+    ("template", "longest", "length", "learnt"),
+    [
+        # Human: a Assistant: b Human: c Assistant: d [EOS]
+        (None, 99, 9, [3, 7, 8]),
+        (None, 4, 6, [4, 5]),  # cut to: b Human: c Assistant: -- nothing predicts its first token
+        (None, 5, 7, [1, 5, 6]),
+        # user a [EOS] assistant b [EOS] user c [EOS] assistant d [EOS]
+        (CHATML, 99, 12, [4, 5, 10, 11]),
+    ],
+)
+def test_every_answer_of_a_conversation_is_learnt(template, longest, length, learnt):
+    words = ["Human:", "Assistant:", "user", "assistant", "a", "b", "c", "d"]
+    tokenizer = word_tokenizer(words)
+    tokenizer.chat_template = template
+    turns = [("user", "a"), ("assistant", "b"), ("user", "c")]
+    messages = [{"role": role, "content": content} for role, content in turns]
+    data = TextData(sft=[Demonstration(plain_text(messages), " d", {}, json.dumps(messages))])
+
+    def mask(every_turn: bool) -> list[int]:
+        (example,) = with_template(settings("prompts"), data, tokenizer, every_turn).sft[:1]
+        batch = encode_demonstrations(tokenizer, [example], longest, 9, loss_on_prompt=False)
+        assert batch.loss_mask.shape == (1, length)
+        return batch.loss_mask[0].nonzero().flatten().tolist()
+
+    assert mask(True) == learnt
+    assert mask(False) == [length - 2, length - 1]

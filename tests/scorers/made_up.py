@@ -14,7 +14,15 @@ from typing import Any
 import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
 from torch import Tensor, nn
-from transformers import GPTJConfig, GPTJModel, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    GPTJConfig,
+    GPTJModel,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
 
 from rlhf.random import generator
 
@@ -202,3 +210,48 @@ def serving(server: Server) -> Iterator[Server]:
         finally:
             listener.shutdown()
             listener.block_on_close = False
+
+
+OWN = """
+from dataclasses import dataclass
+from rlhf.algorithms import Algorithm
+from rlhf.batches import LossOutput, Signal
+from rlhf.config import AlgoConfig
+from rlhf.masked import masked_mean
+
+@dataclass(kw_only=True)
+class Settings(AlgoConfig):
+    stages = ("online",)
+    group_size = 2
+
+class Mine(Algorithm):
+    config: Settings
+    def signal(self, rewards, values, mask):
+        scores = rewards.sum(1).view(-1, 2)
+        return Signal(advantages=(scores - scores.mean(1, keepdim=True)).flatten())
+    def loss(self, batch, logprobs, totals):
+        gain = masked_mean(batch.advantages[:, None] * logprobs, batch.mask, totals.tokens)
+        return LossOutput(-gain, {})
+
+def score(completions, likes, **columns):
+    return [float(text.count(like)) - len(text) / 10 for text, like in zip(completions, likes, strict=True)]
+"""
+
+
+def own_run(folder: Path) -> list[str]:
+    """What a user types in `folder`, where this puts an algorithm with a reward, pairs and a model: relative paths."""
+    (folder / "own.py").write_text(OWN)
+    rows = [{"prompt": f"{n}?", "chosen": "yes", "rejected": "no", "likes": "ea"[n % 2]} for n in range(40)]
+    (folder / "pairs.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    model = GPT2Config(
+        vocab_size=257, n_positions=64, n_embd=16, n_layer=1, n_head=2, bos_token_id=256, eos_token_id=256
+    )
+    torch.manual_seed(0)
+    GPT2LMHeadModel(model).save_pretrained(folder / "model")
+    byte_tokenizer().save_pretrained(folder / "model")
+    return [
+        *("model=hub", "model.path=model", "model.sft=false", "model.train.mode=all", "tracking=none"),
+        *("dataset=preferences", "dataset.path=pairs.jsonl", "dataset.max_total_length=24"),
+        *("dataset.max_new_tokens=8", "algo=custom", "algo.loss=own.py:Mine", "reward=python"),
+        *("reward.path=own.py:score", "debug=one_step", "rollout.num_responses=8", "optimization.minibatch_size=8"),
+    ]

@@ -18,8 +18,12 @@ from rlhf.config.identity import run_folder, run_id
 from rlhf.config.user_code import UserCodeError, load
 from rlhf.data import load_text_data
 from rlhf.data.examples import Demonstration, TextData
+from rlhf.errors import UserError
 from rlhf.run import RunError, execute
+from rlhf.runs.state import read_rows
 from rlhf.scorers.python import PythonScorer, load_python
+from tests.config.composed import checked, composed
+from tests.scorers.made_up import own_run
 from tests.test_run import outcome, tiny
 
 pytestmark = pytest.mark.usefixtures("torchs_switches")
@@ -160,3 +164,35 @@ def test_it_goes_on_to_the_bit_and_never_with_another_function(mine, cache, monk
     file.write_text(RIGHT)
     assert execute(run)["status"] == "finished"
     assert outcome(run) == outcome(whole)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["reward.path={}/lacking.py:score"], r"reward\.path: .*the data has answer; .* 'solution'"),
+        (["dataset.stop_strings=['x[EOS]y']", "reward.path={}/mine.py:score"], r"dataset\.stop_strings: "),
+    ],
+)
+def test_what_rl_would_refuse_is_refused_before_sft(mine, tmp_path, overrides, message):
+    """The cache is empty, and stays without an SFT policy."""
+    (tmp_path / "lacking.py").write_text("def score(prompts, completions, solution): return [0.0] * len(prompts)\n")
+    given = [text.format(tmp_path) for text in overrides]
+    run = tiny(mine, tmp_path / "cache", "rloo", *TASKS, *given)
+    with pytest.raises(UserError, match=message):
+        execute(run)
+    assert not list((tmp_path / "cache").rglob("final"))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)  # ranks wait for each other, long on a busy machine
+def test_two_ranks_find_code_and_data_of_the_user_and_give_what_one_gives(tmp_path, monkeypatch):
+    """A reward and an algorithm from a file, pairs from another, by relative paths."""
+    pytest.importorskip("datasets")
+    monkeypatch.chdir(tmp_path)
+    given = own_run(tmp_path)
+    rewards = []
+    for ranks in (1, 2):
+        run = checked(composed(*given, f"hardware.ranks={ranks}", "cache_dir=cache", f"output_dir=runs{ranks}"), {})
+        assert execute(run)["status"] == "finished"
+        rewards.append([row["eval/reward"] for row in read_rows(run_folder(run)) if "eval/reward" in row])
+    assert rewards[1] == pytest.approx(rewards[0], rel=2e-3, abs=2e-4) and len(rewards[0]) == 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -11,6 +12,7 @@ import pytest
 
 from rlhf.config.identity import run_folder
 from sweeps.experiment import run_experiment
+from tests.scorers.made_up import own_run
 from tests.slurm.cluster import Cluster
 from tests.slurm.driving import Sweep, without_time
 from tests.slurm.processes import processes_of
@@ -46,6 +48,15 @@ def test_two_nodes_are_one_run_whatever_happens_to_its_job(cluster: Cluster, tmp
     expected = (run_folder(alone) / "metrics.jsonl").read_text().splitlines()
     for row, wanted in zip(sweep.rows("apa-s0"), expected, strict=True):
         assert without_time(row) == pytest.approx(without_time(wanted), rel=REL, abs=ABS)
+
+
+@pytest.mark.timeout(900)
+def test_the_ranks_of_a_job_find_code_and_data_of_the_user(cluster: Cluster, tmp_path: Path):
+    """An algorithm, a reward and pairs by paths relative to where the command was typed."""
+    code, output = Sweep(cluster, tmp_path, target=TARGET).run(*own_run(tmp_path), *RANKS, seconds=400)
+    assert code == 0, output
+    (summary,) = tmp_path.glob("runs/debug/Mine-s0-*/summary.json")
+    assert json.loads(summary.read_text())["status"] == "finished"
 
 
 @pytest.mark.parametrize("what", ["run", "task"])
