@@ -81,6 +81,11 @@ def _server(reward: RewardConfig) -> Iterator[str]:
             "reward.url: its query may choose what scores, and the run's id leaves addresses out; add "
             "reward.server=NAME, which tells runs and their cached scores apart"
         )
+    if reward.baseline == "reference" and config.algo.reference_samples:
+        yield (
+            f"reward.baseline: algo={config.algo.name} compares with what the initial policy's responses are worth, to "
+            "which a reference answer makes no difference; use none"
+        )
     if reward.token_env is not None and reward.token_file is not None:
         yield "reward.token_file: the token comes from reward.token_env; give one of the two"
     if not all(map(HEADER.fullmatch, reward.headers_env or ())):
