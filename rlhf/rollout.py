@@ -27,6 +27,7 @@ def generate(
     sampling: str,
     batch_size: int,
     stop_strings: Sequence[str],
+    group_size: int = 1,
     as_sampled: Callable[[Tensor, list[str]], None] | None = None,
 ) -> Rollouts:
     """A response for every prompt; `batch_size` rows are sampled at once, which changes no draw.
@@ -35,6 +36,8 @@ def generate(
         prompts: B prompts.
         uniforms: (B, T) float64; row i belongs to prompt i.
         sampling: rollout.sampling; "fast" is plain for a model that it does not fit.
+        group_size: so many neighbours among the prompts are the same one, which "fast" reads once for all of them where
+            `batch_size` cuts none of these groups.
         as_sampled: called with the rows of each batch and their texts before the next batch is sampled.
     """
     eos, padding = eos_id(tokenizer), pad_id(tokenizer)
@@ -45,14 +48,16 @@ def generate(
     batches = by_length(prompts, batch_size)
     with models.sampling() as sampler:
         if sampling == "fast" and not unfit(sampler.model):
-            sample = fast_sampler(
+            fast = fast_sampler(
                 sampler,
                 rows=len(batches[0]),
                 prompt_width=int(prompts.mask.sum(1).max()),
                 response_width=uniforms.shape[1],
                 eos_id=eos,
                 pad_id=padding,
-            ).sample
+            )
+            together = 1 if batch_size % group_size else group_size
+            sample = partial(fast.sample, group_size=together)
         else:
             sample = partial(sample_plain, sampler, eos_id=eos, pad_id=padding)
         for rows in batches:
