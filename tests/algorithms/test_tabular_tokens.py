@@ -136,4 +136,4 @@ def test_a_pull_on_each_token_leaves_out_the_kl_of_later_ones(name: str) -> None
     assert (found[0] - predicted).abs().max() < 1e-6
     values = (found[1:] * REWARDS.view(3, 3)).sum(1)
     torch.testing.assert_close(predicted, (INITIAL[0] + values / LAM).softmax(0))
-    assert (found[0] - best[0]).abs().sum() / 2 > 0.05
+    assert (found[0] - best[0]).abs().sum() / 2 > 0.01  # ten times what counts as reached
