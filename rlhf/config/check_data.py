@@ -64,6 +64,11 @@ def reward_problems(config: RunConfig) -> Iterator[str]:
             yield f"reward.path: reward={reward.name} needs path and checkpoint_file of a state dict"
         if reward.base is None:
             yield f"reward.base: missing; reward={reward.name} needs the architecture of its state dict"
+    if reward.baseline == "reference" and config.algo.reference_samples:
+        yield (
+            f"reward.baseline: algo={config.algo.name} compares with what the initial policy's responses are worth, to "
+            "which a reference answer makes no difference; use none"
+        )
     if reward.name == "python":
         yield from _function(reward.path, reward.weights)
     if reward.name == "verifiable" and config.dataset.name in WITHOUT_ANSWERS:
@@ -80,11 +85,6 @@ def _server(reward: RewardConfig) -> Iterator[str]:
         yield (
             "reward.url: its query may choose what scores, and the run's id leaves addresses out; add "
             "reward.server=NAME, which tells runs and their cached scores apart"
-        )
-    if reward.baseline == "reference" and config.algo.reference_samples:
-        yield (
-            f"reward.baseline: algo={config.algo.name} compares with what the initial policy's responses are worth, to "
-            "which a reference answer makes no difference; use none"
         )
     if reward.token_env is not None and reward.token_file is not None:
         yield "reward.token_file: the token comes from reward.token_env; give one of the two"
