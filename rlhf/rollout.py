@@ -28,6 +28,7 @@ def generate(
     sampling: str,
     batch_size: int,
     stop_strings: Sequence[str],
+    group_size: int = 1,
     as_sampled: Callable[[Tensor, list[str]], None] | None = None,
     elsewhere: Sample | None = None,
 ) -> Rollouts:
@@ -37,6 +38,8 @@ def generate(
         prompts: B prompts.
         uniforms: (B, T) float64; row i belongs to prompt i.
         sampling: rollout.sampling; all but "plain" is fast, or plain for a model that fast does not fit.
+        group_size: so many neighbours among the prompts are the same one, which the fast sampler reads once for all of
+            them where `batch_size` cuts none of these groups.
         as_sampled: called with the rows of each batch and their texts before the next batch is sampled.
         elsewhere: what samples in place of our own, all rows at once.
     """
@@ -50,14 +53,16 @@ def generate(
         if elsewhere is not None:
             sample = elsewhere
         elif sampling != "plain" and not unfit(sampler.model):
-            sample = fast_sampler(
+            fast = fast_sampler(
                 sampler,
                 rows=len(batches[0]),
                 prompt_width=int(prompts.mask.sum(1).max()),
                 response_width=uniforms.shape[1],
                 eos_id=eos,
                 pad_id=padding,
-            ).sample
+            )
+            together = 1 if batch_size % group_size else group_size
+            sample = partial(fast.sample, group_size=together)
         else:
             sample = partial(sample_plain, sampler, eos_id=eos, pad_id=padding)
         for rows in batches:

@@ -18,6 +18,7 @@ COMMANDS = {
     "iteration": (f"{TINY} --minibatches 2 --profile {TRL}", "ours;our stages;sampling;update"),
     "sampling": ("--repeats 1 --threads 1 --batch 4 --new 4", "ours, fast;ours, plain;generate"),
     "updating": (f"{TINY} --minibatch 4", "all;last_k=2;lora"),
+    "family_cost": (f"{TINY} --minibatch 4 --algos grpo a_star_po", "ppo;grpo;a_star_po"),
     "memory": (f"{TINY} --minibatch 4 --model tiny --device cpu", "tiny, apa;tiny, ppo"),
     "scaling": ("--repeats 1 --threads 1 --of responses ranks --points 2 --iterations 2", "responses;ranks"),
     "startup": ("--repeats 1 --threads 1 --overrides debug=one_step tracking=none", "--cfg job;first metrics row"),

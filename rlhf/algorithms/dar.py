@@ -1,4 +1,4 @@
-"""Dual-regularised advantage regression (He et al. 2025, arXiv 2504.17177 and 2602.11523): weighted cross entropy whose
+"""Dual-regularised advantage regression (He et al. 2025, arXiv 2504.14177 and 2602.11523): weighted cross entropy whose
 optimum is near the initial policy and near the one that sampled.
 
 The objective E r - alpha KL(pi || pi_init) - beta KL(pi || pi_old) has its optimum at pi_init^(alpha / (alpha + beta))

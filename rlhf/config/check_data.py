@@ -64,6 +64,11 @@ def reward_problems(config: RunConfig) -> Iterator[str]:
             yield f"reward.path: reward={reward.name} needs path and checkpoint_file of a state dict"
         if reward.base is None:
             yield f"reward.base: missing; reward={reward.name} needs the architecture of its state dict"
+    if reward.baseline == "reference" and config.algo.reference_samples:
+        yield (
+            f"reward.baseline: algo={config.algo.name} compares with what the initial policy's responses are worth, to "
+            "which a reference answer makes no difference; use none"
+        )
     if reward.name == "python":
         yield from _function(reward.path, reward.weights)
     if reward.name == "verifiable" and config.dataset.name in WITHOUT_ANSWERS:

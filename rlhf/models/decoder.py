@@ -151,6 +151,12 @@ class Cache:
         """The first rows, sharing memory."""
         return Cache([tensor[:rows] for tensor in self.keys], [tensor[:rows] for tensor in self.values])
 
+    def repeat(self, times: int, columns: int) -> None:
+        """The first columns of the first rows, each so many times in turn, in place; together they fill all rows."""
+        for tensor in (*self.keys, *self.values):
+            first = tensor[: len(tensor) // times, :, :columns]
+            tensor[:, :, :columns] = first.repeat_interleave(times, 0)
+
     def keep(self, rows: Tensor) -> None:
         """Move these rows to the front, in place."""
         for tensor in (*self.keys, *self.values):

@@ -170,6 +170,7 @@ class Sampled(Responses):
                 sampling=config.rollout.sampling,
                 batch_size=config.rollout.batch_size,
                 stop_strings=setup.stop_strings,
+                group_size=config.algo.group_size,
                 as_sampled=as_sampled,
                 elsewhere=elsewhere,
             )

@@ -14,7 +14,9 @@ from rlhf.algorithms.grpo import group_mean_advantages
 from rlhf.algorithms.regression import quantile_advantages, soft_mean
 from rlhf.batches import Totals, TrainingBatch
 from rlhf.config import ALGO_CONFIGS
+from rlhf.config.build import ConfigError
 from tests.algorithms.made_up import algorithm, batch_of, gradient, loss_of, numbers, settings
+from tests.config.composed import config
 
 LN2 = math.log(2)
 NEW_ONES = [name for name in ALGORITHMS if name not in ("apa", "ppo", "awr", "ilql", "rloo")]
@@ -245,6 +247,12 @@ def test_a_method_says_what_it_needs(name):
 def test_switches_that_cannot_be_together_are_refused(changes, option):
     lines = dataclasses.replace(settings("a_star_po"), **changes).problems("online")
     assert len(lines) == 1 and lines[0].startswith(f"{option}: ")
+
+
+@pytest.mark.parametrize("name", ["a_star_po", "qrpo"])
+def test_rewards_less_a_reference_answers_are_not_compared_with_raw_ones(name):
+    with pytest.raises(ConfigError, match=r"^reward\.baseline: "):
+        config(f"algo={name}", "reward.baseline=reference")
 
 
 def test_an_anchor_at_the_sampler_needs_one():

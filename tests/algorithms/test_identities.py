@@ -62,6 +62,23 @@ def test_dro_is_half_lambda_of_apa_at_the_sampler_and_verls_formula(seed):
     torch.testing.assert_close(of(verl, new), gradient(dro, batch, made.new), **CLOSE)
 
 
+@SEEDS
+def test_prime_rls_loss_is_dro_of_twice_its_tau_but_for_the_ratio(seed):
+    """-A rho + kl_tau log^2 rho: the same gradient where nothing has moved, from there on apart by -A (rho - 1)."""
+    made, kl_tau = numbers(seed), 0.35
+    dro = algorithm("dro", lam=2 * kl_tau)
+    batch, tokens = made.batch(dro, values=made.old), made.mask.sum()
+    assert batch.advantages is not None
+    for at in (made.old, made.new):
+        new = at.clone().requires_grad_()
+        log_ratios = new - made.old
+        terms = -batch.advantages * log_ratios.exp() + kl_tau * log_ratios.square()
+        prime = of(torch.where(made.mask, terms, 0.0).sum() / tokens, new)
+        apart = torch.where(made.mask, -batch.advantages * (log_ratios.detach().exp() - 1), 0.0) / tokens
+        torch.testing.assert_close(prime, gradient(dro, batch, at) + apart, **CLOSE)
+        assert bool(apart.any()) == (at is made.new)
+
+
 def residuals(made, new: Tensor, anchor: Tensor) -> Tensor:
     """d = u - r / b of each response."""
     return response_sums(new - anchor, made.mask) - made.rewards.sum(1) / LAM

@@ -1,7 +1,8 @@
 """Sampling alone, ours against transformers' `generate`: `python -m tests.benchmarks.sampling --model tiny`.
 
 Tokens a second of `rollout=fast` and `rollout=plain`, and of `generate` with its dynamic and its static cache
-(do_sample, temperature 1, no top-k, no EOS). Equal: weights, prompts (random tokens, no padding), rows, new tokens,
+(do_sample, temperature 1, no top-k, no EOS). With `--group 4` four neighbours have the same prompt, which one more way
+reads once. Equal: weights, prompts (random tokens, no padding), rows, new tokens,
 threads; nothing ends early. In bfloat16 ours holds weights in bfloat16 and computes under autocast with float32 logits,
 as runs do, and `generate` computes in bfloat16 throughout. On a GPU `generate` compiles its static cache by itself.
 
@@ -34,10 +35,11 @@ from tests.benchmarks.setups import MODELS, POLICIES, random_model
 NO_TOKEN = -1
 """The EOS of ours: never drawn."""
 WAYS = ("ours, fast", "ours, plain", "generate", "generate, static cache")
+ONCE = "ours, fast, a prompt read once"
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = parser_of(__doc__, repeats=5, layers=0, batch=64, prompt=16, new=32)
+    parser = parser_of(__doc__, repeats=5, layers=0, batch=64, prompt=16, new=32, group=1)
     parser.add_argument("--model", choices=POLICIES, default="tiny")
     parser.add_argument("--device", choices=("cpu", "cuda"), help="cuda for pythia_1b and llama_7b, else cpu")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="bfloat16 on a GPU, else float32")
@@ -54,7 +56,8 @@ def ways(model: PreTrainedModel, options: argparse.Namespace) -> dict[str, Calla
     """What samples a batch, by name; each gives (batch, new) tokens."""
     batch, prompt, new, device = options.batch, options.prompt, options.new, model.device
     draws = generator(0, "benchmark's prompts")
-    ids = torch.randint(2, model.config.vocab_size, (batch, prompt), generator=draws).to(device)
+    ids = torch.randint(2, model.config.vocab_size, (batch // options.group, prompt), generator=draws).to(device)
+    ids = ids.repeat_interleave(options.group, 0)
     uniforms = sampling_uniforms(0, "benchmark", 0, batch, new).to(device)
     # A copy that shares all matrices, whose norms and biases may be held otherwise.
     policy = copy.deepcopy(model, {id(one): one for one in model.parameters() if one.dim() > 1})
@@ -66,10 +69,10 @@ def ways(model: PreTrainedModel, options: argparse.Namespace) -> dict[str, Calla
         raise SystemExit(f"rollout=fast does not fit: {reason}")
     mask = torch.ones_like(ids).bool()
 
-    def fast() -> Tensor:
+    def fast(group_size: int = 1) -> Tensor:
         with as_runs_do(device), pair.sampling() as sampler:
             at = fast_sampler(sampler, rows=batch, prompt_width=prompt, response_width=new, eos_id=NO_TOKEN, pad_id=0)
-            return at.sample(ids, mask, uniforms)[0]
+            return at.sample(ids, mask, uniforms, group_size=group_size)[0]
 
     def plain() -> Tensor:
         with as_runs_do(device), pair.sampling() as sampler:
@@ -79,7 +82,8 @@ def ways(model: PreTrainedModel, options: argparse.Namespace) -> dict[str, Calla
     any_model.generation_config.eos_token_id = None
     settings = {"do_sample": True, "top_k": 0, "top_p": 1.0, "temperature": 1.0, "pad_token_id": 0}
     theirs = partial(any_model.generate, ids, attention_mask=mask.long(), max_new_tokens=new, **settings)
-    return dict(zip(WAYS, (fast, plain, theirs, partial(theirs, cache_implementation="static")), strict=True))
+    calls = dict(zip(WAYS, (fast, plain, theirs, partial(theirs, cache_implementation="static")), strict=True))
+    return calls if options.group == 1 else {**calls, ONCE: partial(fast, options.group)}
 
 
 def bytes_per_step(model: PreTrainedModel, batch: int, prompt: int, new: int) -> float:

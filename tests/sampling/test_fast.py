@@ -143,6 +143,25 @@ def test_tokens_are_the_plain_samplers_and_logprobs_a_plain_forwards(variant):
     assert_plain_forwards(model, *both(sampler_of(model)))
 
 
+@pytest.mark.parametrize("architecture", ["gpt_neox", "llama"])
+def test_the_prompt_of_a_group_is_read_once_for_all_its_responses(architecture, monkeypatch):
+    sampler, size, new = sampler_of(model_of(ARCHITECTURES[architecture]())), 3, NEW
+    ids, mask = (column.repeat_interleave(size, 0) for column in prompts(LENGTHS)[1:])
+    uniforms = sampling_uniforms(3, "groups", 0, len(ids), new)
+    expected, about = sample("fast", sampler, ids, mask, uniforms)
+    sizes = {"rows": len(ids), "prompt_width": ids.shape[1], "response_width": new}
+    made, read = fast_sampler(sampler, **sizes, eos_id=EOS, pad_id=PAD), []
+    whole = type(made.decoder).read
+    monkeypatch.setattr(
+        type(made.decoder),
+        "read",
+        lambda self, start, *rest, **more: read.append(len(start)) or whole(self, start, *rest, **more),
+    )
+    tokens, logprobs = made.sample(ids, mask, uniforms, group_size=size)
+    assert read == [len(LENGTHS)] and torch.equal(tokens, expected)
+    torch.testing.assert_close(logprobs, about, atol=1e-5, rtol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("architecture", "mode"), [("gpt_neox", "all"), ("llama", "last_k"), ("gpt_neo", "last_k"), ("gptj", "lora")]
 )
