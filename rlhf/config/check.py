@@ -250,6 +250,7 @@ def _ranks(config: RunConfig) -> Iterator[str]:
         f"is for {section}.train.mode=all; {mode} trains little, use none": mode != "all",
         f"does not cut up {config.algo.name}'s heads; use none": config.algo.heads,
         "does not keep values for offline.refresh_values=false; use none": not config.offline.refresh_values,
+        "keeps no earlier policies for rollout.lag; use none": config.stage.name == "online" and config.rollout.lag > 0,
         "trains the whole policy; use checkpoint.save_final=full": config.checkpoint.save_final == "trained",
     }
     yield from (f"hardware.sharding: fsdp {why}" for why, holds in refused.items() if holds)

@@ -87,6 +87,14 @@ class RolloutConfig:
         choices=("fast", "plain"),
     )
     temperature: float = setting("sampling temperature; logprobs are taken at it too", also_called="temp", above=0)
+    lag: int = setting(
+        "iterations by which the policy that samples is older than the one that learns; the initial policy samples the "
+        "first ones",
+        read_by=stages("online"),
+        also_called="staleness off_policy_steps async_steps max_staleness",
+        low=0,
+        off=0,
+    )
 
 
 @dataclass(kw_only=True)

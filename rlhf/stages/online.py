@@ -113,7 +113,7 @@ class EarlyScores:
 
 @dataclass(frozen=True)
 class Sampled(Responses):
-    """`Responses` of the policy as it is."""
+    """`Responses` of the policy, as it is or as it was rollout.lag iterations ago."""
 
     config: RunConfig
     setup: Setup
@@ -137,16 +137,17 @@ class Sampled(Responses):
                 asked = prompts.rows(batch)
                 self.early.ask(batch, asked.texts, texts, asked.columns)
 
-        responses = generate(
-            setup.models,
-            setup.tokenizer,
-            prompts,
-            uniforms[rows],
-            sampling=config.rollout.sampling,
-            batch_size=config.rollout.batch_size,
-            stop_strings=setup.stop_strings,
-            as_sampled=as_sampled,
-        )
+        with setup.earlier.as_sampler():
+            responses = generate(
+                setup.models,
+                setup.tokenizer,
+                prompts,
+                uniforms[rows],
+                sampling=config.rollout.sampling,
+                batch_size=config.rollout.batch_size,
+                stop_strings=setup.stop_strings,
+                as_sampled=as_sampled,
+            )
         return gathered(responses, count)
 
     def scores(self, rollouts: Rollouts, iteration: int) -> Tensor:
