@@ -27,6 +27,7 @@ def generate(
     sampling: str,
     batch_size: int,
     stop_strings: Sequence[str],
+    precision: str | None = None,
     as_sampled: Callable[[Tensor, list[str]], None] | None = None,
 ) -> Rollouts:
     """A response for every prompt; `batch_size` rows are sampled at once, which changes no draw.
@@ -35,6 +36,7 @@ def generate(
         prompts: B prompts.
         uniforms: (B, T) float64; row i belongs to prompt i.
         sampling: rollout.sampling; "fast" is plain for a model that it does not fit.
+        precision: rollout.precision.
         as_sampled: called with the rows of each batch and their texts before the next batch is sampled.
     """
     eos, padding = eos_id(tokenizer), pad_id(tokenizer)
@@ -43,7 +45,7 @@ def generate(
     lengths, ended = torch.zeros(len(uniforms), dtype=torch.int64), torch.zeros(len(uniforms), dtype=torch.bool)
     responses = [""] * len(uniforms)
     batches = by_length(prompts, batch_size)
-    with models.sampling() as sampler:
+    with models.sampling(precision) as sampler:
         if sampling == "fast" and not unfit(sampler.model):
             sample = fast_sampler(
                 sampler,

@@ -111,7 +111,7 @@ def columns_by_parts(
     *,
     by_length: bool,
 ) -> dict[str, Tensor]:
-    """(B, T) float32 columns of these names from those of micro-batches; 0 on padding and in rows that no part names."""
+    """(B, T) float32 columns of these names from those of micro-batches; 0 on padding and in other rows."""
     whole = features.mask[:, features.prompt_width :]
     columns = {name: torch.zeros(whole.shape, device=whole.device) for name in names}
 

@@ -1,4 +1,4 @@
-"""rollout.lag: responses of the policy as it was some iterations ago."""
+"""rollout.lag and rollout.precision: responses of another policy than the one that learns."""
 
 from __future__ import annotations
 
@@ -77,12 +77,30 @@ def test_stopped_runs_go_on_with_the_policies_they_had(monkeypatch, tmp_path, ca
     assert_same(run, whole)
 
 
+def test_a_sampler_that_rounds_otherwise_shows_in_its_own_logprobs_alone(never_stopped, tmp_path, cache):
+    """The update's logprobs are of the same weights in float32: the gap is the rounding of bfloat16."""
+    run = tiny(tmp_path, cache, "ppo", "rollout.precision=bf16")
+    assert execute(run)["status"] == "finished"
+    rows, plain = read_rows(run_folder(run)), read_rows(run_folder(never_stopped("ppo")))
+    for row, exact in zip(rows[1:], plain[1:], strict=True):
+        assert 1e-4 < row["perf/sampler_logprob_gap"] < 0.05 and exact["perf/sampler_logprob_gap"] < 1e-5
+        assert row["train/sampler_kl"] != 0.0 and row["train/sampler_ess"] == pytest.approx(1, abs=0.01)
+    assert rows[1]["train/kl"] == 0.0  # measured as the reference is, in float32
+    evaluated = [{name: x for name, x in row.items() if name.startswith("eval/")} for row in (rows[0], plain[0])]
+    assert evaluated[0] == evaluated[1]
+
+
 def test_no_lag_is_no_part_of_a_run():
     run = config("algo=ppo")
     mapping = config_to_mapping(run)
-    del mapping["rollout"]["lag"]  # a config from before there was the option
+    del mapping["rollout"]["lag"], mapping["rollout"]["precision"]  # a config from before there was the option
     assert build_config(mapping) == run
     assert run_id(config("algo=ppo", "rollout.lag=0")) == run_id(run) != run_id(config("algo=ppo", "rollout.lag=1"))
+
+
+def test_a_precision_that_is_the_updates_own_is_refused():
+    with pytest.raises(ValueError, match=r"rollout\.precision"):
+        typed("rollout.precision=fp32")
 
 
 @pytest.mark.parametrize("other", ["stage=offline", "stage=sft", "hardware.sharding=fsdp"])

@@ -49,6 +49,7 @@ def check(config: RunConfig, sources: Sources) -> list[str]:
         reward_problems,
         _algorithm,
         _stage,
+        _sampler,
         _ranks,
         _slurm,
         _paths,
@@ -229,6 +230,11 @@ def _stage(config: RunConfig) -> Iterator[str]:
         yield "evaluation.reference_responses: 0, so that stage=reference_samples has nothing to do; give 64"
     if stage == "evaluate" and algo.heads and config.evaluation.policy is None:
         yield f"evaluation.policy: missing; algo={algo.name} samples by the heads that a run has trained"
+
+
+def _sampler(config: RunConfig) -> Iterator[str]:
+    if config.stage.name == "online" and config.rollout.precision == config.hardware.precision:
+        yield f"rollout.precision: {config.rollout.precision} is hardware.precision as well; leave it out"
 
 
 def _ranks(config: RunConfig) -> Iterator[str]:

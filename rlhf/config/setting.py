@@ -180,8 +180,8 @@ def setting(
         filled_in: True for what the program fills in and nobody types.
         kl_knob: True for what sets how far an algorithm goes from the initial policy; its frontier is the upper
             envelope over the values.
-        off: the value at which a run is what it was before there was the option: its id then leaves it out, and a config
-            without it has this value.
+        off: the value at which a run is what it was before there was the option: its id then leaves it out, and a
+            config without it has this value.
         default: for an algorithm outside this project, which has no file in conf/.
     """
     return dataclasses.field(

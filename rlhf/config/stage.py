@@ -95,6 +95,14 @@ class RolloutConfig:
         low=0,
         off=0,
     )
+    precision: str | None = setting(
+        "what the sampler of training responses computes in, while the update's logprobs stay in "
+        "hardware.precision: the noise of a sampler that rounds otherwise; null: hardware.precision",
+        read_by=stages("online"),
+        also_called="sampler_dtype vllm_dtype rollout_dtype",
+        choices=("fp32", "bf16"),
+        off=None,
+    )
 
 
 @dataclass(kw_only=True)

@@ -169,7 +169,7 @@ def one_iteration(
         progress.controller.update(kl, len(scores))
         progress.rollout_kl = kl
         metrics |= {"kl": kl, **sampled_kl_metrics(config, rollouts, measured)}
-        if config.rollout.lag:
+        if config.rollout.lag or config.rollout.precision is not None:
             metrics |= sampler_metrics(rollouts, measured)
     else:
         metrics["data_log_ratio"] = kl  # of a data set's responses: how far they have been learnt, no KL

@@ -146,6 +146,7 @@ class Sampled(Responses):
                 sampling=config.rollout.sampling,
                 batch_size=config.rollout.batch_size,
                 stop_strings=setup.stop_strings,
+                precision=config.rollout.precision,
                 as_sampled=as_sampled,
             )
         return gathered(responses, count)
