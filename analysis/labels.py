@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Hashable, Sequence
 from typing import Any
 
-from rlhf.config.build import paths_without_effect
+from rlhf.config.build import off_values, paths_without_effect
 
 REPLICATES = ("sft.seed", "reward_model.seed", "seed")
 """What is drawn anew where a run is repeated, the outermost first: runs that differ in no more are of one setting."""
@@ -14,6 +14,7 @@ REPLICATES = ("sft.seed", "reward_model.seed", "seed")
 # Also what is kept: another id, and the same results; and where values come from, which are settings themselves.
 _SAME_RESULTS = {*REPLICATES, "checkpoint.save_final", "settings_from", *paths_without_effect()}
 _ABSENT = object()
+_OFF = off_values()
 _NAN = float("nan")
 
 
@@ -40,7 +41,7 @@ def named(algo: str, label: str) -> str:
 def label_values(configs: Sequence[dict[str, Any]]) -> dict[str, list[Any]]:
     """The settings of which labels are made: {dotted key: its value in each config, None where it is not there}."""
     flats = [flatten(config) for config in configs]
-    return {key: [flat.get(key) for flat in flats] for key in differing_keys(flats)}
+    return {key: [_value(flat, key) for flat in flats] for key in differing_keys(flats)}
 
 
 def differing_settings(configs: Sequence[dict[str, Any]]) -> dict[str, list[str]]:
@@ -58,13 +59,13 @@ def differing_keys(flats: list[dict[str, Hashable]]) -> list[str]:
     (Another data set brings its own path, lengths and budgets: its name says it all.)
     """
     keys = sorted(set().union(*flats)) if flats else []
-    differing = [key for key in keys if len({flat.get(key) for flat in flats}) > 1]
+    differing = [key for key in keys if len({_value(flat, key) for flat in flats}) > 1]
     kept = []
     for key in differing:
         name_key = key.split(".")[0] + ".name"
         values_by_name: dict[Hashable, set[Hashable]] = {}
         for flat in flats:
-            values_by_name.setdefault(flat.get(name_key), set()).add(flat.get(key))
+            values_by_name.setdefault(flat.get(name_key), set()).add(_value(flat, key))
         if key == name_key or any(len(values) > 1 for values in values_by_name.values()):
             kept.append(key)
     return kept
@@ -82,6 +83,11 @@ def flatten(config: dict[str, Any], prefix: str = "") -> dict[str, Hashable]:
         else:
             flat[key] = _hashable(value)
     return flat
+
+
+def _value(flat: dict[str, Hashable], key: str) -> Hashable:
+    """None where it is not there; of a config that is older than an option, the value at which the option is off."""
+    return flat.get(key, _OFF.get(key))
 
 
 def _hashable(value: Any) -> Hashable:

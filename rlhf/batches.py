@@ -133,9 +133,12 @@ class TrainingBatch(_RowBatch):
     mask: Tensor
     """(B, T) bool."""
     old_logprobs: Tensor
-    """(B, T) float32: log pi_old of the sampled tokens."""
+    """(B, T) float32: log pi of the sampled tokens by the policy that sampled."""
     reference_logprobs: Tensor
     """(B, T) float32: log pi_init of the same tokens."""
+    start_logprobs: Tensor | None = None
+    """(B, T) float32: log pi of the same tokens as the update begins, where an older policy sampled
+    (rollout.lag); None: old_logprobs."""
     advantages: Tensor | None = None
     """(B, T) float32, or (B,) where an algorithm has one for each response; None where its loss takes rewards."""
     old_values: Tensor | None = None

@@ -29,6 +29,7 @@ def generate(
     batch_size: int,
     stop_strings: Sequence[str],
     group_size: int = 1,
+    precision: str | None = None,
     as_sampled: Callable[[Tensor, list[str]], None] | None = None,
     elsewhere: Sample | None = None,
 ) -> Rollouts:
@@ -40,6 +41,7 @@ def generate(
         sampling: rollout.sampling; all but "plain" is fast, or plain for a model that fast does not fit.
         group_size: so many neighbours among the prompts are the same one, which the fast sampler reads once for all of
             them where `batch_size` cuts none of these groups.
+        precision: rollout.precision.
         as_sampled: called with the rows of each batch and their texts before the next batch is sampled.
         elsewhere: what samples in place of our own, all rows at once.
     """
@@ -49,7 +51,7 @@ def generate(
     lengths, ended = torch.zeros(len(uniforms), dtype=torch.int64), torch.zeros(len(uniforms), dtype=torch.bool)
     responses = [""] * len(uniforms)
     batches = by_length(prompts, batch_size if elsewhere is None else len(uniforms))
-    with models.sampling() as sampler:
+    with models.sampling(precision) as sampler:
         if elsewhere is not None:
             sample = elsewhere
         elif sampling != "plain" and not unfit(sampler.model):

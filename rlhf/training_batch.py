@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -13,6 +13,7 @@ from rlhf.algorithms import Algorithm
 from rlhf.batches import Rollouts, TrainingBatch, on_device
 from rlhf.config import RunConfig
 from rlhf.distributed import count, sum_rows
+from rlhf.earlier import EarlierPolicies
 from rlhf.kl import ESTIMATORS
 from rlhf.models import Features, PolicyModels
 from rlhf.models.features import features_of, micro_batches
@@ -26,10 +27,13 @@ class Measured:
 
     features: Features
     old_logprobs: Tensor
+    """Of the policy that sampled."""
     reference_logprobs: Tensor
     entropy: Tensor
     values: Tensor | None
     """None without a critic."""
+    start_logprobs: Tensor | None = None
+    """Of the policy as it is; None where it is the one that sampled."""
     exact_kl: Tensor | None = None
     """Nats, over the vocabulary at each token; None where the KL penalty in the reward is made of another estimate."""
 
@@ -39,12 +43,26 @@ class Measured:
         return {name: column for name, column in vars(self).items() if isinstance(column, Tensor)}
 
 
-def measure_rollouts(config: RunConfig, models: PolicyModels, rollouts: Rollouts, iteration: int) -> Measured:
-    """What the networks say of all rollouts, each rank having asked them for the rows that it trains on first."""
+def measure_rollouts(
+    config: RunConfig,
+    models: PolicyModels,
+    rollouts: Rollouts,
+    iteration: int,
+    earlier: EarlierPolicies | None = None,
+) -> Measured:
+    """What the networks say of all rollouts, each rank having asked them for the rows that it trains on first.
+
+    Args:
+        earlier: None: the policy that sampled is the one that learns.
+    """
     parts = first_micro_batches(config, features_of(rollouts), iteration)
     rows_per_pass, by_length = config.rollout.batch_size, packs_by_length(config)
     exact = config.algo.penalty is not None and config.algo.penalty_estimator == "exact"
     measured = measure(models, rollouts, parts, rows_per_pass=rows_per_pass, by_length=by_length, exact_kl=exact)
+    if earlier is not None and earlier.lag:
+        with earlier.as_sampler():
+            old = policy_logprobs(models, measured.features, parts, by_length=by_length)
+        measured = dataclasses.replace(measured, start_logprobs=measured.old_logprobs, old_logprobs=old)
     if count() == 1:
         return measured
     hidden = measured.features.hidden
@@ -76,18 +94,48 @@ def measure(
     features = features_at(models, rollouts, torch.cat(list(parts)), rows_per_pass, by_length=by_length)
     names = ["old_logprobs", "reference_logprobs", "entropy", *(["values"] if models.critic else [])]
     names += ["exact_kl"] if exact_kl else []
-    columns = {name: torch.zeros(rollouts.mask.shape, device=rollouts.mask.device) for name in names}
+
+    def of_part(part: Features) -> dict[str, Tensor]:
+        return measure_part(models, part, exact_kl=exact_kl)
+
+    columns = columns_by_parts(models, features, parts, names, of_part, by_length=by_length)
+    return Measured(features=features, **{"values": None, **columns})
+
+
+def columns_by_parts(
+    models: PolicyModels,
+    features: Features,
+    parts: Sequence[Tensor],
+    names: Sequence[str],
+    of_part: Callable[[Features], dict[str, Tensor]],
+    *,
+    by_length: bool,
+) -> dict[str, Tensor]:
+    """(B, T) float32 columns of these names from those of micro-batches; 0 on padding and in other rows."""
+    whole = features.mask[:, features.prompt_width :]
+    columns = {name: torch.zeros(whole.shape, device=whole.device) for name in names}
 
     def fill(parts: Sequence[Tensor]) -> None:
         for rows in parts:
             part = features.rows(rows)
             part = part.trimmed() if by_length else part
             mask, place = part.mask[:, part.prompt_width :], on_device(rows, part.mask.device)
-            for name, column in measure_part(models, part, exact_kl=exact_kl).items():
+            for name, column in of_part(part).items():
                 columns[name][place, : mask.shape[1]] = torch.where(mask, column, 0.0)
 
     models.run_both(lambda: fill(parts[::2]), lambda: fill(parts[1::2]))
-    return Measured(features=features, **{"values": None, **columns})
+    return columns
+
+
+@torch.no_grad()
+def policy_logprobs(models: PolicyModels, features: Features, parts: Sequence[Tensor], *, by_length: bool) -> Tensor:
+    """(B, T) log pi of the policy as it is, computed as `measure` does."""
+
+    def of_part(part: Features) -> dict[str, Tensor]:
+        hidden, at = models.policy_hidden(part), part.response_positions()
+        return {"logprobs": models.policy_logprobs_and_entropy(hidden, part.tokens, at)[0]}
+
+    return columns_by_parts(models, features, parts, ["logprobs"], of_part, by_length=by_length)["logprobs"]
 
 
 def measure_part(models: PolicyModels, features: Features, *, exact_kl: bool) -> dict[str, Tensor]:
@@ -148,7 +196,8 @@ def training_batch(
     token_kl = measured.exact_kl
     if token_kl is None:
         estimator = ESTIMATORS[algorithm.config.penalty_estimator]
-        token_kl = estimator(measured.old_logprobs, measured.reference_logprobs)
+        start = measured.old_logprobs if measured.start_logprobs is None else measured.start_logprobs
+        token_kl = estimator(start, measured.reference_logprobs)
     rewards = token_rewards(scores.to(mask.device), token_kl, mask, kl_coef)
     # A class of one's own that asks for no references need not take them.
     more = {} if references is None else {"references": references}
@@ -158,6 +207,7 @@ def training_batch(
         mask=mask,
         old_logprobs=measured.old_logprobs,
         reference_logprobs=measured.reference_logprobs,
+        start_logprobs=measured.start_logprobs,
         old_values=measured.values,
         **vars(signal),
     )

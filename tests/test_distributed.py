@@ -223,6 +223,11 @@ def test_whitening_over_minibatches_and_a_head_on_the_policy_are_of_the_whole_mi
     assert_close(together, alone)
 
 
+def test_an_older_policy_samples_at_two_ranks_as_at_one(pair):
+    alone, together = pair("ppo", "rollout.lag=1")
+    assert_close(together, alone)
+
+
 def test_evaluation_prompts_that_do_not_divide_are_each_asked_once(tmp_path, cache, two_ranks):
     odd = ("rollout.iterations=1", "dataset.num_eval_prompts=6", "hardware.ranks=2", "evaluation.samples=6")
     alone = tiny(tmp_path, cache, "apa", "rollout.iterations=1", "dataset.num_eval_prompts=6", "evaluation.samples=6")

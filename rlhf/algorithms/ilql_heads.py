@@ -144,8 +144,8 @@ class ILQLSampler(Policy):
         self.top_k = top_k
 
     @contextlib.contextmanager
-    def sampling(self) -> Iterator[Sampler]:
-        with super().sampling() as sampler:
+    def sampling(self, precision: str | None = None) -> Iterator[Sampler]:
+        with super().sampling(precision) as sampler:
             yield Sampler(sampler.model, lambda hidden: self._adjusted(sampler.logits(hidden), hidden))
 
     @torch.no_grad()

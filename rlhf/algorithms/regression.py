@@ -129,6 +129,7 @@ class Regression(CriticAlgorithm):
             return super().critic_loss(values, batch, totals)
         assert batch.advantages is not None and batch.old_values is not None
         rewards = batch.advantages + batch.old_values[:, 0]
-        log_ratios = response_sums(batch.old_logprobs - self.anchor(batch), batch.mask)
+        start = batch.old_logprobs if batch.start_logprobs is None else batch.start_logprobs
+        log_ratios = response_sums(start - self.anchor(batch), batch.mask)
         errors = rewards - values[:, 0] - self.config.lam * log_ratios
         return 0.5 * errors.square().sum() / totals.responses

@@ -156,6 +156,17 @@ def paths_without_effect() -> set[str]:
     return {path for path in _all_fields() if not any(f"{other}.".startswith(f"{path}.") for other in with_effect)}
 
 
+def off_values() -> dict[str, Any]:
+    """{dotted path: the value that a config without the option has}."""
+    stated = {path: _off(field, None) for path, (_, field) in _all_fields().items()}
+    return {path: value for path, value in stated.items() if value is not None}
+
+
+def _off(field: dataclasses.Field[Any], otherwise: Any) -> Any:
+    off = field.metadata["off"]
+    return otherwise if off is dataclasses.MISSING else off
+
+
 def kl_knobs(algo: str) -> set[str]:
     """Dotted paths of the options that set how far an algorithm goes from the initial policy; of one that is not ours,
     none."""
@@ -211,7 +222,7 @@ def _build(kind: type, mapping: Any, prefix: str, problems: list[str]) -> Any:
     before = len(problems)
     values = {}
     for field in dataclasses.fields(kind):
-        value = mapping.get(field.name, [] if field.metadata["filled_in"] else "???")
+        value = mapping.get(field.name, [] if field.metadata["filled_in"] else _off(field, "???"))
         if value == "???":  # OmegaConf's mark of a value that must be given
             problems.append(f"{prefix}{field.name}: missing")
         elif value is None and type(None) in typing.get_args(known[field.name]):

@@ -53,6 +53,7 @@ def check(config: RunConfig, sources: Sources) -> list[str]:
         _algorithm,
         _rollout_server,
         _stage,
+        _sampler,
         _ranks,
         _slurm,
         _paths,
@@ -251,6 +252,13 @@ def _rollout_server(config: RunConfig) -> Iterator[str]:
         yield f"rollout.timeout_seconds: {rollout.timeout_seconds:g} is more than a day"
 
 
+def _sampler(config: RunConfig) -> Iterator[str]:
+    if config.rollout.sampling == "vllm" and config.rollout.precision is not None:
+        yield "rollout.precision: the server computes in a precision of its own (rollout.arguments); leave it out"
+    if config.stage.name == "online" and config.rollout.precision == config.hardware.precision:
+        yield f"rollout.precision: {config.rollout.precision} is hardware.precision as well; leave it out"
+
+
 def _ranks(config: RunConfig) -> Iterator[str]:
     """Weights that ranks cannot cut up, and as many ranks as SLURM starts."""
     hardware, slurm = config.hardware, config.hardware.slurm
@@ -270,6 +278,7 @@ def _ranks(config: RunConfig) -> Iterator[str]:
         f"is for {section}.train.mode=all; {mode} trains little, use none": mode != "all",
         f"does not cut up {config.algo.name}'s heads; use none": config.algo.heads,
         "does not keep values for offline.refresh_values=false; use none": not config.offline.refresh_values,
+        "keeps no earlier policies for rollout.lag; use none": config.stage.name == "online" and config.rollout.lag > 0,
         "trains the whole policy; use checkpoint.save_final=full": config.checkpoint.save_final == "trained",
     }
     yield from (f"hardware.sharding: fsdp {why}" for why, holds in refused.items() if holds)

@@ -39,7 +39,7 @@ class Option:
         identity = self.stated["identity"]
         if isinstance(identity, Condition):
             identity = identity.failure(run, self.path.rpartition(".")[0]) is None
-        return identity and self.failure(run) is None
+        return identity and self.value != self.stated["off"] and self.failure(run) is None
 
 
 def options(config: Any, section: str = "", conditions: tuple[tuple[Condition, str], ...] = ()) -> Iterator[Option]:

@@ -163,6 +163,7 @@ def setting(
     also_called: str = "",
     filled_in: bool = False,
     kl_knob: bool = False,
+    off: Any = dataclasses.MISSING,
     default: Any = dataclasses.MISSING,
 ) -> Any:
     """A config field without a default: values stand in conf/ alone.
@@ -180,10 +181,12 @@ def setting(
         filled_in: True for what the program fills in and nobody types.
         kl_knob: True for what sets how far an algorithm goes from the initial policy; its frontier is the upper
             envelope over the values.
+        off: the value at which a run is what it was before there was the option: its id then leaves it out, and a
+            config without it has this value.
         default: for an algorithm outside this project, which has no file in conf/.
     """
     return dataclasses.field(
-        default=default,
+        default=off if default is dataclasses.MISSING else default,
         metadata={
             "meaning": meaning,
             "read_by": read_by,
@@ -197,5 +200,6 @@ def setting(
             "also_called": also_called.split(),
             "filled_in": filled_in,
             "kl_knob": kl_knob,
+            "off": off,
         },
     )

@@ -106,6 +106,22 @@ class RolloutConfig:
         choices=("fast", "plain", "vllm"),
     )
     temperature: float = setting("sampling temperature; logprobs are taken at it too", also_called="temp", above=0)
+    lag: int = setting(
+        "iterations by which the policy that samples is older than the one that learns; the initial policy samples the "
+        "first ones",
+        read_by=stages("online"),
+        also_called="staleness off_policy_steps async_steps max_staleness",
+        low=0,
+        off=0,
+    )
+    precision: str | None = setting(
+        "what the sampler of training responses computes in, while the update's logprobs stay in "
+        "hardware.precision: the noise of a sampler that rounds otherwise; null: hardware.precision",
+        read_by=stages("online"),
+        also_called="sampler_dtype vllm_dtype rollout_dtype",
+        choices=("fp32", "bf16"),
+        off=None,
+    )
     # Whichever server samples, the run is the same: none of these is part of its identity.
     url: str | None = setting(
         "address of a vLLM server that is up, as http://127.0.0.1:8000; null: the run starts one by `command`",

@@ -93,11 +93,16 @@ class Policy:
         self._sampler_cache = SamplerCache()
 
     @contextlib.contextmanager
-    def sampling(self) -> Iterator[Sampler]:
-        """The policy as it is, without gradient and under its autocast."""
+    def sampling(self, precision: str | None = None) -> Iterator[Sampler]:
+        """The policy as it is, without gradient.
+
+        Args:
+            precision: one of `rlhf.precision.AUTOCAST`; None: the policy's own autocast.
+        """
+        computing = self.autocast() if precision is None else autocast(self.device, precision)
         layer, temperature = self.language_head, self.temperature  # not self, which holds the sampler's cache
         head = functools.cache(lambda: sampling_head(layer))  # one of fewer bits is cast when it is first asked
-        with torch.no_grad(), self.autocast(), self.networks.policy.within():
+        with torch.no_grad(), computing, self.networks.policy.within():
             yield Sampler(self.sampler, lambda hidden: _logits(head(), hidden, temperature), self._sampler_cache)
 
     def features(self, rollouts: Rollouts) -> Features:

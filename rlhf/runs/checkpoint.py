@@ -148,7 +148,7 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def training_tensors(parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+def training_tensors(parameters: Mapping[str, Tensor], optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     """The parameters, and the optimizer's moments and step counters by parameter number: zeros, as it begins with, where
     it has none."""
     tensors = {f"parameter.{name}": full_tensor(parameter.data) for name, parameter in parameters.items()}
@@ -162,7 +162,7 @@ def training_tensors(parameters: Mapping[str, nn.Parameter], optimizer: torch.op
 
 @torch.no_grad()
 def load_training(
-    parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]
+    parameters: Mapping[str, Tensor], optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]
 ) -> None:
     """Undo `training_tensors`; learning rates and the like stay those of the config.
 

@@ -112,7 +112,7 @@ class FastSampler:
     ) -> None:
         self.logits = sampler.logits  # the sampler itself holds the cache that this may lie on
         device = next(sampler.model.parameters()).device
-        cast = torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else None
+        cast = _cast_of(device)
         self.weights = CastWeights(sampler.model.base_model, cast)
         self.decoder = decoder_of(self.weights.module if cast else for_few_rows(self.weights.module))
         self.width = prompt_width + response_width
@@ -140,9 +140,10 @@ class FastSampler:
         )
 
     def serves(self, rows: int, prompt_width: int, response_width: int, eos_id: int, pad_id: int) -> bool:
-        """Whether batches of these sizes fit."""
+        """Whether batches of these sizes fit, in the precision that is asked for now."""
         most, new = self.buffers.tokens.shape
         same = (new, self.eos_id, self.pad_id) == (response_width, eos_id, pad_id)
+        same = same and self.weights.dtype == _cast_of(self.buffers.tokens.device)
         return same and rows <= most and prompt_width + response_width <= self.width
 
     def sample(
@@ -243,6 +244,11 @@ class FastSampler:
         left = order[kept:]
         tokens[running.index[left]], logprobs[running.index[left]] = running.tokens[left], running.logprobs[left]
         return running.keep(order[:kept])
+
+
+def _cast_of(device: torch.device) -> torch.dtype | None:
+    """What autocast computes in there now; None where it is off."""
+    return torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else None
 
 
 def captures(device: torch.device) -> bool:

@@ -16,7 +16,7 @@ from rlhf.batches import Rollouts, TrainingBatch
 from rlhf.config import RunConfig
 from rlhf.finite import NotFinite, check_metrics, check_weights
 from rlhf.kl import k1, k3, released_k3, sequence_kl
-from rlhf.masked import masked_mean, masked_variance
+from rlhf.masked import masked_mean, masked_variance, response_sums
 from rlhf.models.saving import save_policy
 from rlhf.models.sharding import whole_weights
 from rlhf.optimization import BadSteps
@@ -107,10 +107,11 @@ def run_loop(context: RunContext, setup: Setup, responses: Responses) -> dict[st
     progress = Progress(controller_of(config.algo.penalty), bad_steps)
     remedy = "a smaller optimization.learning_rate" + (" or value.learning_rate" if config.algo.critic else "")
     if (checkpoint := context.take_checkpoint()) is not None:
-        load_training(parameters, setup.optimizer, checkpoint.tensors)
         with checkpoint.reading() as state:
             progress.load_state_dict(state)
             scaler.load_state_dict(state["scaler"])
+        setup.earlier.make_room(progress.iteration)
+        load_training({**parameters, **setup.earlier.tensors()}, setup.optimizer, checkpoint.tensors)
         metrics = context.folder.last_evaluation()
         del checkpoint  # its tensors
     else:
@@ -129,7 +130,8 @@ def run_loop(context: RunContext, setup: Setup, responses: Responses) -> dict[st
         context.folder.log({**counters(context, progress), **row})
         if last or context.asked_to_stop() or iteration % config.checkpoint.checkpoint_every == 0:
             state = {**progress.state_dict(), "scaler": scaler.state_dict()}
-            context.save(progress.step, training_tensors(parameters, setup.optimizer), state)
+            kept = {**parameters, **setup.earlier.tensors()}
+            context.save(progress.step, training_tensors(kept, setup.optimizer), state)
             if not last:
                 context.stop_if_asked()
     final, how, heads = context.folder.final, config.checkpoint.save_final, setup.algorithm.heads
@@ -157,7 +159,7 @@ def one_iteration(
     scaled = responses.scaled(scores, progress.moments.std)
     times.append(time.monotonic())
 
-    measured = measure_rollouts(config, setup.models, rollouts, iteration)
+    measured = measure_rollouts(config, setup.models, rollouts, iteration, setup.earlier)
     measured = dataclasses.replace(measured, values=responses.values(measured))
     gap = 0.0
     if responses.sampled:
@@ -175,6 +177,8 @@ def one_iteration(
         progress.controller.update(kl, len(scores))
         progress.rollout_kl = kl
         metrics |= {"kl": kl, **sampled_kl_metrics(config, rollouts, measured)}
+        if config.rollout.lag or config.rollout.precision is not None:
+            metrics |= sampler_metrics(rollouts, measured)
     else:
         metrics["data_log_ratio"] = kl  # of a data set's responses: how far they have been learnt, no KL
     times.append(time.monotonic())
@@ -185,6 +189,7 @@ def one_iteration(
         named = setup.named_parameters()
         progress.bad_steps.skip(error, step, named, lambda: [described(rollouts, numbers, i) for i in rows.tolist()])
 
+    setup.earlier.remember()
     parts, features = (setup.algorithm, setup.models, setup.optimizer), measured.features
     update_metrics, progress.step = update(
         config, *parts, batch, features, iteration=iteration, step=progress.step, skip=skip
@@ -228,6 +233,16 @@ def sampled_kl_metrics(config: RunConfig, rollouts: Rollouts, measured: Measured
     estimators = {"kl_k3": k3} | ({"kl_released_k3": released_k3} if config.evaluation.released_k3 else {})
     pair = measured.old_logprobs, measured.reference_logprobs
     return {name: float(sequence_kl(of(*pair), rollouts.mask)) for name, of in estimators.items()}
+
+
+def sampler_metrics(rollouts: Rollouts, measured: Measured) -> dict[str, float]:
+    """How far the policy that learns is from the one that sampled, by the sampler's own logprobs: mean log-ratio of a
+    response in nats (k1 of KL(sampler || policy)), and the effective share of the responses as samples of the policy,
+    (sum w)^2 / (B sum w^2) with w = pi / sampler."""
+    start = measured.old_logprobs if measured.start_logprobs is None else measured.start_logprobs
+    log_weights = response_sums(start - rollouts.sampler_logprobs, rollouts.mask).double()
+    share = (2 * log_weights.logsumexp(0) - (2 * log_weights).logsumexp(0)).exp() / len(log_weights)
+    return {"sampler_kl": -float(log_weights.mean()), "sampler_ess": float(share)}
 
 
 def evaluate(context: RunContext, setup: Setup, progress: Progress) -> dict[str, float]:

@@ -131,7 +131,7 @@ class EarlyScores:
 
 @dataclass(frozen=True)
 class Sampled(Responses):
-    """`Responses` of the policy as it is."""
+    """`Responses` of the policy, as it is or as it was rollout.lag iterations ago."""
 
     config: RunConfig
     setup: Setup
@@ -161,7 +161,7 @@ class Sampled(Responses):
                 asked = prompts.rows(batch)
                 self.early.ask(batch, asked.texts, texts, asked.columns)
 
-        with self._elsewhere(iteration) as elsewhere:
+        with setup.earlier.as_sampler(), self._elsewhere(iteration) as elsewhere:
             responses = generate(
                 setup.models,
                 setup.tokenizer,
@@ -171,6 +171,7 @@ class Sampled(Responses):
                 batch_size=config.rollout.batch_size,
                 stop_strings=setup.stop_strings,
                 group_size=config.algo.group_size,
+                precision=config.rollout.precision,
                 as_sampled=as_sampled,
                 elsewhere=elsewhere,
             )

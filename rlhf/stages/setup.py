@@ -14,6 +14,7 @@ from rlhf.config import RunConfig
 from rlhf.config.dataset import DatasetConfig
 from rlhf.data.examples import DataError, TextData
 from rlhf.data.tokenize import Prompts, encode_prompts, prompt_report
+from rlhf.earlier import EarlierPolicies
 from rlhf.evaluation import Evaluator
 from rlhf.models import PolicyModels, build_models
 from rlhf.models.loading import frozen_weights, load_base, load_pretrained, moved, own_code_of
@@ -37,6 +38,7 @@ class Setup:
     optimizer: torch.optim.Optimizer
     evaluator: Evaluator
     algorithm: Algorithm
+    earlier: EarlierPolicies
     stop_strings: Sequence[str] = ()
     """What ends a response besides its EOS."""
 
@@ -76,6 +78,7 @@ def build(context: RunContext) -> Setup:
         scorer=scorer,
         optimizer=optimizer_of(config, models, algorithm),
         algorithm=algorithm,
+        earlier=EarlierPolicies(models.policy_parameters, config.rollout.lag if config.stage.name == "online" else 0),
         evaluator=Evaluator(config, algorithm, tokenizer, eval_prompts, scorer, data.gold, stop_strings=stops),
         stop_strings=stops,
     )

@@ -33,6 +33,7 @@ from rlhf.config import RunConfig
 from rlhf.config.build import ConfigError
 from rlhf.data.examples import DataError, Demonstration, TextData
 from rlhf.data.tokenize import Prompts, encode_prompts
+from rlhf.earlier import EarlierPolicies
 from rlhf.evaluation import Evaluator
 from rlhf.models.layers import compute_in_float32
 from rlhf.models.loading import language_head, load_base, moved, word_tokenizer
@@ -243,6 +244,7 @@ def iterations_of(
         scorer=scorer,
         optimizer=optimizer_of(config, models, algorithm),
         algorithm=algorithm,
+        earlier=EarlierPolicies(models.policy_parameters, 0),
         evaluator=Evaluator(config, algorithm, tokenizer, encode_prompts(tokenizer, examples[:1], limit), scorer, None),
     )
     no_folder: Any = None  # the first bad step ends a benchmark

@@ -31,7 +31,7 @@ __all__ = ["search", "typed"]
 ALGOS = ("default/algo=apa", "default/algo=ppo")
 TUNED = ("algo=apa,ppo", "seed=0,1", LR)
 SWEEP_FILES = [
-    ROOT / "sweeps" / f"{name}.yaml" for name in ("family", "frontier", "tune")
+    ROOT / "sweeps" / f"{name}.yaml" for name in ("family", "frontier", "lag", "tune")
 ]  # the figures: tests/test_figures.py
 
 
@@ -113,8 +113,7 @@ def test_every_sweep_file_says_its_command_and_runs(typed, tmp_path, file):
     code, printed = typed(f"+sweep={file.stem}", "rollout.iterations=1", "seed=0", *trials)
     assert code == 0, printed
     algos = [note["run"].partition("-")[0] for note in spans(tmp_path, "finished")]
-    per_algo = {algos.count(name) for name in ("apa", "ppo", "awr")}
-    assert len(per_algo) == 1 and per_algo != {0}  # the same for each
+    assert len(set(algos)) > 1 and len({algos.count(name) for name in algos}) == 1  # as many runs of each
     assert (tmp_path / "runs" / file.stem).is_dir()
 
 
