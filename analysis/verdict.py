@@ -55,7 +55,7 @@ def verdict(comparison: Comparison, envelopes: Sequence[Envelope] = ()) -> Verdi
     one setting, that there is nothing to compare."""
     settings: list[Contender] = sorted(envelopes or comparison.settings, key=_efficiency, reverse=True)
     if not settings:
-        return Verdict("No finished run to compare.", "", ())
+        return Verdict(comparison.nothing, "", ())
     reached = "which every frontier reaches" if envelopes else "which every run reached"
     head = f"Within {settings[0].headline.kl_budget:g} nats, {reached}: {_ranking(settings)}."
     basis = " ".join(part for part in (_knobs(envelopes), _basis(comparison, settings)) if part)
