@@ -17,6 +17,9 @@ from analysis.load import RunRecord
 from analysis.optimum import ReferenceSamples
 from analysis.statistics import Interval
 
+# What to raise for a run that hardly left the initial policy.
+_MOVING = ("optimization.learning_rate", "rollout.iterations")
+
 
 class OfOneSeed(Protocol):
     """A curve among those that intervals are made of: of one run, or the envelope of several."""
@@ -86,6 +89,7 @@ class ExcludedRun:
 
     record: RunRecord
     reason: str
+    stayed: bool = False  # finished, but hardly left the initial policy
 
 
 @dataclass(frozen=True)
@@ -157,6 +161,16 @@ class Comparison:
     notes: list[str]
     crossed: bool = False
     """Whether intervals hold for prompts and seeds; over seeds alone where runs kept no numbers of prompts."""
+
+    @property
+    def nothing(self) -> str:
+        """Why there is nothing to compare where there is no setting, and what to type."""
+        stayed = [one.record for one in self.excluded if one.stayed]
+        if not stayed:
+            return "No finished run to compare."
+        tried = ", ".join(f"{key} ({value})" for key in _MOVING if (value := stayed[0].setting(key)) is not None)
+        runs = "1 run has finished, but it" if len(stayed) == 1 else f"{len(stayed)} runs have finished, but they"
+        return f"{runs} hardly left the initial policy: there is no KL to compare at. Raise {tried or _MOVING[0]}."
 
     @functools.cached_property
     def reference(self) -> ReferenceSamples | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -29,21 +30,50 @@ class Evaluations:
     reward_even: np.ndarray  # over the even-numbered prompts; `reward` where the run did not log halves
     reward_odd: np.ndarray
     gold_reward: np.ndarray | None  # NaN where missing; None where the data set has no gold scorer
-    gains: np.ndarray
-    """(N, P) reward of each evaluation prompt above the initial policy's; of the two halves of the prompts where the
-    run did not keep each."""
-    gold_gains: np.ndarray | None  # (N, P) of gold reward likewise; None where the run kept none of each prompt
-    by_prompt: bool  # whether `gains` is of prompts
-    initial_reward: float  # the initial policy's, from which gains are counted
+    rewards: np.ndarray  # (N, P) of each evaluation prompt; of the two halves where the run did not keep each
+    gold_rewards: np.ndarray | None  # (N, P) likewise; None where the run kept none of each prompt
+    by_prompt: bool  # whether `rewards` is of prompts
+    prompts: str | None  # which ones; None where the run did not say
     skipped: int  # evaluations left out because KL, reward or the reward of one half is not a number
+    baseline: np.ndarray | None = None
+    """(P,) the initial policy's reward for each prompt, from reference samples, which are many more than the first
+    evaluation has; None: the first evaluation itself."""
+    gold_baseline: np.ndarray | None = None  # (P,) of gold reward likewise
+
+    @functools.cached_property
+    def gains(self) -> np.ndarray:
+        """(N, P) `rewards` above the initial policy's."""
+        return _above(self.rewards, self.baseline)
+
+    @functools.cached_property
+    def gold_gains(self) -> np.ndarray | None:
+        """(N, P) `gold_rewards` above the initial policy's."""
+        return None if self.gold_rewards is None else _above(self.gold_rewards, self.gold_baseline)
+
+    @property
+    def initial_reward(self) -> float:
+        """The initial policy's, from which gains are counted."""
+        return float(self.reward[0] if self.baseline is None else self.baseline.mean())
+
+    @property
+    def initial_gold(self) -> float | None:
+        """Its gold reward; NaN where missing, None where the data set has no gold scorer."""
+        if self.gold_reward is None:
+            return None
+        if self.gold_rewards is None or self.gold_baseline is None:
+            return float(self.gold_reward[0])
+        return float(self.gold_baseline.mean())
 
 
-def evaluations(run: RunRecord, baseline: np.ndarray | None = None) -> Evaluations:
+def _above(rewards: np.ndarray, baseline: np.ndarray | None) -> np.ndarray:
+    """(N, P) above the baseline, or above the first row; that is the initial policy's and gains nothing."""
+    if baseline is None:
+        return rewards - rewards[0]
+    return np.concatenate([np.zeros((1, len(baseline))), rewards[1:] - baseline])
+
+
+def evaluations(run: RunRecord) -> Evaluations:
     """The evaluations of one run.
-
-    Args:
-        baseline: (P,) the initial policy's reward for each evaluation prompt, from reference samples, which are many
-            more than the first evaluation has; None: the first evaluation itself.
 
     Raises:
         UnusableRunError: no evaluation before training, or none after it began.
@@ -62,11 +92,6 @@ def evaluations(run: RunRecord, baseline: np.ndarray | None = None) -> Evaluatio
     kept = _kept(run)
     prompts, gold_prompts = (_by_prompt(kept, run, usable, key) for key in ("reward", "gold_reward"))
     halves = np.stack([even[usable], odd[usable]], axis=1)
-    rewards = halves if prompts is None else prompts
-    gains, initial = rewards - rewards[0], float(reward[usable][0])
-    if prompts is not None and baseline is not None and len(baseline) == prompts.shape[1]:
-        gains = np.concatenate([np.zeros((1, len(baseline))), prompts[1:] - baseline])
-        initial = float(baseline.mean())
     return Evaluations(
         samples=run.column("samples")[usable],
         step=step[usable],
@@ -75,10 +100,10 @@ def evaluations(run: RunRecord, baseline: np.ndarray | None = None) -> Evaluatio
         reward_even=even[usable],
         reward_odd=odd[usable],
         gold_reward=gold[usable] if np.isfinite(gold).any() else None,
-        gains=gains,
-        gold_gains=None if gold_prompts is None else gold_prompts - gold_prompts[0],
+        rewards=halves if prompts is None else prompts,
+        gold_rewards=gold_prompts,
         by_prompt=prompts is not None,
-        initial_reward=initial,
+        prompts=None if prompts is None else next(iter(_said_prompts(kept)), None),
         skipped=int(made.sum() - usable.sum()),
     )
 
@@ -96,13 +121,18 @@ def _by_prompt(rows: Sequence[dict[str, Any]], run: RunRecord, usable: np.ndarra
     found = {one: row.get(key) for row in rows if isinstance(one := row.get("iteration"), int)}
     kept = [found.get(iteration) for iteration in run.column("iteration")[usable].tolist()]  # 2.0 finds 2
     lengths = {len(row) if isinstance(row, list) else 0 for row in kept}
-    if len(lengths) != 1 or min(lengths) < 2:
+    if len(lengths) != 1 or min(lengths) < 2 or len(_said_prompts(rows)) > 1:
         return None
     try:
         rewards = np.array(kept, dtype=np.float64)
     except (TypeError, ValueError):
         return None
     return rewards if rewards.ndim == 2 and np.isfinite(rewards).all() else None
+
+
+def _said_prompts(rows: Sequence[dict[str, Any]]) -> set[str]:
+    """Which prompts the rows are of; more than one where the data changed before the run was resumed."""
+    return {said for row in rows if isinstance(said := row.get("prompts"), str)}
 
 
 def usable_rows(run: RunRecord) -> np.ndarray:

@@ -7,6 +7,7 @@ what was tolerated in a run that can is said in its `notes`. This module is quic
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -67,7 +68,7 @@ class RunRecord:
         found = self.metrics.columns.get(name)
         return np.full(len(self.metrics), np.nan) if found is None else found
 
-    @property
+    @functools.cached_property
     def replicate(self) -> tuple[int | None, ...]:
         """Its sft.seed, reward_model.seed and seed, None where it has none: which repetition of its setting it is."""
         drawn = (self.setting(path) for path in REPLICATES[:-1])

@@ -77,11 +77,15 @@ class Optimum:
 class ReferenceSamples:
     """Rewards of N responses of the initial policy to each of P prompts, and what follows from them.
 
+    Args:
+        gold: (P,) mean gold reward of the initial policy for each prompt; None where there is none.
+        prompts: which ones; None where it is not known.
+
     Raises:
         ValueError: fewer than two prompts or four responses each, or a reward that is not finite.
     """
 
-    def __init__(self, rewards: np.ndarray) -> None:
+    def __init__(self, rewards: np.ndarray, gold: np.ndarray | None = None, prompts: str | None = None) -> None:
         rewards = np.asarray(rewards, dtype=np.float64)
         if rewards.ndim != 2 or rewards.shape[0] < 2 or rewards.shape[1] < 4:
             raise ValueError(
@@ -89,7 +93,9 @@ class ReferenceSamples:
             )
         if not np.isfinite(rewards).all():
             raise ValueError("an optimum needs rewards that are all finite")
-        self.rewards = rewards
+        if gold is not None and (gold.shape != rewards.shape[:1] or not np.isfinite(gold).all()):
+            raise ValueError("gold rewards need to be finite, and of the same prompts")
+        self.rewards, self.gold, self.prompts = rewards, gold, prompts
         self._whole = _Sheet(rewards)
         self._halves = (_Sheet(rewards[:, 0::2]), _Sheet(rewards[:, 1::2]))
 

@@ -89,9 +89,12 @@ def _gains(run: ComparedRun, gold: bool) -> tuple[np.ndarray, np.ndarray]:
     """sqrt(KL) (N,) and gains (N, P), or (N, 1) where the run kept none of each prompt."""
     made = run.evaluations
     parts = made.gains if made.by_prompt else made.gains.mean(axis=1, keepdims=True)
-    if gold:
-        parts = np.full((len(made.kl), 1), np.nan) if made.gold_reward is None else made.gold_reward[:, None]
-        parts = parts - parts[0] if made.gold_gains is None else made.gold_gains
+    if gold and made.gold_gains is not None:
+        parts = made.gold_gains
+    elif gold:
+        parts = np.full((len(made.kl), 1), np.nan)
+        if made.gold_reward is not None and made.initial_gold is not None:
+            parts = (made.gold_reward - made.initial_gold)[:, None]
     d = np.sqrt(np.maximum(made.kl, 0.0))
     usable = (d > _MOVED) & np.isfinite(parts).all(axis=1)
     return d[usable], parts[usable]
@@ -152,9 +155,9 @@ def _trend(alpha: float, beta: float, nearest: float, farthest: float) -> tuple[
 def _points(run: ComparedRun) -> _Points:
     """(points,) sqrt(KL) and gold gain of the evaluations with a gold reward and a KL above 0."""
     found = run.evaluations
-    if found.gold_reward is None or not np.isfinite(found.gold_reward[0]):
+    if found.gold_reward is None or found.initial_gold is None or not np.isfinite(found.initial_gold):
         return np.empty(0), np.empty(0)
-    d, gain = np.sqrt(np.maximum(found.kl, 0.0)), found.gold_reward - found.gold_reward[0]
+    d, gain = np.sqrt(np.maximum(found.kl, 0.0)), found.gold_reward - found.initial_gold
     usable = (d > _MOVED) & np.isfinite(gain)
     return d[usable], gain[usable]
 

@@ -182,9 +182,15 @@ class Versus:
     low: float | None  # None below 3 seeds of either, and where neither varies
     high: float | None
     probability: float  # that a run of A beats a run of B, ties one half
-    probability_low: float | None
-    probability_high: float | None
     better: float | None  # one-sided confidence that the mean of A is above that of B
+    seeds: tuple[int, int]
+    level: float
+
+    @functools.cached_property
+    def probability_ends(self) -> tuple[float, float] | None:
+        """The interval of `probability`; None below 3 seeds of either. Only when asked for: it takes longer than the
+        rest, and a large sweep has thousands of pairs."""
+        return _newcombe(self.probability, *self.seeds, self.level) if min(self.seeds) >= MIN_SEEDS_STUDENT else None
 
 
 def versus(a: Sequence[float], b: Sequence[float], level: float = LEVEL) -> Versus:
@@ -194,18 +200,18 @@ def versus(a: Sequence[float], b: Sequence[float], level: float = LEVEL) -> Vers
     seeds against 3 that interval of P(A > B) covers about 90 % instead of 95 %."""
     first, second = _checked(a), _checked(b)
     difference = float(first.mean() - second.mean())
-    wins = (first[:, None] > second[None, :]).mean() + (first[:, None] == second[None, :]).mean() / 2.0
-    if min(len(first), len(second)) < MIN_SEEDS_STUDENT:
-        return Versus(difference, None, None, float(wins), None, None, None)
+    wins = float((first[:, None] > second[None, :]).mean() + (first[:, None] == second[None, :]).mean() / 2.0)
+    seeds = len(first), len(second)
+    if min(seeds) < MIN_SEEDS_STUDENT:
+        return Versus(difference, None, None, wins, None, seeds, level)
     parts = np.array([one.var(ddof=1) / len(one) for one in (first, second)])
     error = float(np.sqrt(parts.sum()))
-    shares = _newcombe(float(wins), len(first), len(second), level)
     if error == 0.0:
-        return Versus(difference, None, None, float(wins), *shares, None)
-    freedom = float(parts.sum() ** 2 / (parts**2 / (np.array([len(first), len(second)]) - 1)).sum())
+        return Versus(difference, None, None, wins, None, seeds, level)
+    freedom = float(parts.sum() ** 2 / (parts**2 / (np.array(seeds) - 1)).sum())
     half_width = float(stdtrit(freedom, (1.0 + level) / 2.0)) * error
     better = float(stdtr(freedom, difference / error))
-    return Versus(difference, difference - half_width, difference + half_width, float(wins), *shares, better)
+    return Versus(difference, difference - half_width, difference + half_width, wins, better, seeds, level)
 
 
 def _newcombe(share: float, first: int, second: int, level: float) -> tuple[float, float]:

@@ -20,6 +20,7 @@ import numpy as np
 
 from analysis.errors import AnalysisError
 from analysis.load import load_sweep
+from analysis.statistics import MIN_SEEDS_BOOTSTRAP, MIN_SEEDS_STUDENT
 from analysis.summary import compare, shares_of_optimum
 from analysis.tables import number, write_csv
 from rlhf.terminal import say
@@ -36,12 +37,13 @@ prompts of a task are those of all algorithms."""
 @dataclass(frozen=True)
 class Aggregate:
     value: float
-    low: float
-    high: float
+    low: float | None  # 95% interval; None where nothing that is drawn changes the value
+    high: float | None
 
     @property
     def text(self) -> str:
-        return f"{number(self.value)} [{number(self.low)}, {number(self.high)}]"
+        ends = "" if self.low is None or self.high is None else f" [{number(self.low)}, {number(self.high)}]"
+        return f"{number(self.value)}{ends}"
 
 
 def interquartile_mean(scores: Sequence[np.ndarray]) -> float:
@@ -75,7 +77,8 @@ MEASURES: dict[str, Callable[[Sequence[np.ndarray]], float]] = {
 
 
 def aggregate(scores: Sequence[np.ndarray], measure: Callable[[Sequence[np.ndarray]], float]) -> Aggregate:
-    """A measure with its percentile interval: prompts and runs are drawn with replacement within each task."""
+    """A measure with its percentile interval: prompts and runs are drawn with replacement within each task.
+    One or two runs of a task say nothing of others: they are not drawn, and the interval is for these runs."""
     return _with_interval(measure(_of_runs(scores)), [measure(drawn) for (drawn,) in _resampled(scores)])
 
 
@@ -95,6 +98,29 @@ def profile(scores: Sequence[np.ndarray], thresholds: np.ndarray = PROFILE) -> n
     return np.mean([(task[:, None] > thresholds).mean(axis=0) for task in scores], axis=0)
 
 
+def fewest_runs(scores: Sequence[np.ndarray]) -> int:
+    """Of the tasks."""
+    return min(map(len, scores))
+
+
+def few_runs_notes(scores: Scores) -> list[str]:
+    """Which intervals say nothing of other runs, or are too narrow, and why."""
+    few = {name: fewest_runs(tasks) for name, tasks in scores.items()}
+    alone = [name for name, count in few.items() if count < MIN_SEEDS_STUDENT]
+    narrow = [name for name, count in few.items() if MIN_SEEDS_STUDENT <= count < MIN_SEEDS_BOOTSTRAP]
+    notes = []
+    if alone:
+        notes.append(
+            f"Intervals of {', '.join(alone)} are over prompts, for these runs alone: a task has fewer than "
+            f"{MIN_SEEDS_STUDENT} runs; add some by seed=0,1,2"
+        )
+    if narrow:
+        notes.append(
+            f"Intervals of {', '.join(narrow)} are narrower than 95 %: a task has fewer than {MIN_SEEDS_BOOTSTRAP} runs"
+        )
+    return notes
+
+
 def _of_runs(scores: Sequence[np.ndarray]) -> list[np.ndarray]:
     """(runs,) of each task."""
     return [task.reshape(len(task), -1).mean(axis=1) for task in scores]
@@ -110,12 +136,21 @@ def _resampled(*algorithms: Sequence[np.ndarray]) -> Iterator[list[list[np.ndarr
     drawn = []
     for scores in tables:
         means = [task @ weight for task, weight in zip(scores, weights, strict=True)]  # (runs, resamples)
-        drawn.append([np.take_along_axis(one, draw.integers(0, len(one), one.shape), axis=0) for one in means])
+        drawn.append([_runs_drawn(draw, one) for one in means])
     for place in range(RESAMPLES):
         yield [[task[:, place] for task in scores] for scores in drawn]
 
 
+def _runs_drawn(draw: np.random.Generator, means: np.ndarray) -> np.ndarray:
+    """(runs, resamples) with replacement in each column, where there are runs enough to speak for others."""
+    if len(means) < MIN_SEEDS_STUDENT:
+        return means
+    return np.take_along_axis(means, draw.integers(0, len(means), means.shape), axis=0)
+
+
 def _with_interval(value: float, values: Sequence[float]) -> Aggregate:
+    if np.ptp(values) == 0.0:  # an interval of no width would claim certainty
+        return Aggregate(value, None, None)
     low, high = np.quantile(values, [(1.0 - LEVEL) / 2.0, (1.0 + LEVEL) / 2.0])
     return Aggregate(value, float(low), float(high))
 
@@ -141,7 +176,7 @@ def run(options: argparse.Namespace) -> int:
         say(f"  optimality gap {_text(row, 'optimality_gap')}; {row['runs']} runs of {row['tasks']} tasks")
     for row in tables["pairs"]:
         say(f"P({row['first']} beats {row['second']}): {_text(row, 'probability')}")
-    for note in notes:
+    for note in (*notes, *few_runs_notes(scores)):
         say(note)
     if options.output is not None:
         options.output.mkdir(parents=True, exist_ok=True)
@@ -191,7 +226,7 @@ def _task(folder: Path) -> tuple[dict[str, np.ndarray], list[str]]:
             )
         found[setting.algo] = shares
     if not found:
-        raise AnalysisError(f"{folder}: has no finished run to compare")
+        raise AnalysisError(f"{folder}: {comparison.nothing}")
     return found, [f"{folder}: left out: {item.record.id}: {item.reason}" for item in comparison.excluded]
 
 
@@ -215,7 +250,7 @@ def suite_tables(scores: Scores) -> dict[str, list[dict[str, Any]]]:
     return {"suite": suite, "pairs": pairs, "profiles": profiles}
 
 
-def _numbers(name: str, found: Aggregate) -> dict[str, float]:
+def _numbers(name: str, found: Aggregate) -> dict[str, float | None]:
     return {name: found.value, f"{name}_low": found.low, f"{name}_high": found.high}
 
 

@@ -65,7 +65,7 @@ def compare(records: Sequence[RunRecord]) -> Comparison:
     crossed = share_prompts([(record, points) for record, points, _ in usable])
     references = _references([(record, points) for record, points, _ in usable]) if crossed else [None] * len(usable)
     usable = [
-        (record, points if one is None else evaluations(record, one.baseline), budgets)
+        (record, points if one is None else replace(points, baseline=one.baseline, gold_baseline=one.gold), budgets)
         for (record, points, budgets), one in zip(usable, references, strict=True)
     ]
     curves = mapped(_curve, [points for _, points, _ in usable])
@@ -75,7 +75,7 @@ def compare(records: Sequence[RunRecord]) -> Comparison:
     ]
     least = MOVED if any(run.curve.largest_kl >= MOVED for run in compared) else 0.0
     still = [run for run in compared if run.curve.largest_kl < least or run.curve.largest_kl == 0.0]
-    excluded += [ExcludedRun(run.record, _hardly_moved(run)) for run in still]
+    excluded += [ExcludedRun(run.record, _hardly_moved(run), stayed=True) for run in still]
     compared = [run for run in compared if run not in still]
     groups: dict[tuple[str, str], list[ComparedRun]] = {}
     for run in compared:
@@ -105,11 +105,13 @@ def together(sides: Mapping[str, SettingSummary], kl: float | None = None) -> Co
 
 
 def share_prompts(runs: Sequence[tuple[RunRecord, Evaluations]]) -> bool:
-    """Whether all kept numbers of the same prompts, so that they can be compared prompt by prompt."""
+    """Whether all kept numbers of the same prompts, so that they can be compared prompt by prompt. By what they said
+    of their prompts, and by their number and the configs where they did not."""
     differing = set(differing_settings([record.config for record, _ in runs])) - {"dataset.kl_budgets"}
     one_task = not any(key.startswith("dataset.") for key in differing)
     prompts = {points.gains.shape[1] if points.by_prompt else 0 for _, points in runs}
-    return one_task and len(prompts) == 1 and prompts != {0}
+    said = {points.prompts for _, points in runs} - {None}
+    return one_task and len(said) <= 1 and len(prompts) == 1 and prompts != {0}
 
 
 def common_budget(largest: Sequence[float]) -> float:
@@ -149,7 +151,9 @@ def _references(runs: Sequence[tuple[RunRecord, Evaluations]]) -> Sequence[Refer
         read(record.folder.parent / KEPT_REFERENCES / str(record.summary.get(KEPT_REFERENCES))) for record, _ in runs
     ]
     fits = (
-        one is not None and len(one.baseline) == points.gains.shape[1]
+        one is not None
+        and len(one.baseline) == points.gains.shape[1]
+        and (one.prompts is None or points.prompts is None or one.prompts == points.prompts)
         for one, (_, points) in zip(found, runs, strict=True)
     )
     return found if all(fits) else [None] * len(runs)
@@ -158,7 +162,11 @@ def _references(runs: Sequence[tuple[RunRecord, Evaluations]]) -> Sequence[Refer
 def _samples(place: Path) -> ReferenceSamples | None:
     try:
         with np.load(place) as file:
-            return ReferenceSamples(file["reward"])
+            return ReferenceSamples(
+                file["reward"],
+                file["gold_reward"].mean(axis=1) if "gold_reward" in file else None,
+                str(file["prompts"]) if "prompts" in file else None,
+            )
     except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile, zlib.error):  # none, or a damaged one
         return None
 
@@ -211,18 +219,18 @@ class Measure:
         def over_runs(value: Callable[[ComparedRun], float]) -> Interval:
             return run_interval([value(run) for run in runs], replicates)
 
-        def gold(index: int) -> Interval | None:
-            values = [run.evaluations.gold_reward[index] for run in runs if run.evaluations.gold_reward is not None]
-            return run_interval(values, replicates) if len(values) == len(runs) and np.isfinite(values).all() else None
+        def gold(values: Sequence[float | None]) -> Interval | None:
+            known = [one for one in values if one is not None and math.isfinite(one)]
+            return run_interval(known, replicates) if len(known) == len(runs) else None
 
         return SettingSummary(
             algo=algo,
             label=label,
             runs=tuple(runs),
-            reward_before=over_runs(lambda run: run.evaluations.reward[0]),
+            reward_before=over_runs(lambda run: run.initial_reward),
             reward_after=over_runs(lambda run: run.evaluations.reward[-1]),
-            gold_before=gold(0),
-            gold_after=gold(-1),
+            gold_before=gold([run.evaluations.initial_gold for run in runs]),
+            gold_after=gold([None if (one := run.evaluations.gold_reward) is None else one[-1] for run in runs]),
             kl=over_runs(lambda run: run.evaluations.kl[-1]),
             headline=self.at(self.common, runs),
             budgets=tuple(self.within(budget, runs) for budget in sorted(runs[0].kl_budgets)),

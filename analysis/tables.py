@@ -169,7 +169,7 @@ def summary_table(comparison: Comparison, width: int = 80) -> Table:
 
 def _caption(comparison: Comparison, with_gold: bool) -> str:
     settings = comparison.settings
-    lines = [explanation(settings)] if settings else ["No finished run to compare."]
+    lines = [explanation(settings)] if settings else [comparison.nothing]
     if any(setting.gold_after for setting in settings) and not with_gold:
         lines.append("Gold reward: see the report, or gold_after in kl_efficiency.csv.")
     if comparison.excluded:

@@ -55,7 +55,7 @@ def verdict(comparison: Comparison, envelopes: Sequence[Envelope] = ()) -> Verdi
     one setting, that there is nothing to compare."""
     settings: list[Contender] = sorted(envelopes or comparison.settings, key=_efficiency, reverse=True)
     if not settings:
-        return Verdict("No finished run to compare.", "", ())
+        return Verdict(comparison.nothing, "", ())
     reached = "which every frontier reaches" if envelopes else "which every run reached"
     head = f"Within {settings[0].headline.kl_budget:g} nats, {reached}: {_ranking(settings)}."
     basis = " ".join(part for part in (_knobs(envelopes), _basis(comparison, settings)) if part)
@@ -113,8 +113,10 @@ def _basis(comparison: Comparison, settings: Sequence[Contender]) -> str:
 
 def pairs(comparison: Comparison, settings: Sequence[Contender]) -> list[Pair]:
     """Each against each of the settings that follow it, in KL efficiency."""
+    values = {id(one): _values(comparison, one) for one in settings}
     found = [
-        (first, second, _difference(comparison, first, second)) for first, second in itertools.combinations(settings, 2)
+        (first, second, _difference(comparison, first, second, values[id(first)], values[id(second)]))
+        for first, second in itertools.combinations(settings, 2)
     ]
     adjusted = iter(holm([p for _, _, (_, _, _, p) in found if p is not None]))
     return [
@@ -123,21 +125,25 @@ def pairs(comparison: Comparison, settings: Sequence[Contender]) -> list[Pair]:
     ]
 
 
+def _values(comparison: Comparison, one: Contender) -> np.ndarray:
+    """(S, P) KL efficiency, of each run the parts of its prompts where runs share them, (S, 1) otherwise."""
+    budget = one.headline.kl_budget
+    if comparison.crossed:
+        return np.array([run.curve.efficiency(budget) for run in one.runs])
+    return np.array([[run.efficiency(budget)] for run in one.runs])
+
+
 def _difference(
-    comparison: Comparison, first: Contender, second: Contender
+    comparison: Comparison, first: Contender, second: Contender, ours: np.ndarray, theirs: np.ndarray
 ) -> tuple[float, float | None, float | None, float | None]:
     """Value, interval and p-value."""
-    budget = first.headline.kl_budget
     if comparison.crossed or any(shares_draws(side.replicates) for side in (first, second)):
-        ours, theirs = (np.array([run.curve.efficiency(budget) for run in side.runs]) for side in (first, second))
-        if not comparison.crossed:
-            ours, theirs = (one.mean(axis=1, keepdims=True) for one in (ours, theirs))
         one = crossed_difference(ours, theirs, first.replicates, second.replicates)
         both = set(sampled_axes(first.replicates)) & set(sampled_axes(second.replicates))
         # An interval of no width would claim certainty.
         known = one.standard_error > 0.0 and (comparison.crossed or bool(both))
         return (one.value, one.low, one.high, one.p_value) if known else (one.value, None, None, None)
-    other = versus([run.efficiency(budget) for run in first.runs], [run.efficiency(budget) for run in second.runs])
+    other = versus(ours[:, 0].tolist(), theirs[:, 0].tolist())
     p = None if other.better is None else 2.0 * min(other.better, 1.0 - other.better)
     return other.difference, other.low, other.high, p
 

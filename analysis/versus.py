@@ -17,7 +17,7 @@ from analysis.notes import optimum_notes, short_run_notes
 from analysis.statistics import shares_draws, versus
 from analysis.summary import budget_notes, compare, together
 from analysis.tables import explanation, interval_text, number, spread_table, write_csv
-from analysis.verdict import Pair, pairs, verdict
+from analysis.verdict import Pair, Verdict, verdict
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -40,7 +40,8 @@ class MatchedComparison:
 
     comparison: Comparison
     """Its settings in the order of the folders, named by sweep where there are several."""
-    pairs: tuple[Pair, ...]
+    answer: Verdict
+    """Its pairs are in the report's order, the higher first."""
     notes: tuple[str, ...]
 
     @property
@@ -94,8 +95,10 @@ def compare_folders(
     sides: dict[str, SettingSummary] = {}
     source_of: dict[str, str] = {}
     notes: list[str] = []
+    empty: list[Comparison] = []
     for source, records in sources.items():
         comparison = compare(records)
+        empty += [comparison] * any(one.stayed for one in comparison.excluded)
         prefix = f"{source}: " if len(sources) > 1 else ""
         notes += [f"{prefix}left out: {item.record.id}: {item.reason}" for item in comparison.excluded]
         # The budgets of the data set are not those of this comparison.
@@ -122,12 +125,14 @@ def compare_folders(
         notes.append(matched.text)
     if len(sides) < 2:
         there = next(iter(sides), "nothing")
-        raise SweepFolderError(f"two settings with finished runs are needed, and there is {there}; give more folders")
+        stayed = "; ".join(dict.fromkeys(one.nothing for one in empty))
+        said = stayed or "give more folders"
+        raise SweepFolderError(f"two settings with finished runs are needed, and there is {there}; {said}")
     if kl is not None:
         _check_reached(sides, kl)
     found = together(sides, kl)
     notes = list(dict.fromkeys([*notes, *found.notes]))
-    return MatchedComparison(found, tuple(pairs(found, found.settings)), tuple(notes))
+    return MatchedComparison(found, verdict(found), tuple(notes))
 
 
 def _check_reached(sides: dict[str, SettingSummary], kl: float) -> None:
@@ -167,7 +172,7 @@ def csv_rows(found: MatchedComparison) -> list[dict[str, Any]]:
             "p_holm": pair.p_value,
             "probability": _probability(pair, found.kl),
         }
-        for pair in found.pairs
+        for pair in found.answer.pairs
     ]
 
 
@@ -175,8 +180,7 @@ def print_comparison(found: MatchedComparison, console: Console) -> None:
     """The verdict, then its tables."""
     from rlhf.terminal import tell
 
-    answer = verdict(found.comparison)
-    for text in filter(None, (answer.sentence, answer.detail)):
+    for text in filter(None, (found.answer.sentence, found.answer.detail)):
         tell(console, textwrap.fill(text, console.width, break_on_hyphens=False))
     console.print(_sides_table(found), _pairs_table(found))
     if spreads := spread_table(found.comparison):
@@ -204,7 +208,7 @@ def _sides_table(found: MatchedComparison) -> Table:
 def _pairs_table(found: MatchedComparison) -> Table:
     table = _table(None, "", "difference in\nKL efficiency", "a run beats a run", "p")
     shorts = dict(zip(map(id, found.comparison.settings), _short_names(found.comparison.settings), strict=True))
-    for pair in found.pairs:
+    for pair in found.answer.pairs:
         several = min(len(side.runs) for side in (pair.first, pair.second)) > 1
         table.add_row(
             f"{shorts[id(pair.first)]} \N{MINUS SIGN} {shorts[id(pair.second)]}",

@@ -6,6 +6,8 @@ Masks are by position: padding is where the mask is False, whatever token id sta
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Iterable
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Self
@@ -69,6 +71,11 @@ class PromptBatch(_RowBatch):
     def __post_init__(self) -> None:
         assert self.input_ids.shape == self.mask.shape == (len(self.texts), self.input_ids.shape[1])
         assert len(self.references) == len(self.texts)
+
+    @property
+    def digest(self) -> str:
+        """Which prompts they are: the same for the same texts in the same order."""
+        return hashlib.sha256(json.dumps(self.texts).encode()).hexdigest()[:16]
 
     def trimmed(self) -> PromptBatch:
         """Without the leading columns in which every row is padding."""

@@ -46,6 +46,7 @@ def test_runs_of_all_algorithms_share_the_scores_and_keep_one_copy(tmp_path, cac
     assert last["eval/reward"] == pytest.approx(found["reward"].mean())
     # The same prompts in the same order as evaluations: their means lie as near as one response allows.
     first = json.loads((run_folder(runs[0]) / "evaluations.jsonl").read_text().splitlines()[0])
+    assert first["prompts"] == str(found["prompts"])
     spread = np.sqrt(found["reward"].var(axis=1, ddof=1) * (1 + 1 / 6) / 8).mean() * 4
     assert np.mean(first["reward"]) == pytest.approx(found["reward"].mean(), abs=spread)
 

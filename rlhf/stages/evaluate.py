@@ -41,7 +41,7 @@ def run_evaluate(context: RunContext) -> dict[str, float]:
     check_metrics(found.metrics, "another evaluation.policy")
     where = {"step": 0, "iteration": 0}
     context.folder.log_samples([{**where, **sample} for sample in found.samples])
-    context.folder.log_evaluation({**where, "samples": 0, **found.by_prompt})
+    context.folder.log_evaluation({**where, "samples": 0, "prompts": prompts.digest, **found.by_prompt})
     context.folder.log({**where, "samples": 0, "seconds": context.seconds(), **found.metrics})
     return found.metrics
 

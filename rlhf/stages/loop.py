@@ -252,7 +252,8 @@ def evaluate(context: RunContext, setup: Setup, progress: Progress) -> dict[str,
     where = {"step": progress.step, "iteration": progress.iteration}
     context.folder.log_samples([{**where, **sample} for sample in found.samples])
     samples = progress.iteration * context.config.rollout.num_responses
-    context.folder.log_evaluation({**where, "samples": samples, **found.by_prompt})
+    of = {"samples": samples, "prompts": setup.evaluator.prompts.digest}
+    context.folder.log_evaluation({**where, **of, **found.by_prompt})
     progress.evaluated_kl = progress.rollout_kl
     return found.metrics
 

@@ -81,7 +81,7 @@ def run_reference_samples(context: RunContext) -> dict[str, float]:
             if not last:
                 context.stop_if_asked()
     file = context.folder.final / REFERENCE_SAMPLES
-    context.folder.write(lambda: (file.parent.mkdir(exist_ok=True), write_whole(file, _packed(scores))))
+    context.folder.write(lambda: (file.parent.mkdir(exist_ok=True), write_whole(file, _packed(scores, prompts.digest))))
     return context.folder.last_evaluation()
 
 
@@ -90,9 +90,11 @@ def _summary(scores: dict[str, Tensor]) -> dict[str, float]:
     return {f"eval/{name}": float(values.mean()) for name, values in scores.items()}
 
 
-def _packed(scores: dict[str, Tensor]) -> bytes:
-    """`reward` and, where there is a gold scorer, `gold_reward`, each (prompts, responses) float64, as numpy's npz."""
+def _packed(scores: dict[str, Tensor], prompts: str) -> bytes:
+    """`reward` and, where there is a gold scorer, `gold_reward`, each (prompts, responses) float64, and which `prompts`
+    they are of, as numpy's npz."""
     buffer = io.BytesIO()
     arrays: dict[str, Any] = {name: values.numpy() for name, values in scores.items()}
+    arrays["prompts"] = np.array(prompts)
     np.savez_compressed(buffer, **arrays)
     return buffer.getvalue()

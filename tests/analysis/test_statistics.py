@@ -61,7 +61,7 @@ def test_equal_values_have_no_interval() -> None:
             assert same is not None and (same.low, same.high, same.method) == (None, None, "none")
     against = versus([1.0] * 3, [0.5] * 3)
     assert (against.difference, against.low, against.high, against.better) == (0.5, None, None, None)
-    assert against.probability == 1.0 and against.probability_low is not None
+    assert against.probability == 1.0 and against.probability_ends is not None
 
 
 def test_bca_of_normal_values_is_close_to_student_t() -> None:
@@ -111,17 +111,17 @@ def test_newcombes_interval_solves_its_equation() -> None:
         result = versus(a, b)
         m, n, p = len(a), len(b), result.probability
         more = (m + n) / 2 - 1
-        for end in (result.probability_low, result.probability_high):
-            assert end is not None
+        assert result.probability_ends is not None
+        for end in result.probability_ends:
             variance = end * (1 - end) * (1 + more * ((1 - end) / (2 - end) + end / (1 + end))) / (m * n)
             assert abs(p - end) == pytest.approx(1.959964 * math.sqrt(variance), abs=1e-6)
-    assert result.probability == 1.0 and result.probability_high == 1.0
-    assert result.probability_low is not None and 0.3 < result.probability_low < 0.7
+    assert result.probability == 1.0 and result.probability_ends is not None
+    assert 0.3 < result.probability_ends[0] < 0.7 and result.probability_ends[1] == 1.0
 
 
 def test_versus_of_few_or_equal_seeds() -> None:
     few = versus([1.0, 2.0], [0.0, 3.0, 1.0])
-    assert (few.low, few.probability_low, few.better) == (None, None, None) and few.probability == pytest.approx(
+    assert (few.low, few.probability_ends, few.better) == (None, None, None) and few.probability == pytest.approx(
         0.5833, abs=1e-4
     )
     same = versus([1.0] * 3, [1.0] * 3)

@@ -29,7 +29,7 @@ def test_the_probability_of_improvement_is_that_of_mann_and_whitney() -> None:
     found = improvement(TASKS, others)
     expected = [mannwhitneyu(a, b).statistic / (len(a) * len(b)) for a, b in zip(TASKS, others, strict=True)]
     assert found.value == pytest.approx(np.mean(expected))
-    assert found.low < found.value < found.high
+    assert found.low is not None and found.high is not None and found.low < found.value < found.high
     assert improvement(TASKS, TASKS).value == 0.5
 
 
@@ -38,6 +38,7 @@ def test_intervals_cover(monkeypatch: pytest.MonkeyPatch) -> None:
     draw, inside = np.random.default_rng(0), 0
     for _ in range(120):
         found = aggregate([draw.normal(0.5, 0.1, 10) for _ in range(4)], interquartile_mean)
+        assert found.low is not None and found.high is not None
         inside += found.low <= 0.5 <= found.high
     assert 0.85 <= inside / 120 <= 1.0
 
@@ -50,6 +51,7 @@ def test_intervals_hold_for_prompts_too(runs: int, monkeypatch: pytest.MonkeyPat
     for _ in range(100):
         tasks = [0.5 + draw.normal(0, 0.3, 40) + draw.normal(0, 0.01, (runs, 1)) + np.zeros((runs, 40)) for _ in "123"]
         found = aggregate(tasks, mean)
+        assert found.low is not None and found.high is not None
         inside += found.low <= 0.5 <= found.high
     assert inside / 100 >= 0.88  # over runs alone: none with one run, about 20 of 100 with ten
 
@@ -58,15 +60,15 @@ def test_shared_prompts_cancel_where_algorithms_meet() -> None:
     easy = np.random.default_rng(0).normal(0.0, 0.5, 40)
     ours, theirs = ([level + easy + np.zeros((3, 1))] for level in (0.6, 0.5))
     found = improvement(ours, theirs)
-    assert (found.low, found.value, found.high) == (1.0, 1.0, 1.0)
+    assert (found.low, found.value, found.high) == (None, 1.0, None)  # one of no width would claim certainty
 
 
-def task(folder: Path, slopes: dict[str, float], seed: int) -> Path:
+def task(folder: Path, slopes: dict[str, float], seed: int, runs: int = 3) -> Path:
     rewards = DIFFICULTY[:, None] + np.random.default_rng(seed).normal(size=(PROMPTS, 256))
     (folder / "reference_samples").mkdir(parents=True)
     np.savez(folder / "reference_samples" / "ref.npz", reward=rewards)
     for algo, slope in slopes.items():
-        for number in (0, 1, 2):
+        for number in range(runs):
             run(folder, algo, number, slope, largest=1.0, reference="ref.npz")
     return folder
 
@@ -84,6 +86,21 @@ def test_the_command_ranks_algorithms_over_tasks(tmp_path: Path, capsys: pytest.
     # Normal rewards: the optimum gains sqrt(2 K).
     assert float(rows[0]["iqm"]) == pytest.approx(0.8 / np.sqrt(2.0), abs=0.08)
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"suite.csv", "pairs.csv", "profiles.csv"}
+
+
+def test_two_runs_of_a_task_speak_for_themselves_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folders = [task(tmp_path / "few", {"apa": 0.9}, 1, runs=2), task(tmp_path / "more", {"apa": 0.6}, 2)]
+    assert main(["suite", *map(str, folders)]) == 0
+    assert "Intervals of apa are over prompts, for these runs alone" in capsys.readouterr().out
+
+
+def test_two_runs_are_not_drawn() -> None:
+    """Their own spread is none of other runs; without prompts nothing is left to draw."""
+    found = aggregate([np.array([0.2, 0.8])], mean)
+    assert (found.value, found.low, found.high) == (0.5, None, None)
+    prompts = np.random.default_rng(0).normal(size=40)
+    apart, near = (aggregate([np.array([[-gap], [gap]]) + prompts], mean) for gap in (1.0, 0.0))
+    assert apart.low == pytest.approx(near.low) and apart.high == pytest.approx(near.high)
 
 
 def test_tasks_that_cannot_be_pooled_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

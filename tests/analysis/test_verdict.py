@@ -235,9 +235,54 @@ def test_the_trimmed_mean_has_no_interval_over_seeds_beside_one_over_prompts(tmp
     assert found[0] is not None and found[1] is not None and found[0].mean == pytest.approx(found[1].mean)
 
 
-def test_nothing_to_compare_is_said(tmp_path: Path) -> None:
+def test_runs_that_stayed_at_the_initial_policy_are_called_finished(tmp_path: Path) -> None:
     run(tmp_path, "apa", 0, 0.0, largest=0.0)
-    assert verdict(compared(tmp_path)).sentence == "No finished run to compare."
+    said = verdict(compared(tmp_path)).sentence
+    assert "has finished" in said and "optimization.learning_rate" in said
+
+
+def other_prompts(run_folder: Path, name: str) -> None:
+    """As if the run had evaluated these."""
+    file = run_folder / "evaluations.jsonl"
+    rows = [{**json.loads(line), "prompts": name} for line in file.read_text().splitlines()]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def test_runs_of_other_prompts_are_not_paired_by_prompt(tmp_path: Path) -> None:
+    for algo, seed in itertools.product(("apa", "ppo"), range(3)):
+        run(tmp_path, algo, seed, 0.5)
+    folders = sorted(path for path in tmp_path.iterdir() if path.is_dir())
+    other_prompts(folders[0], "first")
+    assert compared(tmp_path).crossed  # the others do not say
+    other_prompts(folders[1], "second")
+    found = compared(tmp_path)
+    assert not found.crossed and any("the prompts are not the same" in note for note in found.notes)
+
+
+def test_the_initial_policy_is_that_of_the_reference_samples(tmp_path: Path) -> None:
+    """For reward and gold alike, in gains as in what the table says of before."""
+    for seed in range(2):
+        run(tmp_path, "apa", seed, 0.5, reference="ref.npz")
+    (tmp_path / "reference_samples").mkdir()
+    bare = compared(tmp_path).settings[0].runs[0].evaluations
+    prompts = bare.rewards.shape[1]
+    for file in tmp_path.glob("*/evaluations.jsonl"):
+        rows = [json.loads(line) for line in file.read_text().splitlines()]
+        file.write_text("".join(json.dumps({**row, "gold_reward": row["reward"]}) + "\n" for row in rows))
+    for file in tmp_path.glob("*/metrics.jsonl"):
+        rows = [json.loads(line) for line in file.read_text().splitlines()]
+        made = [{**row, "eval/gold_reward": row["eval/reward"]} if "eval/reward" in row else row for row in rows]
+        file.write_text("".join(json.dumps(row) + "\n" for row in made))
+    rewards = np.random.default_rng(0).normal(size=(prompts, 32))
+    np.savez(tmp_path / "reference_samples" / "ref.npz", reward=rewards, gold_reward=rewards + 2.0)
+    setting = compared(tmp_path).settings[0]
+    points = setting.runs[0].evaluations
+    assert points.gains[1:] == pytest.approx(points.rewards[1:] - rewards.mean(axis=1))
+    assert points.gold_gains is not None and points.gold_rewards is not None
+    assert points.gold_gains[1:] == pytest.approx(points.gold_rewards[1:] - rewards.mean(axis=1) - 2.0)
+    assert setting.gold_before is not None
+    assert setting.reward_before.mean == pytest.approx(rewards.mean())
+    assert setting.gold_before.mean == pytest.approx(rewards.mean() + 2.0)
 
 
 def test_sft_policies_and_reward_models_are_replicates(tmp_path: Path) -> None:

@@ -35,21 +35,21 @@ def test_within_what_every_run_reached_or_the_kl_asked_for(tmp_path: Path) -> No
     # PPO is then half-way in sqrt(KL). E of a straight line is half of its gain.
     assert [one.headline.gain.mean for one in found.comparison.settings] == pytest.approx([3.0, 2.0])
     assert [one.headline.kl_efficiency.mean for one in found.comparison.settings] == pytest.approx([1.5, 1.0])
-    (pair,) = found.pairs
+    (pair,) = found.answer.pairs
     assert (pair.first.name, pair.second.name, pair.difference) == ("apa", "ppo", pytest.approx(0.5))
     # 1, 1.5, 2 against 0.75, 1, 1.25: of nine pairs of runs the first has more in seven and as much in one.
     (row,) = csv_rows(found)
     assert (row["kl"], row["probability"]) == (1.0, pytest.approx(7.5 / 9))
     # At a quarter of the KL half of all of it.
     asked = compare_folders([tmp_path / "s"], kl=0.25)
-    assert (asked.kl, asked.pairs[0].difference) == (0.25, pytest.approx(0.25))
+    assert (asked.kl, asked.answer.pairs[0].difference) == (0.25, pytest.approx(0.25))
 
 
 def test_runs_that_kept_their_prompts_are_paired_by_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for seed in range(3):
         by_prompt_run(tmp_path / "one", "apa", seed, 0.5)
         by_prompt_run(tmp_path / "two", "awr", seed, 0.2)
-    (pair,) = compare_folders([tmp_path / "one", tmp_path / "two"]).pairs
+    (pair,) = compare_folders([tmp_path / "one", tmp_path / "two"]).answer.pairs
     # E(4) is the slope. The noise of a prompt, 0.2 an evaluation, is all that is left: at most 0.2 sqrt(2 / 120).
     assert pair.difference == pytest.approx(0.3, abs=0.05) and pair.low is not None and 0.25 < pair.low < 0.3
     assert main(["compare", str(tmp_path / "one"), str(tmp_path / "two")]) == 0
@@ -158,11 +158,11 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         write(tmp_path / "s", "ppo", seed, 4.0, 3.0 + seed)
     assert main(["compare", str(tmp_path / "s"), "--csv", str(tmp_path / "pairs.csv")]) == 0
     printed = capsys.readouterr().out
-    assert "within 4 nats" in printed and "apa \N{MINUS SIGN} ppo" in printed
+    assert "within 4 nats" in printed and "ppo \N{MINUS SIGN} apa" in printed
     assert max(map(len, printed.splitlines())) <= 80 or str(tmp_path) in printed
     header, row = (tmp_path / "pairs.csv").read_text().splitlines()
     assert header == "a,b,seeds_a,seeds_b,kl,measure,difference,low,high,p_holm,probability"
-    assert row.startswith("apa,ppo,3,3,4.0,kl_efficiency,-0.5,")  # 1, 1.5, 2 against 1.5, 2, 2.5
+    assert row.startswith("ppo,apa,3,3,4.0,kl_efficiency,0.5,")  # 1, 1.5, 2 against 1.5, 2, 2.5
 
 
 def test_what_the_intervals_conclude(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -178,16 +178,15 @@ def test_what_the_intervals_conclude(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert "ppo is above awr and apa. Not told apart: awr and apa." in said
     table = {tuple(line.split()[:3]): line.split()[3:] for line in printed.splitlines()}
     # A run of AWR beats one of APA in 6 of 9 pairs and is its equal in 2.
-    assert table["apa", minus, "awr"] == [
-        f"{minus}0.500",
-        f"[{minus}{half + 0.5:.3f},",
-        f"{half - 0.5:.3f}]",
-        "0.22",
-        "0.288",
-    ]
-    assert table["apa", minus, "ppo"][:2] == [f"{minus}5.000", f"[{minus}{5 + half:.3f},"]
+    ends = [f"[{minus}{half - 0.5:.3f},", f"{half + 0.5:.3f}]"]
+    assert table["awr", minus, "apa"] == ["0.500", *ends, "0.78", "0.288"]
+    assert table["ppo", minus, "apa"][:2] == ["5.000", f"[{5 - half:.3f},"]
     for other in ("apa", "awr"):
-        assert table[other, minus, "ppo"][-3:] == ["0.00", "<", "0.001"]
+        assert table["ppo", minus, other][-3:] == ["1.00", "<", "0.001"]
+    # The higher first and by falling efficiency, as in the report.
+    assert [name for name in table if name[1:2] == (minus,)] == [
+        (first, minus, second) for first, second in (("ppo", "awr"), ("ppo", "apa"), ("awr", "apa"))
+    ]
 
 
 def test_two_runs_have_no_interval(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -197,8 +196,8 @@ def test_two_runs_have_no_interval(tmp_path: Path, capsys: pytest.CaptureFixture
     assert main(["compare", str(tmp_path)]) == 0
     printed, minus = capsys.readouterr().out, "\N{MINUS SIGN}"
     assert "Not told apart: ppo and apa." in " ".join(printed.split())
-    row = next(line for line in printed.splitlines() if f"apa {minus} ppo" in line)
-    assert row.split() == ["apa", minus, "ppo", f"{minus}0.500", "0.00", "\N{EN DASH}"]  # 1 and 1.5, twice each
+    row = next(line for line in printed.splitlines() if line.split()[:3] == ["ppo", minus, "apa"])
+    assert row.split() == ["ppo", minus, "apa", "0.500", "1.00", "\N{EN DASH}"]  # 1 and 1.5, twice each
 
 
 @pytest.mark.parametrize(

@@ -43,13 +43,14 @@ def coverage(name: str, seeds: int) -> dict[str, float]:
     def once() -> dict[str, bool | None]:
         sample, other = draw(rng, seeds).tolist(), draw(rng, seeds).tolist()
         against = versus(sample, other)
+        ends = against.probability_ends or (None, None)
         iqm = {"iqm": _holds(iqm_interval(sample), mean)} if name == "normal" else {}
         return {
             "mean": _holds(interval(sample), mean),
             "spread": _holds(spread_interval(sample), deviation),
             **iqm,
             "difference": _between(against.low, 0.0, against.high),
-            "P(A > B)": _between(against.probability_low, 0.5, against.probability_high),
+            "P(A > B)": _between(ends[0], 0.5, ends[1]),
         }
 
     return _shares(once)
