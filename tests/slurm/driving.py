@@ -35,8 +35,8 @@ class Sweep:
         return [f"output_dir={self.folder}/runs", f"cache_dir={self.folder}/cache", "tracking=none"]
 
     def start(self, *overrides: str) -> subprocess.Popen[str]:
-        command = [sys.executable, str(self.root / "main.py"), "-m", "hardware=slurm", "model.sft=false"]
-        command += ["reward.path=" + self.reward(), f"hydra.launcher.target={self.target}", *self.places(), *overrides]
+        command = [sys.executable, str(self.root / "main.py"), "-m", "hardware=slurm", *self.without_inputs()]
+        command += [f"hydra.launcher.target={self.target}", *self.places(), *overrides]
         return subprocess.Popen(
             command,
             cwd=self.folder,
@@ -60,11 +60,11 @@ class Sweep:
         self.environment["PATH"] = f"{folder}:{self.environment['PATH']}"
         return flag
 
-    def reward(self) -> str:
-        """Some file in place of a reward model, so that a sweep has no input runs."""
+    def without_inputs(self) -> list[str]:
+        """Neither SFT nor reference samples, and some file in place of a reward model: a sweep has no input runs."""
         file = self.folder / "reward"
         file.touch()
-        return str(file)
+        return ["model.sft=false", f"reward.path={file}", "evaluation.reference_responses=0"]
 
     def finish(self, driver: subprocess.Popen[str], seconds: float = 240) -> str:
         """The driver's output; it must end by itself."""
@@ -131,8 +131,8 @@ class Sweep:
 
     def local(self, tmp: Path, name: str, *overrides: str) -> RunConfig:
         algo, _, seed = name.partition("-s")
-        places = (f"output_dir={tmp}/runs", f"cache_dir={tmp}/cache", "tracking=none", "model.sft=false")
-        return config(f"algo={algo}", f"seed={seed}", f"reward.path={self.reward()}", *places, *overrides)
+        places = (f"output_dir={tmp}/runs", f"cache_dir={tmp}/cache", "tracking=none")
+        return config(f"algo={algo}", f"seed={seed}", *self.without_inputs(), *places, *overrides)
 
 
 def without_time(line: str) -> dict[str, Any]:
