@@ -22,6 +22,7 @@ from rlhf.files import write_folder
 from rlhf.finite import check_weights
 from rlhf.models.hub import ModelError
 from rlhf.models.layers import linear
+from rlhf.models.loading import language_head
 from rlhf.models.policy import PolicyModels
 
 REMEDY = "a smaller learning rate"
@@ -165,7 +166,7 @@ def save_for_server(models: PolicyModels, tokenizer: PreTrainedTokenizerBase, fo
     Of a shared one vLLM keeps a packed copy on a CPU, which no later load renews.
     """
     model = _whole(models)
-    config, tied, head = model.config, model.config.tie_word_embeddings, model.get_output_embeddings()
+    config, tied, head = model.config, model.config.tie_word_embeddings, language_head(model)
     weights = dict(model.state_dict())
     weights |= {f"{name}.weight": head.weight.clone() for name, part in model.named_modules() if part is head}
     config.tie_word_embeddings = False
