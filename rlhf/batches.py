@@ -143,9 +143,6 @@ class TrainingBatch(_RowBatch):
     """(B, T) float32: log pi of the sampled tokens by the policy that sampled."""
     reference_logprobs: Tensor
     """(B, T) float32: log pi_init of the same tokens."""
-    start_logprobs: Tensor | None = None
-    """(B, T) float32: log pi of the same tokens as the update begins, where an older policy sampled
-    (rollout.lag); None: old_logprobs."""
     advantages: Tensor | None = None
     """(B, T) float32, or (B,) where an algorithm has one for each response; None where its loss takes rewards."""
     old_values: Tensor | None = None
@@ -157,6 +154,9 @@ class TrainingBatch(_RowBatch):
     exact_kl: Tensor | None = None
     """(B, T) float32 nats: KL(pi || pi_init) over the vocabulary at each token, with gradient; None but in a loss that
     takes it."""
+    start_logprobs: Tensor | None = None
+    """(B, T) float32: log pi of the same tokens as the update begins, where an older policy sampled
+    (rollout.lag); None: old_logprobs."""
 
     def __post_init__(self) -> None:
         shape = self.mask.shape

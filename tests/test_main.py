@@ -56,7 +56,7 @@ def command(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
         ),
         (
             ["rollout.sampling=nonsense"],
-            ["config error: rollout.sampling: 'nonsense' is not one of fast, plain"],
+            ["config error: rollout.sampling: 'nonsense' is not one of fast, plain, vllm"],
         ),
         (
             ["dataset.path=pairs.jsonl", "model.path=mine"],

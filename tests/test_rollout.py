@@ -152,7 +152,8 @@ class Chain:
         self.steps += 1
 
     @contextlib.contextmanager
-    def sampling(self):
+    def sampling(self, precision=None):
+        assert precision is None
         yield sampler_of(self.model)
 
 

@@ -85,6 +85,9 @@ def sweep_folder(config: RunConfig) -> Path:
 
 def input_runs(config: RunConfig) -> list[RunConfig]:
     """The runs that must be finished before this one, in order; other RL seeds and algorithms give the same ones."""
+    rollout = config.rollout
+    if config.stage.name == "online" and rollout.sampling == "vllm":  # a server samples rollouts alone
+        rollout = dataclasses.replace(rollout, sampling="fast")
     return [
         dataclasses.replace(
             config,
@@ -92,10 +95,7 @@ def input_runs(config: RunConfig) -> list[RunConfig]:
             output_dir=config.cache_dir,
             sweep_name=INPUTS,
             overwrite=False,
-            # A server samples rollouts alone.
-            rollout=dataclasses.replace(config.rollout, sampling="fast")
-            if config.rollout.sampling == "vllm"
-            else config.rollout,
+            rollout=rollout,
             # Whatever the run itself keeps, it starts from its inputs' weights.
             checkpoint=CheckpointConfig(
                 checkpoint_every=config.checkpoint.checkpoint_every,

@@ -146,12 +146,16 @@ def _demonstrations(side: View, answer: str, tables: Tables) -> Mapped[Any, Demo
 
 def _source(config: DatasetConfig, prefix: str = "") -> Source | None:
     """Where the data lies, or with the prefix "sft_" SFT texts of their own; None where no option says so."""
-    names = ("path", "hub", "split", "test_split", "hub_config")
-    path, hub, split, test_split, configuration = (getattr(config, prefix + name) for name in names)
-    wanted = Wanted(split, test_split, f"dataset.{prefix}")
-    if path is not None:
+
+    def option(name: str) -> str | None:
+        return getattr(config, prefix + name)
+
+    wanted = Wanted(option("split"), option("test_split"), f"dataset.{prefix}")
+    if (path := option("path")) is not None:
         return local_source(Path(path), f"dataset.{prefix}path", wanted)
-    return None if hub is None else hub_source(hub, f"dataset.{prefix}hub", wanted, configuration)
+    if (hub := option("hub")) is None:
+        return None
+    return hub_source(hub, f"dataset.{prefix}hub", wanted, option("hub_config"))
 
 
 def _tables(source: Source, kind: type[Example], parse: Parse, form: Form, bad_rows: BadRows) -> Tables:
