@@ -66,6 +66,12 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("cache")
 
 
+@pytest.fixture(scope="session")
+def default_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of the embedded default's inputs at full size, which take two minutes to make."""
+    return tmp_path_factory.mktemp("default_cache")
+
+
 @pytest.fixture(scope="module")
 def never_stopped(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Callable[..., RunConfig]:
     """A finished tiny run with these settings, made on first use."""

@@ -83,8 +83,8 @@ def test_every_figure_runs_at_the_smallest_scale(hub, tmp_path, number, experime
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-def test_in_miniature_the_adaptive_controller_moves_beta_by_more_than_a_factor_of_2(tmp_path):
-    places = [f"output_dir={tmp_path / 'runs'}", f"cache_dir={tmp_path / 'cache'}", "tracking=none"]
+def test_in_miniature_the_adaptive_controller_moves_beta_by_more_than_a_factor_of_2(tmp_path, default_cache):
+    places = [f"output_dir={tmp_path / 'runs'}", f"cache_dir={default_cache}", "tracking=none"]
     done = command("main.py", "-m", "+sweep=demo_figure_8", "seed=0", *places, cwd=ROOT)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     settings, betas = {}, {}

@@ -30,16 +30,16 @@ def evaluations(folder: Path) -> list[dict[str, Any]]:
     return [row for row in rows if "eval/kl" in row]
 
 
-def main(output: Path, *overrides: str) -> None:
-    command = [sys.executable, "main.py", "-m", *overrides, f"output_dir={output}/runs", f"cache_dir={output}/cache"]
+def main(output: Path, cache: Path, *overrides: str) -> None:
+    command = [sys.executable, "main.py", "-m", *overrides, f"output_dir={output}/runs", f"cache_dir={cache}"]
     subprocess.run([*command, "tracking=none", "checkpoint.save_final=none"], cwd=ROOT, check=True, timeout=1400)
 
 
 @pytest.fixture(scope="module")
-def sweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def sweep(tmp_path_factory: pytest.TempPathFactory, default_cache: Path) -> Path:
     """README's main command."""
     output = tmp_path_factory.mktemp("learning")
-    main(output, f"algo={','.join(ALGORITHMS)}", f"seed={','.join(map(str, SEEDS))}")
+    main(output, default_cache, f"algo={','.join(ALGORITHMS)}", f"seed={','.join(map(str, SEEDS))}")
     return output / "runs" / "default"
 
 
@@ -86,7 +86,7 @@ def test_the_reward_model_is_worth_following(seed: int, comparison: Comparison, 
 
 def test_over_optimisation_is_visible(tmp_path: Path) -> None:
     """experiment=overoptimization: the learned reward ends at its highest while gold ends below where it began."""
-    main(tmp_path, "experiment=overoptimization", "seed=0")
+    main(tmp_path, default_cache, "experiment=overoptimization", "seed=0")
     (folder,) = (tmp_path / "runs" / "overoptimization").glob("awr-s0-*")
     rows = evaluations(folder)
     reward, gold = ([row[name] for row in rows] for name in ("eval/reward", "eval/gold_reward"))

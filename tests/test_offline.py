@@ -367,11 +367,11 @@ def evaluations(folder: Path) -> list[dict[str, Any]]:
 
 @pytest.mark.slow
 @pytest.mark.timeout(1500)
-def test_offline_learning_on_the_embedded_task(tmp_path):
+def test_offline_learning_on_the_embedded_task(tmp_path, default_cache):
     """AWR's policy, and ILQL's sampler at some beta, end above the SFT policy by a fifth of the standard deviation of
     reference answers' scores; the standard error over 120 prompts is below 0.1."""
     words = ["stage=offline", "algo=apa,awr,ilql", "seed=0,1", "tracking=none", "checkpoint.save_final=none"]
-    folders = [f"output_dir={tmp_path}/runs", f"cache_dir={tmp_path}/cache"]
+    folders = [f"output_dir={tmp_path}/runs", f"cache_dir={default_cache}"]
     subprocess.run([sys.executable, "main.py", "-m", *words, *folders], cwd=ROOT, check=True, timeout=1400)
     sweep = tmp_path / "runs" / "default"
     for seed in (0, 1):

@@ -168,7 +168,9 @@ def save_for_server(models: PolicyModels, tokenizer: PreTrainedTokenizerBase, fo
     model = _whole(models)
     config, tied, head = model.config, model.config.tie_word_embeddings, language_head(model)
     weights = dict(model.state_dict())
-    weights |= {f"{name}.weight": head.weight.clone() for name, part in model.named_modules() if part is head}
+    weights |= {
+        f"{name}.weight": head.state_dict()["weight"].clone() for name, part in model.named_modules() if part is head
+    }
     config.tie_word_embeddings = False
     try:
         save_model(model, tokenizer, folder, weights)
