@@ -84,7 +84,7 @@ def test_the_reward_model_is_worth_following(seed: int, comparison: Comparison, 
     assert best + 2 * error >= 0.4 * samples.optimum(np.array([kl])).gain[0]
 
 
-def test_over_optimisation_is_visible(tmp_path: Path) -> None:
+def test_over_optimisation_is_visible(tmp_path: Path, default_cache: Path) -> None:
     """experiment=overoptimization: the learned reward ends at its highest while gold ends below where it began."""
     main(tmp_path, default_cache, "experiment=overoptimization", "seed=0")
     (folder,) = (tmp_path / "runs" / "overoptimization").glob("awr-s0-*")
