@@ -39,6 +39,7 @@ COMMANDS = {
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 @pytest.mark.usefixtures("torchs_switches")
 @pytest.mark.parametrize("name", COMMANDS)
 def test_each_command_prints_its_rows(

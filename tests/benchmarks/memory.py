@@ -154,10 +154,9 @@ def activations(config: RunConfig, models: PolicyModels) -> int:
         return sum(size for place, size in sizes.items() if place not in weights)
 
     at = features.response_positions()
-    networks = [
-        kept_by(lambda: models.policy_logprobs(models.policy_hidden(features), features.tokens, at)),
-        kept_by(lambda: models.values(features)),
-    ]
+    networks = [kept_by(lambda: models.policy_logprobs(models.policy_hidden(features), features.tokens, at))]
+    if models.value_head is not None:
+        networks.append(kept_by(lambda: models.values(features)))
     return sum(networks) if models.runs_concurrently and torch.get_num_threads() > 1 else max(networks)
 
 
